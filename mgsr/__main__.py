@@ -1,0 +1,7 @@
+"""`python -m mgsr`."""
+
+import sys
+
+from mgsr.cli import main
+
+sys.exit(main())

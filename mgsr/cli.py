@@ -1,0 +1,216 @@
+"""The command line: `mgsr train | evaluate | export | ablate | config`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mgsr import __version__
+from mgsr.errors import UserError
+
+TRAIN_HELP = """\
+Distil a student as CONFIG says, evaluate its best checkpoint on the test sets, and write metrics.json.
+
+Everything goes to <run_root>/<experiment>/<arm>/seed=<seed>/. Teacher and student are fine-tuned first where the
+config asks for it; both are cached in <run_root>/cache and taken from there the next time.
+`mgsr config` lists every key. Values are YAML: scrg.passes=3 data.test_sets='{vicuna: vicuna.jsonl}'.
+
+  mgsr train configs/demo.yaml
+  mgsr train configs/demo.yaml arm=no_scrg scrg.enabled=false seed=1
+  mgsr train --resume runs/demo/mgsr/seed=0
+"""
+EVALUATE_HELP = """\
+Write the answers to every row of the data files and measure them (ROUGE-L F x 100, maximum over references).
+
+SOURCE is a run folder (its best student is taken, its template and limits hold) or any transformers folder.
+
+  mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --seeds 10 20
+  mgsr evaluate exported/ --data dolly_test.jsonl self_instruct.jsonl --out figures.json
+"""
+EXPORT_HELP = """\
+Write the best student of a run as a plain transformers folder with tokenizer and model card. Adapters are merged.
+AutoModelForCausalLM.from_pretrained(OUT) then works where mgsr is not installed.
+
+  mgsr export runs/demo/mgsr/seed=0 exported/
+"""
+ABLATE_HELP = """\
+Run every arm of a study with every seed, one after another. What is complete is skipped, what was begun goes on.
+
+  mgsr ablate experiments/demo/study.yaml
+  mgsr ablate experiments/demo/study.yaml --seeds 0 1 2 3 4 scrg.passes=3
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mgsr", description="Distillation of language models by multi-granularity semantic revision."
+    )
+    parser.add_argument("--version", action="version", version=f"mgsr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    train = command("train", "distil a student", TRAIN_HELP)
+    train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    train.add_argument("--resume", metavar="RUN", help="a run folder: go on where it stopped")
+
+    evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
+    evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
+    evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
+    evaluate.add_argument("--seeds", nargs="+", type=int, metavar="N", help="sampling seeds (default: the run's)")
+    evaluate.add_argument("--template", choices=("alpaca", "plain"), help="prompt template (default: the run's)")
+    evaluate.add_argument("--temperature", type=float, help="0 is greedy (default: the run's, or 1)")
+    evaluate.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
+    evaluate.add_argument("--batch-size", type=int, metavar="N", help="answers written at once")
+    evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N rows of each file")
+    evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
+
+    export = command("export", "a plain transformers folder of a run's student", EXPORT_HELP)
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("out", metavar="OUT")
+
+    ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP)
+    ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
+    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for every arm")
+    ablate.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
+    )
+    ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
+
+    config = command("config", "list every configuration key, or check a file", "List every configuration key.")
+    config.add_argument("config", nargs="?", metavar="CONFIG", help="check this file and print it in full")
+    config.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, or 2 for an error that is the user's to mend."""
+    arguments = parse(argv)
+    # set before torch and transformers are imported: forked tokenizer threads would only warn
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        with warnings.catch_warnings():
+            COMMANDS[arguments.command](arguments)
+    except UserError as error:
+        if arguments.debug:
+            raise
+        print(f"mgsr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 130 if type(error).__name__ == "RunInterruptedError" else 2
+    except KeyboardInterrupt:
+        print("mgsr: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, with a leading `key=value` in CONFIG's place taken for what it is."""
+    parser = build_parser()
+    # intermixed parsing is not available below sub-commands: options may stand between overrides all the same
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
+    if unknown or (rest and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    config = getattr(arguments, "config", None)
+    if arguments.command in ("train", "config") and config and "=" in config and not Path(config).exists():
+        arguments.config, arguments.overrides = None, [config, *arguments.overrides]
+    return arguments
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from mgsr.config import load_config
+    from mgsr.train import changed_keys, load_run_config, run_folder, train
+
+    if arguments.resume is None:
+        if arguments.config is None:
+            raise UserError("train: name a CONFIG, such as configs/demo.yaml, or --resume RUN")
+        config = load_config(arguments.config, arguments.overrides)
+    else:
+        folder = Path(arguments.resume)
+        there = load_run_config(folder)
+        if arguments.config is not None:
+            config = load_config(arguments.config, arguments.overrides)
+        else:
+            config = load_config(folder / "config.yaml", arguments.overrides)
+        changed = changed_keys(there, config)
+        if changed:
+            raise UserError(
+                f"{folder}: resuming with another config (differs in {', '.join(changed)}); leave them"
+            )
+        # the folder may have been moved with its root
+        config.run_root = str(folder.resolve().parents[2])
+        if run_folder(config).resolve() != folder.resolve():
+            raise UserError(f"{folder}: a run folder ends in {run_folder(there).relative_to(there.run_root)}")
+    metrics = train(config, resume=arguments.resume is not None)
+    for name, value in metrics["result"].items():
+        print(f"{name}: ROUGE-L {value['rouge_l']:.2f} (std {value['rouge_l_std']:.2f} over {value['std_over']})")
+    print(f"written to {run_folder(config)}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from mgsr.evaluate import evaluate_files
+    from mgsr.tables import evaluation_table, show
+
+    results = evaluate_files(
+        arguments.source,
+        arguments.data,
+        seeds=arguments.seeds,
+        template=arguments.template,
+        temperature=arguments.temperature,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        limit=arguments.limit,
+        out=arguments.out,
+    )
+    show(evaluation_table(results))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from mgsr.export import export
+
+    out = export(arguments.run, arguments.out)
+    print(f"written to {out}")
+
+
+def _ablate(arguments: argparse.Namespace) -> None:
+    from mgsr.ablate import load_study, run_study
+    from mgsr.tables import show, study_table
+
+    study = load_study(arguments.study, arguments.config)
+    summary = run_study(study, arguments.seeds, arguments.overrides)
+    root = study.config(study.baseline, arguments.seeds[0], arguments.overrides).run_root
+    show(study_table(summary))
+    print(f"figures    {root}/{study.name}/metrics.json")
+    print(f"runs       {root}/{study.name}/<arm>/seed=<n>/ (config, checkpoints, rounds of text, predictions)")
+    print(f"curves     tensorboard --logdir {root}/{study.name}")
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from mgsr.config import describe, dump, load_config
+
+    if arguments.config is not None:
+        print(dump(load_config(arguments.config, arguments.overrides)), end="")
+        return
+    for name, kind, default, text in describe():
+        shown: Any = default if default != "" else '""'
+        print(f"{name} ({kind}) = {shown}\n    {text}")
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "export": _export, "ablate": _ablate, "config": _config}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""From token sequences to one padded micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """A prompt with a response to train on.
+
+    Attributes:
+        span_ids: one id per response token, -1 where it belongs to no phrase.
+        is_ground_truth: False for text written by a model, which carries no cross-entropy.
+        behaviour_log_probs: log-probability of every response token under the distribution it was drawn
+            from; only text that an importance weight needs has them.
+    """
+
+    example_id: int
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    span_ids: tuple[int, ...]
+    is_ground_truth: bool
+    behaviour_log_probs: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def span_pairs(self) -> int:
+        """Neighbouring response tokens of one span."""
+        ids = self.span_ids
+        return sum(1 for a, b in pairwise(ids) if a == b and a >= 0)
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """The three denominators of an optimiser step: all its micro-batches, all ranks."""
+
+    ground_truth_tokens: int
+    response_tokens: int
+    span_pairs: int
+
+    @staticmethod
+    def of(rows: Sequence[TrainingSequence]) -> StepCounts:
+        return StepCounts(
+            sum(len(row.response_ids) for row in rows if row.is_ground_truth),
+            sum(len(row.response_ids) for row in rows),
+            sum(row.span_pairs for row in rows),
+        )
+
+    def as_tuple(self) -> tuple[int, int, int]:
+        return self.ground_truth_tokens, self.response_tokens, self.span_pairs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A right-padded micro-batch, `[B, L]`, with the denominators of its whole optimiser step.
+
+    `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
+    position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    span_ids: Tensor
+    is_ground_truth: Tensor
+    example_ids: Tensor
+    behaviour_log_probs: Tensor | None
+    counts: StepCounts
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        for name, value in values.items():
+            values[name] = function(value) if isinstance(value, Tensor) else value
+        return Batch(**values)
+
+
+def collate(rows: Sequence[TrainingSequence], counts: StepCounts, pad_token_id: int) -> Batch:
+    """Pad sequences on the right to the longest of them."""
+    length = max(len(row) for row in rows)
+    shape = (len(rows), length)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORE, dtype=torch.long)
+    span_ids = torch.full(shape, -1, dtype=torch.long)
+    behaviour = torch.zeros(shape) if any(row.behaviour_log_probs for row in rows) else None
+    for b, row in enumerate(rows):
+        start, end = len(row.prompt_ids), len(row)
+        input_ids[b, :end] = torch.tensor(row.prompt_ids + row.response_ids)
+        attention_mask[b, :end] = 1
+        labels[b, start:end] = input_ids[b, start:end]
+        spans = torch.tensor(row.span_ids)
+        # ids are unique within a sequence; the offset makes them so within the batch
+        span_ids[b, start:end] = torch.where(spans >= 0, spans + b * length, spans)
+        if behaviour is not None and row.behaviour_log_probs:
+            behaviour[b, start:end] = torch.tensor(row.behaviour_log_probs)
+    return Batch(
+        input_ids,
+        attention_mask,
+        labels,
+        span_ids,
+        torch.tensor([row.is_ground_truth for row in rows]),
+        torch.tensor([row.example_id for row in rows]),
+        behaviour,
+        counts,
+    )

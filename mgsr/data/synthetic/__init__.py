@@ -1,0 +1,89 @@
+"""A procedural instruction set: small enough for a tiny model on a CPU, real enough English for phrases.
+
+Eleven families of tasks over some two hundred words, from exact (copy, sort, passive) to wide open (describe,
+continue), every row drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+from mgsr.data.rows import Row
+from mgsr.data.synthetic.families import FAMILIES, Task
+from mgsr.errors import DataError, did_you_mean
+
+__all__ = ["FAMILIES", "REFERENCES", "SPLITS", "generate_rows"]
+
+SPLITS = ("teacher", "train", "dev", "test")
+# Right answers that a dev or test row of a wide family carries.
+REFERENCES = 6
+# Of all prompts, in hundredths, by the hash of their text; teacher and train share one bucket.
+_BUCKETS = {"dev": range(0, 10), "test": range(10, 20), "teacher": range(20, 100), "train": range(20, 100)}
+_PATIENCE = 5000
+
+
+def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
+    """The first `count` rows of a split: the families in turn, no prompt twice.
+
+    A prompt belongs to dev, to test or to the rest by a hash of its text alone, whatever the seed. So no
+    prompt of dev or test is ever in teacher or train; these two are drawn apart, from the same rest, and may
+    overlap. A smaller count gives a prefix of a larger one. Rows of teacher and train have one reference,
+    those of dev and test up to `REFERENCES` where several answers are right; `category` is the family.
+
+    Raises:
+        ValueError: an unknown split, or a negative count.
+        DataError: a family has no more new prompts (several thousand each in teacher and train, several
+            hundred in dev and test).
+
+    >>> row = generate_rows("train", 4, seed=1)[3]
+    >>> row.category, row.instruction
+    ('lookup', 'Who has the shoe?')
+    """
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; take one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
+    if count < 0:
+        raise ValueError(f"count must not be negative: {count}")
+    generators = {family: random.Random(f"{seed}/{split}/{family}") for family in FAMILIES}
+    families = tuple(FAMILIES)
+    seen: set[tuple[str, str]] = set()
+    rows = []
+    for number in range(count):
+        family = families[number % len(families)]
+        generator = generators[family]
+        task = _new_task(family, split, generator, seen)
+        wanted = REFERENCES if task.wide and split in ("dev", "test") else 1
+        rows.append(
+            Row(
+                id=number,
+                instruction=task.instruction,
+                input=task.input,
+                references=_answers(task, wanted, generator),
+                category=family,
+                where=f"synthetic[{split}]:{number + 1}",
+            )
+        )
+    return rows
+
+
+def _new_task(family: str, split: str, generator: random.Random, seen: set[tuple[str, str]]) -> Task:
+    for _ in range(_PATIENCE):
+        task = FAMILIES[family](generator)
+        prompt = (task.instruction, task.input)
+        if prompt not in seen and _bucket(prompt) in _BUCKETS[split]:
+            seen.add(prompt)
+            return task
+    raise DataError(
+        f"synthetic[{split}]: the family `{family}` has no new prompt after {len(seen)} rows; ask for fewer"
+    )
+
+
+def _bucket(prompt: tuple[str, str]) -> int:
+    digest = hashlib.blake2b("\n".join(prompt).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 100
+
+
+def _answers(task: Task, wanted: int, generator: random.Random) -> tuple[str, ...]:
+    """Up to `wanted` different right answers."""
+    answers = dict.fromkeys(task.write(generator) for _ in range(1 if wanted == 1 else 4 * wanted))
+    return tuple(answers)[:wanted]

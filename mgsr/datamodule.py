@@ -1,0 +1,256 @@
+"""The LightningDataModule: plans whole optimiser steps and has text written between epochs (SCRG).
+
+It knows the student only through one callable, `write`, so rounds can be tested with a fake model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from mgsr.config import ExperimentConfig, fingerprint
+from mgsr.data.collate import Batch, StepCounts, TrainingSequence, collate
+from mgsr.data.corpus import (
+    RoundEntry,
+    finish_round,
+    read_manifest,
+    read_round,
+    round_folder,
+    write_after,
+    write_shard,
+)
+from mgsr.data.sampler import StepSelection, pack, select
+from mgsr.optimisation import Length
+from mgsr.schema import TrainConfig
+
+Prompt = tuple[int, Sequence[int]]
+# (prompts of this rank, round) -> one entry per prompt, in their order
+Write = Callable[[Sequence[Prompt], int], list[RoundEntry]]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    rows: tuple[TrainingSequence, ...]
+    counts: StepCounts
+
+
+class MicroBatches(Dataset):
+    """Planned micro-batches of one rank; item i is collated when it is asked for."""
+
+    def __init__(self, items: Sequence[MicroBatch], pad_token_id: int) -> None:
+        self.items, self.pad_token_id = items, pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Batch:
+        item = self.items[index]
+        return collate(item.rows, item.counts, self.pad_token_id)
+
+
+class DistillationDataModule(L.LightningDataModule):
+    """Ground truth and model-written text for one stage of training.
+
+    Args:
+        train, dev: encoded ground truth; dev may be empty.
+        write: writes and revises text for prompts with the models as they stand; None trains on ground truth.
+        length: steps and epochs of the stage, from `training_length`.
+        run_folder: rounds are kept in its `scrg/`.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        train: Sequence[TrainingSequence],
+        dev: Sequence[TrainingSequence],
+        *,
+        stage: TrainConfig,
+        length: Length,
+        pad_token_id: int,
+        run_folder: str | Path,
+        seed: int,
+        write: Write | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.stage, self.length = config, stage, length
+        self.train_rows, self.dev_rows = list(train), list(dev)
+        self.pad_token_id, self.run_folder, self.seed = pad_token_id, Path(run_folder), seed
+        self.write = write if config.scrg.enabled else None
+        self.adaptive_fraction = config.mixture.student_fraction_start
+        self.previous_dev_loss: float | None = None
+        self.round: int | None = None
+        self.entries: list[RoundEntry] = []
+        self._noted: dict[int, dict[int, float]] = {}
+
+    # -- what the checkpoint keeps ------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adaptive_fraction": self.adaptive_fraction, "previous_dev_loss": self.previous_dev_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.adaptive_fraction = state_dict["adaptive_fraction"]
+        self.previous_dev_loss = state_dict["previous_dev_loss"]
+
+    # -- Lightning's hooks --------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        assert self.trainer is not None
+        return self._loader(self.plan_epoch(self.trainer.current_epoch))
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        rows = sorted(self.dev_rows, key=len)[rank::world]
+        size = self.stage.micro_batch_size
+        chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
+
+    def _loader(self, items: Sequence[MicroBatch]) -> StatefulDataLoader:
+        # stateful: a run resumed within an epoch goes on behind the last batch it has trained on
+        return StatefulDataLoader(MicroBatches(items, self.pad_token_id), batch_size=None, shuffle=False)
+
+    def observe_dev_loss(self, loss: float) -> None:
+        """Raise the share of student text when dev loss has worsened (DistiLLM, Ko et al. 2024)."""
+        mixture = self.config.mixture
+        if self.previous_dev_loss is not None and loss > self.previous_dev_loss + mixture.adaptive_eps:
+            self.adaptive_fraction = min(mixture.student_fraction, self.adaptive_fraction + mixture.adaptive_step)
+        self.previous_dev_loss = loss
+
+    # -- the plan of an epoch -----------------------------------------------------------------------------
+
+    def plan_epoch(self, epoch: int) -> list[MicroBatch]:
+        """This rank's micro-batches of an epoch; writes the epoch's round first where it is not there yet."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        steps = self.selection(epoch)
+        text = self._student_rows(epoch, steps)
+        groups = [([self.train_rows[i] for i in step.ground_truth], text[k]) for k, step in enumerate(steps)]
+        planned = pack(
+            groups,
+            len,
+            bucket_steps=self.stage.bucket_steps,
+            micro_batches=self.length.micro_batches,
+            world_size=world,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        items = []
+        for step in planned:
+            counts = StepCounts.of(step.rows)
+            items += [MicroBatch(ranks[rank], counts) for ranks in step.micro_batches]
+        return items
+
+    def selection(self, epoch: int) -> list[StepSelection]:
+        """Which prompts of an epoch train on ground truth and which on student text."""
+        assert self.trainer is not None
+        first = epoch * self.length.steps_per_epoch
+        steps = select(
+            len(self.train_rows),
+            self.stage.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            fraction=lambda step: self.student_fraction(first + step),
+            groups=self.length.micro_batches * self.trainer.world_size,
+        )
+        # the last epoch ends where training does, so that the dev set is looked at once more
+        return steps[: max(0, self.length.total_steps - first)]
+
+    def student_fraction(self, step: int) -> float:
+        """Share of student text at an optimiser step."""
+        mixture = self.config.mixture
+        if self.write is None:
+            return 0.0
+        if mixture.kind == "adaptive":
+            return min(self.adaptive_fraction, mixture.student_fraction)
+        if mixture.kind == "linear":
+            done = min(1.0, step / max(1, self.length.total_steps - 1))
+            start, end = mixture.student_fraction_start, mixture.student_fraction
+            return start + (end - start) * done
+        return mixture.student_fraction
+
+    def _student_rows(self, epoch: int, steps: Sequence[StepSelection]) -> list[list[TrainingSequence]]:
+        if self.write is None or not any(step.student for step in steps):
+            return [[] for _ in steps]
+        round_ = epoch // self.config.scrg.every_n_epochs
+        self.entries = self.ensure_round(round_, self._round_prompts(round_, steps))
+        self.round = round_
+        mixture = self.config.mixture
+        if mixture.replay == "on" or (mixture.replay == "auto" and mixture.kind == "adaptive"):
+            buffer = self._replay_buffer(round_)
+            draw = np.random.default_rng([self.seed, epoch, 3])
+            return [[buffer[i] for i in draw.integers(len(buffer), size=len(step.student))] for step in steps]
+        by_id = {entry.revised.example_id: self._row(entry) for entry in self.entries}
+        return [[by_id[self.train_rows[i].example_id] for i in step.student] for step in steps]
+
+    def _row(self, entry: RoundEntry) -> TrainingSequence:
+        return entry.training_sequence(cross_entropy=self.config.scrg.cross_entropy)
+
+    def _round_prompts(self, round_: int, steps: Sequence[StepSelection]) -> list[TrainingSequence]:
+        """The prompts that a round writes for: those its epochs select, sorted by length."""
+        every = self.config.scrg.every_n_epochs
+        if every == 1:
+            chosen = {i for step in steps for i in step.student}
+        elif self.config.mixture.kind == "adaptive":
+            # the share may rise within the round, so any prompt may be asked for
+            chosen = set(range(len(self.train_rows)))
+        else:
+            epochs = range(round_ * every, (round_ + 1) * every)
+            chosen = {i for epoch in epochs for step in self.selection(epoch) for i in step.student}
+        return sorted((self.train_rows[i] for i in chosen), key=lambda row: (len(row.prompt_ids), row.example_id))
+
+    def _replay_buffer(self, round_: int) -> list[TrainingSequence]:
+        """The newest `replay_capacity` sequences of all rounds so far, first in first out."""
+        rows: list[TrainingSequence] = []
+        for k in range(round_, -1, -1):
+            if len(rows) >= self.config.mixture.replay_capacity:
+                break
+            folder = round_folder(self.run_folder, k)
+            manifest = read_manifest(folder) or {}
+            entries = self.entries if k == round_ else read_round(folder, str(manifest.get("key"))) or []
+            rows += [self._row(entry) for entry in reversed(entries)]
+        return rows[: self.config.mixture.replay_capacity]
+
+    # -- rounds of text -----------------------------------------------------------------------------------
+
+    def round_key(self, round_: int, prompts: Sequence[TrainingSequence]) -> str:
+        """Changes with whatever changes the round's text: configuration, start step, prompts."""
+        start = round_ * self.config.scrg.every_n_epochs * self.length.steps_per_epoch
+        tree = asdict(self.config)
+        for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
+            tree.pop(name)
+        return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
+
+    def ensure_round(self, round_: int, prompts: Sequence[TrainingSequence]) -> list[RoundEntry]:
+        """Read a round that is whole; write it otherwise, each rank its part, the manifest last."""
+        assert self.trainer is not None and self.write is not None
+        rank, world, strategy = self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy
+        folder, key = round_folder(self.run_folder, round_), self.round_key(round_, prompts)
+        entries = read_round(folder, key)
+        if entries is not None:
+            return entries
+        mine = prompts[rank::world]
+        write_shard(folder, rank, self.write([(row.example_id, row.prompt_ids) for row in mine], round_))
+        strategy.barrier(f"scrg-{round_}-shards")
+        if rank == 0:
+            finish_round(folder, key, world)
+        strategy.barrier(f"scrg-{round_}-manifest")
+        entries = read_round(folder, key)
+        assert entries is not None
+        return entries
+
+    def note_likelihoods(self, likelihoods: dict[int, float]) -> None:
+        """Keep the teacher's log-likelihood of the round's text as trained on, beside the round."""
+        assert self.trainer is not None
+        if self.round is None or not likelihoods or self.trainer.world_size > 1:
+            return
+        # the first epoch of a round has trained on the text as it was written; later ones do not overwrite it
+        known = self._noted.setdefault(self.round, {})
+        self._noted = {self.round: {**likelihoods, **known}}
+        write_after(round_folder(self.run_folder, self.round), self._noted[self.round])

@@ -1,0 +1,313 @@
+"""The LightningModule: a frozen teacher, a trainable student, a clip network, one objective.
+
+Supervised fine-tuning is the same module without a teacher. N micro-batches equal one big batch and two ranks
+one: every term arrives divided by the denominator of the whole optimiser step, and what Lightning
+(accumulation) and DDP (ranks) divide by is multiplied back.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mgsr.clip_network import ClipNetwork
+from mgsr.counter import Stream, uniform
+from mgsr.data.collate import Batch
+from mgsr.errors import NonFiniteLossError
+from mgsr.heads import OutputHead, last_hidden, output_head
+from mgsr.losses import LossTerms
+from mgsr.metrics import RougeL
+from mgsr.objective import Objective, clip_network
+from mgsr.optimisation import build_optimizer
+from mgsr.schema import TrainConfig, TrainerConfig
+
+TERMS = ("sft", "dac_kl", "span")
+ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
+FIGURES = ("loss", "clip_penalty", *(f"loss_{term}" for term in TERMS), "rows", *ROW_FIGURES)
+ADVICE = "the last good checkpoints are kept; lower train.lr or raise train.warmup_ratio"
+
+# dev prompts of one rank -> (predictions, references)
+Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
+
+
+class DistillationModule(L.LightningModule):
+    """Distils `teacher` into `student` by `objective`.
+
+    Args:
+        student: the model that is trained, exported and checkpointed.
+        teacher: frozen; None for supervised fine-tuning. Held beside the module tree, so it is neither
+            checkpointed nor optimised.
+        objective: the loss with its clipping bounds; a clip network in it is trained along.
+        train: optimisation; trainer: how often things are logged; total_steps: length of the schedule.
+        micro_batches: forwards per rank and optimiser step.
+        vocab_size: number of token ids that both models share.
+        clip_lr: learning rate of the clip network.
+        predict: writes the dev set with the student as it stands, for `val/rouge_l`.
+        seed: of dropout, per step and rank.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        objective: Objective,
+        *,
+        train: TrainConfig,
+        trainer: TrainerConfig,
+        total_steps: int,
+        micro_batches: int,
+        vocab_size: int,
+        clip_lr: float = 1e-3,
+        predict: Predict | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.clip = clip_network(objective)
+        # a tuple hides the teacher from nn.Module's registration
+        self._teacher = (teacher,)
+        self.objective = objective
+        self.config, self.logging = train, trainer
+        self.total_steps, self.micro_batches = total_steps, micro_batches
+        self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
+        self.rouge_l = RougeL()
+        self.likelihood_after: dict[int, float] = {}
+        self.last_rows: Any = None
+        self.stop_check: Callable[[], None] | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._step: dict[str, float] = {}
+        self._tokens, self._clock = 0, time.monotonic()
+        if train.gradient_checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @property
+    def teacher(self) -> PreTrainedModel | None:
+        return self._teacher[0]
+
+    def check_stop(self) -> None:
+        """Stop between two batches of long work, where the user has asked for it."""
+        if self.stop_check is not None:
+            self.stop_check()
+
+    # -- training ---------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    def on_train_epoch_start(self) -> None:
+        # from_pretrained hands out eval mode and generation ends in it: without this, dropout is silently off
+        self.student.train()
+        self._clock = time.monotonic()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._seed_dropout(batch_idx)
+        first = batch_idx % self.micro_batches == 0
+        student, teacher, head, teacher_head = self._forward(batch)
+        terms = self.objective(
+            batch,
+            student,
+            head,
+            teacher,
+            teacher_head,
+            vocab_size=self.vocab_size,
+            collect_rows=self._wants_rows(batch, first),
+        )
+        if first and self.global_step % self.logging.grad_norm_every_n_steps == 0:
+            self._log_term_gradients(batch, student, head, teacher, teacher_head)
+        self._add_up(batch, terms)
+        # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
+        return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, OutputHead, OutputHead | None]:
+        teacher_hidden = teacher_head = None
+        if self.teacher is not None and self.objective.needs_teacher:
+            # no_grad and not inference_mode: backward refuses inference tensors
+            with torch.no_grad():
+                teacher_hidden = last_hidden(self.teacher, batch.input_ids, batch.attention_mask)
+                teacher_head = output_head(self.teacher)
+        student_hidden = last_hidden(self.student, batch.input_ids, batch.attention_mask)
+        return student_hidden, teacher_hidden, output_head(self.student), teacher_head
+
+    def _seed_dropout(self, batch_idx: int) -> None:
+        """Dropout depends on seed, step, micro-batch and rank alone, so a resumed run repeats it."""
+        draw = uniform(self.seed, Stream.ROLLOUT, self.global_step, batch_idx, self.global_rank, 0)
+        torch.manual_seed(int(float(draw) * 2**53))
+
+    def _wants_rows(self, batch: Batch, first: bool) -> bool:
+        steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
+        logged = first and self.global_step % self.logging.log_every_n_steps == 0
+        return self.objective.needs_teacher and (steered or logged or not bool(batch.is_ground_truth.all()))
+
+    def _add_up(self, batch: Batch, terms: LossTerms) -> None:
+        """Collect the step's figures; they are logged when the optimiser steps."""
+        weights = self.objective.weights
+        parts = {"sft": terms.sft, "dac_kl": terms.dac_kl, "span": terms.span}
+        if not weights[0]:
+            del parts["sft"]
+        if not self.objective.needs_teacher:
+            del parts["dac_kl"], parts["span"]
+        self._sum("loss", terms.total.detach())
+        self._sum("clip_penalty", terms.clip_penalty.detach())
+        for name, value in parts.items():
+            self._sum(f"loss_{name}", value)
+        self._tokens += int(batch.attention_mask.sum())
+        rows = terms.rows
+        if rows is None or rows.index.numel() == 0:
+            return
+        self._note_likelihoods(batch, rows.index, rows.teacher_log_prob)
+        self._sum("rows", torch.tensor(float(rows.index.numel()), device=self.device))
+        for name in ROW_FIGURES:
+            value = getattr(rows, name)
+            if value is not None and (self.clip is not None or name not in ("lower", "upper")):
+                self._sum(name, value.sum())
+        self.last_rows = rows
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
+
+    def _note_likelihoods(self, batch: Batch, index: Tensor, log_prob: Tensor) -> None:
+        """Teacher log-likelihood per token of the student-written sequences of this batch."""
+        rows = index // (batch.input_ids.shape[1] - 1)
+        size = batch.input_ids.shape[0]
+        total = torch.zeros(size, dtype=log_prob.dtype, device=log_prob.device).index_add_(0, rows, log_prob)
+        count = torch.zeros_like(total).index_add_(0, rows, torch.ones_like(log_prob))
+        means = (total / count.clamp(min=1)).tolist()
+        for example, written, mean in zip(
+            batch.example_ids.tolist(), batch.is_ground_truth.logical_not().tolist(), means, strict=True
+        ):
+            if written:
+                self.likelihood_after.setdefault(example, mean)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # every rank reduces the same names, whatever its own micro-batches held
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        values = torch.stack([self._sums[name].double() if name in self._sums else zero for name in FIGURES])
+        if self.trainer.world_size > 1:
+            values = self.trainer.strategy.reduce(values, reduce_op="sum")
+        step = {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if self._reported(name)}
+        self._sums = {}
+        self._refuse_non_finite(step)
+        self._step = step
+        if self.global_step % self.logging.log_every_n_steps == 0:
+            self._log_step(step)
+
+    def _reported(self, name: str) -> bool:
+        return name in self._sums or (self.trainer.world_size > 1 and self.objective.needs_teacher)
+
+    def _refuse_non_finite(self, step: dict[str, float]) -> None:
+        if all(math.isfinite(value) for value in step.values()):
+            return
+        bad = [name for name, value in step.items() if not math.isfinite(value)]
+        # name the terms; the total is bad because one of them is
+        named = [name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad
+        raise NonFiniteLossError(f"step {self.global_step}: {', '.join(named)} became {step[named[0]]}; {ADVICE}")
+
+    def _log_step(self, step: dict[str, float]) -> None:
+        for name, value in step.items():
+            if name == "loss" or name.startswith("loss_"):
+                self.log(f"train/{name}", value, prog_bar=name == "loss")
+        now = time.monotonic()
+        if self.global_step:
+            self.log(
+                "train/tokens_per_second",
+                self._tokens * self.trainer.world_size / max(1e-9, now - self._clock),
+            )
+        self._tokens, self._clock = 0, now
+        for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
+            if step.get("rows") and name in step:
+                self.log(f"dac/{name}", step[name] / step["rows"])
+        if isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced":
+            self.log("dac/price", float(self.clip.price))
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.micro_batches:
+            return
+        step = self._step
+        if isinstance(self.clip, ClipNetwork) and "clipped_min" in step and step["rows"]:
+            rows = step["rows"]
+            self.clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
+
+    def _log_term_gradients(
+        self,
+        batch: Batch,
+        student: Tensor,
+        head: OutputHead,
+        teacher: Tensor | None,
+        teacher_head: OutputHead | None,
+    ) -> None:
+        """Norm of each term's own gradient, as it enters the sum (first micro-batch of the step)."""
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        for i, name in enumerate(TERMS):
+            if not self.objective.weights[i]:
+                continue
+            w = self.objective.weights
+            alone = (w[0] * (i == 0), w[1] * (i == 1), w[2] * (i == 2))
+            terms = self.objective(
+                batch, student, head, teacher, teacher_head, weights=alone, vocab_size=self.vocab_size
+            )
+            gradients = torch.autograd.grad(terms.total, parameters, retain_graph=True, allow_unused=True)
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            if squares:
+                self.log(f"grad_norm/{name}", torch.stack(squares).sum().sqrt() * self.micro_batches)
+
+    # -- dev set ----------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.student.eval()
+        self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.check_stop()
+        hidden = last_hidden(self.student, batch.input_ids, batch.attention_mask)
+        terms = self.objective(
+            batch,
+            hidden,
+            output_head(self.student),
+            None,
+            None,
+            weights=(1.0, 0.0, 0.0),
+            vocab_size=self.vocab_size,
+        )
+        tokens = batch.counts.ground_truth_tokens
+        self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        total = self._dev
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        self.log("val/loss", (total[0] / total[1].clamp(min=1)).float(), rank_zero_only=False)
+        if self.predict is not None:
+            predictions, references = self.predict(self.student)
+            self.rouge_l.update(predictions, references)
+            self.log("val/rouge_l", self.rouge_l.compute().float(), prog_bar=True)
+            self.rouge_l.reset()
+        self.student.train()
+
+    # -- optimisation -----------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, scheduler = build_optimizer(
+            self.student, self.clip, self.config, clip_lr=self.clip_lr, total_steps=self.total_steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Student and clip network have norms of their own: one must not shrink the other's step."""
+        limit = self.config.grad_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        if not torch.isfinite(norm):
+            raise NonFiniteLossError(f"step {self.global_step}: the gradient became {float(norm)}; {ADVICE}")
+        norms = {"train/grad_norm": norm}
+        if self.clip is not None:
+            norms["train/grad_norm_clip"] = nn.utils.clip_grad_norm_(self.clip.parameters(), limit)
+        if self.global_step % self.logging.log_every_n_steps == 0:
+            self.log_dict(norms)

@@ -1,0 +1,32 @@
+"""Errors that are the user's to mend: one line each, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something in the user's hands is wrong. The message is one line: what, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration key, type or value that cannot be used."""
+
+
+class DataError(UserError):
+    """A data file that cannot be read, named as ``file:line``."""
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite; the message names the step and the term."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """A hint that names the nearest known word, or nothing.
+
+    >>> did_you_mean("sharpnes", ["sharpness", "form"])
+    '; did you mean `sharpness`?'
+    """
+    close = get_close_matches(wrong, list(known), n=1, cutoff=0.5)
+    return f"; did you mean `{close[0]}`?" if close else ""

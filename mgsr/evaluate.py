@@ -1,0 +1,96 @@
+"""`mgsr evaluate`: a run or any model folder, on any data file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr import models
+from mgsr.config import ExperimentConfig
+from mgsr.data.corpus import write_atomically
+from mgsr.data.prompts import pad_id, require_eos
+from mgsr.data.rows import read_rows
+from mgsr.errors import UserError
+from mgsr.evaluation import Predictor, evaluate
+from mgsr.export import load_run
+from mgsr.material import encode
+from mgsr.progress import progress, say
+from mgsr.schema import DataConfig, EvaluationConfig
+from mgsr.train import load_run_config
+
+
+def evaluate_files(
+    source: str | Path,
+    files: Sequence[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    template: str | None = None,
+    temperature: float | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int | None = None,
+    limit: int = 0,
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """ROUGE-L and more of a run's best student, or of a transformers folder, on data files.
+
+    Args:
+        source: a run folder or a model folder.
+        files: JSON or JSONL, each reported under its path.
+        seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
+        limit: read only the first n rows of each file (0: all).
+        out: write the figures there as JSON and every response beside it as JSONL; existing files are kept.
+
+    Raises:
+        UserError: neither a run nor a model folder; an unreadable file; `out` exists.
+    """
+    if out is not None and Path(out).exists():
+        raise UserError(f"{out}: exists already; choose another --out or delete it")
+    data, settings = DataConfig(), EvaluationConfig()
+    sets = {name: read_rows(name) for name in files}
+    if is_run(source):
+        config = load_run_config(source)
+        data, settings = config.data, config.evaluation
+        model, tokenizer = load_run(source)
+    else:
+        model, tokenizer = _load_folder(source)
+    data.template = template or data.template
+    settings.seeds = list(seeds) if seeds else settings.seeds
+    settings.temperature = settings.temperature if temperature is None else temperature
+    settings.max_new_tokens = max_new_tokens or settings.max_new_tokens
+    settings.batch_size = batch_size or settings.batch_size
+
+    results: dict[str, Any] = {}
+    responses: list[str] = []
+    for name, rows in sets.items():
+        examples = list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
+        predictor = Predictor(tokenizer, examples, settings, pad_token_id=pad_id(tokenizer))
+        seeds_used = len(settings.seeds) if settings.temperature > 0 else 1
+        say(f"{name}: {len(examples)} rows, {seeds_used} seeds")
+        with progress(name, len(examples) * seeds_used, unit="responses") as advance:
+            predictor.advance = advance
+            evaluation = evaluate(model, predictor)
+        results[name] = evaluation.summary
+        responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
+    if out is not None:
+        write_atomically(Path(out), json.dumps(results, indent=2) + "\n")
+        write_atomically(Path(out).with_suffix(".responses.jsonl"), "\n".join(responses) + "\n")
+    return results
+
+
+def is_run(source: str | Path) -> bool:
+    return (Path(source) / "config.yaml").exists()
+
+
+def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not (Path(source) / "config.json").exists():
+        raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json)")
+    tokenizer = models.load_tokenizer(str(source))
+    require_eos(tokenizer)
+    return models.load_causal_lm(str(source)), tokenizer
+
+
+__all__ = ["ExperimentConfig", "evaluate_files", "is_run"]

@@ -1,0 +1,111 @@
+"""Writing test or dev responses with a model and measuring them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr.data.prompts import Example
+from mgsr.generation import sample
+from mgsr.metrics import distinct_n, exact_match, mean_std, rouge_l
+from mgsr.rendering import decode
+from mgsr.schema import EvaluationConfig
+
+
+@dataclass
+class Predictor:
+    """Writes responses to examples with a student as it stands.
+
+    Args:
+        rank, world_size: this process writes every `world_size`-th example.
+        check: called between batches; may raise to stop. advance: called with the number of responses.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    config: EvaluationConfig
+    vocab_size: int | None = None
+    pad_token_id: int = 0
+    rank: int = 0
+    world_size: int = 1
+    check: Callable[[], None] | None = None
+    advance: Callable[[int], None] | None = None
+
+    def write(self, model: PreTrainedModel, seed: int) -> list[str]:
+        """One response per example of this rank, in order."""
+        prompts = [(e.id, e.prompt_ids) for e in self.examples[self.rank :: self.world_size]]
+        ids = sample(
+            model,
+            prompts,
+            seed=seed,
+            eos_token_id=int(self.tokenizer.eos_token_id),
+            pad_token_id=self.pad_token_id,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            temperature=self.config.temperature or 1.0,
+            top_p=self.config.top_p,
+            greedy=self.config.temperature == 0,
+            vocab_size=self.vocab_size,
+            progress=self._after_batch,
+        )
+        return [decode(self.tokenizer, tokens).strip() for tokens in ids]
+
+    def _after_batch(self, count: int) -> None:
+        if self.advance is not None:
+            self.advance(count)
+        if self.check is not None:
+            self.check()
+
+    def __call__(self, model: PreTrainedModel) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Responses and references of this rank's dev examples, at the dev seed."""
+        references = [e.references for e in self.examples[self.rank :: self.world_size]]
+        return self.write(model, self.config.val_seed), references
+
+
+@dataclass
+class Evaluation:
+    """What a model wrote on one set, over the sampling seeds.
+
+    Attributes:
+        rouge_l: seed -> ROUGE-L F x 100, mean over the set.
+        predictions: one record per seed and example.
+    """
+
+    rouge_l: dict[int, float]
+    summary: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
+    """Write the predictor's examples once per sampling seed and score them against their references."""
+    examples, config = predictor.examples, predictor.config
+    seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
+    scores: dict[int, float] = {}
+    matches: list[float] = []
+    records: list[dict[str, Any]] = []
+    by_category: dict[str, list[float]] = {}
+    for seed in seeds:
+        texts = predictor.write(model, seed)
+        each = [rouge_l(text, e.references) for text, e in zip(texts, examples, strict=True)]
+        scores[seed] = sum(each) / len(each)
+        for text, example, score in zip(texts, examples, each, strict=True):
+            by_category.setdefault(example.category or "all", []).append(score)
+            matches.append(exact_match(text, example.references))
+            records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
+    mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
+    words = [record["prediction"].split() for record in records]
+    summary = {
+        "rouge_l": mean,
+        "rouge_l_std": std,
+        "std_over": "sampling seeds",
+        "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
+        "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},
+        "exact_match": sum(matches) / len(matches),
+        "distinct_2": distinct_n(words, 2),
+        "mean_words": sum(map(len, words)) / len(words),
+        "examples": len(examples),
+    }
+    return Evaluation(scores, summary, records)

@@ -1,0 +1,103 @@
+"""`mgsr export`: a run's student as a plain transformers folder, with tokenizer and model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr import __version__, models
+from mgsr.callbacks import BEST, RESUME
+from mgsr.config import ExperimentConfig
+from mgsr.data.corpus import write_atomically
+from mgsr.errors import UserError
+from mgsr.fitting import load_student
+from mgsr.material import read_split
+from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.train import adapted, load_run_config
+
+
+def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The best student of a run (the last one where no dev set chose), adapters merged, and its tokenizer.
+
+    Raises:
+        UserError: not a run folder, or no checkpoint in it yet.
+    """
+    folder = Path(run)
+    config = load_run_config(folder)
+    checkpoint = next((c for c in (folder / "checkpoints" / n for n in (BEST, RESUME)) if c.exists()), None)
+    if checkpoint is None:
+        raise UserError(f"{folder}: no checkpoint yet; finish the run with mgsr train --resume {folder}")
+    dev = read_split(config.data, "dev")
+    teacher = prepare_teacher(config, dev)
+    student = prepare_student(config, teacher, read_split(config.data, "train"), dev)
+    model = adapted(student.model, config)
+    load_student(model, checkpoint)
+    merged = models.merge_lora(model) if config.student.lora.r else model
+    return merged.eval(), student.tokenizer
+
+
+def export(run: str | Path, out: str | Path) -> Path:
+    """Write `AutoModelForCausalLM`'s folder of a run's student; mgsr is not needed to load it.
+
+    Raises:
+        UserError: not a run, no checkpoint, or `out` exists and is not empty.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists already; choose an empty or new folder")
+    config = load_run_config(run)
+    model, tokenizer = load_run(run)
+    models.save_model_folder(model, tokenizer, out)
+    write_atomically(out / "README.md", model_card(config, _metrics(Path(run))))
+    return out
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def model_card(config: ExperimentConfig, metrics: dict[str, Any]) -> str:
+    """What the model is, how it was made, what was measured."""
+    rows = [
+        f"| {name} | {value['rouge_l']:.2f} | {value['rouge_l_std']:.2f} | {value['examples']} |"
+        for name, value in metrics.get("result", {}).items()
+    ]
+    table = "\n".join(["| test set | ROUGE-L | std over sampling seeds | rows |", "|---|---|---|---|", *rows])
+    objective, scrg = config.objective, config.scrg
+    made = (
+        f"text written by {scrg.text}, {scrg.passes} correction(s) per sequence"
+        if scrg.enabled
+        else "ground truth only"
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [distillation, mgsr]
+---
+
+# {config.experiment} / {config.arm} (seed {config.seed})
+
+A student distilled from `{config.teacher.source or "no teacher"}` with mgsr {__version__}, by the method of
+*Multi-Granularity Semantic Revision for Large Language Model Distillation* (arXiv 2407.10068).
+
+- training data: `{config.data.train}`; prompts follow the `{config.data.template}` template
+- loss weights: SFT {objective.w_sft:g}, {objective.divergence} {objective.w_dac:g}, span {objective.w_span:g}
+- sequences: {made}
+
+{table if rows else "Not evaluated yet."}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+```
+
+The licence is that of the student's origin and of the training data; see there.
+"""

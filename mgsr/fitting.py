@@ -1,0 +1,123 @@
+"""One stage of training: module + data + config -> a Lightning Trainer that runs, logs and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr.callbacks import BEST, RESUME, build_callbacks
+from mgsr.config import ExperimentConfig, flat_tree
+from mgsr.datamodule import DistillationDataModule
+from mgsr.distillation import DistillationModule
+from mgsr.evaluation import Predictor
+from mgsr.optimisation import Length
+from mgsr.strategies import build_strategy
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says about things decided here on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*is smaller than the logging interval.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*You're resuming from a checkpoint that ended before.*",
+        ".*Found .* module.* in eval mode.*",
+        ".*LeafSpec.*",
+        ".*treespec.*",
+        ".*set_vital.*",
+        ".*Precision .* is not supported by the model summary.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)
+
+
+def fit(
+    config: ExperimentConfig,
+    module: DistillationModule,
+    data: DistillationDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    folder: Path,
+    length: Length,
+    name: str,
+    predictor: Predictor | None = None,
+    hyper_parameters: dict[str, Any] | None = None,
+) -> Path | None:
+    """Train until the stage's last step, from the resume point in `folder` if there is one.
+
+    Args:
+        folder: `checkpoints/` and TensorBoard's events go there.
+        name: of the stage, for progress lines.
+        predictor: writes the dev set for `val/rouge_l`; None: no dev set, no best checkpoint.
+        hyper_parameters: nested configuration for TensorBoard's HPARAMS tab.
+
+    Returns:
+        The best checkpoint by `val/rouge_l`, or None without a dev set.
+    """
+    quiet_lightning()
+    validates = predictor is not None and bool(data.dev_rows)
+    callbacks, check = build_callbacks(
+        config.trainer,
+        folder,
+        tokenizer,
+        length=length,
+        val_every_n_epochs=config.evaluation.val_every_n_epochs,
+        name=name,
+        validates=validates,
+    )
+    module.stop_check = check
+    if predictor is not None:
+        predictor.check = check
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    trainer = L.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        num_nodes=config.trainer.num_nodes,
+        strategy=build_strategy(config.trainer),
+        precision=config.trainer.precision,  # type: ignore[arg-type]
+        max_steps=length.total_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=length.micro_batches,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        check_val_every_n_epoch=config.evaluation.val_every_n_epochs,
+        limit_val_batches=1.0 if validates else 0,
+        num_sanity_val_steps=0,
+        gradient_clip_val=data.stage.grad_clip or None,
+        # curves are thinned by the module, which knows optimiser steps
+        log_every_n_steps=1,
+        logger=logger,
+        callbacks=callbacks,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        enable_checkpointing=True,
+        default_root_dir=folder,
+    )
+    if hyper_parameters is not None:
+        logger.log_hyperparams(_plain(flat_tree(hyper_parameters)), {"hp/rouge_l": float("nan")})
+    resume = folder / "checkpoints" / RESUME
+    trainer.fit(module, data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+    best = folder / "checkpoints" / BEST
+    return best if best.exists() else None
+
+
+def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
+    """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    prefix = "student."
+    weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
+    student.load_state_dict(weights)
+    return content
+
+
+def _plain(flat: dict[str, Any]) -> dict[str, Any]:
+    """Values that the HPARAMS tab takes."""
+    return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}

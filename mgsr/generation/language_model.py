@@ -1,0 +1,270 @@
+"""A causal language model of transformers that writes, continues and scores responses.
+
+Implements the protocols of `mgsr.scrg` (`Student` and `Scorer`).
+
+Shapes: B rows of a batch, T new tokens, N response positions end to end, H hidden size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgsr.counter import Stream, uniform
+from mgsr.errors import UserError
+from mgsr.generation.decoding import Sampling, decode
+from mgsr.generation.kept import KeptCache, keeps_every_slot
+from mgsr.generation.reading import HiddenLogits, Reader, evaluating
+from mgsr.heads import causal_lm, last_hidden, output_head
+from mgsr.scrg import Prefix, Prompt
+
+logger = logging.getLogger(__name__)
+
+
+def draws(
+    example_ids: Sequence[int],
+    starts: Sequence[int],
+    width: int,
+    *,
+    seed: int,
+    stream: Stream | int,
+    round: int,
+    pass_: int,
+) -> Tensor:
+    """Uniforms `[B, T]` in float64: column t of a row is for its response position `starts[b] + t`."""
+    ids_B1 = torch.tensor(example_ids, dtype=torch.int64)[:, None].numpy()
+    positions_BT = (torch.tensor(starts, dtype=torch.int64)[:, None] + torch.arange(width)).numpy()
+    return torch.from_numpy(uniform(seed, stream, round, ids_B1, pass_, positions_BT))
+
+
+class LanguageModel:
+    """Text of one model, every token drawn with a uniform of its own key, so that batches do not matter.
+
+    Args:
+        model: a causal language model of transformers; its mode (training or not) is left as it was.
+        eos_token_id: one or several ids that end a response.
+        pad_token_id: fills rows up; may be an end-of-sequence id; None takes one of those.
+        max_new_tokens: limit of a response, end of sequence included.
+        batch_size: rows per batch; prompts are sorted into batches by length.
+        temperature, top_p, top_k, greedy: see `Sampling`; the defaults draw from the model's own
+            distribution.
+        vocab_size: leading ids that may be written and are scored; None for all.
+        max_cache_slots: where a prompt and `max_new_tokens` together are more, keep no cache between writing
+            and continuing, but read the prefix afresh; None for no limit, 0 to never keep one.
+        stream: of the draws.
+        progress: called after every batch that was written, with its number of prompts.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        eos_token_id: int | Iterable[int],
+        pad_token_id: int | None = None,
+        max_new_tokens: int,
+        batch_size: int = 32,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        greedy: bool = False,
+        vocab_size: int | None = None,
+        max_cache_slots: int | None = None,
+        stream: Stream | int = Stream.ROLLOUT,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self.model = model
+        self.eos_ids = tuple(eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id])
+        self.pad_id = self.eos_ids[0] if pad_token_id is None else pad_token_id
+        known = causal_lm(model).get_input_embeddings().num_embeddings
+        if not 0 <= self.pad_id < known:
+            raise ValueError(f"pad_token_id must be one of the model's {known} ids, got {self.pad_id}")
+        self.max_new_tokens, self.batch_size = max_new_tokens, batch_size
+        self.sampling = Sampling(temperature, top_p, top_k, greedy)
+        self.vocab_size, self.max_cache_slots = vocab_size, max_cache_slots
+        self.stream = Stream(stream)
+        self._progress = progress
+        self._kept: KeptCache | None = None
+        self._said: set[str] = set()
+
+    def write(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[list[int]]:
+        """One response per prompt.
+
+        The cache is kept for `continue_from` until the next call or `release`, if all prompts fit into one
+        batch: the model must not change in between.
+
+        Raises:
+            ValueError: an empty prompt.
+            UserError: a prompt leaves no room for `max_new_tokens` within the model's positions.
+        """
+        self.release()
+        starts = [Prefix(example_id, tuple(map(int, prompt_ids)), ()) for example_id, prompt_ids in prompts]
+        return self._write(starts, seed=seed, round=round, pass_=0)
+
+    def continue_from(self, prefixes: Sequence[Prefix], *, seed: int, round: int, pass_: int) -> list[list[int]]:
+        """Whole responses that begin with the given ones; the draws carry `pass_` in their keys.
+
+        A prefix that already ends with an end of sequence or fills the budget comes back as it is. Where
+        the last call wrote the text up to the last token of every prefix, only these last tokens are read.
+
+        Raises:
+            ValueError: a prefix without a token.
+        """
+        for prefix in prefixes:
+            if not prefix.response_ids:
+                raise ValueError(f"example {prefix.example_id} has nothing to continue from: use write")
+        return self._write(list(prefixes), seed=seed, round=round, pass_=pass_)
+
+    def release(self) -> None:
+        """Let go of the kept cache."""
+        self._kept = None
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> HiddenLogits:
+        """Logits of all response positions from one forward per sequence; only hidden states are kept.
+
+        Raises:
+            ValueError: an empty prompt.
+            UserError: a text longer than the model's positions.
+        """
+        pairs = list(zip(prompts, responses, strict=True))
+        texts = [(*prompt_ids, *response) for (_, prompt_ids), response in pairs]
+        for (example_id, prompt_ids), response in pairs:
+            self._check_length(example_id, len(prompt_ids), len(response))
+        hidden: dict[int, Tensor] = {}
+        with evaluating(self.model):
+            for batch in self._batches([len(text) for text in texts]):
+                states_BTH = self._states([texts[index] for index in batch])
+                for row, index in enumerate(batch):
+                    # The state of the token before predicts a token, so the last token's own is not needed.
+                    begin = len(texts[index]) - len(responses[index]) - 1
+                    hidden[index] = states_BTH[row, begin : begin + len(responses[index])].clone()
+        head = output_head(self.model)
+        empty = head.weight.new_zeros(0, head.weight.shape[1])
+        return HiddenLogits(
+            torch.cat([empty, *(hidden[index] for index in range(len(texts)))]), head, self.vocab_size
+        )
+
+    def _states(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states `[B, T, H]`, padded on the right: no token looks ahead, so no mask is needed."""
+        width = max(len(text) for text in texts)
+        ids = torch.full((len(texts), width), self.pad_id, dtype=torch.int64)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.int64)
+        device = causal_lm(self.model).get_input_embeddings().weight.device
+        return last_hidden(self.model, ids.to(device))
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of the lengths in batches, short ones first."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def _check_length(self, example_id: int, prompt: int, response: int) -> None:
+        """Refuse an empty prompt, and a text beyond the model's positions."""
+        if prompt == 0:
+            raise ValueError(f"example {example_id} has an empty prompt: the first token needs one before it")
+        config = causal_lm(self.model).config.get_text_config(decoder=True)
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and prompt + response > limit:
+            raise UserError(
+                f"example {example_id}: {prompt} tokens of prompt and {response} of response exceed"
+                f" the model's {limit} positions: shorten the prompt or max_new_tokens"
+            )
+
+    def check_room(self, prompts: Iterable[Prompt]) -> None:
+        """Refuse prompts that are empty or leave no room for `max_new_tokens`.
+
+        Raises:
+            ValueError: an empty prompt.
+            UserError: a prompt too long for the model's positions.
+        """
+        for example_id, prompt_ids in prompts:
+            self._check_length(example_id, len(prompt_ids), self.max_new_tokens)
+
+    def _write(self, prefixes: list[Prefix], *, seed: int, round: int, pass_: int) -> list[list[int]]:
+        self.check_room((prefix.example_id, prefix.prompt_ids) for prefix in prefixes)
+        results = [list(prefix.response_ids) for prefix in prefixes]
+        rows = [
+            index
+            for index, response in enumerate(results)
+            if len(response) < self.max_new_tokens and not (response and response[-1] in self.eos_ids)
+        ]
+        # Kept rows are found by example id, so ids that occur twice rule keeping out.
+        keep = len(rows) <= self.batch_size and len({prefixes[row].example_id for row in rows}) == len(rows)
+        lengths = [len(prefixes[row].prompt_ids) + len(results[row]) for row in rows]
+        with evaluating(self.model):
+            for batch in self._batches(lengths):
+                chosen = [prefixes[rows[index]] for index in batch]
+                written = self._write_batch(chosen, keep, seed=seed, round=round, pass_=pass_)
+                for index, tokens in zip(batch, written, strict=True):
+                    results[rows[index]] += tokens
+                if self._progress is not None and pass_ == 0:
+                    self._progress(len(batch))
+        return results
+
+    def _write_batch(
+        self, prefixes: list[Prefix], keep: bool, *, seed: int, round: int, pass_: int
+    ) -> list[list[int]]:
+        """The new tokens of one batch."""
+        texts = [prefix.prompt_ids + prefix.response_ids for prefix in prefixes]
+        ids = [prefix.example_id for prefix in prefixes]
+        starts = [len(prefix.response_ids) for prefix in prefixes]
+        budgets = [self.max_new_tokens - start for start in starts]
+        reader = Reader(self.model, pad_id=self.pad_id, vocab_size=self.vocab_size)
+        logits = self._resumed(reader, ids, texts, room=max(budgets))
+        resumed = logits is not None
+        if logits is None:
+            logits = reader.read(texts, room=max(budgets))
+        longest = max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens
+        obstacle = self._obstacle(reader, longest)
+        if pass_ > 0 and not resumed:
+            self._say_once(obstacle or "the last call did not write them, or wrote several batches")
+        store = KeptCache(ids) if keep and not obstacle else None
+        table = draws(ids, starts, max(budgets), seed=seed, stream=self.stream, round=round, pass_=pass_)
+        decoded = decode(
+            [reader],
+            [logits],
+            [table],
+            self.sampling,
+            budgets=budgets,
+            eos_ids=self.eos_ids,
+            archive=None if store is None else store.archive,
+        )
+        if store is not None:
+            written = zip(ids, texts, decoded.tokens, strict=True)
+            store.set_text({example_id: (*text, *new) for example_id, text, new in written})
+            self._kept = store
+        return decoded.tokens
+
+    def _resumed(
+        self, reader: Reader, ids: list[int], texts: list[tuple[int, ...]], *, room: int
+    ) -> Tensor | None:
+        """Logits `[B, V]` after the texts, where the kept cache has all of them but their last tokens.
+
+        The kept cache is given up in any case, so that no two caches stand side by side while a batch is written.
+        """
+        kept, self._kept = self._kept, None
+        if kept is None or not all(kept.holds(i, text[:-1]) for i, text in zip(ids, texts, strict=True)):
+            return None
+        lengths = [len(text) - 1 for text in texts]
+        reader.resume(kept.restore(ids, lengths, reader.config), lengths, room=room + 1)
+        return reader.advance(torch.tensor([text[-1] for text in texts], device=reader.device))
+
+    def _obstacle(self, reader: Reader, slots: int) -> str:
+        """What keeps this batch's cache from being kept, empty if nothing does."""
+        if not keeps_every_slot(reader.cache):
+            return "the model's cache does not hold every position (sliding window)"
+        if self.max_cache_slots is not None and slots > self.max_cache_slots:
+            return f"rows may outgrow max_cache_slots={self.max_cache_slots}"
+        return ""
+
+    def _say_once(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            logger.warning("corrections read their prefixes afresh: %s", reason)

@@ -1,0 +1,134 @@
+"""Sequences as one model reads them: padded on the left, one token more at a time, with a key-value cache.
+
+Everything that writes text stands on `Reader`; a writer of two models steps two of them in lockstep.
+
+Shapes: B rows of a batch, V vocabulary, W slots of the cache (positions of the longest row, padding
+included).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from mgsr.heads import OutputHead, causal_lm, output_head, trunk
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) without gradients; every submodule gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # Not inference_mode: what is made under it, a kept cache included, can never enter a backward.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and mask `[B, W]` of ragged sequences; the mask is made of lengths, never of ids."""
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros(len(sequences), width, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, width - len(sequence) :] = torch.as_tensor(sequence, dtype=torch.int64)
+        mask[row, width - len(sequence) :] = 1
+    return ids, mask
+
+
+class Reader:
+    """One model's view of a batch that is being written.
+
+    After `read`, and after every `advance`, row b has taken in all its tokens so far, and the returned logits
+    are the distribution of its next one. Token i of a row lies in slot `padding[b] + i` of the cache.
+
+    Args:
+        model: a causal language model of transformers, in evaluation mode.
+        pad_id: any id; padded slots are masked.
+        vocab_size: number of leading ids that take part, None for all.
+    """
+
+    def __init__(self, model: Any, *, pad_id: int, vocab_size: int | None = None) -> None:
+        self.body, self.head = trunk(model), output_head(model)
+        self.config = causal_lm(model).config
+        self.pad_id, self.vocab_size = pad_id, vocab_size
+        self.cache = DynamicCache(config=self.config)
+        self.device = causal_lm(model).get_input_embeddings().weight.device
+        self.width = 0
+        self.padding_B = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self._position_B = self.padding_B
+        self._mask_BW = self.padding_B[:, None]
+
+    def read(self, sequences: Sequence[Sequence[int]], *, room: int) -> Tensor:
+        """Take in whole sequences and return logits `[B, V]`; `room` tokens more will follow at most."""
+        ids, mask = pad_left(sequences, self.pad_id)
+        self._lay_out([len(sequence) for sequence in sequences], ids.shape[1], room)
+        mask = mask.to(self.device)
+        return self._forward(ids.to(self.device), mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+
+    def resume(self, cache: DynamicCache, lengths: Sequence[int], *, room: int) -> None:
+        """Take over a cache in which row b ends with `lengths[b]` tokens, padded on the left."""
+        self.cache = cache
+        self._lay_out(lengths, max(lengths), room)
+
+    def _lay_out(self, lengths: Sequence[int], width: int, room: int) -> None:
+        self._position_B = torch.tensor(lengths, dtype=torch.int64, device=self.device)
+        self.padding_B = width - self._position_B
+        self.width = width
+        slots = torch.arange(width + room, device=self.device)
+        self._mask_BW = (slots >= self.padding_B[:, None]).long()
+
+    def advance(self, tokens_B: Tensor, alive_B: Tensor | None = None) -> Tensor:
+        """Take in one token per row and return logits `[B, V]`.
+
+        Rows that are not alive take theirs in too, for nothing: their position stays where it was, so that
+        a row that ended at the model's last position does not step beyond it.
+        """
+        self.width += 1
+        logits = self._forward(tokens_B[:, None], self._mask_BW[:, : self.width], self._position_B[:, None])
+        self._position_B = self._position_B + (1 if alive_B is None else alive_B.long())
+        return logits
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        output = self.body(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return self.head.project(output.last_hidden_state[:, -1], self.vocab_size)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows alone, in this order."""
+        self.cache.batch_select_indices(rows)
+        self._mask_BW, self._position_B = self._mask_BW[rows], self._position_B[rows]
+        self.padding_B = self.padding_B[rows]
+
+
+class HiddenLogits:
+    """Logits of response positions, made from their hidden states a slice at a time.
+
+    Args:
+        hidden_NH: `[N, H]`, sequence after sequence.
+        head: the output embedding.
+        vocab_size: number of leading ids, None for all.
+    """
+
+    def __init__(self, hidden_NH: Tensor, head: OutputHead, vocab_size: int | None = None) -> None:
+        self._hidden_NH, self._head, self._vocab_size = hidden_NH, head, vocab_size
+
+    def __len__(self) -> int:
+        return self._hidden_NH.shape[0]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._head.project(self._hidden_NH[rows], self._vocab_size)

@@ -1,0 +1,59 @@
+"""Losses on tensors: divergences, DAC-KL, span correlation, and the tiled objective that joins them."""
+
+from mgsr.losses.bounds import ClipModule
+from mgsr.losses.clipping import PairSummary
+from mgsr.losses.dac_kl import DacKL, dac_kl
+from mgsr.losses.divergences import (
+    DIVERGENCES,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+    symmetric_kl,
+    total_variation,
+)
+from mgsr.losses.reduction import (
+    IGNORED,
+    PredictionRows,
+    TermCounts,
+    align_predictions,
+    global_mean,
+    prediction_labels,
+    prediction_rows,
+    response_mask,
+    span_pairs,
+    term_counts,
+)
+from mgsr.losses.span import SpanCorrelation, span_correlation
+from mgsr.losses.tiled import LossTerms, RowStats, tiled_objective
+
+__all__ = [
+    "DIVERGENCES",
+    "IGNORED",
+    "ClipModule",
+    "DacKL",
+    "LossTerms",
+    "PairSummary",
+    "PredictionRows",
+    "RowStats",
+    "SpanCorrelation",
+    "TermCounts",
+    "align_predictions",
+    "dac_kl",
+    "forward_kl",
+    "global_mean",
+    "jensen_shannon",
+    "prediction_labels",
+    "prediction_rows",
+    "response_mask",
+    "reverse_kl",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "span_correlation",
+    "span_pairs",
+    "symmetric_kl",
+    "term_counts",
+    "tiled_objective",
+    "total_variation",
+]

@@ -1,0 +1,119 @@
+"""Shifting, masks and the one global mean.
+
+Shapes: B sequences, T positions, N = B * (T - 1) flattened rows, H hidden size. A causal model's state at
+position t - 1 predicts token t.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a row that is no response token."""
+
+
+class TermCounts(NamedTuple):
+    """Denominators of the three terms: ground-truth tokens, response tokens, span pairs."""
+
+    sft: float
+    dac_kl: float
+    span: float
+
+
+class PredictionRows(NamedTuple):
+    """Flattened rows for `tiled_objective`: `hidden [N, H]`, `labels [N]`, `span_ids [N]`."""
+
+    hidden: Tensor
+    labels: Tensor
+    span_ids: Tensor
+
+
+def align_predictions(states_BTX: Tensor) -> Tensor:
+    """Move every state one position on, so that entry t scores token t. Entry 0, which nothing predicts, is 0.
+
+    >>> align_predictions(torch.tensor([[[1.0], [2.0], [3.0]]])).flatten()
+    tensor([0., 1., 2.])
+    """
+    return torch.cat([torch.zeros_like(states_BTX[:, :1]), states_BTX[:, :-1]], dim=1)
+
+
+def response_mask(prompt_lengths_B: Tensor, total_lengths_B: Tensor, width: int) -> Tensor:
+    """True on the response of right-padded sequences: prompt_length <= t < total_length. By position only:
+    the end-of-sequence token belongs to the response even where padding has the same id.
+
+    >>> response_mask(torch.tensor([1, 2]), torch.tensor([3, 2]), 4).int()
+    tensor([[0, 1, 1, 0],
+            [0, 0, 0, 0]], dtype=torch.int32)
+    """
+    positions = torch.arange(width, device=prompt_lengths_B.device)
+    return (positions >= prompt_lengths_B.unsqueeze(-1)) & (positions < total_lengths_B.unsqueeze(-1))
+
+
+def prediction_labels(tokens_BT: Tensor, mask_BT: Tensor, span_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and span ids `[N]` of the rows that `hidden[:, :-1].flatten(0, 1)` gives.
+
+    The label of state t - 1 is token t, or -100 where `mask` is False. Span ids are made unique within the
+    batch, so that the last row of one sequence and the first of the next are never a pair.
+    """
+    labels = tokens_BT[:, 1:].masked_fill(~mask_BT[:, 1:], IGNORED)
+    spans = span_ids_BT[:, 1:].long()
+    stride = int(spans.max()) + 1 if spans.numel() else 1
+    offset = torch.arange(spans.shape[0], device=spans.device).unsqueeze(-1) * max(stride, 1)
+    return labels.reshape(-1), torch.where(spans >= 0, spans + offset, -1).reshape(-1)
+
+
+def prediction_rows(hidden_BTH: Tensor, tokens_BT: Tensor, mask_BT: Tensor, span_ids_BT: Tensor) -> PredictionRows:
+    """Hidden states with the labels and span ids that they predict, flattened (see `prediction_labels`)."""
+    labels_N, span_ids_N = prediction_labels(tokens_BT, mask_BT, span_ids_BT)
+    return PredictionRows(hidden_BTH[:, :-1].flatten(0, 1), labels_N, span_ids_N)
+
+
+def span_pairs(span_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`[..., T-1]`, True where neighbours t, t+1 share a span (an id of 0 or more) and both are in `mask`.
+
+    >>> span_pairs(torch.tensor([4, 4, -1, -1, 5, 4]))
+    tensor([ True, False, False, False, False])
+    """
+    is_pair = (span_ids[..., :-1] == span_ids[..., 1:]) & (span_ids[..., 1:] >= 0)
+    if mask is not None:
+        is_pair = is_pair & mask[..., :-1].bool() & mask[..., 1:].bool()
+    return is_pair
+
+
+def term_counts(labels_N: Tensor, span_ids_N: Tensor | None, sft_mask_N: Tensor | None = None) -> TermCounts:
+    """The three denominators of one call of `tiled_objective`; add them up over an optimiser step."""
+    response = labels_N != IGNORED
+    truth = response if sft_mask_N is None else response & sft_mask_N.bool()
+    pairs = 0 if span_ids_N is None else int(span_pairs(span_ids_N, response).sum())
+    return TermCounts(int(truth.sum()), int(response.sum()), pairs)
+
+
+def global_mean(values: Tensor, mask: Tensor | None, denominator: Tensor | float | None = None) -> Tensor:
+    """Sum of `values` where `mask` is True, over `denominator`; a differentiable 0 where that is 0.
+
+    Masked values are left out before the sum, so that an inf or NaN there reaches neither the mean nor, with
+    finite local derivatives, the gradient.
+
+    Args:
+        values: any shape, unreduced losses.
+        mask: same shape, or None for all.
+        denominator: the count over the whole optimiser step (all micro-batches, all ranks); None = this mask's.
+
+    Returns:
+        A scalar.
+
+    >>> global_mean(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False]), 4)
+    tensor(1.)
+    """
+    if mask is not None:
+        mask = mask.bool()
+        values = torch.where(mask, values, torch.zeros_like(values))
+    if denominator is None:
+        denominator = float(values.numel()) if mask is None else mask.sum()
+    total = values.sum()
+    count = torch.as_tensor(denominator, dtype=total.dtype, device=total.device)
+    safe = torch.where(count > 0, count, torch.ones_like(count))
+    return torch.where(count > 0, total / safe, torch.zeros_like(total))

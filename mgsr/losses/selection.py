@@ -1,0 +1,225 @@
+"""Which classes of a tile are read: DAC-KL over a tile by top-k selection, with a full sort only where needed.
+
+Shapes: R rows, V classes, K selected classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgsr.losses.clipping import ranked_quantile, top_classes
+from mgsr.losses.dac_tile import ClipOptions, RowGradients, Selected, clipped_mass, clipped_rows
+
+DEPTHS = (512, 4096)
+"""Classes selected at first, and for rows which those don't cover, before a full sort."""
+
+
+class Ranking(NamedTuple):
+    """The K most probable classes of every row, descending: log-probabilities and ids `[R, K]`."""
+
+    values: Tensor
+    ids: Tensor
+
+
+class Tile(NamedTuple):
+    """One tile: teacher and student log-probabilities and probabilities `[R, V]` and the labels `[R]`."""
+
+    log_p: Tensor
+    log_q: Tensor
+    p: Tensor
+    q: Tensor
+    labels: Tensor
+
+    def rows(self, rows: Tensor | None) -> Tile:
+        """The same of some rows (None: all, without a copy)."""
+        return self if rows is None else Tile(*(tensor[rows] for tensor in self))
+
+
+class Patch(NamedTuple):
+    """A correction to the gradient `q * row_scale`: `values` replace entries `ids` of `rows`, or, without
+    ids, are added to whole rows. rows None = all."""
+
+    rows: Tensor | None
+    ids: Tensor | None
+    values: Tensor
+
+
+class ClippedTile(NamedTuple):
+    """DAC-KL of a tile: loss, mass of the rest bin, and the parts of its gradients, each `[R]` but the patches.
+
+    `row_scale` and `patches` give the gradient to the logits divided by the temperature, times `coefficient`;
+    `bounds [4, R]` those of `RowGradients.bounds`; `limits [2, R]` the clipped mass at two other pairs of bounds.
+    """
+
+    loss: Tensor
+    clipped: Tensor
+    row_scale: Tensor
+    patches: list[Patch]
+    bounds: Tensor | None
+    limits: Tensor | None
+
+
+class Request(NamedTuple):
+    """What `clipped_tile` is asked for besides the loss.
+
+    `coefficient`: factor on the gradient; None = no gradient to the logits. `base_scale [R]`: added to the row
+    scale (another term's multiple of q). `bounds`: gradients of the bounds. `limits`: other (lower, upper) pairs.
+    """
+
+    coefficient: float | None = None
+    base_scale: Tensor | None = None
+    bounds: bool = False
+    limits: tuple[tuple[float, float], ...] = ()
+
+
+def rank_tile(log_p_RV: Tensor, features: int = 0) -> Ranking:
+    """The first selection: all classes of a small vocabulary, else the first depth (at least `features`)."""
+    return Ranking(*top_classes(log_p_RV, max(DEPTHS[0], features)))
+
+
+def everything_kept(tile: Tile, request: Request) -> ClippedTile:
+    """`clipped_tile` for bounds that keep every class in the normalised form: the full KL."""
+    present = tile.p > 0
+    loss = torch.where(present, tile.p * (tile.log_p - tile.log_q), torch.zeros_like(tile.p)).sum(dim=-1)
+    zero = torch.zeros_like(loss)
+    scale, patches = zero, []
+    if request.coefficient is not None:
+        scale = tile.p.sum(dim=-1) * request.coefficient
+        patches = [Patch(None, None, tile.p * -request.coefficient)]
+        if request.base_scale is not None:
+            scale = scale + request.base_scale
+    bounds = zero.expand(4, -1) if request.bounds else None
+    return ClippedTile(loss, zero, scale, patches, bounds, None)
+
+
+def clipped_tile(
+    tile: Tile, ranking: Ranking, lower_R: Tensor, upper_R: Tensor, options: ClipOptions, request: Request
+) -> ClippedTile:
+    """DAC-KL of every row of a tile, each from as few classes as hold all that is kept."""
+    zero = torch.zeros_like(lower_R)
+    out = ClippedTile(
+        zero.clone(),
+        zero.clone(),
+        zero.clone(),
+        [],
+        zero.new_zeros((4, zero.numel())) if request.bounds else None,
+        zero.new_zeros((len(request.limits), zero.numel())) if request.limits else None,
+    )
+    for rows, ids, part in _groups(tile, ranking, lower_R, upper_R, options, request):
+        every = slice(None) if rows is None else rows
+        lower, upper = lower_R[every].unsqueeze(-1), upper_R[every].unsqueeze(-1)
+        loss, clipped, gradients = clipped_rows(part, lower, upper, options, bounds=request.bounds)
+        out.loss[every], out.clipped[every] = loss, clipped
+        if out.bounds is not None and gradients.bounds is not None:
+            for row, values in zip(out.bounds, gradients.bounds, strict=True):
+                row[every] = values
+        if out.limits is not None:
+            for row, (low, high) in zip(out.limits, request.limits, strict=True):
+                limits = torch.full_like(lower, low), torch.full_like(upper, high)
+                row[every] = clipped_mass(part, *limits, options)
+        if request.coefficient is not None:
+            base = None if request.base_scale is None else request.base_scale[every]
+            scale, patch = _gradient(part, ids, gradients, request.coefficient, base)
+            out.row_scale[every] = scale
+            out.patches.append(Patch(rows, ids, patch))
+    return out
+
+
+def _gradient(
+    part: Selected, ids: Tensor | None, gradients: RowGradients, coefficient: float, base: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Row scale and patch. With L's gradient g on log q, that on the logits is g_k - q_k * sum(g)."""
+    kept_scale = -gradients.total * coefficient
+    if base is not None:
+        kept_scale = kept_scale + base
+    sparse = gradients.log_q * coefficient
+    if ids is None:
+        return kept_scale, sparse
+    # outside the selection g_k = -ratio * q_k; selected entries are set, not added: a large ratio would cancel
+    scale = kept_scale - gradients.ratio * coefficient
+    return scale, sparse + part.log_q.exp() * kept_scale.unsqueeze(-1)
+
+
+def _groups(
+    tile: Tile, ranking: Ranking, lower_R: Tensor, upper_R: Tensor, options: ClipOptions, request: Request
+) -> Iterator[tuple[Tensor | None, Tensor | None, Selected]]:
+    """Rows with the classes that decide them: (rows or None for all, ids or None for all classes, selection)."""
+    width = tile.log_p.shape[-1]
+    target_R = ranking.ids[:, 0] if options.target == "argmax" else tile.labels
+    if ranking.ids.shape[-1] == width:
+        yield None, None, _all_classes(tile, ranking, target_R, options)
+        return
+    reach_R = upper_R
+    for _, high in request.limits:
+        reach_R = reach_R.clamp_min(high)
+    reach_R = reach_R + options.margin
+    empty_R = (lower_R >= 1.0 + options.margin) & (not request.limits)
+    # where everything up to the end of the ranking may be kept, no selection can be enough
+    hopeless_R = ~(empty_R | (reach_R <= 1.0))
+    left = (~hopeless_R).nonzero().squeeze(1)
+    unsettled = [hopeless_R.nonzero().squeeze(1)]
+    for depth in DEPTHS:
+        if left.numel() == 0 or depth >= width:
+            break
+        rows = None if left.numel() == lower_R.numel() else left
+        subtile = tile.rows(rows)
+        if depth != DEPTHS[0]:
+            ranked = Ranking(*top_classes(subtile.log_p, depth))
+        else:
+            ranked = ranking if rows is None else Ranking(ranking.values[rows], ranking.ids[rows])
+        ids, part, exact = _most_probable(subtile, ranked, target_R[left], options)
+        covered = exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left])
+        if bool(covered.all()):
+            yield rows, ids, part
+            left = left[:0]
+        elif bool(covered.any()):
+            yield left[covered], ids[covered], _some(part, covered)
+            left = left[~covered]
+    rest = torch.cat([*unsettled, left])
+    if rest.numel():
+        rows = None if rest.numel() == lower_R.numel() else rest.sort().values
+        subtile = tile.rows(rows)
+        ranked = Ranking(*subtile.log_p.sort(dim=-1, descending=True, stable=True))
+        yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
+
+
+def _some(part: Selected, rows: Tensor) -> Selected:
+    return Selected(**{name: None if value is None else value[rows] for name, value in part._asdict().items()})
+
+
+def _all_classes(tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions) -> Selected:
+    """Every class, in the order of the ids."""
+    ranked = ranked_quantile(ranking.values, options.quantile, tile.log_p.shape[-1])
+    c = torch.empty_like(tile.p).scatter_(-1, ranking.ids, ranked)
+    is_target = None
+    if options.keep_target:
+        is_target = torch.zeros_like(tile.p, dtype=torch.bool).scatter_(-1, target_R.unsqueeze(-1), True)
+    return Selected(tile.log_p, tile.log_q, tile.p, c, is_target)
+
+
+def _most_probable(
+    tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions
+) -> tuple[Tensor, Selected, Tensor]:
+    """The ranked classes, and whether the mass outside them is exact (not lost to underflow), `[R]`.
+
+    The last place goes to the target where that is further down: a row counts as covered only if the class of
+    the last place is clipped, and everything behind it is clipped as well.
+    """
+    c = ranked_quantile(ranking.values, options.quantile, tile.log_p.shape[-1])
+    ids, is_target = ranking.ids, None
+    if options.keep_target:
+        if options.target == "label":
+            absent = (ids != target_R.unsqueeze(-1)).all(dim=-1)
+            last = torch.where(absent, target_R, ids[:, -1])
+            ids = torch.cat([ids[:, :-1], last.unsqueeze(-1)], dim=-1)
+        is_target = ids == target_R.unsqueeze(-1)
+    log_p, log_q = tile.log_p.gather(1, ids), tile.log_q.gather(1, ids)
+    # zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1
+    outside_p = tile.p.scatter(1, ids, 0.0).sum(dim=-1)
+    outside_q = tile.q.scatter(1, ids, 0.0).sum(dim=-1)
+    exact = outside_q > 1e8 * torch.finfo(outside_q.dtype).tiny
+    return ids, Selected(log_p, log_q, log_p.exp(), c, is_target, outside_p, outside_q.log()), exact

@@ -1,0 +1,311 @@
+"""The whole objective from hidden states, in tiles of tokens: no [N, V] tensor ever stands in memory.
+
+    total = w_sft * L_SFT + w_dac * L_DAC-KL + w_span * L_span        (Liu et al. 2024, arXiv 2407.10068)
+
+Both models' logits are made, used and dropped tile by tile; the gradients to the hidden states and the output
+layer are accumulated on the way, so that backward only scales them.
+
+Shapes: N rows, M rows that are response tokens, V classes, H_S and H_T the hidden sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mgsr.losses.attach import attach_gradients
+from mgsr.losses.bounds import Clip, RowBounds, resolve_sharpness
+from mgsr.losses.dac_tile import ClipOptions
+from mgsr.losses.divergences import compute_dtype
+from mgsr.losses.heads import Head
+from mgsr.losses.inputs import check_inputs, keeps_everything, response_rows, rows_per_tile, term_scales
+from mgsr.losses.reduction import IGNORED, TermCounts
+from mgsr.losses.tile import TermOptions, TileRows, TileTerms, tile_terms
+
+
+@dataclass(frozen=True)
+class RowStats:
+    """What was seen at the M response rows, in order; detached, `[M]` each.
+
+    `index` are positions in the call's N rows. `teacher_log_prob` of the label is at temperature 1,
+    `teacher_entropy` at the call's temperature. Bounds and masses are None for a divergence other than DAC-KL;
+    `clipped` (= 1 - retained_mass) at the limits of the ranges is there for a priced clip network only.
+    """
+
+    index: Tensor
+    teacher_log_prob: Tensor
+    teacher_entropy: Tensor
+    dac_kl: Tensor
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    retained_mass: Tensor | None = None
+    clipped: Tensor | None = None
+    clipped_min: Tensor | None = None
+    clipped_max: Tensor | None = None
+
+
+class LossTerms(NamedTuple):
+    """Scalars. `total` and `clip_penalty` are differentiable, the three means are detached."""
+
+    total: Tensor
+    sft: Tensor
+    dac_kl: Tensor
+    span: Tensor
+    clip_penalty: Tensor
+    rows: RowStats | None = None
+
+
+def tiled_objective(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    labels: Tensor,
+    span_ids: Tensor | None,
+    *,
+    clip: Clip = None,
+    weights: Sequence[float] = (1.0, 1.0, 1.0),
+    sft_mask: Tensor | None = None,
+    counts: Sequence[float | Tensor] | None = None,
+    tile_size: int | None = None,
+    divergence: str = "dac_kl",
+    divergence_kwargs: dict[str, Any] | None = None,
+    temperature: float = 1.0,
+    sharpness: float | None = None,
+    ramp: str = "clipped",
+    quantile: str = "mass",
+    target: str = "argmax",
+    keep_target: bool = True,
+    form: str = "normalised",
+    span_norm: str = "l2_squared",
+    span_relation: str = "hadamard",
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    student_scale: float = 1.0,
+    teacher_scale: float = 1.0,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    vocab_size: int | None = None,
+    collect_rows: bool = False,
+) -> LossTerms:
+    """Cross-entropy, DAC-KL and span correlation of N rows; hidden state n predicts `labels[n]`.
+
+    Train on `total + clip_penalty`. Gradients reach the student's hidden states, weight and bias and the clip
+    module (or tensor bounds); never the teacher. `clip_penalty` reaches the clip module alone.
+
+    Args:
+        student_hidden: `[N, H_S]`.
+        student_weight: `[V, H_S]`, the student's output layer; may be tied to its embeddings.
+        teacher_hidden: `[N, H_T]`, or None if the weights of both teacher terms are 0.
+        teacher_weight: `[V, H_T]`, or None.
+        labels: `[N]`, -100 where the row predicts no response token.
+        span_ids: `[N]`, of the label, unique within the call, -1 = in no span; None: no spans. A pair is rows
+            n, n + 1 of one span that are both response tokens.
+        clip: (lower, upper), numbers or tensors that expand to `[N]`, or a module (`bounds.ClipModule`).
+        weights: of cross-entropy, DAC-KL and span correlation.
+        sft_mask: `[N]`, True on ground-truth rows; None: all are.
+        counts: denominators (ground-truth tokens, response tokens, span pairs) over the whole optimiser step;
+            None: those of this call. A count of 0 gives a zero term.
+        tile_size: rows per tile; None: what keeps a tile's logits at a few million.
+        divergence: "dac_kl", or a name in `DIVERGENCES` that takes its place (`clip` is then not read).
+        divergence_kwargs: further arguments of that divergence.
+        temperature: of the two teacher terms; cross-entropy is always at 1.
+        sharpness: None takes the clip module's, or 0.005.
+        ramp, quantile, keep_target, form: see `dac_kl`.
+        target: "argmax" (the teacher's top class) or "label".
+        span_norm, span_relation: see `span_correlation`.
+        student_bias, teacher_bias: `[V]`.
+        student_scale, teacher_scale: logits = scale * (h W^T + b).
+        student_softcap, teacher_softcap: then cap * tanh(logits / cap).
+        vocab_size: both output layers are cut to this many classes (padded vocabularies of different widths).
+        collect_rows: fill `rows` with per-row statistics.
+
+    Returns:
+        `LossTerms`: means of the three terms (whatever their weights), their weighted sum, and w_dac * price *
+        mean clipped mass; in float32 or wider.
+
+    Raises:
+        ValueError: shapes or vocabularies don't fit together, a label is out of range, or an option is unknown.
+    """
+    has_teacher = teacher_hidden is not None and teacher_weight is not None
+    width = check_inputs(
+        student_hidden,
+        student_weight,
+        teacher_hidden,
+        teacher_weight,
+        labels,
+        span_ids,
+        sft_mask,
+        weights,
+        vocab_size,
+    )
+    given = [t for t in (student_hidden, student_weight, teacher_hidden, teacher_weight) if t is not None]
+    dtype = compute_dtype(*given)
+    response_N = labels != IGNORED
+    kept_M = response_N.nonzero().squeeze(1)
+    rows = response_rows(labels, span_ids, sft_mask, response_N, kept_M)
+    scales, step_counts = term_scales(weights, counts, labels, span_ids, sft_mask)
+    bounds = RowBounds(clip, kept_M, labels.numel(), dtype) if has_teacher and divergence == "dac_kl" else None
+    clipping = ClipOptions(resolve_sharpness(sharpness, clip), ramp, quantile, target, form, keep_target)
+    price = None if bounds is None else bounds.price
+    options = TermOptions(
+        scales,
+        divergence,
+        dict(divergence_kwargs or {}),
+        temperature,
+        clipping,
+        span_norm,
+        span_relation,
+        features=0 if bounds is None else bounds.features,
+        keep_all=keeps_everything(bounds, clipping),
+        limits=bounds.limits(clipping.sharpness)
+        if bounds is not None and price is not None and collect_rows
+        else (),
+        collect=collect_rows and has_teacher,
+    )
+    grad_on = torch.is_grad_enabled()
+    wants = [grad_on and t is not None and t.requires_grad for t in (student_hidden, student_weight, student_bias)]
+    device = student_hidden.device
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        student = Head(
+            student_weight,
+            student_bias,
+            scale=student_scale,
+            softcap=student_softcap,
+            width=width,
+            dtype=dtype,
+            accumulate=(wants[1], wants[2]),
+        )
+        teacher = None
+        if teacher_hidden is not None and teacher_weight is not None:
+            teacher = Head(
+                teacher_weight,
+                teacher_bias,
+                scale=teacher_scale,
+                softcap=teacher_softcap,
+                width=width,
+                dtype=dtype,
+            )
+        size = rows_per_tile(tile_size, kept_M.numel(), width, device.type)
+        tiles, grad_hidden = _run(
+            student_hidden, student, teacher_hidden, teacher, kept_M, rows, bounds, options, size, wants
+        )
+    return _finish(
+        tiles,
+        [
+            (student_hidden, grad_hidden),
+            (student_weight, student.grad_weight),
+            (student_bias, student.grad_bias),
+        ],
+        bounds,
+        price,
+        options,
+        weights,
+        step_counts,
+        kept_M,
+        dtype,
+    )
+
+
+def _run(
+    student_hidden: Tensor,
+    student: Head,
+    teacher_hidden: Tensor | None,
+    teacher: Head | None,
+    kept_M: Tensor,
+    rows: TileRows,
+    bounds: RowBounds | None,
+    options: TermOptions,
+    size: int,
+    wants: list[bool],
+) -> tuple[list[TileTerms], Tensor | None]:
+    """All tiles in order, and the gradient to the student's hidden states `[N, H_S]`."""
+    dtype, count = student.weight.dtype, kept_M.numel()
+    hidden_MH = student_hidden.detach()[kept_M].to(dtype)
+    taught_MH = None if teacher_hidden is None else teacher_hidden.detach()[kept_M].to(dtype)
+    grad_MH = torch.zeros_like(hidden_MH) if wants[0] else None
+    tiles = []
+    # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
+    for start in range(0, max(count, 1), size):
+        stop = min(start + size, count)
+        end = stop + int(stop < count and bool(rows.is_pair[stop - 1]))
+        part = hidden_MH[start:end]
+        logits = student.project(part)
+        taught = None if teacher is None or taught_MH is None else teacher.project(taught_MH[start:end])
+
+        def bounds_of(*arguments: Any, start: int = start, stop: int = stop) -> tuple[Tensor, Tensor]:
+            assert bounds is not None
+            return bounds.tile(start, stop, *arguments)
+
+        own = TileRows(*(tensor[start:stop] for tensor in rows))
+        terms = tile_terms(taught, logits, own, bounds_of, options, need_logits_grad=any(wants))
+        if terms.grad_logits is not None:
+            pulled = student.pull(terms.grad_logits, logits, part, to_hidden=wants[0])
+            if grad_MH is not None and pulled is not None:
+                grad_MH[start:end] += pulled
+        tiles.append(terms._replace(grad_logits=None))
+    if grad_MH is None:
+        return tiles, None
+    grad_NH = torch.zeros(student_hidden.shape, dtype=dtype, device=student_hidden.device)
+    return tiles, grad_NH.index_copy_(0, kept_M, grad_MH)
+
+
+def _finish(
+    tiles: list[TileTerms],
+    inputs: list[tuple[Tensor | None, Tensor | None]],
+    bounds: RowBounds | None,
+    price: Tensor | None,
+    options: TermOptions,
+    weights: Sequence[float],
+    counts: TermCounts,
+    kept_M: Tensor,
+    dtype: torch.dtype,
+) -> LossTerms:
+    """Means, their weighted sum with its gradients attached, and the collected rows."""
+
+    def mean(name: str, count: float) -> Tensor:
+        total = torch.stack([getattr(tile, name) for tile in tiles]).sum()
+        return total / count if count > 0 else torch.zeros_like(total)
+
+    means = [mean("sft", counts.sft), mean("dac_kl", counts.dac_kl), mean("span", counts.span)]
+    total = torch.zeros_like(means[0])
+    for weight, value in zip(weights, means, strict=True):
+        # a term without weight is left out: 0 * inf would be NaN
+        if weight != 0:
+            total = total + float(weight) * value
+    penalty = torch.zeros_like(total)
+    if price is not None and weights[1] != 0:
+        penalty = float(weights[1]) * price.to(dtype) * mean("clipped", counts.dac_kl)
+    known: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
+        (tensor, grad, None) for tensor, grad in inputs if tensor is not None and grad is not None
+    ]
+    lower = upper = None
+    if bounds is not None:
+        lower, upper = bounds.joined()
+        if torch.is_grad_enabled() and (lower.requires_grad or upper.requires_grad):
+            grads = torch.cat([tile.bounds_grad for tile in tiles if tile.bounds_grad is not None], dim=1)
+            grads = grads * options.scales[1]
+            priced = None if price is None else grads[2:] * price.to(dtype)
+            for row, bound in enumerate((lower, upper)):
+                known.append((bound, grads[row], None if priced is None else priced[row]))
+    total, penalty = attach_gradients(total, penalty, known)
+    stats = _row_stats(tiles, kept_M, lower, upper) if options.collect else None
+    return LossTerms(total, means[0], means[1], means[2], penalty, stats)
+
+
+def _row_stats(tiles: list[TileTerms], kept_M: Tensor, lower: Tensor | None, upper: Tensor | None) -> RowStats:
+    columns = {name: torch.cat([tile.stats[name] for tile in tiles]) for name in tiles[0].stats}
+    if lower is None or upper is None:
+        columns.pop("clipped")
+        return RowStats(index=kept_M, **columns)
+    return RowStats(
+        index=kept_M,
+        lower=lower.detach(),
+        upper=upper.detach(),
+        retained_mass=1.0 - columns["clipped"],
+        **columns,
+    )

@@ -1,0 +1,46 @@
+"""Teachers and students: load, build, prune, adapt, compare vocabularies, save."""
+
+from mgsr.models.building import (
+    FAMILIES,
+    ParameterCounts,
+    build_causal_lm,
+    count_parameters,
+    freeze,
+    prune_depth,
+)
+from mgsr.models.folders import content_fingerprint, save_model_folder
+from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
+from mgsr.models.lora import add_lora, merge_lora
+from mgsr.models.sources import ModelSource, resolve_source
+from mgsr.models.vocabulary import (
+    VocabularyConflict,
+    VocabularyReport,
+    align_vocabularies,
+    logits_width,
+    shared_vocab_size,
+    vocabulary_report,
+)
+
+__all__ = [
+    "FAMILIES",
+    "ModelSource",
+    "ParameterCounts",
+    "VocabularyConflict",
+    "VocabularyReport",
+    "add_lora",
+    "align_vocabularies",
+    "build_causal_lm",
+    "content_fingerprint",
+    "count_parameters",
+    "freeze",
+    "load_causal_lm",
+    "load_tokenizer",
+    "logits_width",
+    "merge_lora",
+    "parse_dtype",
+    "prune_depth",
+    "resolve_source",
+    "save_model_folder",
+    "shared_vocab_size",
+    "vocabulary_report",
+]

@@ -1,0 +1,131 @@
+"""Model folders on disk: written as a whole or not at all, and told apart by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr.errors import UserError
+from mgsr.models.sources import check_weights_folder
+
+# what a config says about its writer or its run, not about the function the model computes
+_PASSING_KEYS = frozenset(
+    {"_name_or_path", "name_or_path", "_model_name_or_path", "transformers_version", "architectures"}
+    | {"dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache"}
+)
+
+
+def save_model_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path
+) -> Path:
+    """Write a model and its tokenizer as a folder that `load_causal_lm` and `load_tokenizer` read.
+
+    Everything goes to a hidden folder beside it that is renamed at the end, so a reader never meets half a
+    model. A model folder that is already there is replaced; any other folder is left alone.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: `folder` is a file, or holds something else than a model; the disk refuses.
+        ValueError: adapters are not merged (`merge_lora` first).
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"a plain transformers model is needed, not {type(model).__name__}: merge adapters first"
+        )
+    target = Path(folder).expanduser().absolute()
+    if target.exists() and not _may_replace(target):
+        raise UserError(f"`{target}` exists and is no model folder: choose another or remove it")
+    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
+    retired = target.parent / f".{target.name}.{os.getpid()}.old"
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        if target.exists():
+            target.rename(retired)
+        partial.rename(target)
+    except OSError as error:
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise UserError(f"model folder `{target}` cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+    return target
+
+
+def _may_replace(target: Path) -> bool:
+    return target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))
+
+
+def content_fingerprint(model: PreTrainedModel | str | Path) -> str:
+    """SHA-256 over the weights (names, types, shapes, bytes; tied ones once) and the config, in hex.
+
+    Where the folder lies, how it is cut into files and who wrote it do not matter. A folder written by
+    `save_model_folder` and the model loaded from it in the folder's dtype have the same fingerprint.
+
+    Args:
+        model: a model whose weights are whole (not sharded), or a folder with safetensors weights.
+
+    Raises:
+        UserError: not a model folder, or unreadable weights.
+    """
+    if isinstance(model, PreTrainedModel):
+        weights = _weights_in_memory(model)
+        return _digest(json.loads(model.config.to_json_string()), weights)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"`{folder}` is not a folder")
+    check_weights_folder(folder)
+    with ExitStack() as files:
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return _digest(config, _weights_on_disk(folder, files))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"`{folder}` cannot be read as a model: {error}") from error
+
+
+def _weights_in_memory(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:
+    """One entry per stored tensor: aliases that tying leaves out of the file are left out here too."""
+    state = model.state_dict()
+    targets = set(getattr(model, "all_tied_weights_keys", None) or {})
+    owned = {tensor.data_ptr() for name, tensor in state.items() if name not in targets}
+    return {
+        name: lambda tensor=tensor: tensor  # type: ignore[misc]
+        for name, tensor in state.items()
+        if name not in targets or tensor.data_ptr() not in owned
+    }
+
+
+def _weights_on_disk(folder: Path, files: ExitStack) -> dict[str, Callable[[], Tensor]]:
+    weights: dict[str, Callable[[], Tensor]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        opened = files.enter_context(safe_open(path, framework="pt"))
+        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+            weights[name] = lambda opened=opened, name=name: opened.get_tensor(name)  # type: ignore[misc]
+    return weights
+
+
+def _digest(config: Mapping[str, Any], weights: Mapping[str, Callable[[], Tensor]]) -> str:
+    lasting = {key: value for key, value in config.items() if key not in _PASSING_KEYS}
+    digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode())
+    for name in sorted(weights):
+        tensor = weights[name]().detach().cpu().contiguous()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(raw)
+    return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""Load tokenizers and causal language models: safetensors or GGUF, never pickle."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from mgsr.errors import UserError, did_you_mean
+from mgsr.models.sources import (
+    ModelSource,
+    check_gguf_packages,
+    check_weights_folder,
+    one_line_errors,
+    resolve_source,
+)
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# `tokenizer.ggml.pre` of vocabularies that split off every digit before the byte-level split
+_DIGIT_BY_DIGIT = frozenset({"smollm"})
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of a name such as `bfloat16`.
+
+    Raises:
+        UserError: no such floating-point type.
+
+    >>> parse_dtype("bfloat16")
+    torch.bfloat16
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"dtype `{dtype}` is not one of {', '.join(DTYPES)}{did_you_mean(dtype, DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_tokenizer(
+    source: str | Path,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model.
+
+    Where the tokenizer has no padding token the end-of-text token stands in for it: padding is masked by
+    position, so the two may share an id. A tokenizer built from a GGUF file is given the pre-tokenizer that
+    the file names, where transformers does not know it (SmolLM: every digit alone, then byte-level).
+
+    Args:
+        source, gguf_file, revision: see `mgsr.models.sources.resolve_source`.
+        trust_remote_code: allow a hub repository to run its own Python code.
+
+    Raises:
+        UserError: nothing there, no tokenizer in it, the hub is out of reach, a package for GGUF is missing,
+            or the tokenizer has no end-of-text token.
+    """
+    found = resolve_source(source, gguf_file=gguf_file, revision=revision)
+    if found.gguf_file is not None:
+        check_gguf_packages(found.gguf_file)
+    elif found.is_local and not list(Path(found.location).glob("*token*")):
+        # without this transformers tries to build an empty tokenizer from the config alone
+        raise UserError(f"`{source}` holds no tokenizer (no tokenizer.json)")
+    with one_line_errors(str(source)):
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.location, **_options(found, revision, trust_remote_code)
+        )
+        if found.gguf_file is not None:
+            _mend_pre_tokenizer(tokenizer, _gguf_path(found, revision))
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of `{source}` has no end-of-text token (eos_token): name one in it")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(
+    source: str | Path,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, in eval mode, on the CPU.
+
+    A GGUF file is unpacked into a plain model, which trains and saves like any other.
+
+    Args:
+        source, gguf_file, revision: see `mgsr.models.sources.resolve_source`.
+        dtype: float64, float32, bfloat16 or float16, whatever the file holds.
+        attn_implementation: `eager`, `sdpa`, `flash_attention_2`, ...; None = transformers' choice.
+        trust_remote_code: allow a hub repository to run its own Python code.
+
+    Raises:
+        UserError: nothing there, pickled weights, weights that do not fit the config (missing or of another
+            shape), no causal language model, the hub is out of reach, a package is missing.
+    """
+    found = resolve_source(source, gguf_file=gguf_file, revision=revision)
+    options = _options(found, revision, trust_remote_code) | {"dtype": parse_dtype(dtype)}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if found.gguf_file is not None:
+        check_gguf_packages(found.gguf_file)
+        # unpacked even where a kernel could compute on the blocks: the weights are to be trained and saved
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
+        if found.is_local:
+            check_weights_folder(Path(found.location))
+    with one_line_errors(str(source)):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            found.location, output_loading_info=True, **options
+        )
+        model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model `{source}` lacks {len(missing)} weights that its config asks for, such as `{missing[0]}`"
+        )
+    return _unpacked(model) if found.gguf_file is not None else model
+
+
+def rebuild(
+    model: PreTrainedModel, config: transformers.PretrainedConfig, state: dict[str, torch.Tensor]
+) -> PreTrainedModel:
+    """A plain model of `model`'s class from a config and all of its weights; no random numbers are drawn.
+
+    In eval mode, on `model`'s device; it may share memory with `state`. Every parameter requires gradients.
+    """
+    rebuilt: Any = type(model).from_pretrained(
+        None,
+        config=config,
+        state_dict=state,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
+    fresh, report = rebuilt
+    assert not report["missing_keys"], report["missing_keys"]
+    assert not report["unexpected_keys"], report["unexpected_keys"]
+    return fresh.to(model.device)
+
+
+def _options(found: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if found.gguf_file is not None:
+        options["gguf_file"] = found.gguf_file
+    if revision is not None:
+        options["revision"] = revision
+    return options
+
+
+def _gguf_path(found: ModelSource, revision: str | None) -> str:
+    if found.is_local:
+        return str(Path(found.location) / str(found.gguf_file))
+    return str(cached_file(found.location, str(found.gguf_file), revision=revision))
+
+
+def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: str) -> None:
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    if field is not None and field.contents() in _DIGIT_BY_DIGIT:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+
+
+def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that forgot its GGUF file: transformers refuses to save the original."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return rebuild(model, config, dict(model.state_dict()))

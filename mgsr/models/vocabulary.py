@@ -1,0 +1,160 @@
+"""Do teacher and student mean the same token by the same id, and on how many ids?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr.errors import UserError
+
+
+@dataclass(frozen=True)
+class VocabularyConflict:
+    """One token that the two tokenizers number differently; None = the tokenizer does not have it."""
+
+    token: str
+    teacher_id: int | None
+    student_id: int | None
+
+
+@dataclass(frozen=True)
+class VocabularyReport:
+    """How two tokenizers compare.
+
+    Attributes:
+        teacher_size, student_size: largest id + 1 of each.
+        shared_size: ids below this are numbered by both: the smaller of the two sizes.
+        conflicts: how many tokens disagree on the ids that both use.
+        example: the disagreement with the smallest id, or None.
+        eos_ids, bos_ids: of teacher and student.
+    """
+
+    teacher_size: int
+    student_size: int
+    shared_size: int
+    conflicts: int
+    example: VocabularyConflict | None
+    eos_ids: tuple[int | None, int | None]
+    bos_ids: tuple[int | None, int | None]
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps the two from being compared id by id, in one line; None where they agree."""
+        if self.example is not None:
+            return (
+                f"{self.conflicts} tokens differ: `{self.example.token}` is {_id(self.example.teacher_id)} "
+                f"for the teacher and {_id(self.example.student_id)} for the student"
+            )
+        for name, (teacher, student) in (("eos", self.eos_ids), ("bos", self.bos_ids)):
+            # models of one family differ in whether they name a beginning token; an end they must share
+            tolerated = name == "bos" and None in (teacher, student)
+            if teacher != student and not tolerated:
+                return (
+                    f"the {name} token is {_id(teacher)} for the teacher and {_id(student)} for the student"
+                )
+        return None
+
+
+def _id(token_id: int | None) -> str:
+    return "absent" if token_id is None else f"id {token_id}"
+
+
+def vocabulary_report(
+    teacher_tokenizer: PreTrainedTokenizerBase, student_tokenizer: PreTrainedTokenizerBase
+) -> VocabularyReport:
+    """Compare two tokenizers token by token, added tokens included.
+
+    A conflict is a token that both have under different ids, or an id that both use for different tokens.
+    Tokens that only one has, under ids the other leaves free, are none.
+    """
+    teacher_vocab = teacher_tokenizer.get_vocab()
+    same = teacher_tokenizer is student_tokenizer
+    student_vocab = teacher_vocab if same else student_tokenizer.get_vocab()
+    conflicts = [] if same or teacher_vocab == student_vocab else _conflicts(teacher_vocab, student_vocab)
+    teacher_size = max(teacher_vocab.values(), default=-1) + 1
+    student_size = max(student_vocab.values(), default=-1) + 1
+    return VocabularyReport(
+        teacher_size=teacher_size,
+        student_size=student_size,
+        shared_size=min(teacher_size, student_size),
+        conflicts=len(conflicts),
+        example=conflicts[0] if conflicts else None,
+        eos_ids=(teacher_tokenizer.eos_token_id, student_tokenizer.eos_token_id),
+        bos_ids=(teacher_tokenizer.bos_token_id, student_tokenizer.bos_token_id),
+    )
+
+
+def _conflicts(teacher_vocab: dict[str, int], student_vocab: dict[str, int]) -> list[VocabularyConflict]:
+    """All disagreements, ordered by the teacher's id."""
+    student_ids = set(student_vocab.values())
+    found = []
+    for token, teacher_id in teacher_vocab.items():
+        student_id = student_vocab.get(token)
+        if student_id != teacher_id and (student_id is not None or teacher_id in student_ids):
+            found.append(VocabularyConflict(token, teacher_id, student_id))
+    return sorted(found, key=lambda conflict: (conflict.teacher_id, conflict.token))
+
+
+def logits_width(model: PreTrainedModel) -> int:
+    """How many ids `model` can both read and score: its embedding rows, padding included."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings")
+    return min(embedding.weight.shape[0], head.weight.shape[0])
+
+
+def shared_vocab_size(
+    teacher_tokenizer: PreTrainedTokenizerBase,
+    student_tokenizer: PreTrainedTokenizerBase,
+    teacher_model: PreTrainedModel,
+    student_model: PreTrainedModel,
+) -> int:
+    """The number of ids that both tokenizers number alike and both models can score.
+
+    Ids from there on are padding of the embeddings, or tokens that one side added; logits are cut to this
+    width before any softmax, in sampling too (`align_vocabularies`).
+
+    Raises:
+        UserError: the tokenizers disagree on a token or on the end-of-text id (the message shows both ids),
+            or the end-of-text token falls outside the shared ids.
+    """
+    report = vocabulary_report(teacher_tokenizer, student_tokenizer)
+    if report.problem is not None:
+        raise UserError(
+            f"teacher and student must share token ids, but {report.problem}: use models of one family"
+        )
+    size = min(report.shared_size, logits_width(teacher_model), logits_width(student_model))
+    eos_id = report.eos_ids[0]
+    if eos_id is not None and eos_id >= size:
+        raise UserError(
+            f"the eos token (id {eos_id}) is outside the {size} ids that teacher and student share: "
+            "a model's embedding is narrower than its tokenizer"
+        )
+    return size
+
+
+def align_vocabularies(teacher_logits: Tensor, student_logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cut the last dimension of both to the shared ids. Views, no copies; gradients pass.
+
+    Args:
+        teacher_logits, student_logits: `[..., V_T]` and `[..., V_S]`.
+        size: from `shared_vocab_size`.
+
+    Returns:
+        `[..., size]` twice.
+
+    Raises:
+        ValueError: `size` is below 1 or exceeds a width.
+
+    >>> import torch
+    >>> [tuple(x.shape) for x in align_vocabularies(torch.zeros(2, 8), torch.zeros(2, 6), 5)]
+    [(2, 5), (2, 5)]
+    """
+    narrower = min(teacher_logits.shape[-1], student_logits.shape[-1])
+    if not 1 <= size <= narrower:
+        raise ValueError(f"size must be in [1, {narrower}], not {size}")
+    return teacher_logits[..., :size], student_logits[..., :size]

@@ -1,0 +1,148 @@
+"""The objective of a run: its configuration bound to the tiled loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgsr.clip_network import ClipNetwork
+from mgsr.config import ExperimentConfig
+from mgsr.data.collate import Batch
+from mgsr.heads import OutputHead
+from mgsr.losses import LossTerms, tiled_objective
+
+Weights = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """w_sft * SFT + w_dac * token-level divergence + w_span * span correlation (Liu et al. 2024, eq. 1)."""
+
+    weights: Weights
+    clip: Any
+    options: dict[str, Any]
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.weights[1] > 0 or self.weights[2] > 0
+
+    def __call__(
+        self,
+        batch: Batch,
+        student_hidden_BTH: Tensor,
+        student: OutputHead,
+        teacher_hidden_BTH: Tensor | None,
+        teacher: OutputHead | None,
+        *,
+        weights: Weights | None = None,
+        vocab_size: int | None = None,
+        collect_rows: bool = False,
+    ) -> LossTerms:
+        """Terms of one micro-batch, each over the denominator of its whole optimiser step.
+
+        Args:
+            student_hidden_BTH: last hidden states; state t predicts token t + 1.
+            weights: in place of the configured ones, as for the gradient norm of one term.
+            vocab_size: number of token ids that teacher and student share.
+            collect_rows: keep per-token figures for logging.
+        """
+        labels_N, span_ids_N, sft_mask_N = shift(batch)
+        return tiled_objective(
+            flatten(student_hidden_BTH),
+            student.weight,
+            flatten(teacher_hidden_BTH) if teacher_hidden_BTH is not None else None,
+            teacher.weight if teacher is not None else None,
+            labels_N,
+            span_ids_N,
+            clip=self.clip,
+            weights=self.weights if weights is None else weights,
+            sft_mask=sft_mask_N,
+            counts=batch.counts.as_tuple(),
+            student_bias=student.bias,
+            student_scale=student.scale,
+            student_softcap=student.softcap,
+            teacher_bias=teacher.bias if teacher is not None else None,
+            teacher_scale=teacher.scale if teacher is not None else 1.0,
+            teacher_softcap=teacher.softcap if teacher is not None else None,
+            vocab_size=vocab_size,
+            collect_rows=collect_rows,
+            **self.options,
+        )
+
+
+def flatten(hidden_BTH: Tensor) -> Tensor:
+    """States that predict a next token, one row each: `[B, T, H]` -> `[B (T - 1), H]`."""
+    return hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])
+
+
+def shift(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, span ids and ground-truth rows as `[B (T - 1)]`, aligned with `flatten`'s rows."""
+    labels = batch.labels[:, 1:]
+    ground_truth = batch.is_ground_truth[:, None].expand_as(labels)
+    return labels.reshape(-1), batch.span_ids[:, 1:].reshape(-1), ground_truth.reshape(-1)
+
+
+def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[float, float] | None) -> Any:
+    """The clip network, or a pair of fixed bounds.
+
+    Args:
+        vocab_size: classes that the divergence sees; top_k measures rank in shares of it.
+        mean_bounds: for `clip.mode: mean_of_run`, the bounds read from that run.
+    """
+    clip = config.clip
+    if clip.mode == "fixed":
+        return (clip.lower, clip.upper)
+    if clip.mode == "mean_of_run":
+        assert mean_bounds is not None
+        return mean_bounds
+    if clip.mode == "top_k":
+        return (float("-inf"), clip.top_k / vocab_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return ClipNetwork(
+            hidden=clip.hidden_size,
+            lower_max=clip.lower_max,
+            upper_min=clip.upper_min,
+            upper_max=clip.upper_max,
+            sharpness=clip.sharpness,
+            objective=clip.objective,
+            mass_price=clip.mass_price,
+            clip_share=clip.clip_share,
+        )
+
+
+def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
+    """Bind the configuration to the loss."""
+    objective, clip_config = config.objective, config.clip
+    top_k = clip_config.mode == "top_k"
+    divergence = {
+        "symmetric_kl": {"weight": objective.divergence_weight},
+        "jensen_shannon": {"beta": objective.beta},
+        "skewed_forward_kl": {"alpha": objective.alpha},
+        "skewed_reverse_kl": {"alpha": objective.alpha},
+    }
+    options: dict[str, Any] = {
+        "divergence": objective.divergence,
+        "divergence_kwargs": divergence.get(objective.divergence),
+        "temperature": objective.temperature,
+        # top-k is a hard mask on rank
+        "sharpness": 0.0 if top_k else clip_config.sharpness,
+        "quantile": "rank" if top_k else clip_config.quantile,
+        "ramp": clip_config.ramp,
+        "target": clip_config.target,
+        "keep_target": clip_config.keep_target,
+        "form": clip_config.form,
+        "span_norm": config.spans.norm,
+        "span_relation": config.spans.relation,
+    }
+    if objective.tile_size:
+        options["tile_size"] = objective.tile_size
+    return Objective((objective.w_sft, objective.w_dac, objective.w_span), clip, options)
+
+
+def clip_network(objective: Objective) -> nn.Module | None:
+    """The trained part of the clipping, if there is one."""
+    return objective.clip if isinstance(objective.clip, nn.Module) else None

@@ -1,0 +1,67 @@
+"""Figures as tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
+
+
+def show(table: Table) -> None:
+    # a pipe has no width of its own; 100 columns keep rows on one line
+    console = Console()
+    (console if console.is_terminal else Console(width=100)).print(table)
+
+
+def study_table(summary: Mapping[str, Any]) -> Table:
+    """Test figures of every arm, and its distance to the baseline arm where several seeds allow one."""
+    seeds = summary["seeds"]
+    table = Table(title=f"{summary['study']}: test set, {len(seeds)} training seed(s)")
+    for name in ("model", "ROUGE-L", "std", "exact match", "distinct-2"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for name, value in summary.items():
+        if name in NOT_ARMS:
+            continue
+        table.add_row(
+            name,
+            f"{value['rouge_l']:.2f}",
+            f"{value['rouge_l_std']:.2f}",
+            f"{100 * value['exact_match']:.1f} %",
+            f"{value['distinct_2']:.3f}",
+        )
+    over = next(v["std_over"] for k, v in summary.items() if k not in NOT_ARMS)
+    caption = [f"std over {over}"]
+    scrg = summary.get("scrg")
+    if scrg:
+        caption.append(
+            f"SCRG: student and teacher disagree on {100 * scrg['disagreement_rate']:.1f} % of tokens, "
+            f"{100 * scrg['corrected_fraction']:.1f} % of sequences corrected"
+        )
+    for name, d in summary.get("paired_difference", {}).items():
+        caption.append(
+            f"{name}: {d['mean']:+.2f} ROUGE-L, 95% interval {d['low']:+.2f} to {d['high']:+.2f} (paired t)"
+        )
+    table.caption = "\n".join(caption)
+    return table
+
+
+def evaluation_table(results: Mapping[str, Any]) -> Table:
+    """Figures of one model on several sets."""
+    table = Table(title="evaluation")
+    for name in ("set", "rows", "ROUGE-L", "std over seeds", "exact match", "distinct-2", "words"):
+        table.add_column(name, justify="left" if name == "set" else "right")
+    for name, value in results.items():
+        table.add_row(
+            name,
+            str(value["examples"]),
+            f"{value['rouge_l']:.2f}",
+            f"{value['rouge_l_std']:.2f}",
+            f"{100 * value['exact_match']:.1f} %",
+            f"{value['distinct_2']:.3f}",
+            f"{value['mean_words']:.1f}",
+        )
+    return table

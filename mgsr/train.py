@@ -1,0 +1,316 @@
+"""One run: prepare models and data, distil, evaluate the best checkpoint on the test sets, write metrics.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgsr import __version__, models
+from mgsr.config import ExperimentConfig, config_from_tree, dump, flat_tree, read_yaml
+from mgsr.data.corpus import read_manifest, write_atomically
+from mgsr.data.prompts import Example, pad_id, require_eos
+from mgsr.data.rows import Row
+from mgsr.datamodule import DistillationDataModule
+from mgsr.distillation import DistillationModule
+from mgsr.errors import ConfigError, UserError
+from mgsr.evaluation import Predictor, evaluate
+from mgsr.fitting import fit, load_student
+from mgsr.material import build_annotation, encode, read_split
+from mgsr.objective import Objective, build_clip, build_objective
+from mgsr.optimisation import training_length
+from mgsr.progress import say
+from mgsr.stages import Prepared, cache_folder, cached_evaluation, prepare_student, prepare_teacher
+from mgsr.writing import build_write
+
+# keys that may differ when a run is taken up again: they change no number of it
+NEUTRAL = ("trainer.threads", "trainer.log_every_n_steps", "trainer.text_samples", "run_root")
+
+
+def run_folder(config: ExperimentConfig) -> Path:
+    return Path(config.run_root) / config.experiment / config.arm / f"seed={config.seed}"
+
+
+def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Run a configuration to its end and return what `metrics.json` holds.
+
+    Args:
+        resume: go on with what the run folder holds; otherwise a folder that holds a run is refused.
+
+    Raises:
+        UserError: anything the user can mend, as one line.
+    """
+    began = time.monotonic()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    folder = run_folder(config)
+    open_run_folder(folder, config, resume=resume)
+    done = folder / "metrics.json"
+    if done.exists():
+        say(f"{folder}: complete already")
+        return json.loads(done.read_text(encoding="utf-8"))
+
+    rows = {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
+    teacher = prepare_teacher(config, rows["dev"])
+    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    tokenizer = student.tokenizer
+    vocab_size = shared_vocabulary(teacher, student)
+    tests = {
+        name: (rows[name], list(encode(rows[name], tokenizer, config.data, f"{name} rows").examples))
+        for name in ("test", *config.data.test_sets)
+    }
+    metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed}
+    if teacher is not None:
+        metrics["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
+    metrics["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
+
+    started = time.monotonic()
+    module, data, best = distil(config, rows["train"], rows["dev"], teacher, student, vocab_size, folder)
+    metrics["seconds_training"] = time.monotonic() - started
+    if best is not None:
+        load_student(module.student, best)
+    metrics.update(_figures(module, data))
+    metrics["result"] = _test(config, module, student, tests, folder)
+    metrics["seconds"] = time.monotonic() - began
+    write_atomically(done, json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def open_run_folder(folder: Path, config: ExperimentConfig, *, resume: bool) -> None:
+    """Make the run folder, or see that the one that is there belongs to this very configuration."""
+    written = folder / "config.yaml"
+    if written.exists():
+        there = config_from_tree(read_yaml(written), source=str(written))
+        changed = changed_keys(there, config)
+        if changed:
+            raise ConfigError(
+                f"{folder}: holds a run of another config (differs in {', '.join(changed)}); choose another "
+                "arm, experiment or run_root, or delete it"
+            )
+        if not resume:
+            raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
+        return
+    if resume:
+        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(written, dump(config))
+
+
+def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
+    """Dotted names of the keys in which two configurations differ, those that change nothing left out."""
+    left, right = flat_tree(asdict(a)), flat_tree(asdict(b))
+    return [name for name in left if left[name] != right.get(name) and name not in NEUTRAL]
+
+
+def load_run_config(folder: str | Path) -> ExperimentConfig:
+    """The configuration a run folder was made with."""
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
+    return config_from_tree(read_yaml(path), source=str(path))
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit, as far as they can be told."""
+    try:
+        here = Path(__file__).resolve().parent
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    import lightning
+    import transformers
+
+    return {
+        "mgsr": __version__,
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
+    """Number of token ids that both models share; refuses tokenizers that disagree."""
+    require_eos(student.tokenizer)
+    if teacher is None:
+        return len(student.tokenizer)
+    return models.shared_vocab_size(teacher.tokenizer, student.tokenizer, teacher.model, student.model)
+
+
+def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
+    """For `clip.mode: mean_of_run`: the mean learned bounds of a finished run."""
+    if config.clip.mode != "mean_of_run":
+        return None
+    path = Path(config.clip.run) / "metrics.json"
+    try:
+        bounds = json.loads(path.read_text(encoding="utf-8"))["dac"]
+        return float(bounds["lower"]), float(bounds["upper"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"`clip.run`: {path} holds no mean bounds; name a finished run with clip.mode=network"
+        ) from None
+
+
+def distil(
+    config: ExperimentConfig,
+    train_rows: list[Row],
+    dev_rows: list[Row],
+    teacher: Prepared | None,
+    student: Prepared,
+    vocab_size: int,
+    folder: Path,
+) -> tuple[DistillationModule, DistillationDataModule, Path | None]:
+    """The main job: returns the trained module, its data, and the best checkpoint by dev ROUGE-L."""
+    tokenizer = student.tokenizer
+    annotation = build_annotation(
+        tokenizer,
+        config.spans,
+        seed=config.seed,
+        cache_file=cache_folder(config) / "phrases.json",
+        wanted=config.objective.w_span > 0,
+    )
+    train_examples = encode(train_rows, tokenizer, config.data, "training rows").examples
+    dev_examples: tuple[Example, ...] = encode(dev_rows, tokenizer, config.data, "dev rows").examples
+    train_sequences = annotation.ground_truth(train_examples)
+    length = training_length(config.train, len(train_sequences), config.trainer.devices * config.trainer.num_nodes)
+    objective = build_objective(config, build_clip(config, vocab_size, mean_bounds(config)))
+    needs_teacher = objective.needs_teacher or config.scrg.enabled
+    teacher_model = teacher.model if teacher is not None and needs_teacher else None
+    module = build_module(config, adapted(student.model, config), teacher_model, objective, length, vocab_size)
+    write = build_write(
+        config,
+        module.student,
+        teacher_model,
+        tokenizer,
+        annotation,
+        vocab_size=vocab_size,
+        check=module.check_stop,
+    )
+    data = DistillationDataModule(
+        config,
+        train_sequences,
+        annotation.ground_truth(dev_examples),
+        stage=config.train,
+        length=length,
+        pad_token_id=pad_id(tokenizer),
+        run_folder=folder,
+        seed=config.seed,
+        write=write if config.scrg.enabled else None,
+    )
+    shown = dev_examples[: config.evaluation.val_rows or None]
+    predictor = Predictor(
+        tokenizer, shown, config.evaluation, vocab_size=vocab_size, pad_token_id=pad_id(tokenizer)
+    )
+    module.predict = predictor
+    name = f"{config.experiment}/{config.arm} seed {config.seed}"
+    best = fit(
+        config,
+        module,
+        data,
+        tokenizer,
+        folder=folder,
+        length=length,
+        name=name,
+        predictor=predictor,
+        hyper_parameters=asdict(config),
+    )
+    return module, data, best
+
+
+def adapted(student: Any, config: ExperimentConfig) -> Any:
+    """The student as it is trained: itself, or with low-rank adapters on it."""
+    lora = config.student.lora
+    if not lora.r:
+        return student
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return models.add_lora(
+            student,
+            r=lora.r,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules or None,
+        )
+
+
+def build_module(
+    config: ExperimentConfig, student: Any, teacher: Any, objective: Objective, length: Any, vocab_size: int
+) -> DistillationModule:
+    return DistillationModule(
+        student,
+        teacher,
+        objective,
+        train=config.train,
+        trainer=config.trainer,
+        total_steps=length.total_steps,
+        micro_batches=length.micro_batches,
+        vocab_size=vocab_size,
+        clip_lr=config.clip.lr,
+        seed=config.seed,
+    )
+
+
+def _figures(module: DistillationModule, data: DistillationDataModule) -> dict[str, Any]:
+    """What the training itself showed: rounds of text, clipping bounds, dev figures."""
+    trainer = module.trainer
+    figures: dict[str, Any] = {"steps": trainer.global_step}
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    figures["val"] = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
+    figures["dac"] = {k.removeprefix("dac/"): v for k, v in metrics.items() if k.startswith("dac/")}
+    best: list[Any] = list(trainer.checkpoint_callbacks)
+    scores = [float(c.best_model_score) for c in best if getattr(c, "best_model_score", None) is not None]
+    if scores:
+        figures["val"]["best_rouge_l"] = max(scores)
+    rounds = [read_manifest(path) or {} for path in sorted((data.run_folder / "scrg").glob("round=*"))]
+    statistics = [r["statistics"] for r in rounds if r.get("statistics")]
+    if statistics:
+        names = set().union(*statistics)
+        figures["scrg"] = {
+            name: sum(values) / len(values)
+            for name in sorted(names)
+            if (values := [s[name] for s in statistics if name in s])
+        }
+        figures["scrg"]["rounds"] = len(statistics)
+    return figures
+
+
+def _test(
+    config: ExperimentConfig,
+    module: DistillationModule,
+    student: Prepared,
+    tests: dict[str, tuple[list[Row], list[Example]]],
+    folder: Path,
+) -> dict[str, Any]:
+    """Read the test sets, once, with the chosen checkpoint."""
+    say(f"{config.arm}: writing the test sets with {len(config.evaluation.seeds)} seeds")
+    results = {}
+    for name, (_, examples) in tests.items():
+        predictor = Predictor(
+            student.tokenizer, examples, config.evaluation, pad_token_id=pad_id(student.tokenizer)
+        )
+        evaluation = evaluate(module.student, predictor)
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
+        write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
+        results[name] = evaluation.summary
+    logger = module.logger
+    if logger is not None:
+        logger.log_metrics({"hp/rouge_l": results["test"]["rouge_l"]}, module.trainer.global_step)
+        logger.save()
+    return results

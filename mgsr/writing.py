@@ -1,0 +1,138 @@
+"""Who writes the text of a round: the configuration bound to SCRG or to what stands in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from mgsr.config import ExperimentConfig
+from mgsr.data.corpus import RoundEntry
+from mgsr.data.prompts import pad_id, require_eos
+from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
+from mgsr.material import Annotation
+from mgsr.progress import progress
+from mgsr.rendering import decode
+from mgsr.scrg import Prompt, RevisedSequence, revise
+
+Texts = tuple[list[RevisedSequence], list[dict[str, Any]]]
+Write = Callable[[Sequence[Prompt], int], list[RoundEntry]]
+
+
+def build_write(
+    config: ExperimentConfig,
+    student: Any,
+    teacher: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    annotation: Annotation,
+    *,
+    vocab_size: int,
+    check: Callable[[], None] = lambda: None,
+) -> Write:
+    """A function that writes one round with `student` (and `teacher`) as they stand when it is called.
+
+    Args:
+        student, teacher: causal language models; the teacher may be None for plain student text.
+        annotation: finds the spans of what was written.
+        vocab_size: token ids that both models share; no other is ever written.
+        check: called between batches; may raise to stop.
+    """
+
+    def write(prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+        entries: list[RoundEntry] = []
+        # batches of like length: the engine sorts within a batch, this sorts between them
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][1]))
+        size = config.scrg.batch_size
+        with progress(f"round {round_}", len(prompts), unit="sequences") as advance:
+            for start in range(0, len(order), size):
+                check()
+                batch = [prompts[i] for i in order[start : start + size]]
+                revised, extra = _texts(config, student, teacher, tokenizer, batch, round_, vocab_size)
+                spans = annotation.spans([r.response_ids for r in revised])
+                entries += [
+                    RoundEntry(
+                        sequence,
+                        ids,
+                        rollout=decode(tokenizer, sequence.rollout_ids),
+                        response=decode(tokenizer, sequence.response_ids),
+                        **more,
+                    )
+                    for sequence, ids, more in zip(revised, spans, extra, strict=True)
+                ]
+                advance(len(batch))
+        place = {i: k for k, i in enumerate(order)}
+        return [entries[place[i]] for i in range(len(prompts))]
+
+    return write
+
+
+def _texts(
+    config: ExperimentConfig,
+    student: Any,
+    teacher: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    round_: int,
+    vocab_size: int,
+) -> Texts:
+    """The sequences of one batch of prompts, and what else their entries hold."""
+    scrg, seed = config.scrg, config.seed
+    eos = require_eos(tokenizer)
+
+    def language_model(model: Any) -> LanguageModel:
+        return LanguageModel(
+            model,
+            eos_token_id=eos,
+            pad_token_id=pad_id(tokenizer),
+            max_new_tokens=scrg.max_new_tokens,
+            batch_size=scrg.batch_size,
+            vocab_size=vocab_size,
+            max_cache_slots=scrg.max_cache_slots or None,
+        )
+
+    if scrg.text == "student":
+        revised = revise(
+            language_model(student),
+            language_model(teacher) if scrg.passes else None,
+            prompts,
+            passes=scrg.passes,
+            max_new_tokens=scrg.max_new_tokens,
+            eos_token_id=eos,
+            seed=seed,
+            round=round_,
+            teacher_token=scrg.teacher_token,  # type: ignore[arg-type]
+            error_position=scrg.error_position,  # type: ignore[arg-type]
+            kl_threshold=scrg.kl_threshold,
+            vocab_size=vocab_size,
+        )
+        return revised, [{} for _ in revised]
+    if scrg.text == "teacher":
+        written = language_model(teacher).write(prompts, seed=seed, round=round_)
+        return _unrevised(prompts, written), [{} for _ in prompts]
+    if scrg.text == "mixed":
+        writer = MixedWriter(language_model(student), language_model(teacher), alpha=scrg.mixed_alpha)
+        mixed = writer.write_mixed(prompts, seed=seed, round=round_)
+        extra = [{"behaviour_log_probs": text.behaviour_log_probs} for text in mixed]
+        return _unrevised(prompts, [text.response_ids for text in mixed]), extra
+    pair = InterleavedWriter(language_model(student), language_model(teacher), top_k=scrg.interleaved_top_k)
+    texts = pair.write_interleaved(prompts, seed=seed, round=round_)
+    replaced = [{"replaced": tuple(i for i, there in enumerate(t.replaced) if there)} for t in texts]
+    return _unrevised(prompts, [text.response_ids for text in texts]), replaced
+
+
+def _unrevised(prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[RevisedSequence]:
+    """Records of text that no teacher has searched."""
+    return [
+        RevisedSequence(
+            example_id=example_id,
+            prompt_ids=tuple(prompt_ids),
+            rollout_ids=tuple(response),
+            response_ids=tuple(response),
+            corrections=(),
+            status="not_searched",
+            disagreements=0,
+            positions=0,
+        )
+        for (example_id, prompt_ids), response in zip(prompts, responses, strict=True)
+    ]

@@ -1,0 +1,87 @@
+"""Planning steps: every prompt once, the share of student text as asked, groups that differ by one at most."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mgsr.data.sampler import micro_batches_per_step, pack, select, steps_per_epoch
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 200),
+    batch=st.integers(1, 40),
+    fraction=st.floats(0, 1),
+    groups=st.integers(1, 6),
+    epoch=st.integers(0, 3),
+)
+def test_an_epoch_uses_every_prompt_at_most_once(
+    rows: int, batch: int, fraction: float, groups: int, epoch: int
+) -> None:
+    steps = select(rows, batch, seed=0, epoch=epoch, fraction=lambda step: fraction, groups=groups)
+    used = [i for step in steps for i in (*step.ground_truth, *step.student)]
+    assert len(set(used)) == len(used)
+    assert len(steps) == steps_per_epoch(rows, batch, groups)
+    left_out = rows - len(used)
+    assert left_out == 0 or left_out < groups
+    student = sum(len(step.student) for step in steps)
+    # the share is carried over between steps, so an epoch misses it by less than one sequence
+    assert math.floor(fraction * len(used)) - 1e-6 <= student <= math.ceil(fraction * len(used) + 1e-6)
+
+
+def test_half_means_half_of_every_step() -> None:
+    for step in select(64, 16, seed=3, epoch=1, fraction=lambda s: 0.5):
+        assert len(step.student) == len(step.ground_truth) == 8
+
+
+def test_a_share_too_small_for_one_step_still_arrives() -> None:
+    steps = select(100, 5, seed=0, epoch=0, fraction=lambda s: 0.1)
+    assert sum(len(step.student) for step in steps) == 10
+
+
+def test_epochs_differ_and_repeat() -> None:
+    def of(epoch: int, seed: int = 0) -> list[object]:
+        return list(select(32, 8, seed=seed, epoch=epoch, fraction=lambda s: 0.5))
+
+    assert of(0) == of(0)
+    assert of(0) != of(1) and of(0) != of(0, seed=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=24, max_size=80),
+    bucket=st.integers(1, 5),
+    micro=st.integers(1, 3),
+    world=st.integers(1, 3),
+)
+def test_packing_keeps_rows_kinds_and_sizes(lengths: list[int], bucket: int, micro: int, world: int) -> None:
+    rows = [(length, i) for i, length in enumerate(lengths)]
+    steps = [(rows[k : k + 12 : 2], rows[k + 1 : k + 12 : 2]) for k in range(0, len(rows) - 11, 12)]
+    planned = pack(
+        steps, lambda row: row[0], bucket_steps=bucket, micro_batches=micro, world_size=world, seed=0, epoch=0
+    )
+    assert sorted(row for step in planned for row in step.rows) == sorted(r for s in steps for kind in s for r in kind)
+    for step in planned:
+        kinds = [row[1] % 2 for row in step.rows]
+        assert kinds.count(0) == kinds.count(1) == 6
+        groups = [group for ranks in step.micro_batches for group in ranks]
+        assert len(step.micro_batches) == micro and all(len(ranks) == world for ranks in step.micro_batches)
+        assert min(map(len, groups)) >= 1 and max(map(len, groups)) - min(map(len, groups)) <= 1
+
+
+def test_buckets_put_like_lengths_together() -> None:
+    rows = [(length, length) for length in (1, 50, 2, 51, 3, 52, 4, 53)]
+    steps = [(rows[k : k + 2],) for k in range(0, 8, 2)]
+    planned = pack(steps, lambda r: r[0], bucket_steps=4, micro_batches=1, world_size=1, seed=0, epoch=0)
+    assert max(abs(a[0] - b[0]) for a, b in (step.rows for step in planned)) <= 1
+    apart = pack(steps, lambda r: r[0], bucket_steps=1, micro_batches=1, world_size=1, seed=0, epoch=0)
+    assert all(abs(a[0] - b[0]) == 49 for a, b in (step.rows for step in apart))
+
+
+@pytest.mark.parametrize(("batch", "micro", "world", "forwards"), [(32, 32, 1, 1), (32, 8, 2, 2), (33, 8, 2, 3)])
+def test_forwards_per_step(batch: int, micro: int, world: int, forwards: int) -> None:
+    assert micro_batches_per_step(batch, micro, world) == forwards
