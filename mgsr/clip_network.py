@@ -132,7 +132,8 @@ class ClipNetwork(nn.Module):
                 raise ValueError("ClipNetwork needs teacher and student logits, or a summary of both")
             shape = teacher_logits.shape[:-1]
             log_p, log_q = log_probabilities(teacher_logits.detach(), student_logits.detach())
-            summary = summarise(log_p.flatten(0, -2), log_q.flatten(0, -2), self.features)
+            rows = [log_probs.reshape(-1, log_probs.shape[-1]) for log_probs in (log_p, log_q)]
+            summary = summarise(rows[0], rows[1], self.features)
         with torch.autocast(summary.teacher_entropy.device.type, enabled=False):
             lower, upper = self._bounds(summary)
         return (lower, upper) if shape is None else (lower.reshape(shape), upper.reshape(shape))

@@ -103,8 +103,12 @@ class DistillationModule(L.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
+    def on_train_start(self) -> None:
+        # from_pretrained hands out eval mode: without this, dropout is silently off. Not in
+        # on_train_epoch_start alone, which a run that is resumed within an epoch does not call
+        self.student.train()
+
     def on_train_epoch_start(self) -> None:
-        # from_pretrained hands out eval mode and generation ends in it: without this, dropout is silently off
         self.student.train()
         self._clock = time.monotonic()
 

@@ -86,13 +86,15 @@ def shift(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[float, float] | None) -> Any:
-    """The clip network, or a pair of fixed bounds.
+    """The clip network, or a pair of fixed bounds; None where another divergence has no bounds.
 
     Args:
         vocab_size: classes that the divergence sees; top_k measures rank in shares of it.
         mean_bounds: for `clip.mode: mean_of_run`, the bounds read from that run.
     """
     clip = config.clip
+    if config.objective.divergence != "dac_kl":
+        return None
     if clip.mode == "fixed":
         return (clip.lower, clip.upper)
     if clip.mode == "mean_of_run":

@@ -123,6 +123,9 @@ def test_the_fingerprint_sees_content_and_nothing_else(tmp_path):
     save_file(weights, folder / "model.safetensors")
     assert content_fingerprint(folder) == expected
     config = json.loads((folder / "config.json").read_text())
+    passing = {"transformers_version": "6.0", "architectures": ["Other"], "_name_or_path": "/home/x"}
+    (folder / "config.json").write_text(json.dumps(config | passing))
+    assert content_fingerprint(folder) == expected
     (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     assert content_fingerprint(folder) != expected
 
@@ -134,6 +137,9 @@ def test_the_fingerprint_sees_the_type_of_a_weight():
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1.0
     assert content_fingerprint(tiny_model()) != content_fingerprint(model)
+    untied = tiny_model()  # a head of its own, whatever the config says
+    untied.lm_head.weight = torch.nn.Parameter(untied.lm_head.weight + 1.0)
+    assert content_fingerprint(tiny_model()) != content_fingerprint(untied)
 
 
 def test_the_fingerprint_is_a_fixed_function(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -197,7 +198,11 @@ def test_per_layer_settings_follow_their_layers(tmp_path):
 
 def test_pruning_keeps_dtype_mode_and_trainability():
     model = freeze(build("llama", dtype="bfloat16"))
+    model.generation_config.top_k = 7
+    state = torch.get_rng_state()
     pruned = prune_depth(model.train(), [2])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert pruned.generation_config.top_k == 7
     assert pruned.training
     assert {parameter.dtype for parameter in pruned.parameters()} == {torch.bfloat16}
     assert all(parameter.requires_grad for parameter in pruned.parameters())
@@ -222,6 +227,9 @@ def test_counting_counts_tied_weights_once():
     total = 40 * 16 + 32 * 16 + 2 * 16 + 3 * block
     assert count_parameters(model) == (total, total, 72 * 16)
     assert count_parameters(freeze(model)).trainable == 0
+    twins = torch.nn.ModuleList([torch.nn.Embedding(5, 2), torch.nn.Embedding(5, 2)])
+    twins[1].weight = twins[0].weight
+    assert count_parameters(twins) == (10, 10, 10)
 
 
 def test_freezing_is_in_place():
@@ -238,7 +246,9 @@ def test_adapters_start_as_the_identity_train_alone_and_merge(family, targets, t
     model = build(family).eval()
     frozen = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = model(TOKENS).logits.detach()
-    adapted = add_lora(model, r=2, alpha=4, dropout=0.0, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # peft's, where the layout of the weights is not told
+        adapted = add_lora(model, r=2, alpha=4, dropout=0.0, target_modules=targets)
     assert torch.equal(adapted(TOKENS).logits, before)
     trainable = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert trainable and all("lora_" in name for name in trainable)

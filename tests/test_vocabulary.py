@@ -79,6 +79,8 @@ def test_an_id_that_the_other_leaves_free_is_no_conflict():
     report = vocabulary_report(tokenizer(WORDS), tokenizer(sparse))
     assert report.conflicts == 0
     assert report.shared_size == 6
+    moved = vocabulary_report(tokenizer(WORDS), tokenizer(sparse | {"cat": 9}))
+    assert (moved.conflicts, moved.example) == (1, VocabularyConflict("cat", 4, 9))
 
 
 def test_swapped_tokens_are_shown_with_both_ids():

@@ -26,7 +26,8 @@ from mgsr.losses.reduction import (
     term_counts,
 )
 from mgsr.losses.span import SpanCorrelation, span_correlation
-from mgsr.losses.tiled import LossTerms, RowStats, tiled_objective
+from mgsr.losses.terms import LossTerms, RowStats
+from mgsr.losses.tiled import tiled_objective
 
 __all__ = [
     "DIVERGENCES",

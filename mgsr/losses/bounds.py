@@ -69,7 +69,9 @@ class RowBounds:
         return price.detach()
 
     def limits(self, sharpness: float) -> tuple[tuple[float, float], ...]:
-        """The bounds of a priced module that clip least and most."""
+        """The bounds of a priced module that clip least and most; nothing for any other."""
+        if self.price is None:
+            return ()
         module, low = self.module, -RAMP_REACH * sharpness
         return ((low, float(module.upper_max)), (float(module.lower_max), float(module.upper_min)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,13 +46,20 @@ def ramp_value(x: Tensor, kind: str) -> Tensor:
     return value
 
 
+def ramp_value_(x: Tensor, kind: str) -> Tensor:
+    """`ramp_value` in place, without gradient tracking."""
+    x.sigmoid_()
+    return x.sub_(_TAIL).div_(_SPAN).clamp_(0.0, 1.0) if kind == "clipped" else x
+
+
 def ramp_slope(value: Tensor, kind: str) -> Tensor:
     """Derivative of the ramp, from its value: 0 where the clipped ramp is flat."""
+    product = torch.addcmul(value, value, value, value=-1.0)
     if kind == "sigmoid":
-        return value * (1.0 - value)
-    sigmoid = value * _SPAN + _TAIL
-    slope = sigmoid * (1.0 - sigmoid) / _SPAN
-    return slope.masked_fill((value <= 0.0) | (value >= 1.0), 0.0)
+        return product
+    # the sigmoid is value * span + tail; ceil(product) is 1 between the flat ends and 0 on them
+    between = product.ceil()
+    return product.mul_(_SPAN).add_(between, alpha=_TAIL * (1.0 - _TAIL) / _SPAN)
 
 
 def clip_mask(c: Tensor, lower: Tensor, upper: Tensor, sharpness: float, ramp: str) -> Tensor:
@@ -70,9 +78,38 @@ def ranked_quantile(log_probs_RK: Tensor, quantile: str, width: int) -> Tensor:
         ranks = torch.arange(log_probs_RK.shape[-1], device=log_probs_RK.device, dtype=torch.float64)
         # in float64 first: rank / V then rounds exactly as a bound k / V that came as a Python float
         return (ranks / width).to(log_probs_RK.dtype).expand_as(log_probs_RK)
-    before = log_probs_RK.exp().cumsum(dim=-1)
     # shifted by one, not cumsum - p: that would cancel for the top class
-    return torch.nn.functional.pad(before[..., :-1], (1, 0))
+    before = torch.zeros_like(log_probs_RK)
+    torch.cumsum(log_probs_RK[..., :-1].exp(), dim=-1, out=before[..., 1:])
+    return before
+
+
+def sort_classes(log_probs_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """All classes of every row, descending, ties by smaller id: log-probabilities and ids.
+
+    >>> sort_classes(torch.tensor([[0.0, 2.0, 1.0, 2.0]]))[1]
+    tensor([[1, 3, 2, 0]])
+    """
+    log_probs_RV = log_probs_RV.detach()
+    if log_probs_RV.device.type != "cpu" or log_probs_RV.numel() == 0:
+        return log_probs_RV.sort(dim=-1, descending=True, stable=True)
+    # numpy's sort is several times quicker than torch's on a CPU, but not stable: rows with ties are done again
+    ids = torch.from_numpy(np.argsort(log_probs_RV.neg().numpy(), axis=-1))
+    values = log_probs_RV.gather(-1, ids)
+    if values.shape[-1] > 1:
+        tied = (~((values[:, :-1] - values[:, 1:]).amin(dim=-1) > 0)).nonzero().squeeze(1)
+        if tied.numel():
+            values[tied], ids[tied] = log_probs_RV[tied].sort(dim=-1, descending=True, stable=True)
+    return values, ids
+
+
+def _largest(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids `[R, k]` of the k largest classes in any order, and the (k + 1)-th largest value `[R]`; k < V."""
+    if log_probs_RV.device.type == "cpu":
+        ids = torch.from_numpy(np.argpartition(log_probs_RV.neg().numpy(), k, axis=-1)[:, : k + 1].copy())
+    else:
+        ids = log_probs_RV.topk(k + 1, dim=-1).indices
+    return ids[:, :k], log_probs_RV.gather(1, ids[:, k:]).squeeze(1)
 
 
 def top_classes(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -83,35 +120,35 @@ def top_classes(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     >>> top_classes(torch.tensor([[0.0, 2.0, 1.0, 2.0]]), 3)[1]
     tensor([[1, 3, 2]])
     """
+    log_probs_RV = log_probs_RV.detach()
     width = log_probs_RV.shape[-1]
     k = min(k, width)
     if k == width or width <= SORT_WIDTH:
-        values, ids = log_probs_RV.sort(dim=-1, descending=True, stable=True)
+        values, ids = sort_classes(log_probs_RV)
         return values[:, :k], ids[:, :k]
-    values, ids = log_probs_RV.topk(k + 1, dim=-1)
-    tied = values[:, k] == values[:, k - 1]
-    ids = ids[:, :k].sort(dim=-1).values
-    values, order = log_probs_RV.gather(1, ids).sort(dim=-1, descending=True, stable=True)
+    ids, following = _largest(log_probs_RV, k)
+    # by id first: equal values then come out by id
+    ids = ids.sort(dim=-1).values
+    values, order = sort_classes(log_probs_RV.gather(1, ids))
     ids = ids.gather(1, order)
-    if bool(tied.any()):
-        rows = tied.nonzero().squeeze(1)
-        full_values, full_ids = log_probs_RV[rows].sort(dim=-1, descending=True, stable=True)
-        values[rows], ids[rows] = full_values[:, :k], full_ids[:, :k]
+    tied = (~(values[:, -1] > following)).nonzero().squeeze(1)
+    if tied.numel():
+        full_values, full_ids = sort_classes(log_probs_RV[tied])
+        values[tied], ids[tied] = full_values[:, :k], full_ids[:, :k]
     return values, ids
 
 
-def class_quantiles(log_probs_RV: Tensor, quantile: str) -> Tensor:
-    """Quantile c of every class, in the order of the ids, by a full sort."""
-    values, ids = log_probs_RV.sort(dim=-1, descending=True, stable=True)
-    ranked = ranked_quantile(values, quantile, log_probs_RV.shape[-1])
-    return torch.empty_like(values).scatter_(-1, ids, ranked)
+def class_quantiles(log_probs_RV: Tensor, ids_RV: Tensor, quantile: str) -> Tensor:
+    """Quantile c of every class in the order of the ids, from the full ranking `sort_classes` gives."""
+    ranked = ranked_quantile(log_probs_RV, quantile, log_probs_RV.shape[-1])
+    return torch.empty_like(log_probs_RV).scatter_(-1, ids_RV, ranked)
 
 
 def entropy(log_probs_RV: Tensor, probs_RV: Tensor) -> Tensor:
     """Entropy of every row in nats; classes of probability 0 contribute 0."""
-    # a batched dot product: no [R, V] product is written
-    value = torch.matmul(probs_RV.unsqueeze(-2), log_probs_RV.unsqueeze(-1)).squeeze(-1).squeeze(-1)
+    value = (probs_RV * log_probs_RV).sum(dim=-1)
     if bool(torch.isnan(value).any()):
+        # 0 * -inf
         lowest = torch.finfo(log_probs_RV.dtype).min
         value = (probs_RV * log_probs_RV.clamp_min(lowest)).sum(dim=-1)
     return -value

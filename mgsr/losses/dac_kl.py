@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import check_clipping, clip_mask, ranked_quantile
+from mgsr.losses.clipping import check_clipping, clip_mask, ranked_quantile, sort_classes
 from mgsr.losses.divergences import log_probabilities
 
 
@@ -76,8 +76,9 @@ def dac_kl(
     check_clipping(sharpness, ramp, quantile, form)
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
     width = log_p.shape[-1]
-    log_p, ids = log_p.sort(dim=-1, descending=True, stable=True)
-    log_q = log_q.gather(-1, ids.expand_as(log_q))
+    shape, log_q = log_p.shape, log_q.expand(torch.broadcast_shapes(log_p.shape, log_q.shape))
+    log_p, ids = (ranked.reshape(shape) for ranked in sort_classes(log_p.reshape(-1, width)))
+    log_q = log_q.gather(-1, ids)
     p = log_p.exp()
     c = ranked_quantile(log_p, quantile, width)
     bounds = [torch.as_tensor(b, dtype=log_p.dtype, device=log_p.device).unsqueeze(-1) for b in (lower, upper)]

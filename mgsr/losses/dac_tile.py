@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import RAMP_REACH, check_clipping, clip_mask, ramp_slope, ramp_value
+from mgsr.losses.clipping import RAMP_REACH, check_clipping, clip_mask, ramp_slope, ramp_value_
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,19 @@ class ClipOptions:
 
 
 class Selected(NamedTuple):
-    """What is read of the selected classes: `[R, K]` each, and of all others together `[R]`."""
+    """What is read of the selected classes, `[R, K]` each, and of all others together, `[R]`.
+
+    `target [R, 1]` is the column of the target class, None where it has no bin of its own.
+    """
 
     log_p: Tensor
     log_q: Tensor
     p: Tensor
+    q: Tensor
     c: Tensor
-    is_target: Tensor | None
+    target: Tensor | None
     outside_p: Tensor | None = None
-    log_outside_q: Tensor | None = None
+    outside_q: Tensor | None = None
 
 
 class RowGradients(NamedTuple):
@@ -66,86 +70,138 @@ class RowGradients(NamedTuple):
     bounds: tuple[Tensor, Tensor, Tensor, Tensor] | None
 
 
-def _own_bin(m: Tensor, is_target: Tensor | None) -> Tensor:
-    return m if is_target is None else m.masked_fill(is_target, 1.0)
+class Rest(NamedTuple):
+    """The rest bin: P log(P / Q), log(P / Q) (0 where P is 0) and P / Q, `[R]`; P / Q * q_k, `[R, K]`."""
+
+    loss: Tensor
+    log_ratio: Tensor
+    ratio: Tensor
+    share: Tensor
+
+
+def least_exact(dtype: torch.dtype) -> float:
+    """Sums of probabilities below this may have lost parts to underflow."""
+    return 1e8 * torch.finfo(dtype).tiny
+
+
+def _own_bin(m: Tensor, target: Tensor | None) -> Tensor:
+    return m if target is None else m.scatter(1, target, 1.0)
+
+
+def _outside(inside: Tensor, outside: Tensor | None) -> Tensor:
+    return inside if outside is None else inside + outside
 
 
 def clipped_mass(part: Selected, lower: Tensor, upper: Tensor, options: ClipOptions) -> Tensor:
-    """Mass `[R]` of the rest bin at other bounds (numbers or `[R, 1]`): what clipping there would cost."""
-    m = clip_mask(part.c, lower, upper, options.sharpness, options.ramp)
-    rest = ((1.0 - _own_bin(m, part.is_target)) * part.p).sum(dim=-1)
-    return rest if part.outside_p is None else rest + part.outside_p
+    """Mass `[R]` of the rest bin at other bounds (`[R, 1]`): what clipping there would cost."""
+    own = _own_bin(clip_mask(part.c, lower, upper, options.sharpness, options.ramp), part.target)
+    return _outside(((1.0 - own) * part.p).sum(dim=-1), part.outside_p)
 
 
 def clipped_rows(
     part: Selected, lower_R1: Tensor, upper_R1: Tensor, options: ClipOptions, *, bounds: bool
 ) -> tuple[Tensor, Tensor, RowGradients]:
     """Loss `[R]`, mass of the rest bin `[R]` and gradients. `bounds`: those of the bounds as well."""
-    s, soft = options.sharpness, options.sharpness > 0
-    if soft:
-        rise = ramp_value((part.c - lower_R1) / s, options.ramp)
-        fall = ramp_value((upper_R1 - part.c) / s, options.ramp)
-        m = rise * fall
-    else:
-        m = clip_mask(part.c, lower_R1, upper_R1, s, options.ramp)
-    own = _own_bin(m, part.is_target)
+    m, edges = _mask(part.c, lower_R1, upper_R1, options, bounds=bounds)
+    own = _own_bin(m, part.target)
     clipped = 1.0 - own
-    rest_p = (clipped * part.p).sum(dim=-1)
-    if part.outside_p is not None:
-        rest_p = rest_p + part.outside_p
-    # log(p / q), 0 where p is 0 whatever q is; q = 0 < p gives inf
-    difference = torch.where(part.p > 0, part.log_p - part.log_q, torch.zeros_like(part.p))
+    rest_p = _outside((clipped * part.p).sum(dim=-1), part.outside_p)
     normalised = options.form == "normalised"
     weight = own if normalised else m
-    if not normalised and part.is_target is not None:
-        weight = weight + part.is_target.to(weight.dtype)
+    if not normalised and part.target is not None:
+        weight = m.scatter_add(1, part.target, torch.ones_like(rest_p).unsqueeze(1))
     kept_p = weight * part.p
-    loss = torch.where(kept_p > 0, kept_p * difference, torch.zeros_like(kept_p)).sum(dim=-1)
-    grad_log_q = -kept_p
+    difference = part.log_p - part.log_q
+    loss = (kept_p * difference).sum(dim=-1)
+    if not bool(torch.isfinite(loss).all()):
+        # inf - inf or 0 * inf: a class without mass gives 0, whatever q is there. Only then, as comparing
+        # and filling takes many times as long as the arithmetic on a CPU. NaN is not <= 0 and goes through.
+        difference = difference.masked_fill(kept_p <= 0, 0.0)
+        loss = (kept_p * difference).sum(dim=-1)
     if normalised:
-        rest_loss, log_ratio, log_rest_q = _rest(part, clipped, rest_p)
-        loss = loss + rest_loss
-        # P / Q * clipped_k * q_k, relative to Q so that nothing overflows
-        present = (rest_p > 0) & torch.isfinite(log_rest_q)
-        scale = torch.where(present, rest_p, torch.zeros_like(rest_p))
-        share = (part.log_q - torch.where(present, log_rest_q, log_rest_q.new_zeros(())).unsqueeze(-1)).exp()
-        share = torch.where(clipped > 0, share, torch.zeros_like(share)) * scale.unsqueeze(-1)
-        grad_log_q = grad_log_q - clipped * share
-        ratio = torch.where(present, log_ratio, log_ratio.new_full((), -math.inf)).exp()
-        total = -(kept_p.sum(dim=-1) + scale)
-        slope = part.p * (difference - 1.0 - _finite_or_zero(log_ratio, rest_p > 0).unsqueeze(-1)) + share
+        rest = _rest(part, clipped, rest_p)
+        loss = loss + rest.loss
+        grad_log_q = (clipped * rest.share).add_(kept_p).neg_()
+        total, ratio = -(kept_p.sum(dim=-1) + rest_p), rest.ratio
     else:
-        ratio, total = torch.zeros_like(rest_p), -kept_p.sum(dim=-1)
+        grad_log_q = -kept_p
+        total, ratio = -kept_p.sum(dim=-1), torch.zeros_like(rest_p)
+    found = None
+    if edges is not None:
         slope = part.p * difference
-    if not (bounds and soft):
-        zero = torch.zeros_like(rest_p)
-        return loss, rest_p, RowGradients(grad_log_q, total, ratio, (zero,) * 4 if bounds else None)
-    edges = (-ramp_slope(rise, options.ramp) * fall / s, ramp_slope(fall, options.ramp) * rise / s)
-    by_mass = part.p
-    if part.is_target is not None:
-        by_mass = by_mass.masked_fill(part.is_target, 0.0)
         if normalised:
-            slope = slope.masked_fill(part.is_target, 0.0)
-    # flat ramps first: 0 * inf would be NaN
-    d_loss = [torch.where(edge != 0, edge * slope, torch.zeros_like(edge)).sum(dim=-1) for edge in edges]
-    d_clipped = [-(edge * by_mass).sum(dim=-1) for edge in edges]
-    return loss, rest_p, RowGradients(grad_log_q, total, ratio, (d_loss[0], d_loss[1], d_clipped[0], d_clipped[1]))
+            slope = slope.addcmul_(part.p, rest.log_ratio.unsqueeze(1) + 1.0, value=-1.0).add_(rest.share)
+        found = _bound_gradients(part, edges, slope, normalised)
+    elif bounds:
+        zero = torch.zeros_like(rest_p)
+        found = (zero, zero, zero, zero)
+    return loss, rest_p, RowGradients(grad_log_q, total, ratio, found)
 
 
-def _finite_or_zero(values: Tensor, where: Tensor) -> Tensor:
-    return torch.where(where, values, torch.zeros_like(values))
+def _mask(
+    c: Tensor, lower: Tensor, upper: Tensor, options: ClipOptions, *, bounds: bool
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """m, and dm / dlower and dm / dupper if asked for; a hard mask has none."""
+    s = options.sharpness
+    if s == 0.0:
+        return clip_mask(c, lower, upper, s, options.ramp), None
+    rise = ramp_value_((c - lower).div_(s), options.ramp)
+    fall = ramp_value_((upper - c).div_(s), options.ramp)
+    if not bounds:
+        return rise.mul_(fall), None
+    by_lower = ramp_slope(rise, options.ramp).mul_(fall).div_(-s)
+    by_upper = ramp_slope(fall, options.ramp).mul_(rise).div_(s)
+    return rise.mul_(fall), (by_lower, by_upper)
 
 
-def _rest(part: Selected, clipped: Tensor, rest_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """P log(P / Q) of the rest bin, log(P / Q) and log Q, `[R]` each; Q is summed relative to its largest part."""
+def _bound_gradients(
+    part: Selected, edges: tuple[Tensor, Tensor], slope: Tensor, normalised: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`RowGradients.bounds` from dm / dbound and `slope` = dloss / dm, `[R, K]`. Overwrites the edges."""
+    losses, masses = [], []
+    for edge in edges:
+        if normalised and part.target is not None:
+            # the target's two bins together don't depend on m
+            edge.scatter_(1, part.target, 0.0)
+        product = edge * slope
+        value = product.sum(dim=-1)
+        if not bool(torch.isfinite(value).all()):
+            value = product.masked_fill(edge == 0, 0.0).sum(dim=-1)
+        losses.append(value)
+        if not normalised and part.target is not None:
+            edge.scatter_(1, part.target, 0.0)
+        masses.append(-(edge * part.p).sum(dim=-1))
+    return losses[0], losses[1], masses[0], masses[1]
+
+
+def _rest(part: Selected, clipped: Tensor, rest_p: Tensor) -> Rest:
+    """The rest bin; Q is summed plainly, or in log space as soon as one row's Q nears underflow."""
+    rest_q = _outside((clipped * part.q).sum(dim=-1), part.outside_q)
+    present = rest_p > 0
+    if bool((present & ~(rest_q > least_exact(rest_q.dtype))).any()):
+        return _rest_in_log_space(part, clipped, rest_p)
+    ratio = torch.where(present, rest_p / rest_q, torch.zeros_like(rest_p))
+    log_ratio = torch.where(present, ratio, torch.ones_like(ratio)).log()
+    # rest_p * 0 where it isn't positive: a NaN stays one
+    return Rest(rest_p * log_ratio, log_ratio, ratio, part.q * ratio.unsqueeze(1))
+
+
+def _rest_in_log_space(part: Selected, clipped: Tensor, rest_p: Tensor) -> Rest:
     lowered = part.log_q.masked_fill(clipped <= 0, -math.inf)
     shift = lowered.amax(dim=-1)
-    if part.log_outside_q is not None:
-        shift = torch.maximum(shift, part.log_outside_q)
-    shift = torch.where(torch.isfinite(shift), shift, torch.zeros_like(shift))
+    log_outside_q = None if part.outside_q is None else part.outside_q.log()
+    if log_outside_q is not None:
+        shift = torch.maximum(shift, log_outside_q)
+    shift = torch.where(torch.isneginf(shift), torch.zeros_like(shift), shift)
     scaled = (clipped * (lowered - shift.unsqueeze(-1)).exp()).sum(dim=-1)
-    if part.log_outside_q is not None:
-        scaled = scaled + (part.log_outside_q - shift).exp()
+    if log_outside_q is not None:
+        scaled = scaled + (log_outside_q - shift).exp()
     log_rest_q = scaled.log() + shift
-    log_ratio = rest_p.log() - log_rest_q
-    return torch.where(rest_p > 0, rest_p * log_ratio, torch.zeros_like(rest_p)), log_ratio, log_rest_q
+    present = rest_p > 0
+    log_ratio = torch.where(present, rest_p.log() - log_rest_q, torch.zeros_like(rest_p))
+    filled = present & ~torch.isneginf(log_rest_q)
+    # P * q_k / Q relative to Q, so that it doesn't overflow; where nothing of the class is clipped it isn't used
+    share = (lowered - torch.where(filled, log_rest_q, torch.zeros_like(rest_p)).unsqueeze(1)).exp()
+    share *= torch.where(filled, rest_p, torch.zeros_like(rest_p)).unsqueeze(1)
+    ratio = torch.where(filled, log_ratio, torch.full_like(rest_p, -math.inf)).exp()
+    return Rest(rest_p * log_ratio, log_ratio, ratio, share)

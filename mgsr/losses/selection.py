@@ -6,16 +6,17 @@ Shapes: R rows, V classes, K selected classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import ranked_quantile, top_classes
-from mgsr.losses.dac_tile import ClipOptions, RowGradients, Selected, clipped_mass, clipped_rows
+from mgsr.losses.clipping import class_quantiles, ranked_quantile, sort_classes, top_classes
+from mgsr.losses.dac_tile import ClipOptions, RowGradients, Selected, clipped_mass, clipped_rows, least_exact
+from mgsr.losses.divergences import kl_from_log_probs
 
-DEPTHS = (512, 4096)
-"""Classes selected at first, and for rows which those don't cover, before a full sort."""
+DEPTHS = (512, 4096, 16384)
+"""Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
 
 
 class Ranking(NamedTuple):
@@ -83,8 +84,7 @@ def rank_tile(log_p_RV: Tensor, features: int = 0) -> Ranking:
 
 def everything_kept(tile: Tile, request: Request) -> ClippedTile:
     """`clipped_tile` for bounds that keep every class in the normalised form: the full KL."""
-    present = tile.p > 0
-    loss = torch.where(present, tile.p * (tile.log_p - tile.log_q), torch.zeros_like(tile.p)).sum(dim=-1)
+    loss = kl_from_log_probs(tile.log_p, tile.log_q)
     zero = torch.zeros_like(loss)
     scale, patches = zero, []
     if request.coefficient is not None:
@@ -141,7 +141,7 @@ def _gradient(
         return kept_scale, sparse
     # outside the selection g_k = -ratio * q_k; selected entries are set, not added: a large ratio would cancel
     scale = kept_scale - gradients.ratio * coefficient
-    return scale, sparse + part.log_q.exp() * kept_scale.unsqueeze(-1)
+    return scale, sparse.addcmul_(part.q, kept_scale.unsqueeze(-1))
 
 
 def _groups(
@@ -183,22 +183,20 @@ def _groups(
     if rest.numel():
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
         subtile = tile.rows(rows)
-        ranked = Ranking(*subtile.log_p.sort(dim=-1, descending=True, stable=True))
+        ranked = Ranking(*sort_classes(subtile.log_p))
         yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
 
 
 def _some(part: Selected, rows: Tensor) -> Selected:
-    return Selected(**{name: None if value is None else value[rows] for name, value in part._asdict().items()})
+    chosen: list[Any] = [None if value is None else value[rows] for value in part]
+    return Selected(*chosen)
 
 
 def _all_classes(tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions) -> Selected:
     """Every class, in the order of the ids."""
-    ranked = ranked_quantile(ranking.values, options.quantile, tile.log_p.shape[-1])
-    c = torch.empty_like(tile.p).scatter_(-1, ranking.ids, ranked)
-    is_target = None
-    if options.keep_target:
-        is_target = torch.zeros_like(tile.p, dtype=torch.bool).scatter_(-1, target_R.unsqueeze(-1), True)
-    return Selected(tile.log_p, tile.log_q, tile.p, c, is_target)
+    c = class_quantiles(ranking.values, ranking.ids, options.quantile)
+    target = target_R.unsqueeze(1) if options.keep_target else None
+    return Selected(tile.log_p, tile.log_q, tile.p, tile.q, c, target)
 
 
 def _most_probable(
@@ -210,16 +208,18 @@ def _most_probable(
     the last place is clipped, and everything behind it is clipped as well.
     """
     c = ranked_quantile(ranking.values, options.quantile, tile.log_p.shape[-1])
-    ids, is_target = ranking.ids, None
+    ids, target = ranking.ids, None
     if options.keep_target:
+        target = torch.zeros_like(target_R).unsqueeze(1)
         if options.target == "label":
             absent = (ids != target_R.unsqueeze(-1)).all(dim=-1)
-            last = torch.where(absent, target_R, ids[:, -1])
-            ids = torch.cat([ids[:, :-1], last.unsqueeze(-1)], dim=-1)
-        is_target = ids == target_R.unsqueeze(-1)
+            ids = ids.clone()
+            ids[:, -1] = torch.where(absent, target_R, ids[:, -1])
+            target = (ids == target_R.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)
     log_p, log_q = tile.log_p.gather(1, ids), tile.log_q.gather(1, ids)
     # zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1
     outside_p = tile.p.scatter(1, ids, 0.0).sum(dim=-1)
     outside_q = tile.q.scatter(1, ids, 0.0).sum(dim=-1)
-    exact = outside_q > 1e8 * torch.finfo(outside_q.dtype).tiny
-    return ids, Selected(log_p, log_q, log_p.exp(), c, is_target, outside_p, outside_q.log()), exact
+    exact = outside_q > least_exact(outside_q.dtype)
+    part = Selected(log_p, log_q, log_p.exp(), log_q.exp(), c, target, outside_p, outside_q)
+    return ids, part, exact

@@ -11,52 +11,19 @@ Shapes: N rows, M rows that are response tokens, V classes, H_S and H_T the hidd
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.attach import attach_gradients
 from mgsr.losses.bounds import Clip, RowBounds, resolve_sharpness
 from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.divergences import compute_dtype
 from mgsr.losses.heads import Head
 from mgsr.losses.inputs import check_inputs, keeps_everything, response_rows, rows_per_tile, term_scales
-from mgsr.losses.reduction import IGNORED, TermCounts
+from mgsr.losses.reduction import IGNORED
+from mgsr.losses.terms import LossTerms, finish
 from mgsr.losses.tile import TermOptions, TileRows, TileTerms, tile_terms
-
-
-@dataclass(frozen=True)
-class RowStats:
-    """What was seen at the M response rows, in order; detached, `[M]` each.
-
-    `index` are positions in the call's N rows. `teacher_log_prob` of the label is at temperature 1,
-    `teacher_entropy` at the call's temperature. Bounds and masses are None for a divergence other than DAC-KL;
-    `clipped` (= 1 - retained_mass) at the limits of the ranges is there for a priced clip network only.
-    """
-
-    index: Tensor
-    teacher_log_prob: Tensor
-    teacher_entropy: Tensor
-    dac_kl: Tensor
-    lower: Tensor | None = None
-    upper: Tensor | None = None
-    retained_mass: Tensor | None = None
-    clipped: Tensor | None = None
-    clipped_min: Tensor | None = None
-    clipped_max: Tensor | None = None
-
-
-class LossTerms(NamedTuple):
-    """Scalars. `total` and `clip_penalty` are differentiable, the three means are detached."""
-
-    total: Tensor
-    sft: Tensor
-    dac_kl: Tensor
-    span: Tensor
-    clip_penalty: Tensor
-    rows: RowStats | None = None
 
 
 def tiled_objective(
@@ -162,9 +129,7 @@ def tiled_objective(
         span_relation,
         features=0 if bounds is None else bounds.features,
         keep_all=keeps_everything(bounds, clipping),
-        limits=bounds.limits(clipping.sharpness)
-        if bounds is not None and price is not None and collect_rows
-        else (),
+        limits=() if bounds is None or not collect_rows else bounds.limits(clipping.sharpness),
         collect=collect_rows and has_teacher,
     )
     grad_on = torch.is_grad_enabled()
@@ -194,7 +159,7 @@ def tiled_objective(
         tiles, grad_hidden = _run(
             student_hidden, student, teacher_hidden, teacher, kept_M, rows, bounds, options, size, wants
         )
-    return _finish(
+    return finish(
         tiles,
         [
             (student_hidden, grad_hidden),
@@ -252,60 +217,3 @@ def _run(
         return tiles, None
     grad_NH = torch.zeros(student_hidden.shape, dtype=dtype, device=student_hidden.device)
     return tiles, grad_NH.index_copy_(0, kept_M, grad_MH)
-
-
-def _finish(
-    tiles: list[TileTerms],
-    inputs: list[tuple[Tensor | None, Tensor | None]],
-    bounds: RowBounds | None,
-    price: Tensor | None,
-    options: TermOptions,
-    weights: Sequence[float],
-    counts: TermCounts,
-    kept_M: Tensor,
-    dtype: torch.dtype,
-) -> LossTerms:
-    """Means, their weighted sum with its gradients attached, and the collected rows."""
-
-    def mean(name: str, count: float) -> Tensor:
-        total = torch.stack([getattr(tile, name) for tile in tiles]).sum()
-        return total / count if count > 0 else torch.zeros_like(total)
-
-    means = [mean("sft", counts.sft), mean("dac_kl", counts.dac_kl), mean("span", counts.span)]
-    total = torch.zeros_like(means[0])
-    for weight, value in zip(weights, means, strict=True):
-        # a term without weight is left out: 0 * inf would be NaN
-        if weight != 0:
-            total = total + float(weight) * value
-    penalty = torch.zeros_like(total)
-    if price is not None and weights[1] != 0:
-        penalty = float(weights[1]) * price.to(dtype) * mean("clipped", counts.dac_kl)
-    known: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
-        (tensor, grad, None) for tensor, grad in inputs if tensor is not None and grad is not None
-    ]
-    lower = upper = None
-    if bounds is not None:
-        lower, upper = bounds.joined()
-        if torch.is_grad_enabled() and (lower.requires_grad or upper.requires_grad):
-            grads = torch.cat([tile.bounds_grad for tile in tiles if tile.bounds_grad is not None], dim=1)
-            grads = grads * options.scales[1]
-            priced = None if price is None else grads[2:] * price.to(dtype)
-            for row, bound in enumerate((lower, upper)):
-                known.append((bound, grads[row], None if priced is None else priced[row]))
-    total, penalty = attach_gradients(total, penalty, known)
-    stats = _row_stats(tiles, kept_M, lower, upper) if options.collect else None
-    return LossTerms(total, means[0], means[1], means[2], penalty, stats)
-
-
-def _row_stats(tiles: list[TileTerms], kept_M: Tensor, lower: Tensor | None, upper: Tensor | None) -> RowStats:
-    columns = {name: torch.cat([tile.stats[name] for tile in tiles]) for name in tiles[0].stats}
-    if lower is None or upper is None:
-        columns.pop("clipped")
-        return RowStats(index=kept_M, **columns)
-    return RowStats(
-        index=kept_M,
-        lower=lower.detach(),
-        upper=upper.detach(),
-        retained_mass=1.0 - columns["clipped"],
-        **columns,
-    )

@@ -187,7 +187,4 @@ def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: str) -> N
 
 def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
     """The same weights in a model that forgot its GGUF file: transformers refuses to save the original."""
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    return rebuild(model, config, dict(model.state_dict()))
+    return rebuild(model, copy.deepcopy(model.config), dict(model.state_dict()))

@@ -96,9 +96,7 @@ def locate_error(
     """
     check_choice("error_position", error_position, get_args(ErrorPosition))
     if teacher_logits.shape != student_logits.shape:
-        raise ValueError(
-            f"logits differ in shape: {tuple(teacher_logits.shape)}, {tuple(student_logits.shape)}"
-        )
+        raise ValueError(f"logits differ in shape: {tuple(teacher_logits.shape)}, {tuple(student_logits.shape)}")
     for name, given in (("tokens", tokens), ("teacher_tokens", teacher_tokens), ("mask", mask)):
         if given.shape != teacher_logits.shape[:2]:
             raise ValueError(f"{name} must be {tuple(teacher_logits.shape[:2])}, got {tuple(given.shape)}")

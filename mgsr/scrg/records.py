@@ -54,9 +54,7 @@ class Writer(Protocol):
         """One response per prompt, drawn with pass 0 in the key."""
         ...
 
-    def continue_from(
-        self, prefixes: Sequence[Prefix], *, seed: int, round: int, pass_: int
-    ) -> list[list[int]]:
+    def continue_from(self, prefixes: Sequence[Prefix], *, seed: int, round: int, pass_: int) -> list[list[int]]:
         """Whole responses that begin with the given ones, which do not end the sequence.
 
         The prefix of a sequence without its last token is a prefix of what was last written for it, so a

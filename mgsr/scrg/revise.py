@@ -26,9 +26,7 @@ def _continue(
     ]
     if not open_rows:
         return results
-    asked = [
-        Prefix(drafts[row].example_id, drafts[row].prompt_ids, tuple(prefixes[row])) for row in open_rows
-    ]
+    asked = [Prefix(drafts[row].example_id, drafts[row].prompt_ids, tuple(prefixes[row])) for row in open_rows]
     written = student.continue_from(asked, seed=settings.seed, round=settings.round, pass_=pass_)
     _check_written(asked, written, settings)
     for row, prefix, response in zip(open_rows, asked, written, strict=True):
@@ -47,20 +45,14 @@ def _check_written(asked: Sequence[object], written: Sequence[Sequence[int]], se
             raise ValueError(f"the student wrote {len(response)} tokens, not 1 to {settings.max_new_tokens}")
         ends = [token in settings.eos_ids for token in response]
         if any(ends[:-1]) or not (ends[-1] or len(response) == settings.max_new_tokens):
-            raise ValueError(
-                f"the student wrote {len(response)} tokens that do not end where eos_token_id does"
-            )
+            raise ValueError(f"the student wrote {len(response)} tokens that do not end where eos_token_id does")
 
 
-def _correct(
-    student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: int, settings: Settings
-) -> None:
+def _correct(student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: int, settings: Settings) -> None:
     """One pass over the drafts: search, splice, continue, record."""
     search = search_errors(student, teacher, drafts, pass_, settings)
     if pass_ == 1:
-        for draft, disagreements, positions in zip(
-            drafts, search.disagreements, search.positions, strict=True
-        ):
+        for draft, disagreements, positions in zip(drafts, search.disagreements, search.positions, strict=True):
             draft.disagreements, draft.positions = disagreements, positions
             draft.status = "below_threshold" if disagreements else "no_disagreement"
     found = [index for index, position in enumerate(search.chosen) if position >= 0]

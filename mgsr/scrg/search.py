@@ -129,8 +129,8 @@ def search_errors(
         padded(comparison.kl, 0.0), candidates_BT, settings.error_position, settings.kl_threshold, uniforms_B
     )
     # One term after the other, so that the last digit does not depend on the company either.
-    likelihoods_B = np.bincount(rows, comparison.teacher_log_prob_student_token.double().numpy())
-    likelihoods_B /= [len(response) for response in responses]
+    sums_B = np.bincount(rows, comparison.teacher_log_prob_student_token.double().numpy())
+    likelihoods_B = sums_B / np.array([len(response) for response in responses])
     return Search(
         comparison,
         np.searchsorted(rows, np.arange(len(drafts))),

@@ -70,7 +70,8 @@ def test_text_of_special_heads(name):
     from . import reference
 
     torch.manual_seed(0)
-    model = special(name)
+    # Gemma's eager attention casts its float64 mask to float32 and gets NaN where a padded row sees nothing.
+    model = special(name).to(torch.float32 if name == "gemma2" else torch.float64)
     written = LanguageModel(model, eos_token_id=2, max_new_tokens=6).write(prompts(6), seed=0, round=0)
     for (example, prompt), response in zip(prompts(6), written, strict=True):
         s = reference.Settings(6, 2, 0)

@@ -75,7 +75,9 @@ def test_cached_continuation_equals_a_fresh_prefill(family, monkeypatch):
     student, teacher = tiny(family, 3), language_model(tiny(family, 4))
     reads: list[int] = []
     read = Reader.read
-    monkeypatch.setattr(Reader, "read", lambda self, texts, room: reads.append(len(texts)) or read(self, texts, room=room))
+    monkeypatch.setattr(
+        Reader, "read", lambda self, texts, room: reads.append(len(texts)) or read(self, texts, room=room)
+    )
     cached = revised(language_model(student), teacher, prompts(8))
     assert reads == [8]
     reads.clear()
@@ -168,7 +170,9 @@ def test_rows_leave_as_they_end(monkeypatch):
     chosen = [prefixes[i] for i in rng.permutation(24)[:17]]
     continued = together.continue_from(chosen, seed=0, round=0, pass_=1)
     for prefix, response in zip(chosen, continued, strict=True):
-        expected = reference.write(next_logits(model), prefix.prompt_ids, prefix.response_ids, prefix.example_id, 1, s)
+        expected = reference.write(
+            next_logits(model), prefix.prompt_ids, prefix.response_ids, prefix.example_id, 1, s
+        )
         assert response == expected
 
 
@@ -180,8 +184,12 @@ def test_stale_caches_are_not_used():
     other = [Prefix(example, (5, 5, *prompt), (6, 7)) for example, prompt in given_prompts]
     twice = [Prefix(1, (3, 4), (5,)), Prefix(1, (8, 9, 10), (5,))]
     for prefixes in (other, twice, twice):
-        for prefix, response in zip(prefixes, writer.continue_from(prefixes, seed=0, round=0, pass_=1), strict=True):
-            expected = reference.write(next_logits(model), prefix.prompt_ids, prefix.response_ids, prefix.example_id, 1, s)
+        for prefix, response in zip(
+            prefixes, writer.continue_from(prefixes, seed=0, round=0, pass_=1), strict=True
+        ):
+            expected = reference.write(
+                next_logits(model), prefix.prompt_ids, prefix.response_ids, prefix.example_id, 1, s
+            )
             assert response == expected
     before = writer.write(given_prompts, seed=0, round=0)
     with torch.no_grad():
@@ -294,7 +302,8 @@ def test_streams_do_not_share_draws():
 def test_greedy():
     model = tiny("qwen2", 6)
     texts = [
-        sample(model, prompts(5), seed=seed, eos_token_id=EOS, max_new_tokens=BUDGET, greedy=True) for seed in (0, 1)
+        sample(model, prompts(5), seed=seed, eos_token_id=EOS, max_new_tokens=BUDGET, greedy=True)
+        for seed in (0, 1)
     ]
     assert texts[0] == texts[1]
     for (_, prompt), response in zip(prompts(5), texts[0], strict=True):

@@ -226,9 +226,7 @@ def test_wider_teacher_is_cut_to_the_shared_ids():
     """Mass beyond the shared ids must neither be drawn nor count."""
     s = Settings(8, EOS, 4, passes=2, vocab_size=7)
     student, teacher = table(1), table(2, width=9)
-    for sequence, (example, prompt) in zip(
-        run(student, teacher, prompts(6), s), prompts(6), strict=True
-    ):
+    for sequence, (example, prompt) in zip(run(student, teacher, prompts(6), s), prompts(6), strict=True):
         assert_same(sequence, reference.revise(student, teacher, example, prompt, s))
         assert max(sequence.response_ids) < 7
     with pytest.raises(ValueError, match="9 and 7"):
@@ -273,7 +271,7 @@ def test_refuses_options(option, value):
 def test_refuses_broken_models():
     class Broken(FakeModel):
         def write(self, prompts, *, seed, round):
-            return broken
+            return self.text
 
     s = Settings(4, EOS, 0)
     for broken, why in (
@@ -284,14 +282,16 @@ def test_refuses_broken_models():
         ([[EOS], [EOS]], "wrote 2"),
         ([[1, 9, 2, 3]], "token 9"),
     ):
+        student = Broken(table(1), s)
+        student.text = broken
         with pytest.raises(ValueError, match=why):
-            run(Broken(table(1), s), table(2), [(0, [1])], s)
+            run(student, table(2), [(0, [1])], s)
     with pytest.raises(ValueError, match="distinct"):
         run(table(1), table(2), [(0, [1]), (0, [2])], s)
-    student = FakeModel(table(1), s)
-    student.max_new_tokens = 5
+    limited = FakeModel(table(1), s)
+    limited.max_new_tokens = 5
     with pytest.raises(ValueError, match="5 in the student"):
-        run(student, table(2), [(0, [1])], s)
+        run(limited, table(2), [(0, [1])], s)
     with pytest.raises(ValueError, match="NaN"):
         run(table(1), lambda tokens: np.full(7, np.nan), [(0, [1])], s)
 

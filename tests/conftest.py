@@ -1,0 +1,61 @@
+"""A configuration small enough to run whole, many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mgsr.config import load_config
+from mgsr.schema import ExperimentConfig
+
+TINY = """
+experiment: tiny
+arm: mgsr
+data:
+  train: synthetic
+  template: plain
+  max_length: 96
+  max_prompt_length: 64
+  synthetic: {teacher_rows: 48, train_rows: 32, dev_rows: 6, test_rows: 6, vocab_size: 300}
+teacher:
+  source: init
+  architecture: {family: llama, hidden_size: 16, num_layers: 2, num_heads: 2, intermediate_size: 32}
+  sft: {enabled: true, max_steps: 6, batch_size: 16, micro_batch_size: 16, lr: 1.0e-2, seed: 0}
+student:
+  source: init
+  architecture: {family: llama, hidden_size: 8, num_layers: 1, num_heads: 2, intermediate_size: 16}
+  sft: {enabled: true, max_steps: 4, batch_size: 16, micro_batch_size: 16, lr: 1.0e-2}
+scrg: {max_new_tokens: 6, batch_size: 16}
+train: {epochs: 3, batch_size: 8, micro_batch_size: 8, lr: 1.0e-2}
+evaluation: {seeds: [10, 20], batch_size: 16, max_new_tokens: 6}
+trainer: {accelerator: cpu, checkpoint_every_n_steps: 100, log_every_n_steps: 1, grad_norm_every_n_steps: 4,
+          histogram_every_n_steps: 4}
+"""
+
+Make = Callable[..., ExperimentConfig]
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run root whose cache of teacher and SFT student all tests share."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def make_config(tiny_file: Path, shared_root: Path, request: pytest.FixtureRequest) -> Make:
+    """The tiny configuration with overrides, in an experiment of the test's own."""
+
+    def make(*overrides: str) -> ExperimentConfig:
+        name = request.node.name.replace("/", "_").replace("[", "_").replace("]", "")
+        return load_config(tiny_file, [f"run_root={shared_root}", f"experiment={name}", *overrides])
+
+    return make
