@@ -117,7 +117,12 @@ def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[flo
 
 
 def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
-    """Bind the configuration to the loss."""
+    """Bind the configuration to the loss; `clip` is not read by MiniLLM's, which has no bounds."""
+    if config.objective.kind == "minillm":
+        # it builds upon this module
+        from mgsr.minillm import build_minillm
+
+        return build_minillm(config)
     objective, clip_config = config.objective, config.clip
     top_k = clip_config.mode == "top_k"
     divergence = {

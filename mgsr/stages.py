@@ -45,8 +45,17 @@ class Prepared:
     folder: Path
 
 
+def quiet_transformers() -> None:
+    """Loading a model of this size is not worth a bar of its own; what it warns of is decided here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | None:
     """The teacher, fine-tuned first where the config says so; None where no teacher is configured."""
+    quiet_transformers()
     teacher = config.teacher
     if not teacher.source:
         return None
@@ -65,6 +74,7 @@ def prepare_student(
     config: ExperimentConfig, teacher: Prepared | None, train: Sequence[Row], dev: Sequence[Row]
 ) -> Prepared:
     """The student that the main job starts from, fine-tuned first where the config says so."""
+    quiet_transformers()
     student = config.student
     # a student made of the teacher, or of the teacher's tokenizer, is another one when the teacher is
     origin = teacher.key if teacher and student.source in ("teacher", "init") else ""

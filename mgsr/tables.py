@@ -30,7 +30,7 @@ def study_table(summary: Mapping[str, Any]) -> Table:
             name,
             f"{value['rouge_l']:.2f}",
             f"{value['rouge_l_std']:.2f}",
-            f"{100 * value['exact_match']:.1f} %",
+            f"{value['exact_match']:.1f} %",
             f"{value['distinct_2']:.3f}",
         )
     over = next(v["std_over"] for k, v in summary.items() if k not in NOT_ARMS)
@@ -60,7 +60,7 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
             str(value["examples"]),
             f"{value['rouge_l']:.2f}",
             f"{value['rouge_l_std']:.2f}",
-            f"{100 * value['exact_match']:.1f} %",
+            f"{value['exact_match']:.1f} %",
             f"{value['distinct_2']:.3f}",
             f"{value['mean_words']:.1f}",
         )

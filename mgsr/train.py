@@ -49,6 +49,8 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     began = time.monotonic()
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    # read before anything is written: a bad row leaves no folder behind
+    rows = {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
     folder = run_folder(config)
     open_run_folder(folder, config, resume=resume)
     done = folder / "metrics.json"
@@ -56,7 +58,6 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         say(f"{folder}: complete already")
         return json.loads(done.read_text(encoding="utf-8"))
 
-    rows = {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
     teacher = prepare_teacher(config, rows["dev"])
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
     tokenizer = student.tokenizer

@@ -112,7 +112,11 @@ def test_bad_values_are_refused_by_name(override: str, parts: tuple[str, ...]) -
 def test_bad_files_are_one_line(tmp_path: Path) -> None:
     near = tmp_path / "demo.yaml"
     near.write_text("a: [1\nb: 2\n")
-    for path, part in ((tmp_path / "deno.yaml", "did you mean"), (near, "not valid YAML"), (tmp_path, "cannot be read")):
+    for path, part in (
+        (tmp_path / "deno.yaml", "did you mean"),
+        (near, "not valid YAML"),
+        (tmp_path, "cannot be read"),
+    ):
         with pytest.raises(ConfigError, match=part):
             load_config(path)
     near.write_text("- a\n")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, T5Config
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, T5Config
 
 import mgsr.models.sources as sources_module
 from mgsr.errors import UserError
@@ -175,31 +175,18 @@ def write_gguf(path, model, *, pre="smollm", quantize=False):
     writer.add_token_types([3] + [1] * (len(WORDS) - 1))
     writer.add_token_merges([" ".join(pair) for pair in MERGES])
     writer.add_eos_token_id(0)
-    names = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-    }
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     found = {}
     for key, weight in state.items():
-        layer = key.split(".")[2] if key.startswith("model.layers.") else None
-        inner = key.removesuffix(".weight").removeprefix(f"model.layers.{layer}.")
-        name = names[inner] if layer is None else f"blk.{layer}.{names[inner]}"
-        stored = rotated(weight, heads[names[inner]]) if names[inner] in heads else weight
+        name = names.get_name(key.removesuffix(".weight"))
+        kind = name.rpartition(".")[2]
+        stored = rotated(weight, heads[kind]) if kind in heads else weight
         found[key] = weight
         if quantize and weight.ndim == 2:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            found[key] = gguf.dequantize(gguf.quantize(weight, kind), kind)  # row by row: rotation changes nothing
-            writer.add_tensor(f"{name}.weight", gguf.quantize(stored, kind), raw_dtype=kind)
+            q8 = gguf.GGMLQuantizationType.Q8_0
+            found[key] = gguf.dequantize(gguf.quantize(weight, q8), q8)  # row by row: rotation changes nothing
+            writer.add_tensor(f"{name}.weight", gguf.quantize(stored, q8), raw_dtype=q8)
         else:
             writer.add_tensor(f"{name}.weight", stored)
     writer.write_header_to_file()
@@ -229,6 +216,22 @@ def test_a_gguf_file_becomes_a_plain_model_that_trains_and_saves(tmp_path, quant
     tokenizer = load_tokenizer(tmp_path, gguf_file="tiny.gguf")
     reloaded = load_causal_lm(save_model_folder(model, tokenizer, tmp_path / "plain"))
     assert torch.equal(reloaded(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_layers_grafted_onto_a_gguf_model_are_left_behind(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tiny_model())
+    read = AutoModelForCausalLM.from_pretrained
+
+    def read_and_graft(*arguments, **options):
+        model, report = read(*arguments, **options)
+        model.model.norm.forward = lambda hidden: hidden.detach()  # as an inference kernel would
+        return model, report
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read_and_graft)
+    model = load_causal_lm(tmp_path / "tiny.gguf")
+    model(TOKENS, labels=TOKENS).loss.backward()
+    assert model.model.layers[0].mlp.up_proj.weight.grad is not None
+    assert torch.equal(model(TOKENS).logits, tiny_model()(TOKENS).logits)
 
 
 def test_the_pre_tokenizer_is_the_one_the_gguf_names(tmp_path):

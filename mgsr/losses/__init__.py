@@ -13,6 +13,8 @@ from mgsr.losses.divergences import (
     symmetric_kl,
     total_variation,
 )
+from mgsr.losses.policy_gradient import policy_gradient_objective
+from mgsr.losses.policy_tile import clipped_surrogate, reward_to_go
 from mgsr.losses.reduction import (
     IGNORED,
     PredictionRows,
@@ -41,14 +43,17 @@ __all__ = [
     "SpanCorrelation",
     "TermCounts",
     "align_predictions",
+    "clipped_surrogate",
     "dac_kl",
     "forward_kl",
     "global_mean",
     "jensen_shannon",
+    "policy_gradient_objective",
     "prediction_labels",
     "prediction_rows",
     "response_mask",
     "reverse_kl",
+    "reward_to_go",
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "span_correlation",

@@ -25,98 +25,23 @@ the paper leaves open is fixed so:
 - Clipping is PPO's, of rho itself, in the long part alone: no gradient where A > 0 and rho > 1 + eps already, nor
   where A < 0 and rho < 1 - eps. The single-step weight is not clipped.
 
-Shapes: B sequences, T positions, N = B T rows, M response rows, R rows of a tile, V classes, H_S and H_T hidden sizes.
+Shapes: B sequences, T positions, N = B T rows, R rows of a tile, V classes, H_S and H_T the hidden sizes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mgsr.losses.attach import attach_gradients
-from mgsr.losses.clipping import entropy
 from mgsr.losses.divergences import compute_dtype
 from mgsr.losses.heads import Head
 from mgsr.losses.inputs import check_inputs, rows_per_tile
+from mgsr.losses.policy_tile import PolicyWork, policy_tile, reward_to_go
 from mgsr.losses.reduction import IGNORED
-from mgsr.losses.tiled import LossTerms, RowStats
-
-
-def reward_to_go(rewards_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean of the rewards that follow a token in its response (section 2.2, "length normalization").
-
-    Args:
-        rewards_BT: `[B, T]`; whatever stands outside `mask` is not read.
-        mask_BT: `[B, T]`, True on the tokens of the one response of each row.
-
-    Returns:
-        `[B, T]`, 0 where nothing follows and outside `mask`.
-
-    >>> reward_to_go(torch.tensor([[9.0, 1.0, 2.0, 4.0, 9.0]]), torch.tensor([[False, True, True, True, False]]))
-    tensor([[0., 3., 4., 0., 0.]])
-    """
-    zeros = torch.zeros_like(rewards_BT)
-    kept = torch.where(mask_BT, rewards_BT, zeros)
-    total, count = (_following(values) for values in (kept, mask_BT.to(rewards_BT.dtype)))
-    return torch.where(mask_BT & (count > 0), total / count.clamp(min=1), zeros)
-
-
-def _following(values_BT: Tensor) -> Tensor:
-    """Sum of the entries strictly to the right; shifted, not subtracted, so that it is exact and keeps inf."""
-    inclusive = values_BT.flip(-1).cumsum(-1).flip(-1)
-    return torch.nn.functional.pad(inclusive[..., 1:], (0, 1))
-
-
-def clipped_surrogate(ratio: Tensor, advantage: Tensor, importance_clip: float) -> tuple[Tensor, Tensor]:
-    """PPO's pessimistic surrogate max(-rho A, -clip(rho) A), and its derivative to log rho.
-
-    Args:
-        ratio: rho, any shape.
-        advantage: A, same shape.
-        importance_clip: eps; rho is clipped to [1 - eps, 1 + eps]. inf: never.
-
-    Returns:
-        Surrogate and derivative, same shape, without a graph. The derivative is 0 where clipping is in force.
-
-    >>> clipped_surrogate(torch.tensor([1.5, 1.5]), torch.tensor([2.0, -2.0]), 0.25)
-    (tensor([-2.5000,  3.0000]), tensor([-0., 3.]))
-    """
-    if not importance_clip >= 0:
-        raise ValueError(f"importance_clip must be at least 0, got {importance_clip}")
-    ratio, advantage = ratio.detach(), advantage.detach()
-    plain = -ratio * advantage
-    clipped = -ratio.clamp(1.0 - importance_clip, 1.0 + importance_clip) * advantage
-    over = (advantage > 0) & (ratio > 1.0 + importance_clip)
-    under = (advantage < 0) & (ratio < 1.0 - importance_clip)
-    return torch.maximum(plain, clipped), plain.masked_fill(over | under, 0.0)
-
-
-class _PolicyTile(NamedTuple):
-    """Per-row values `[R]` of a tile, and the gradient `[R, V]` to the student's logits."""
-
-    loss: Tensor
-    reverse_kl: Tensor
-    teacher_log_prob: Tensor
-    teacher_entropy: Tensor | None
-    grad_logits: Tensor | None
-
-
-class _Written:
-    """The model-written responses of a call: where they are, and the rewards seen so far."""
-
-    def __init__(self, labels_BT: Tensor, mask_BT: Tensor, behaviour_BT: Tensor, dtype: torch.dtype) -> None:
-        self.mask = mask_BT
-        self.labels, self.behaviour = labels_BT.reshape(-1), behaviour_BT.detach().to(dtype).reshape(-1)
-        self.rewards = torch.zeros(labels_BT.shape, dtype=dtype, device=labels_BT.device)
-
-    def advantages(self, rows: Tensor, rewards: Tensor) -> Tensor:
-        """A of a tile's rows, once its own rewards are noted and all later rows have had their turn."""
-        self.rewards.view(-1)[rows] = rewards
-        return reward_to_go(self.rewards, self.mask).view(-1)[rows]
+from mgsr.losses.terms import LossTerms, RowStats
 
 
 def policy_gradient_objective(
@@ -177,30 +102,20 @@ def policy_gradient_objective(
         raise ValueError(f"weights and counts are two numbers each (sft, policy), got {weights} and {counts}")
     if not importance_clip >= 0:
         raise ValueError(f"importance_clip must be at least 0, got {importance_clip}")
-    flat_labels = labels.reshape(-1)
-    hidden, taught = (None if h is None else h.flatten(0, 1) for h in (student_hidden, teacher_hidden))
-    assert hidden is not None
-    width = check_inputs(
-        hidden,
-        student_weight,
-        taught,
-        teacher_weight,
-        flat_labels,
-        None,
-        None,
-        (*weights, 0.0),
-        vocab_size,
-    )
-    response_BT = labels != IGNORED
-    truth_BT = response_BT & is_ground_truth.bool().unsqueeze(-1)
-    written_BT = response_BT & ~truth_BT
-    found = (float(truth_BT.sum()), float(written_BT.sum())) if counts is None else tuple(map(float, counts))
-    scales = [float(w) / count if count > 0 else 0.0 for w, count in zip(weights, found, strict=True)]
-    dtype = compute_dtype(*(t for t in (hidden, student_weight, taught, teacher_weight) if t is not None))
-    wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (hidden, student_weight, student_bias)]
-    device_type = hidden.device.type
-    with torch.no_grad(), torch.autocast(device_type, enabled=False):
-        student = Head(
+    states, labels_N = student_hidden.flatten(0, 1), labels.flatten()
+    taught = None if teacher_hidden is None else teacher_hidden.flatten(0, 1)
+    three = (*weights, 0.0)
+    width = check_inputs(states, student_weight, taught, teacher_weight, labels_N, None, None, three, vocab_size)
+    truth_BT = is_ground_truth.bool().unsqueeze(-1) & (labels != IGNORED)
+    written_BT = (labels != IGNORED) & ~truth_BT
+    found = counts if counts is not None else (int(truth_BT.sum()), int(written_BT.sum()))
+    scales = [float(w) / float(count) if count > 0 else 0.0 for w, count in zip(weights, found, strict=True)]
+    dtype = compute_dtype(*(t for t in (states, student_weight, taught, teacher_weight) if t is not None))
+    inputs = (states, student_weight, student_bias)
+    wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs]
+    rows = None
+    with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
+        head = Head(
             student_weight,
             student_bias,
             scale=student_scale,
@@ -209,10 +124,13 @@ def policy_gradient_objective(
             dtype=dtype,
             accumulate=(wants[1], wants[2]),
         )
-        run = _Run(hidden, student, dtype, wants, tile_size, flat_labels)
-        sft = run.cross_entropy(truth_BT, scales[0]) if weights[0] != 0 else run.zero
-        policy, rows = run.zero, None
-        if taught is not None and teacher_weight is not None and weights[1] != 0:
+        student = _Student(states.detach(), head, wants, tile_size)
+        zero = torch.zeros((), dtype=dtype, device=states.device)
+        sums = [zero, zero]
+        if weights[0] != 0:
+            sums[0] = _cross_entropy(student, labels_N, truth_BT, scales[0])
+        if weights[1] != 0:
+            assert taught is not None and teacher_weight is not None
             teacher = Head(
                 teacher_weight,
                 teacher_bias,
@@ -221,13 +139,105 @@ def policy_gradient_objective(
                 width=width,
                 dtype=dtype,
             )
-            written = _Written(labels, written_BT, _behaviour(behaviour_log_probs, written_BT), dtype)
-            policy, rows = run.policy(written, teacher, taught, scales[1], importance_clip, collect_rows)
-    means = [value / count if count > 0 else run.zero for value, count in zip((sft, policy), found, strict=True)]
-    total = run.zero
-    for weight, mean in zip(weights, means, strict=True):
-        # a term without weight is left out: 0 * inf would be NaN
-        if weight != 0:
-            total = total + float(weight) * mean
-    total, _ = attach_gradients(total, run.zero, run.gradients((hidden, student_weight, student_bias)))
-    return LossTerms(total, means[0], means[1], run.zero, run.zero, rows)
+            behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype)
+            work = PolicyWork(labels_N, behaviour_N, scales[1], importance_clip, any(wants), collect_rows)
+            sums[1], rows = _policy(student, teacher, taught.detach(), written_BT, work)
+        means = [total / count if count > 0 else zero for total, count in zip(sums, found, strict=True)]
+        total = zero
+        for weight, mean in zip(weights, means, strict=True):
+            # a term without weight is left out: 0 * inf would be NaN
+            if weight != 0:
+                total = total + float(weight) * mean
+    grads = (student.grad, head.grad_weight, head.grad_bias)
+    known = [(t, grad, None) for t, grad in zip(inputs, grads, strict=True) if t is not None and grad is not None]
+    total, penalty = attach_gradients(total, zero, known)
+    return LossTerms(total, means[0], means[1], zero, penalty.detach(), rows)
+
+
+class _Student:
+    """The student's rows of a call, a tile at a time, and the gradient that reaches them."""
+
+    def __init__(self, states_NH: Tensor, head: Head, wants: Sequence[bool], tile_size: int | None) -> None:
+        self.states, self.head, self.tile_size = states_NH, head, tile_size
+        self.wants = wants
+        dtype = head.weight.dtype
+        self.grad = torch.zeros_like(states_NH, dtype=dtype) if wants[0] else None
+
+    def tiles(self, mask_BT: Tensor) -> list[Tensor]:
+        """Rows where `mask` is True, cut into tiles; of each the indices among the N rows."""
+        rows = mask_BT.flatten().nonzero().squeeze(1)
+        if rows.numel() == 0:
+            return []
+        size = rows_per_tile(self.tile_size, rows.numel(), self.head.width, rows.device.type)
+        return list(rows.split(size))
+
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `[R, V]` of some rows, and their states `[R, H]`."""
+        states = self.states[rows].to(self.head.weight.dtype)
+        return self.head.project(states), states
+
+    def pull(self, rows: Tensor, grad_logits: Tensor, logits: Tensor, states: Tensor) -> None:
+        """Hand the gradient of a tile's logits on; overwrites `grad_logits`."""
+        pulled = self.head.pull(grad_logits, logits, states, to_hidden=self.wants[0])
+        if self.grad is not None and pulled is not None:
+            self.grad[rows] += pulled
+
+
+def _cross_entropy(student: _Student, labels_N: Tensor, truth_BT: Tensor, scale: float) -> Tensor:
+    """Sum over the ground-truth tokens; pulls `scale` times its gradient."""
+    total = torch.zeros((), dtype=student.head.weight.dtype, device=labels_N.device)
+    for rows in student.tiles(truth_BT):
+        logits, states = student.project(rows)
+        log_q, column = torch.log_softmax(logits, dim=-1), labels_N[rows].unsqueeze(1)
+        total = total - log_q.gather(1, column).sum()
+        if any(student.wants):
+            grad = log_q.exp_().mul_(scale)
+            grad.scatter_add_(1, column, torch.full_like(grad[:, :1], -scale))
+            student.pull(rows, grad, logits, states)
+    return total
+
+
+def _policy(
+    student: _Student, teacher: Head, taught_NH: Tensor, written_BT: Tensor, work: PolicyWork
+) -> tuple[Tensor, RowStats | None]:
+    """Sum of the policy objective over the model-written tokens; pulls its scaled gradient."""
+    dtype = student.head.weight.dtype
+    rewards_BT = torch.zeros(written_BT.shape, dtype=dtype, device=written_BT.device)
+    tiles, done = student.tiles(written_BT), []
+    # from the end: what a token's advantage needs has been seen when its tile comes
+    for rows in reversed(tiles):
+        logits, states = student.project(rows)
+
+        def advantage_of(rewards: Tensor, rows: Tensor = rows) -> Tensor:
+            rewards_BT.view(-1)[rows] = rewards
+            return reward_to_go(rewards_BT, written_BT).view(-1)[rows]
+
+        taught = teacher.project(taught_NH[rows].to(dtype))
+        tile = policy_tile(logits, taught, rows, advantage_of, work)
+        if tile.grad_logits is not None:
+            student.pull(rows, tile.grad_logits, logits, states)
+        done.append(tile._replace(grad_logits=None))
+    done.reverse()
+    total = torch.stack([tile.loss.sum() for tile in done]).sum() if done else rewards_BT.sum()
+    if not work.collect:
+        return total, None
+    empty = rewards_BT.new_zeros(0)
+    columns = [
+        torch.cat([empty, *(values for tile in done if (values := getattr(tile, name)) is not None)])
+        for name in ("teacher_log_prob", "teacher_entropy", "reverse_kl")
+    ]
+    index = torch.cat(tiles) if tiles else work.labels.new_zeros(0)
+    return total, RowStats(index, *columns)
+
+
+def _behaviour(log_probs_BT: Tensor | None, written_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """log p~ of every row, `[N]`."""
+    if log_probs_BT is None:
+        if bool(written_BT.any()):
+            raise ValueError("model-written responses need behaviour_log_probs, got None")
+        return torch.zeros(written_BT.numel(), dtype=dtype, device=written_BT.device)
+    if log_probs_BT.shape != written_BT.shape:
+        raise ValueError(
+            f"behaviour_log_probs has shape {tuple(log_probs_BT.shape)}, labels {tuple(written_BT.shape)}"
+        )
+    return log_probs_BT.detach().to(dtype).flatten()

@@ -199,9 +199,7 @@ def _check_sizes(family: str, sizes: _Sizes) -> None:
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
         token_id = getattr(sizes, name)
         if token_id is not None and not 0 <= token_id < sizes.vocab_size:
-            raise UserError(
-                f"{family}: {name} {token_id} is outside the vocabulary of {sizes.vocab_size} ids"
-            )
+            raise UserError(f"{family}: {name} {token_id} is outside the vocabulary of {sizes.vocab_size} ids")
 
 
 def prune_depth(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
@@ -257,9 +255,7 @@ def _layer_list(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     if not lists:
-        raise UserError(
-            f"{type(model).__name__} has no list of {depth} layers, so its depth cannot be pruned"
-        )
+        raise UserError(f"{type(model).__name__} has no list of {depth} layers, so its depth cannot be pruned")
     return min(lists, key=lambda name: name.count("."))
 
 
@@ -279,9 +275,7 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     """
     parameters = list(model.parameters())
     embeddings = {
-        id(module.weight): module.weight.numel()
-        for module in model.modules()
-        if isinstance(module, nn.Embedding)
+        id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
     }
     return ParameterCounts(
         total=sum(parameter.numel() for parameter in parameters),

@@ -42,9 +42,7 @@ def save_model_folder(
         ValueError: adapters are not merged (`merge_lora` first).
     """
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"a plain transformers model is needed, not {type(model).__name__}: merge adapters first"
-        )
+        raise ValueError(f"a plain transformers model is needed, not {type(model).__name__}: merge adapters first")
     target = Path(folder).expanduser().absolute()
     if target.exists() and not _may_replace(target):
         raise UserError(f"`{target}` exists and is no model folder: choose another or remove it")

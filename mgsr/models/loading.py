@@ -76,9 +76,7 @@ def load_tokenizer(
         # without this transformers tries to build an empty tokenizer from the config alone
         raise UserError(f"`{source}` holds no tokenizer (no tokenizer.json)")
     with one_line_errors(str(source)):
-        tokenizer = AutoTokenizer.from_pretrained(
-            found.location, **_options(found, revision, trust_remote_code)
-        )
+        tokenizer = AutoTokenizer.from_pretrained(found.location, **_options(found, revision, trust_remote_code))
         if found.gguf_file is not None:
             _mend_pre_tokenizer(tokenizer, _gguf_path(found, revision))
     if tokenizer.eos_token_id is None:
@@ -124,9 +122,7 @@ def load_causal_lm(
         if found.is_local:
             check_weights_folder(Path(found.location))
     with one_line_errors(str(source)):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            found.location, output_loading_info=True, **options
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(found.location, output_loading_info=True, **options)
         model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:
@@ -186,5 +182,9 @@ def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: str) -> N
 
 
 def _unpacked(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that forgot its GGUF file: transformers refuses to save the original."""
+    """The same weights in a fresh model.
+
+    Where the package `kernels` is installed transformers grafts ggml's layers onto what it read, even
+    unpacked; those only infer. The fresh model has the family's own layers.
+    """
     return rebuild(model, copy.deepcopy(model.config), dict(model.state_dict()))

@@ -52,9 +52,7 @@ class VocabularyReport:
             # models of one family differ in whether they name a beginning token; an end they must share
             tolerated = name == "bos" and None in (teacher, student)
             if teacher != student and not tolerated:
-                return (
-                    f"the {name} token is {_id(teacher)} for the teacher and {_id(student)} for the student"
-                )
+                return f"the {name} token is {_id(teacher)} for the teacher and {_id(student)} for the student"
         return None
 
 

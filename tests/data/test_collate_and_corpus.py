@@ -26,7 +26,9 @@ from mgsr.scrg import Correction, RevisedSequence
 PAD_IS_EOS = 2
 
 
-def sequence(prompt: int, response: tuple[int, ...], spans: tuple[int, ...], truth: bool = True) -> TrainingSequence:
+def sequence(
+    prompt: int, response: tuple[int, ...], spans: tuple[int, ...], truth: bool = True
+) -> TrainingSequence:
     return TrainingSequence(7, tuple(range(10, 10 + prompt)), response, spans, truth)
 
 

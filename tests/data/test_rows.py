@@ -53,9 +53,7 @@ def test_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
 
 
 def test_json_list_gives_the_line_of_each_object(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, f'[\n  {GOOD},\n  {{"instruction": "[,",\n   "output": "x"}}, {GOOD}\n]', "rows.json"
-    )
+    path = write(tmp_path, f'[\n  {GOOD},\n  {{"instruction": "[,",\n   "output": "x"}}, {GOOD}\n]', "rows.json")
     assert [row.where for row in read_rows(path)] == [f"{path}:2", f"{path}:3", f"{path}:4"]
     assert [row.id for row in read_rows(path)] == [0, 1, 2]
 
@@ -77,7 +75,7 @@ BAD_LINES = {
     '["Say it.", "It."]': "a list, not an object",
     "3": "a number, not an object",
     '{"instruction": "Say it."}': "field `output` is missing",
-    '{"instructon": "Say it.", "output": "It."}': "field `instruction` is missing; did you mean `instructon`?",
+    '{"instructon": "Say it.", "output": "It."}': "field `instruction` is missing; did you mean `instructon`",
     '{"instruction": 5, "output": "It."}': "`instruction` is a number, not a string",
     '{"instruction": "Say it.", "output": true}': "`output` is a boolean, not a string",
     '{"instruction": "Say it.", "output": null}': "`output` is null, not a string",
@@ -90,7 +88,7 @@ BAD_LINES = {
     '{"instruction": "Say it.", "output": ["It.", " "]}': "`output` is empty",
     '{"instruction": "Say it.", "output": []}': "`output` is an empty list",
     '{"instruction": "Say it.", "output": "\\ud83d"}': "`output` holds half a surrogate pair",
-    "[" * 100_000: "nested too deeply",
+    "[" * 100_000: "JSON nested too deeply",
 }
 
 
@@ -172,7 +170,7 @@ def test_split_sizes_order_and_seed() -> None:
     assert parts == split_rows(rows(100), dev=20, test=10, seed=3)
     assert ids["test"] != [row.id for row in split_rows(rows(100), dev=20, test=10, seed=4)["test"]]
     # Frozen: a change here would move rows between the splits of a published run.
-    assert split_rows(rows(12), dev=2, test=1, seed=0)["dev"] == [rows(12)[3], rows(12)[9]]
+    assert split_rows(rows(12), dev=2, test=1, seed=0)["dev"] == [rows(12)[3], rows(12)[7]]
 
 
 def test_split_is_not_touched_by_the_global_generator() -> None:

@@ -64,7 +64,9 @@ def test_packing_keeps_rows_kinds_and_sizes(lengths: list[int], bucket: int, mic
     planned = pack(
         steps, lambda row: row[0], bucket_steps=bucket, micro_batches=micro, world_size=world, seed=0, epoch=0
     )
-    assert sorted(row for step in planned for row in step.rows) == sorted(r for s in steps for kind in s for r in kind)
+    assert sorted(row for step in planned for row in step.rows) == sorted(
+        r for s in steps for kind in s for r in kind
+    )
     for step in planned:
         kinds = [row[1] % 2 for row in step.rows]
         assert kinds.count(0) == kinds.count(1) == 6

@@ -200,6 +200,37 @@ def test_stale_caches_are_not_used():
     assert after == language_model(model).write(given_prompts, seed=0, round=0)
 
 
+def test_a_kept_cache_ends_before_the_last_token():
+    """The last token of a response was written but never read: going on behind it takes a fresh prefill."""
+    model, given_prompts = tiny("gpt2", 2), prompts(12, seed=4)
+    writer, s = language_model(model, batch_size=12), Settings(BUDGET, EOS, 0)
+    written = writer.write(given_prompts, seed=0, round=0)
+    longer = [
+        Prefix(example, tuple(prompt), (*response, 5))
+        for (example, prompt), response in zip(given_prompts, written, strict=True)
+        if len(response) < BUDGET - 1
+    ]
+    assert len(longer) > 4
+    continued = writer.continue_from(longer, seed=0, round=0, pass_=1)
+    for prefix, response in zip(longer, continued, strict=True):
+        assert response == reference.write(
+            next_logits(model), prefix.prompt_ids, prefix.response_ids, prefix.example_id, 1, s
+        )
+
+
+def test_two_texts_of_one_id_are_not_mixed_up():
+    """Which of the two a kept row belongs to would depend on which ended first."""
+    model, s = tiny("gpt2", 2), Settings(BUDGET, EOS, 0)
+    for seed in range(12):
+        writer = language_model(model)
+        (_, one), (_, two) = prompts(2, seed)
+        pair = [(1, one), (1, [*two, *one])]
+        written = writer.write(pair, seed=seed, round=0)
+        prefix = Prefix(1, tuple(pair[1][1]), (*written[1][:-1], 5))
+        (response,) = writer.continue_from([prefix], seed=0, round=0, pass_=1)
+        assert response == reference.write(next_logits(model), prefix.prompt_ids, prefix.response_ids, 1, 1, s)
+
+
 def test_continue_from_leaves_finished_prefixes():
     writer = language_model(tiny("llama", 9))
     full, ended = Prefix(1, (3,), (4,) * BUDGET), Prefix(2, (3,), (4, EOS))

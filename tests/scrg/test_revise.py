@@ -131,6 +131,11 @@ def test_teacher_eos_ends_the_sequence_and_further_passes():
     sequence = one(scripted(3, 4, 5), scripted(3, EOS, 6), passes=5, error_position="first_disagreement")
     assert sequence.rollout_ids == (3, 4, 5, 5) and sequence.response_ids == (3, EOS)
     assert len(sequence.corrections) == 1 and sequence.corrections[0].length_after == 2
+    for teacher in (scripted(3, EOS, 6), scripted(3, 4, 5, 6)):  # ends the sequence; fills the budget
+        s = Settings(4, EOS, 1, passes=5)
+        scorer = FakeModel(teacher, s)
+        run(scripted(3, 4, 5), scorer, [(5, [1, 2])], s)
+        assert scorer.scored == [[5]]
 
 
 def test_passes_advance():

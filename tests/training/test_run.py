@@ -241,7 +241,9 @@ def test_a_folder_with_another_config_is_left_alone(make_config: Make) -> None:
         train(make_config("arm=nothing"), resume=True)
 
 
-def test_the_student_trains_with_dropout_and_writes_without(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_student_trains_with_dropout_and_writes_without(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modes: set[bool] = set()
     original = DistillationModule._forward
 

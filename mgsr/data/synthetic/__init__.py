@@ -36,9 +36,9 @@ def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
         DataError: a family has no more new prompts (several thousand each in teacher and train, several
             hundred in dev and test).
 
-    >>> row = generate_rows("train", 4, seed=1)[3]
-    >>> row.category, row.instruction
-    ('lookup', 'Who has the shoe?')
+    >>> row = generate_rows("train", 1)[0]
+    >>> row.category, row.instruction, row.input == row.output
+    ('copy', 'Repeat the sentence.', True)
     """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; take one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")

@@ -1,0 +1,90 @@
+"""MiniLLM's objective in the place of the three-term one, with the same interface (Gu et al. 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mgsr.config import ExperimentConfig
+from mgsr.data.collate import Batch
+from mgsr.errors import ConfigError
+from mgsr.heads import OutputHead
+from mgsr.losses import LossTerms, policy_gradient_objective
+from mgsr.objective import Objective, Weights
+
+
+@dataclass(frozen=True)
+class MiniLLMObjective(Objective):
+    """w_sft * cross-entropy on ground truth + w_dac * reverse KL by policy gradient on model-written text.
+
+    The text is to be drawn by teacher-mixed sampling, its `behaviour_log_probs` in the batch. The policy part
+    stands in the place of the token-level divergence: its value is `LossTerms.dac_kl`, averaged over the
+    model-written tokens of the optimiser step. There is neither a span term nor a clip network, and the
+    temperature is 1. See `mgsr.losses.policy_gradient` for the loss itself; `options` are its keyword arguments.
+    """
+
+    def __post_init__(self) -> None:
+        if self.weights[2] != 0 or self.clip is not None:
+            raise ValueError(
+                f"MiniLLM has no span term and no clip, got weights {self.weights}, clip {self.clip!r}"
+            )
+
+    def __call__(
+        self,
+        batch: Batch,
+        student_hidden_BTH: Tensor,
+        student: OutputHead,
+        teacher_hidden_BTH: Tensor | None,
+        teacher: OutputHead | None,
+        *,
+        weights: Weights | None = None,
+        vocab_size: int | None = None,
+        collect_rows: bool = False,
+    ) -> LossTerms:
+        """Terms of one micro-batch; arguments as in `Objective`, `rows` of the model-written tokens alone."""
+        sft, policy, span = self.weights if weights is None else weights
+        if span != 0:
+            raise ValueError(f"MiniLLM has no span term, got the weight {span}")
+        counts = batch.counts
+        behaviour_BT = batch.behaviour_log_probs
+        return policy_gradient_objective(
+            student_hidden_BTH[:, :-1],
+            student.weight,
+            teacher_hidden_BTH[:, :-1] if teacher_hidden_BTH is not None else None,
+            teacher.weight if teacher is not None else None,
+            batch.labels[:, 1:],
+            behaviour_BT[:, 1:] if behaviour_BT is not None else None,
+            batch.is_ground_truth,
+            weights=(sft, policy),
+            counts=(counts.ground_truth_tokens, counts.response_tokens - counts.ground_truth_tokens),
+            student_bias=student.bias,
+            student_scale=student.scale,
+            student_softcap=student.softcap,
+            teacher_bias=teacher.bias if teacher is not None else None,
+            teacher_scale=teacher.scale if teacher is not None else 1.0,
+            teacher_softcap=teacher.softcap if teacher is not None else None,
+            vocab_size=vocab_size,
+            collect_rows=collect_rows,
+            **self.options,
+        )
+
+
+def build_minillm(config: ExperimentConfig) -> MiniLLMObjective:
+    """Bind the configuration to the loss.
+
+    Raises:
+        ConfigError: the configuration asks for what this objective doesn't have.
+    """
+    objective = config.objective
+    if objective.w_span:
+        raise ConfigError("`objective.kind=minillm` has no span term; set objective.w_span=0")
+    if objective.temperature != 1:
+        raise ConfigError(
+            "`objective.kind=minillm` samples and scores at temperature 1; set objective.temperature=1"
+        )
+    return MiniLLMObjective(
+        (objective.w_sft, objective.w_dac, 0.0),
+        None,
+        {"importance_clip": objective.importance_clip, "tile_size": objective.tile_size or None},
+    )

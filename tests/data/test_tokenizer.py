@@ -1,0 +1,98 @@
+"""The trained tokenizer: whole words, any text back unchanged, the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, LlamaConfig
+
+from mgsr.data.synthetic import generate_rows
+from mgsr.data.tokenizer import train_tokenizer
+
+TEXTS = ["The cat saw the dog.\n", "Then the dog saw Ann.", "Ann ran to the cat."]
+WHOLE = train_tokenizer(TEXTS)
+MERGED = train_tokenizer(TEXTS * 3, vocab_size=300)
+STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+def test_a_known_word_is_one_token_with_its_space() -> None:
+    ids = WHOLE.encode("The cat saw Ann.\n")
+    assert [WHOLE.decode([index]) for index in ids] == ["The", " cat", " saw", " Ann", ".", "\n"]
+    assert [WHOLE.decode([index]) for index in WHOLE.encode("Ann saw")] == ["Ann", " saw"]
+
+
+def test_an_unknown_word_is_spelled_in_bytes() -> None:
+    assert len(WHOLE.encode(" cats")) == 5
+    assert len(WHOLE.encode("é")) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(STRINGS)
+def test_any_text_comes_back(text: str) -> None:
+    for tokenizer in (WHOLE, MERGED):
+        ids = tokenizer.encode(text, split_special_tokens=True)
+        assert tokenizer.decode(ids) == text
+        assert all(index >= 2 for index in ids)
+
+
+@pytest.mark.parametrize("text", ["a , b .", " don 't  ", "<eos> and <pad>", "日本\U0001f642\x00\t\r\n"])
+def test_hard_texts_come_back(text: str) -> None:
+    for tokenizer in (WHOLE, MERGED):
+        assert tokenizer.decode(tokenizer.encode(text, split_special_tokens=True)) == text
+
+
+def test_special_tokens_are_distinct_and_never_added() -> None:
+    for tokenizer in (WHOLE, MERGED):
+        assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
+        assert tokenizer.encode("Ann", add_special_tokens=True) == tokenizer.encode(
+            "Ann", add_special_tokens=False
+        )
+        assert tokenizer.encode("Ann<eos>")[-1] == 1
+        assert tokenizer.decode([*tokenizer.encode("Ann"), 1, 0], skip_special_tokens=True) == "Ann"
+
+
+def test_the_vocabulary_holds_bytes_and_words_and_nothing_else() -> None:
+    words = {"The", " cat", " saw", " the", " dog", "Then", " Ann", "Ann", " ran", " to"}
+    assert len(WHOLE) == 2 + 256 + len(words)
+    assert {WHOLE.decode([index]) for index in range(258, len(WHOLE))} == words
+    single = [WHOLE.convert_ids_to_tokens(index) for index in range(2, 258)]
+    assert all(len(token) == 1 for token in single) and len(set(single)) == 256
+    assert single == [MERGED.convert_ids_to_tokens(index) for index in range(2, 258)]
+
+
+def test_training_again_gives_the_same_ids() -> None:
+    assert train_tokenizer(TEXTS[::-1]).get_vocab() == WHOLE.get_vocab()
+    again = train_tokenizer(iter(TEXTS * 3), vocab_size=300)
+    assert again.get_vocab() == MERGED.get_vocab()
+    assert again.encode(TEXTS[0]) == MERGED.encode(TEXTS[0])
+
+
+def test_a_size_is_kept_and_used_for_merges() -> None:
+    small = train_tokenizer(TEXTS * 3, vocab_size=270)
+    assert len(small) == 270
+    assert len(MERGED.encode(TEXTS[0])) < len(small.encode(TEXTS[0])) < len(TEXTS[0])
+    assert len(train_tokenizer(TEXTS, vocab_size=258).encode("The cat")) == 7
+    with pytest.raises(ValueError, match=r"at least 258 .* got 257"):
+        train_tokenizer(TEXTS, vocab_size=257)
+
+
+def test_saved_beside_a_model_it_loads_as_the_same_tokenizer(tmp_path: Path) -> None:
+    WHOLE.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=len(WHOLE)).save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert (loaded.pad_token_id, loaded.eos_token_id, len(loaded)) == (0, 1, len(WHOLE))
+    for text in (*TEXTS, "Zebra \U0001f642 <eos>"):
+        assert loaded.encode(text) == WHOLE.encode(text)
+        assert loaded.decode(loaded.encode(text)) == text
+
+
+def test_the_synthetic_set_takes_one_token_a_word() -> None:
+    rows = generate_rows("teacher", 3000, seed=0)
+    tokenizer = train_tokenizer(text for row in rows for text in (row.instruction, row.input, *row.references))
+    assert 400 < len(tokenizer) < 520
+    for row in generate_rows("dev", 110, seed=5):
+        for text in row.references:
+            assert len(tokenizer.encode(text)) == len(text.replace(".", " .").replace(",", " ,").split())

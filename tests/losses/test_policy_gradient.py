@@ -1,0 +1,540 @@
+"""MiniLLM's policy objective against numpy, against enumeration of all sequences, and against itself in tiles."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mgsr.losses import LossTerms, clipped_surrogate, policy_gradient_objective, reward_to_go
+
+IGNORED = -100
+CLASSES = 6
+
+
+# -- an independent reference, token by token ---------------------------------------------------------------
+
+
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    z = z - z.max()
+    return z - math.log(np.exp(z).sum())
+
+
+def reference(
+    case: dict[str, Any],
+    *,
+    clip: float,
+    counts: tuple[float, float],
+    weights: tuple[float, float] = (1.0, 1.0),
+    frozen: dict[tuple[int, int], tuple[float, float]] | None = None,
+) -> tuple[float, float, float, dict[tuple[int, int], tuple[float, float]]]:
+    """(total, cross-entropy, policy, {(b, t): (w, A)}); `frozen` holds w and A, which carry no gradient."""
+    student, teacher, labels = case["student_logits"], case["teacher_logits"], case["labels"]
+    sft = policy = 0.0
+    constants = {}
+    for b, row in enumerate(labels):
+        places = [t for t, label in enumerate(row) if label != IGNORED]
+        log_q = {t: log_softmax(student[b, t]) for t in places}
+        if case["truth"][b]:
+            sft -= sum(log_q[t][row[t]] for t in places)
+            continue
+        log_p = {t: log_softmax(teacher[b, t]) for t in places}
+        reward = [log_p[t][row[t]] - log_q[t][row[t]] for t in places]
+        for i, t in enumerate(places):
+            after = reward[i + 1 :]
+            ratio = math.exp(log_q[t][row[t]] - case["behaviour"][b, t])
+            constants[b, t] = (ratio, sum(after) / len(after) if after else 0.0)
+            w, advantage = constants[b, t] if frozen is None else frozen[b, t]
+            kl = sum(math.exp(a) * (a - c) for a, c in zip(log_q[t], log_p[t], strict=True))
+            policy += w * kl
+            policy += max(-ratio * advantage, -min(max(ratio, 1 - clip), 1 + clip) * advantage)
+    sft, policy = (v / c if c else 0.0 for v, c in zip((sft, policy), counts, strict=True))
+    return weights[0] * sft + weights[1] * policy, sft, policy, constants
+
+
+def make_case(seed: int = 0, *, sequences: int = 4, length: int = 6, spread: float = 1.0) -> dict[str, Any]:
+    """Random states and heads in float64; prompts and padding of all sizes, half of the text ground truth."""
+    rng = np.random.default_rng(seed)
+    case: dict[str, Any] = {
+        "h_s": rng.normal(size=(sequences, length, 3)) * spread,
+        "h_t": rng.normal(size=(sequences, length, 4)) * spread,
+        "w_s": rng.normal(size=(CLASSES, 3)),
+        "w_t": rng.normal(size=(CLASSES, 4)),
+        "b_s": rng.normal(size=CLASSES) * 0.3,
+        "truth": np.arange(sequences) % 2 == 1,
+        "labels": np.full((sequences, length), IGNORED),
+    }
+    for b in range(sequences):
+        start = int(rng.integers(0, min(3, length)))
+        end = int(rng.integers(start + 1, length + 1))
+        case["labels"][b, start:end] = rng.integers(0, CLASSES, size=end - start)
+    case = with_logits(case)
+    # importance ratios on both sides of 1
+    case["behaviour"] = rng.normal(size=(sequences, length)) * 0.5
+    for b, t in zip(*np.nonzero(case["labels"] != IGNORED), strict=True):
+        case["behaviour"][b, t] += log_softmax(case["student_logits"][b, t])[case["labels"][b, t]]
+    return case
+
+
+def with_logits(case: dict[str, Any]) -> dict[str, Any]:
+    return case | {
+        "student_logits": case["h_s"] @ case["w_s"].T + case["b_s"],
+        "teacher_logits": case["h_t"] @ case["w_t"].T,
+    }
+
+
+def call(case: dict[str, Any], **options: Any) -> tuple[LossTerms, dict[str, Tensor]]:
+    """The objective on a case, and the leaves of its graph."""
+    leaves = {name: torch.tensor(case[name], requires_grad=True) for name in ("h_s", "w_s", "b_s")}
+    terms = policy_gradient_objective(
+        leaves["h_s"],
+        leaves["w_s"],
+        torch.tensor(case["h_t"]),
+        torch.tensor(case["w_t"]),
+        torch.tensor(case["labels"]),
+        torch.tensor(case["behaviour"]),
+        torch.tensor(case["truth"]),
+        student_bias=leaves["b_s"],
+        **options,
+    )
+    return terms, leaves
+
+
+def gradients(case: dict[str, Any], **options: Any) -> list[Tensor]:
+    terms, leaves = call(case, **options)
+    return list(torch.autograd.grad(terms.total, list(leaves.values())))
+
+
+def counts_of(case: dict[str, Any]) -> tuple[int, int]:
+    response = case["labels"] != IGNORED
+    return int(response[case["truth"]].sum()), int(response[~case["truth"]].sum())
+
+
+# -- ingredients --------------------------------------------------------------------------------------------
+
+
+def test_reward_to_go_is_the_mean_of_what_follows() -> None:
+    # response of four tokens after one of the prompt; one token alone; a whole row
+    rewards = torch.tensor([[7.0, -1.0, 2.0, -4.0, 8.0, 5.0], [0.0, 0.0, 3.0, 0, 0, 0], [1.0, 2, 3, 4, 5, 6]])
+    mask = torch.tensor([[0, 1, 1, 1, 1, 0], [0, 0, 1, 0, 0, 0], [1] * 6]).bool()
+    expected = [[0.0, 2.0, 2.0, 8.0, 0.0, 0.0], [0.0] * 6, [4.0, 4.5, 5.0, 5.5, 6.0, 0.0]]
+    assert torch.equal(reward_to_go(rewards, mask), torch.tensor(expected))
+
+
+def test_reward_to_go_reads_nothing_outside_the_mask() -> None:
+    rewards = torch.tensor([[math.nan, 1.0, 2.0, math.inf]])
+    assert reward_to_go(rewards, torch.tensor([[False, True, True, False]])).tolist() == [[0.0, 2.0, 0.0, 0.0]]
+
+
+def test_a_reward_of_minus_infinity_reaches_the_tokens_before_it_alone() -> None:
+    rewards = torch.tensor([[1.0, -math.inf, 3.0, 4.0]])
+    assert reward_to_go(rewards, torch.ones(1, 4).bool()).tolist() == [[-math.inf, 3.5, 4.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "slope"),
+    [
+        (1.1, 2.0, -2.2, -2.2),  # inside: the plain policy gradient, -rho A
+        (1.5, 2.0, -2.4, 0.0),  # good and already likely enough: clipped at 1.2
+        (0.5, 2.0, -1.0, -1.0),  # good and unlikely: not clipped
+        (1.5, -2.0, 3.0, 3.0),  # bad and likely: not clipped
+        (0.5, -2.0, 1.6, 0.0),  # bad and already unlikely enough: clipped at 0.8
+        (0.9, -2.0, 1.8, 1.8),
+        (3.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_surrogate_by_hand(ratio: float, advantage: float, loss: float, slope: float) -> None:
+    got = clipped_surrogate(torch.tensor(ratio).double(), torch.tensor(advantage).double(), 0.2)
+    assert [float(value) for value in got] == pytest.approx([loss, slope], abs=1e-7)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-3, 3), st.floats(-5, 5), st.sampled_from([0.0, 0.2, 0.5, 1.5, math.inf]))
+def test_surrogate_and_its_slope_agree(log_ratio: float, advantage: float, clip: float) -> None:
+    a = torch.tensor([advantage]).double()
+    step = 1e-6
+    if any(abs(math.exp(log_ratio) - edge) < 1e-4 for edge in (1 - clip, 1 + clip)):
+        return  # a kink
+    log_rho = torch.tensor([log_ratio]).double()
+    low, high = (clipped_surrogate((log_rho + d).exp(), a, clip)[0] for d in (-step, step))
+    slope = clipped_surrogate(log_rho.exp(), a, clip)[1]
+    assert float(slope) == pytest.approx(float((high - low) / (2 * step)), rel=1e-6, abs=1e-7)
+
+
+def test_a_negative_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"-0\.1"):
+        clipped_surrogate(torch.ones(1), torch.ones(1), -0.1)
+    with pytest.raises(ValueError, match="nan"):
+        call(make_case(), importance_clip=math.nan)
+
+
+# -- the loss and its gradient against numpy ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2, math.inf])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_loss_is_that_of_the_reference(seed: int, clip: float) -> None:
+    case = make_case(seed, sequences=6, length=8)
+    total, sft, policy, _ = reference(case, clip=clip, counts=(11.0, 7.0), weights=(0.5, 2.0))
+    terms, _ = call(case, importance_clip=clip, counts=(11.0, 7.0), weights=(0.5, 2.0), tile_size=3)
+    got = [value.item() for value in (terms.total, terms.sft, terms.dac_kl)]
+    assert got == pytest.approx([total, sft, policy], rel=1e-12)
+    assert float(terms.span) == 0 and float(terms.clip_penalty) == 0
+    own, _ = call(case, importance_clip=clip)
+    expected = reference(case, clip=clip, counts=counts_of(case))
+    assert [float(own.sft), float(own.dac_kl)] == pytest.approx(expected[1:3], rel=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.2, math.inf])
+def test_gradient_is_that_of_the_reference_with_its_constants_frozen(clip: float) -> None:
+    case = make_case(3, sequences=8)
+    counts = counts_of(case)
+    *_, frozen = reference(case, clip=clip, counts=counts)
+    # clipping is in force on both sides, and neither
+    assert any(w > 1.2 and a > 0 for w, a in frozen.values()) and any(
+        w < 0.8 and a < 0 for w, a in frozen.values()
+    )
+    assert any(0.8 < w < 1.2 and a != 0 for w, a in frozen.values())
+    got = gradients(case, importance_clip=clip)
+    step = 1e-6
+    for name, gradient in zip(("h_s", "w_s", "b_s"), got, strict=True):
+        numeric = np.zeros(case[name].shape)
+        for place in np.ndindex(numeric.shape):
+            values = []
+            for sign in (1, -1):
+                moved = case | {name: case[name].copy()}
+                moved[name][place] += sign * step
+                values.append(reference(with_logits(moved), clip=clip, counts=counts, frozen=frozen)[0])
+            numeric[place] = (values[0] - values[1]) / (2 * step)
+        np.testing.assert_allclose(gradient.numpy(), numeric, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+def test_where_clipping_is_in_force_the_single_step_part_alone_is_left() -> None:
+    case = make_case(4, sequences=1, length=2)
+    case["truth"][:] = False
+    case["labels"][:] = [[1, 2]]
+    # p~ so small that both ratios lie far above 1 + eps; a good advantage then has no long part
+    case["behaviour"][:] = -6.0
+    case["teacher_logits"][0, 1] = 0
+    case["h_t"][0, 1] = 0
+    case["h_s"][0, 1] = 0
+    case["b_s"][:] = [0, 0, -2, 0, 0, 0]  # the student finds y_2 unlikely, the teacher does not: A_1 > 0
+    case = with_logits(case)
+    *_, constants = reference(case, clip=0.2, counts=(0, 2))
+    assert constants[0, 0][1] > 0 and constants[0, 0][0] > 1.2
+    clipped, plain = gradients(case, importance_clip=0.2), gradients(case, importance_clip=math.inf)
+    assert not torch.allclose(clipped[0], plain[0])
+    h = torch.tensor(case["h_s"], requires_grad=True)
+    log_q = torch.log_softmax(h @ torch.tensor(case["w_s"]).T + torch.tensor(case["b_s"]), -1)
+    log_p = torch.log_softmax(torch.tensor(case["teacher_logits"]), -1)
+    w = torch.tensor([[constants[0, 0][0], constants[0, 1][0]]])
+    kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+    single = torch.autograd.grad((w * kl).sum() / 2, h)[0]
+    torch.testing.assert_close(clipped[0], single)
+
+
+# -- the estimator's expectation, by enumeration of all sequences -------------------------------------------
+
+
+def tabular(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits `[3 tokens, 4 prefixes]` of two tabular models; prefixes: none, then the first token."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+
+
+def table_probs(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    probs = np.exp(table - table.max(0)) / np.exp(table - table.max(0)).sum(0)
+    return probs[:, 0], probs[:, 1:].T  # of the first token; of the second, [first, second]
+
+
+def expected_gradient(student: np.ndarray, teacher: np.ndarray, alpha: float, clip: float) -> np.ndarray:
+    """Expectation over p~ of the gradient of `policy_gradient_objective`, over all nine sequences."""
+    (q1, q2), (p1, p2) = table_probs(student), table_probs(teacher)
+    m1, m2 = alpha * p1 + (1 - alpha) * q1, alpha * p2 + (1 - alpha) * q2
+    weight = torch.tensor(student, requires_grad=True)
+    total = torch.zeros_like(weight)
+    for y1, y2 in itertools.product(range(3), repeat=2):
+        states = torch.eye(4, dtype=torch.float64)[[0, 1 + y1]].unsqueeze(0)
+        terms = policy_gradient_objective(
+            states,
+            weight,
+            states,
+            torch.tensor(teacher),
+            torch.tensor([[y1, y2]]),
+            torch.tensor([[math.log(m1[y1]), math.log(m2[y1, y2])]]),
+            torch.tensor([False]),
+            counts=(0, 1),
+            importance_clip=clip,
+        )
+        total += m1[y1] * m2[y1, y2] * torch.autograd.grad(terms.total, weight)[0]
+    return total.numpy()
+
+
+def numeric_gradient(function: Any, table: np.ndarray) -> np.ndarray:
+    out = np.zeros_like(table)
+    for place in np.ndindex(table.shape):
+        moved = [table.copy(), table.copy()]
+        moved[0][place] += 1e-6
+        moved[1][place] -= 1e-6
+        out[place] = (function(moved[0]) - function(moved[1])) / 2e-6
+    return out
+
+
+def sequence_kl(student: np.ndarray, teacher: np.ndarray) -> float:
+    """KL(q || p) between the distributions of whole sequences."""
+    (q1, q2), (p1, p2) = table_probs(student), table_probs(teacher)
+    joint_q, joint_p = q1[:, None] * q2, p1[:, None] * p2
+    return float((joint_q * np.log(joint_q / joint_p)).sum())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_on_the_students_own_text_the_estimator_is_the_gradient_of_the_sequence_kl(seed: int) -> None:
+    # two tokens: length normalisation divides by one, and no ratio leaves 1
+    student, teacher = tabular(seed)
+    exact = numeric_gradient(lambda table: sequence_kl(table, teacher), student)
+    np.testing.assert_allclose(expected_gradient(student, teacher, 0.0, 0.2), exact, atol=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.6])
+def test_on_mixed_text_the_expectation_is_that_of_the_formula(alpha: float) -> None:
+    """Unclipped, with one-step weights:  E = grad of  KL_1 + sum over y_1 of p~(y_1) KL_2(y_1)
+    - sum over y_1 of q(y_1) * [sum over y_2 of p~(y_2 | y_1) r_2], the weights of a step averaging to 1."""
+    student, teacher = tabular(5)
+    (q1, q2), (p1, p2) = table_probs(student), table_probs(teacher)
+    m1, m2 = alpha * p1 + (1 - alpha) * q1, alpha * p2 + (1 - alpha) * q2
+    r2 = (m2 * np.log(p2 / q2)).sum(1)
+
+    def objective(table: np.ndarray) -> float:
+        own1, own2 = table_probs(table)
+        single = (own1 * np.log(own1 / p1)).sum() + (m1 * (own2 * np.log(own2 / p2)).sum(1)).sum()
+        return float(single - (own1 * r2).sum())
+
+    expected = numeric_gradient(objective, student)
+    np.testing.assert_allclose(expected_gradient(student, teacher, alpha, math.inf), expected, atol=1e-8)
+    # with the sampled text's p~ at the second step the long part differs from the sequence KL's
+    exact = numeric_gradient(lambda table: sequence_kl(table, teacher), student)
+    assert np.abs(expected - exact).max() > 1e-3
+
+
+def test_descent_along_the_expected_gradient_reaches_the_teacher() -> None:
+    student, teacher = tabular(7)
+    before = sequence_kl(student, teacher)
+    for _ in range(150):
+        student = student - 1.0 * expected_gradient(student, teacher, 0.2, 0.2)
+    assert before > 0.3 and sequence_kl(student, teacher) < 1e-3
+
+
+# -- tiles, micro-batches, memory ---------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_tiles_change_nothing(tile_size: int, seed: int) -> None:
+    case = make_case(seed, sequences=4, length=7)
+    one, whole = (call(case, tile_size=size, collect_rows=True) for size in (tile_size, 1000))
+    for name in ("total", "sft", "dac_kl"):
+        torch.testing.assert_close(getattr(one[0], name), getattr(whole[0], name), rtol=1e-12, atol=1e-13)
+    assert one[0].rows is not None and whole[0].rows is not None
+    for name in ("index", "teacher_log_prob", "teacher_entropy", "dac_kl"):
+        torch.testing.assert_close(getattr(one[0].rows, name), getattr(whole[0].rows, name))
+    pairs = zip(gradients(case, tile_size=tile_size), gradients(case, tile_size=1000), strict=True)
+    for got, expected in pairs:
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.permutations(range(6)), st.integers(1, 5))
+def test_micro_batches_with_common_counts_add_up_to_the_batch(seed: int, order: list[int], cut: int) -> None:
+    case = make_case(seed, sequences=6)
+    counts = counts_of(case)
+    names = ("h_s", "h_t", "labels", "truth", "behaviour", "student_logits", "teacher_logits")
+    parts = [case | {name: case[name][list(rows)] for name in names} for rows in (order[:cut], order[cut:])]
+    whole = call(case)[0]
+    split = [call(part, counts=counts)[0] for part in parts]
+    for name in ("total", "sft", "dac_kl"):
+        torch.testing.assert_close(sum(getattr(terms, name) for terms in split), getattr(whole, name))
+    grads = [gradients(part, counts=counts) for part in parts]
+    for k, expected in enumerate(gradients(case)[1:], start=1):
+        torch.testing.assert_close(grads[0][k] + grads[1][k], expected)
+    torch.testing.assert_close(torch.cat([g[0] for g in grads])[np.argsort(order)], gradients(case)[0])
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation returned."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.size = max(self.size, tensor.numel())
+        return out
+
+
+def test_no_tensor_holds_all_logits() -> None:
+    b, t, h, v, tile = 4, 64, 8, 500, 16
+    weight = torch.randn(v, h, requires_grad=True)
+    states = torch.randn(b, t, h, requires_grad=True)
+    labels = torch.randint(0, v, (b, t))
+    truth = torch.tensor([True, False, False, False])
+    with _Largest() as largest:
+        terms = policy_gradient_objective(
+            states, weight, states.detach(), weight.detach(), labels, torch.zeros(b, t), truth, tile_size=tile
+        )
+        terms.total.backward()
+    assert 0 < largest.size <= v * max(h, tile) < b * t * v
+
+
+# -- masks, counts, types, errors ---------------------------------------------------------------------------
+
+
+def test_nothing_outside_the_responses_is_read() -> None:
+    case = make_case(8)
+    hole = case["labels"] == IGNORED
+    other = {name: case[name].copy() for name in ("h_s", "h_t", "behaviour")}
+    for values in other.values():
+        values[hole] = 50.0
+    # and no p~ of ground truth
+    other["behaviour"][case["truth"]] = math.nan
+    assert hole.any()
+    a, b = call(case)[0], call(case | other)[0]
+    assert torch.equal(a.total, b.total)
+    for first, second in zip(gradients(case), gradients(case | other), strict=True):
+        assert torch.equal(first, second)
+    assert torch.equal(gradients(case)[0][torch.tensor(hole)], torch.zeros(int(hole.sum()), 3).double())
+
+
+def test_ground_truth_carries_cross_entropy_and_model_text_the_policy_part_alone() -> None:
+    case = make_case(9)
+    sft, policy = (gradients(case, weights=weights)[0] for weights in ((1, 0), (0, 1)))
+    truth = torch.tensor(case["truth"])
+    response = torch.tensor(case["labels"] != IGNORED)
+    assert (sft[~truth] == 0).all() and (policy[truth] == 0).all()
+    assert (sft[truth][response[truth]] != 0).all() and (policy[~truth][response[~truth]] != 0).any()
+    both = gradients(case, weights=(0.3, 2.0))[0]
+    torch.testing.assert_close(both, 0.3 * sft + 2.0 * policy)
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_a_count_of_zero_gives_a_zero_term_and_a_finite_gradient(truth: bool) -> None:
+    case = make_case(10)
+    case["truth"][:] = truth
+    terms, _ = call(case, collect_rows=True)
+    assert float(terms.dac_kl if truth else terms.sft) == 0 != float(terms.sft if truth else terms.dac_kl)
+    assert all(bool(torch.isfinite(g).all()) for g in gradients(case))
+    assert terms.rows is not None and terms.rows.index.numel() == (0 if truth else counts_of(case)[1])
+    assert terms.rows.dac_kl.shape == terms.rows.teacher_log_prob.shape == terms.rows.index.shape
+
+
+def test_without_any_response_the_gradient_is_zero_and_there() -> None:
+    case = make_case(11)
+    case["labels"][:] = IGNORED
+    terms, _ = call(case)
+    assert terms.total.item() == 0
+    assert all(not g.any() for g in gradients(case))
+
+
+def test_rows_are_the_model_written_tokens() -> None:
+    case = make_case(12)
+    rows = call(case, collect_rows=True, tile_size=2)[0].rows
+    assert rows is not None
+    length = case["labels"].shape[1]
+    places = [(b, t) for b, t in np.ndindex(case["labels"].shape) if case["labels"][b, t] != IGNORED]
+    places = [(b, t) for b, t in places if not case["truth"][b]]
+    assert rows.index.tolist() == [b * length + t for b, t in places]
+    for i, (b, t) in enumerate(places):
+        log_q, log_p = log_softmax(case["student_logits"][b, t]), log_softmax(case["teacher_logits"][b, t])
+        got = [float(getattr(rows, name)[i]) for name in ("teacher_log_prob", "teacher_entropy", "dac_kl")]
+        kl = float((np.exp(log_q) * (log_q - log_p)).sum())
+        expected = [log_p[case["labels"][b, t]], -float((np.exp(log_p) * log_p).sum()), kl]
+        assert got == pytest.approx(expected, rel=1e-10)
+    assert rows.lower is None and rows.retained_mass is None
+    assert call(case)[0].rows is None
+
+
+def test_dev_loss_needs_no_teacher() -> None:
+    case = make_case(13)
+    terms = policy_gradient_objective(
+        torch.tensor(case["h_s"]),
+        torch.tensor(case["w_s"]),
+        None,
+        None,
+        torch.tensor(case["labels"]),
+        None,
+        torch.tensor(case["truth"]),
+        student_bias=torch.tensor(case["b_s"]),
+        weights=(1.0, 0.0),
+    )
+    assert float(terms.sft) == pytest.approx(float(call(case)[0].sft)) and float(terms.dac_kl) == 0
+    assert not terms.total.requires_grad
+
+
+def test_heads_scale_cap_and_width_are_those_of_the_models() -> None:
+    case = make_case(14)
+    wide = case | {
+        "w_s": np.concatenate([case["w_s"], np.ones((2, 3))]),
+        "b_s": np.concatenate([case["b_s"], np.ones(2)]),
+    }
+    options = {"student_scale": 0.7, "student_softcap": 2.0, "teacher_scale": 1.3, "teacher_softcap": 3.0}
+    got = call(wide, vocab_size=CLASSES, **options)[0]
+    inner = {
+        "student_logits": 2.0 * np.tanh(0.7 * case["student_logits"] / 2.0),
+        "teacher_logits": 3.0 * np.tanh(1.3 * case["teacher_logits"] / 3.0),
+    }
+    expected = reference(case | inner, clip=0.2, counts=counts_of(case))
+    assert got.total.item() == pytest.approx(expected[0], rel=1e-12)
+    assert not gradients(wide, vocab_size=CLASSES, **options)[1][CLASSES:].any()
+
+
+def test_classes_that_both_models_rule_out_are_harmless() -> None:
+    case = make_case(15)
+    case["labels"][case["labels"] == 5] = 0
+    case["b_s"][5] = -math.inf
+    bias = torch.tensor([0.0] * 5 + [-math.inf]).double()
+    terms, leaves = call(case, teacher_bias=bias, collect_rows=True)
+    grads = torch.autograd.grad(terms.total, [leaves["h_s"], leaves["w_s"]])
+    short = {"w_s": case["w_s"][:5], "w_t": case["w_t"][:5], "b_s": case["b_s"][:5]}
+    expected = call(case | short)[0].total
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert all(bool(torch.isfinite(g).all()) for g in grads)
+
+
+def test_half_precision_states_are_computed_in_float32() -> None:
+    case = make_case(16)
+    names = ("h_s", "w_s", "h_t", "w_t")
+    half = {name: torch.tensor(case[name]).bfloat16() for name in names}
+    wide = {name: tensor.double().numpy() for name, tensor in half.items()}
+    h = half["h_s"].requires_grad_()
+    rest = (torch.tensor(case["labels"]), torch.tensor(case["behaviour"]).float(), torch.tensor(case["truth"]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = policy_gradient_objective(h, half["w_s"], half["h_t"], half["w_t"], *rest)
+    expected = reference(with_logits(case | wide | {"b_s": np.zeros(6)}), clip=0.2, counts=counts_of(case))[0]
+    assert terms.total.dtype == torch.float32 and terms.total.item() == pytest.approx(expected, rel=1e-5)
+    assert torch.autograd.grad(terms.total, h)[0].dtype == torch.bfloat16
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    case = make_case(17)
+    arguments = [torch.tensor(case[name]) for name in ("h_s", "w_s", "h_t", "w_t", "labels", "behaviour", "truth")]
+
+    def refuses(match: str, place: int, value: Any, **options: Any) -> None:
+        with pytest.raises(ValueError, match=match):
+            policy_gradient_objective(*[value if i == place else a for i, a in enumerate(arguments)], **options)
+
+    refuses("need behaviour_log_probs", 5, None)
+    refuses("behaviour_log_probs has shape", 5, arguments[5][:, 1:])
+    refuses("rows, labels", 0, arguments[0][:, 1:])
+    refuses("lies outside the 6 classes", 4, arguments[4].masked_fill(arguments[4] >= 0, 6))
+    refuses("two numbers each", 0, arguments[0], weights=(1.0, 1.0, 0.0))
+    refuses("two numbers each", 0, arguments[0], counts=(1,))
+    arguments[3] = None
+    refuses("without a teacher", 2, None)
