@@ -30,7 +30,7 @@ def reward_to_go(rewards_BT: Tensor, mask_BT: Tensor) -> Tensor:
     zeros = torch.zeros_like(rewards_BT)
     kept = torch.where(mask_BT, rewards_BT, zeros)
     total, count = (_following(values) for values in (kept, mask_BT.to(rewards_BT.dtype)))
-    return torch.where(mask_BT & (count > 0), total, zeros)
+    return torch.where(mask_BT & (count > 0), total / count.clamp(min=1), zeros)
 
 
 def _following(values_BT: Tensor) -> Tensor:
@@ -107,6 +107,6 @@ def policy_tile(
     reverse_kl = (q * difference).sum(dim=-1)
     grad = None
     if work.need_grad:
-        grad = difference.sub_(reverse_kl.unsqueeze(1)).mul_(ratio.unsqueeze(1)).sub_(slope.unsqueeze(1)).mul_(q)
+        grad = difference.sub_(reverse_kl.unsqueeze(1)).sub_(slope.unsqueeze(1)).mul_(q)
         grad.scatter_add_(1, column, slope.unsqueeze(1)).mul_(work.scale)
     return PolicyTile(ratio * reverse_kl + long, reverse_kl, given, teacher_entropy, grad)

@@ -183,7 +183,7 @@ def test_ground_truth_only_needs_no_teacher(make_config: Make) -> None:
         ["trainer.precision=bf16-mixed"],
         ["evaluation.temperature=0", "evaluation.val_every_n_epochs=2"],
     ],
-    ids=lambda overrides: ",".join(overrides),
+    ids=",".join,
 )
 def test_every_option_runs_and_moves_the_student(make_config: Make, overrides: list[str]) -> None:
     config = make_config("train.epochs=2", *overrides)
