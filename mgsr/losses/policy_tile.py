@@ -107,6 +107,6 @@ def policy_tile(
     reverse_kl = (q * difference).sum(dim=-1)
     grad = None
     if work.need_grad:
-        grad = difference.sub_(reverse_kl.unsqueeze(1)).sub_(slope.unsqueeze(1)).mul_(q)
+        grad = difference.sub_(reverse_kl.unsqueeze(1)).mul_(ratio.unsqueeze(1)).sub_(slope.unsqueeze(1)).mul_(q)
         grad.scatter_add_(1, column, slope.unsqueeze(1)).mul_(work.scale)
     return PolicyTile(ratio * reverse_kl + long, reverse_kl, given, teacher_entropy, grad)
