@@ -89,6 +89,8 @@ class LanguageModel:
         self.sampling = Sampling(temperature, top_p, top_k, greedy)
         self.vocab_size, self.max_cache_slots = vocab_size, max_cache_slots
         self.stream = Stream(stream)
+        config = causal_lm(model).config.get_text_config(decoder=True)
+        self._position_limit: int | None = getattr(config, "max_position_embeddings", None)
         self._progress = progress
         self._kept: KeptCache | None = None
         self._said: set[str] = set()
@@ -169,8 +171,7 @@ class LanguageModel:
         """Refuse an empty prompt, and a text beyond the model's positions."""
         if prompt == 0:
             raise ValueError(f"example {example_id} has an empty prompt: the first token needs one before it")
-        config = causal_lm(self.model).config.get_text_config(decoder=True)
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = self._position_limit
         if limit is not None and prompt + response > limit:
             raise UserError(
                 f"example {example_id}: {prompt} tokens of prompt and {response} of response exceed"

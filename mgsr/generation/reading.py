@@ -93,8 +93,10 @@ class Reader:
         a row that ended at the model's last position does not step beyond it.
         """
         self.width += 1
-        logits = self._forward(tokens_B[:, None], self._mask_BW[:, : self.width], self._position_B[:, None])
-        self._position_B = self._position_B + (1 if alive_B is None else alive_B.long())
+        # Two models that write together may live on two devices.
+        ids_B1 = tokens_B.to(self.device)[:, None]
+        logits = self._forward(ids_B1, self._mask_BW[:, : self.width], self._position_B[:, None])
+        self._position_B = self._position_B + (1 if alive_B is None else alive_B.to(self.device).long())
         return logits
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -109,6 +111,7 @@ class Reader:
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order."""
+        rows = rows.to(self.device)
         self.cache.batch_select_indices(rows)
         self._mask_BW, self._position_B = self._mask_BW[rows], self._position_B[rows]
         self.padding_B = self.padding_B[rows]

@@ -91,8 +91,9 @@ def policy_gradient_objective(
 
     Returns:
         `LossTerms`. `sft` is the mean cross-entropy, `dac_kl` the policy objective L, both detached; `total` is
-        their weighted sum and differentiable. `span` and `clip_penalty` are 0. `rows` are those of model-written
-        tokens alone; its `index` points into the N rows, its `dac_kl` is KL(q_t || p_t).
+        their weighted sum and differentiable. L is no divergence: tokens that the teacher likes better than the
+        student make its long part, and it, negative. `span` and `clip_penalty` are 0. `rows` are those of
+        model-written tokens alone; its `index` points into the N rows, its `dac_kl` is KL(q_t || p_t) >= 0.
 
     Raises:
         ValueError: shapes or vocabularies don't fit together, a label is out of range, or model-written

@@ -21,7 +21,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from mgsr.generation import LanguageModel
+from mgsr.scrg import revise
+
 EOS = 2
+BUDGET = 9
 FAMILIES = ("llama", "gpt2", "opt", "qwen2")
 
 
@@ -93,3 +97,13 @@ def prompts(count: int, seed: int = 0, vocab: int = 11) -> list[tuple[int, list[
     """Ragged prompts, some of which contain and even end with the end-of-sequence id."""
     rng = np.random.default_rng(seed)
     return [(n * 7 + 1, rng.integers(0, vocab, rng.integers(1, 9)).tolist()) for n in range(count)]
+
+
+def language_model(model, **options) -> LanguageModel:
+    options = {"eos_token_id": EOS, "max_new_tokens": BUDGET, "batch_size": 8, **options}
+    return LanguageModel(model, **options)
+
+
+def revised(student, teacher, given_prompts, **options):
+    options = {"passes": 3, "max_new_tokens": BUDGET, "eos_token_id": EOS, "seed": 5, **options}
+    return revise(student, teacher, given_prompts, **options)
