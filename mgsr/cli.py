@@ -30,6 +30,7 @@ Write the answers to every row of the data files and measure them (ROUGE-L F x 1
 SOURCE is a run folder (its best student is taken, its template and limits hold) or any transformers folder.
 
   mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --seeds 10 20
+  mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --teacher
   mgsr evaluate exported/ --data dolly_test.jsonl self_instruct.jsonl --out figures.json
 """
 EXPORT_HELP = """\
@@ -74,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
     evaluate.add_argument("--batch-size", type=int, metavar="N", help="answers written at once")
     evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N rows of each file")
+    evaluate.add_argument(
+        "--teacher",
+        nargs="?",
+        const="run",
+        metavar="FOLDER",
+        help="also measure exposure bias (ExAccErr) and perplexity under this teacher; alone: the run's own",
+    )
     evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
 
     export = command("export", "a plain transformers folder of a run's student", EXPORT_HELP)
@@ -174,6 +182,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
         limit=arguments.limit,
+        teacher=arguments.teacher,
         out=arguments.out,
     )
     show(evaluation_table(results))

@@ -18,6 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mgsr.checks import check_together
 from mgsr.errors import ConfigError, did_you_mean
 from mgsr.schema import ExperimentConfig
 
@@ -49,7 +50,7 @@ def config_from_tree(
     assert isinstance(config, ExperimentConfig)
     for name, value, meta in walk(config):
         _check_value(name, value, meta, source)
-    _check_together(config)
+    check_together(config)
     return config
 
 
@@ -222,58 +223,6 @@ def _check_value(name: str, value: Any, meta: Mapping[str, Any], source: str) ->
             raise ConfigError(f"{_where(source, name)}`{name}` is {value}; it must be at least {low}")
         if high is not None and not value <= high:
             raise ConfigError(f"{_where(source, name)}`{name}` is {value}; it must be at most {high}")
-
-
-def _check_together(config: ExperimentConfig) -> None:
-    """Values that are each allowed and contradict one another."""
-    clip, data, scrg = config.clip, config.data, config.scrg
-    for name in ("experiment", "arm"):
-        value = getattr(config, name)
-        if not value or "/" in value or "\\" in value or value.startswith("."):
-            raise ConfigError(f"`{name}` is {value!r}; it names a folder: no slash, no leading dot, not empty")
-    if not clip.lower_max <= clip.upper_min < clip.upper_max:
-        raise ConfigError("`clip`: lower_max <= upper_min < upper_max must hold")
-    if clip.mode == "network" and clip.sharpness == 0:
-        raise ConfigError(
-            "`clip.sharpness` is 0: a hard mask gives learned bounds no gradient; use clip.mode=fixed"
-        )
-    if clip.mode == "network" and (clip.ramp != "clipped" or clip.quantile != "mass"):
-        raise ConfigError("`clip.mode=network` learns bounds on mass with the clipped ramp; use clip.mode=fixed")
-    if clip.mode == "mean_of_run" and not clip.run:
-        raise ConfigError("`clip.mode=mean_of_run` needs `clip.run`, the folder of a finished run")
-    if isinstance(clip.mass_price, str) and clip.mass_price != "auto":
-        raise ConfigError(f"`clip.mass_price` is {clip.mass_price!r}; it takes a number or auto")
-    if not isinstance(clip.mass_price, str) and not clip.mass_price >= 0:
-        raise ConfigError(f"`clip.mass_price` is {clip.mass_price}; it must be at least 0")
-    if data.max_prompt_length >= data.max_length:
-        raise ConfigError("`data.max_prompt_length` must be smaller than `data.max_length`")
-    if len(config.train.betas) != 2 or not all(0 <= beta < 1 for beta in config.train.betas):
-        raise ConfigError(f"`train.betas` is {config.train.betas}; it takes two numbers in [0, 1)")
-    if config.objective.divergence == "jensen_shannon" and not 0 < config.objective.beta < 1:
-        raise ConfigError("`objective.beta` of jensen_shannon must lie strictly between 0 and 1")
-    if not config.evaluation.seeds:
-        raise ConfigError("`evaluation.seeds` is empty; give at least one sampling seed")
-    needs_teacher = config.objective.w_dac > 0 or config.objective.w_span > 0
-    rewrites = scrg.enabled and (scrg.text != "student" or scrg.passes > 0)
-    if (needs_teacher or rewrites) and not config.teacher.source:
-        raise ConfigError("`teacher.source` is empty; this objective needs a teacher")
-    if not config.student.source:
-        raise ConfigError("`student.source` is empty; name a model, `teacher` or `init`")
-    if scrg.cross_entropy and scrg.text != "teacher":
-        raise ConfigError(
-            "`scrg.cross_entropy` is for scrg.text=teacher: student text never carries cross-entropy"
-        )
-    if scrg.enabled and not needs_teacher and not scrg.cross_entropy:
-        raise ConfigError(
-            "`scrg.enabled` with w_dac and w_span 0: student text would carry no loss; set scrg.enabled=false"
-        )
-    if config.objective.kind == "minillm":
-        if not (scrg.enabled and scrg.text == "mixed"):
-            raise ConfigError(
-                "`objective.kind=minillm` trains on mixed text; set scrg.enabled=true scrg.text=mixed"
-            )
-        if config.objective.w_span:
-            raise ConfigError("`objective.kind=minillm` has no span term; set objective.w_span=0")
 
 
 def describe() -> Iterator[tuple[str, str, Any, str]]:

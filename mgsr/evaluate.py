@@ -10,17 +10,20 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.config import ExperimentConfig
 from mgsr.data.corpus import write_atomically
-from mgsr.data.prompts import pad_id, require_eos
+from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.errors import UserError
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.export import load_run
-from mgsr.material import encode
+from mgsr.exposure import exposure
+from mgsr.material import encode, read_split
 from mgsr.progress import progress, say
 from mgsr.schema import DataConfig, EvaluationConfig
+from mgsr.stages import prepare_teacher
 from mgsr.train import load_run_config
+
+OWN_TEACHER = "run"
 
 
 def evaluate_files(
@@ -33,6 +36,7 @@ def evaluate_files(
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     limit: int = 0,
+    teacher: str | Path | None = None,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """ROUGE-L and more of a run's best student, or of a transformers folder, on data files.
@@ -42,10 +46,12 @@ def evaluate_files(
         files: JSON or JSONL, each reported under its path.
         seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
         limit: read only the first n rows of each file (0: all).
+        teacher: a model folder, or "run" for the run's own teacher: measure exposure bias against it too.
         out: write the figures there as JSON and every response beside it as JSONL; existing files are kept.
 
     Raises:
-        UserError: neither a run nor a model folder; an unreadable file; `out` exists.
+        UserError: neither a run nor a model folder; an unreadable file; `out` exists; a teacher whose
+            tokenizer differs.
     """
     if out is not None and Path(out).exists():
         raise UserError(f"{out}: exists already; choose another --out or delete it")
@@ -57,6 +63,7 @@ def evaluate_files(
         model, tokenizer = load_run(source)
     else:
         model, tokenizer = _load_folder(source)
+    taught = None if teacher is None else _teacher(teacher, source, model, tokenizer)
     data.template = template or data.template
     settings.seeds = list(seeds) if seeds else settings.seeds
     settings.temperature = settings.temperature if temperature is None else temperature
@@ -74,11 +81,54 @@ def evaluate_files(
             predictor.advance = advance
             evaluation = evaluate(model, predictor)
         results[name] = evaluation.summary
+        if taught is not None:
+            results[name]["exposure"] = _exposure(model, taught, tokenizer, examples, settings, name)
         responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
     if out is not None:
         write_atomically(Path(out), json.dumps(results, indent=2) + "\n")
         write_atomically(Path(out).with_suffix(".responses.jsonl"), "\n".join(responses) + "\n")
     return results
+
+
+def _teacher(
+    teacher: str | Path, source: str | Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, int]:
+    """The teacher and the number of ids it shares with the student."""
+    if str(teacher) == OWN_TEACHER:
+        if not is_run(source):
+            raise UserError(f"{source}: only a run has a teacher of its own; name one with --teacher FOLDER")
+        config = load_run_config(source)
+        prepared = prepare_teacher(config, read_split(config.data, "dev"))
+        if prepared is None:
+            raise UserError(f"{source}: this run had no teacher; name one with --teacher FOLDER")
+        model, words = prepared.model, prepared.tokenizer
+    else:
+        model, words = _load_folder(teacher)
+    return model, models.shared_vocab_size(words, tokenizer, model, student)
+
+
+def _exposure(
+    student: PreTrainedModel,
+    taught: tuple[PreTrainedModel, int],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    settings: EvaluationConfig,
+    name: str,
+) -> dict[str, Any]:
+    teacher, vocab_size = taught
+    with progress(f"{name}, exposure", 2 * len(examples), unit="responses") as advance:
+        return exposure(
+            student,
+            teacher,
+            [(example.id, example.prompt_ids) for example in examples],
+            seed=settings.seeds[0],
+            eos_token_id=require_eos(tokenizer),
+            pad_token_id=pad_id(tokenizer),
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            vocab_size=vocab_size,
+            advance=advance,
+        )
 
 
 def is_run(source: str | Path) -> bool:
@@ -91,6 +141,3 @@ def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     tokenizer = models.load_tokenizer(str(source))
     require_eos(tokenizer)
     return models.load_causal_lm(str(source)), tokenizer
-
-
-__all__ = ["ExperimentConfig", "evaluate_files", "is_run"]

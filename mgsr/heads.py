@@ -49,6 +49,16 @@ class OutputHead:
         return logits
 
 
+def head_arguments(student: OutputHead, teacher: OutputHead | None) -> dict[str, Any]:
+    """Both output layers as keyword arguments of `losses.tiled_objective` and its kin."""
+    arguments: dict[str, Any] = {"teacher_weight": None}
+    for name, head in (("student", student), ("teacher", teacher)):
+        if head is not None:
+            for part in ("weight", "bias", "scale", "softcap"):
+                arguments[f"{name}_{part}"] = getattr(head, part)
+    return arguments
+
+
 def causal_lm(model: Any) -> Any:
     """The transformers model itself, without the adapter wrapper (whose layers live inside it anyway)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -40,10 +40,7 @@ __all__ = [
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """ROUGE-L F-measure x 100, Porter-stemmed, the best of the references (Lin 2004).
-
-    Equal to `RougeScorer(["rougeL"], use_stemmer=True)` of the package rouge_score: its tokens and its
-    F-measure, but the longest common subsequence is counted bit-parallel, which is some ten times faster.
+    """ROUGE-L F-measure x 100, Porter-stemmed, the best of the references (Lin 2004), by the package rouge_score.
 
     Raises:
         ValueError: no reference.
@@ -53,46 +50,14 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
     """
     if not references:
         raise ValueError("rouge_l needs at least one reference, got none")
-    from rouge_score.scoring import fmeasure
-
-    predicted = _rouge_tokens(prediction)
-    best = 0.0
-    for reference in references:
-        wanted = _rouge_tokens(reference)
-        if predicted and wanted:
-            common = _longest_common_subsequence(predicted, wanted)
-            best = max(best, fmeasure(common / len(predicted), common / len(wanted)))
-    return 100.0 * best
-
-
-def _rouge_tokens(text: str) -> list[str]:
-    from rouge_score.tokenize import tokenize
-
-    return tokenize(text, _stemmer())
+    return 100.0 * _rouge_scorer().score_multi(references, prediction)["rougeL"].fmeasure
 
 
 @lru_cache(maxsize=1)
-def _stemmer() -> Any:
-    """The Porter stemmer of rouge_score, with every word stemmed once."""
-    from nltk.stem.porter import PorterStemmer
+def _rouge_scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
 
-    class Remembering:
-        stem = staticmethod(lru_cache(maxsize=1 << 17)(PorterStemmer().stem))
-
-    return Remembering()
-
-
-def _longest_common_subsequence(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Its length. One row of the dynamic programme is one integer (Hyyrö 2004): bit i is 0 where it grows."""
-    places: dict[Hashable, int] = {}
-    for index, word in enumerate(left):
-        places[word] = places.get(word, 0) | 1 << index
-    full = (1 << len(left)) - 1
-    row = full
-    for word in right:
-        hits = row & places.get(word, 0)
-        row = (row + hits | row - hits) & full
-    return len(left) - row.bit_count()
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:

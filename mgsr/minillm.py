@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mgsr.config import ExperimentConfig
 from mgsr.data.collate import Batch
-from mgsr.errors import ConfigError
-from mgsr.heads import OutputHead
+from mgsr.heads import OutputHead, head_arguments
 from mgsr.losses import LossTerms, policy_gradient_objective
 from mgsr.objective import Objective, Weights
 
@@ -49,21 +48,14 @@ class MiniLLMObjective(Objective):
         counts = batch.counts
         behaviour_BT = batch.behaviour_log_probs
         return policy_gradient_objective(
-            student_hidden_BTH[:, :-1],
-            student.weight,
-            teacher_hidden_BTH[:, :-1] if teacher_hidden_BTH is not None else None,
-            teacher.weight if teacher is not None else None,
-            batch.labels[:, 1:],
-            behaviour_BT[:, 1:] if behaviour_BT is not None else None,
-            batch.is_ground_truth,
+            student_hidden=student_hidden_BTH[:, :-1],
+            teacher_hidden=teacher_hidden_BTH[:, :-1] if teacher_hidden_BTH is not None else None,
+            labels=batch.labels[:, 1:],
+            behaviour_log_probs=behaviour_BT[:, 1:] if behaviour_BT is not None else None,
+            is_ground_truth=batch.is_ground_truth,
             weights=(sft, policy),
             counts=(counts.ground_truth_tokens, counts.response_tokens - counts.ground_truth_tokens),
-            student_bias=student.bias,
-            student_scale=student.scale,
-            student_softcap=student.softcap,
-            teacher_bias=teacher.bias if teacher is not None else None,
-            teacher_scale=teacher.scale if teacher is not None else 1.0,
-            teacher_softcap=teacher.softcap if teacher is not None else None,
+            **head_arguments(student, teacher),
             vocab_size=vocab_size,
             collect_rows=collect_rows,
             **self.options,
@@ -71,20 +63,10 @@ class MiniLLMObjective(Objective):
 
 
 def build_minillm(config: ExperimentConfig) -> MiniLLMObjective:
-    """Bind the configuration to the loss.
-
-    Raises:
-        ConfigError: the configuration asks for what this objective doesn't have.
-    """
+    """Bind the configuration, which `load_config` has checked, to the loss."""
     objective = config.objective
-    if objective.w_span:
-        raise ConfigError("`objective.kind=minillm` has no span term; set objective.w_span=0")
-    if objective.temperature != 1:
-        raise ConfigError(
-            "`objective.kind=minillm` samples and scores at temperature 1; set objective.temperature=1"
-        )
     return MiniLLMObjective(
-        (objective.w_sft, objective.w_dac, 0.0),
+        (objective.w_sft, objective.w_dac, objective.w_span),
         None,
         {"importance_clip": objective.importance_clip, "tile_size": objective.tile_size or None},
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mgsr.clip_network import ClipNetwork
 from mgsr.config import ExperimentConfig
 from mgsr.data.collate import Batch
-from mgsr.heads import OutputHead
+from mgsr.heads import OutputHead, head_arguments
 from mgsr.losses import LossTerms, tiled_objective
 
 Weights = tuple[float, float, float]
@@ -51,22 +51,15 @@ class Objective:
         """
         labels_N, span_ids_N, sft_mask_N = shift(batch)
         return tiled_objective(
-            flatten(student_hidden_BTH),
-            student.weight,
-            flatten(teacher_hidden_BTH) if teacher_hidden_BTH is not None else None,
-            teacher.weight if teacher is not None else None,
-            labels_N,
-            span_ids_N,
+            student_hidden=flatten(student_hidden_BTH),
+            teacher_hidden=flatten(teacher_hidden_BTH) if teacher_hidden_BTH is not None else None,
+            labels=labels_N,
+            span_ids=span_ids_N,
             clip=self.clip,
             weights=self.weights if weights is None else weights,
             sft_mask=sft_mask_N,
             counts=batch.counts.as_tuple(),
-            student_bias=student.bias,
-            student_scale=student.scale,
-            student_softcap=student.softcap,
-            teacher_bias=teacher.bias if teacher is not None else None,
-            teacher_scale=teacher.scale if teacher is not None else 1.0,
-            teacher_softcap=teacher.softcap if teacher is not None else None,
+            **head_arguments(student, teacher),
             vocab_size=vocab_size,
             collect_rows=collect_rows,
             **self.options,
@@ -86,14 +79,14 @@ def shift(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[float, float] | None) -> Any:
-    """The clip network, or a pair of fixed bounds; None where another divergence has no bounds.
+    """The clip network, or a pair of fixed bounds; None where the token level is another loss, without bounds.
 
     Args:
         vocab_size: classes that the divergence sees; top_k measures rank in shares of it.
         mean_bounds: for `clip.mode: mean_of_run`, the bounds read from that run.
     """
     clip = config.clip
-    if config.objective.divergence != "dac_kl":
+    if config.objective.divergence != "dac_kl" or config.objective.kind == "minillm":
         return None
     if clip.mode == "fixed":
         return (clip.lower, clip.upper)
@@ -117,7 +110,7 @@ def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[flo
 
 
 def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
-    """Bind the configuration to the loss; `clip` is not read by MiniLLM's, which has no bounds."""
+    """Bind the configuration to the loss; `clip` as from `build_clip`."""
     if config.objective.kind == "minillm":
         # it builds upon this module
         from mgsr.minillm import build_minillm

@@ -83,6 +83,7 @@ class ArchitectureConfig:
     intermediate_size: int = key(0, "width of the MLP (0: the family's habit)", low=0)
     tie_word_embeddings: bool = key(True, "share input and output embeddings")
     dropout: float = key(0.0, "dropout where the family has it", low=0.0, high=0.9)
+    initializer_range: float = key(0.02, "standard deviation of the random weight matrices", low=1e-6)
 
 
 @dataclass

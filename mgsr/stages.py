@@ -28,6 +28,7 @@ from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.fitting import fit
+from mgsr.heads import check_output_head
 from mgsr.material import SYNTHETIC, Annotation, encode, read_split, rows_fingerprint
 from mgsr.objective import Objective
 from mgsr.optimisation import training_length
@@ -157,12 +158,15 @@ def _load(
             intermediate_size=shape.intermediate_size or None,
             tie_word_embeddings=shape.tie_word_embeddings,
             dropout=shape.dropout,
+            initializer_range=shape.initializer_range,
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation or None,
             eos_token_id=require_eos(tokenizer),
             pad_token_id=pad_id(tokenizer),
             max_position_embeddings=config.data.max_length + 8,
             seed=seed,
         )
-    return models.load_causal_lm(
+    loaded = models.load_causal_lm(
         model.source,
         gguf_file=model.gguf_file or None,
         revision=model.revision or None,
@@ -170,6 +174,8 @@ def _load(
         attn_implementation=model.attn_implementation or None,
         trust_remote_code=model.trust_remote_code,
     )
+    check_output_head(loaded)
+    return loaded
 
 
 def _initial_student(

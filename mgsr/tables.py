@@ -64,4 +64,15 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
             f"{value['distinct_2']:.3f}",
             f"{value['mean_words']:.1f}",
         )
+    table.caption = "\n".join(_exposure(name, v["exposure"]) for name, v in results.items() if "exposure" in v)
     return table
+
+
+def _exposure(name: str, figures: Mapping[str, Any]) -> str:
+    errors = figures["ex_acc_err"]
+    end = "undefined" if errors[-1] is None else f"{errors[-1]:+.1f} %"
+    return (
+        f"{name}: ExAccErr {end} at {len(errors)} tokens; KL per token {figures['kl_student_prefix']:.3f} nats on "
+        f"the student's text, {figures['kl_teacher_prefix']:.3f} on the teacher's; the student's text has "
+        f"perplexity {figures['teacher_perplexity']:.1f} under the teacher"
+    )

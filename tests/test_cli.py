@@ -78,6 +78,22 @@ def test_evaluate_a_run_and_a_folder(run: Path, tmp_path: Path, capsys: Capture)
     assert "exists already" in refused(capsys, "export", str(run), str(folder))
 
 
+def test_evaluate_against_a_teacher(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    data = write(tmp_path / "questions.jsonl", *({"instruction": f"Say {n}.", "output": n} for n in "abc"))
+    words = ["evaluate", str(run), "--data", str(data), "--seeds", "1"]
+    figures = []
+    own = next((run.parents[2] / "cache").glob("teacher-*"))
+    for number, teacher in enumerate(([], [str(own)])):
+        out = tmp_path / f"{number}.json"
+        assert main([*words, "--out", str(out), "--teacher", *teacher]) == 0
+        assert "ExAccErr" in capsys.readouterr().out
+        figures.append(json.loads(out.read_text())[str(data)]["exposure"])
+    assert figures[0] == figures[1] and len(figures[0]["ex_acc_err"]) <= 6
+    folder = tmp_path / "exported"
+    assert main(["export", str(run), str(folder)]) == 0
+    assert "--teacher FOLDER" in refused(capsys, "evaluate", str(folder), "--data", str(data), "--teacher")
+
+
 def test_an_export_needs_no_mgsr(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
     assert main(["export", str(run), str(folder)]) == 0

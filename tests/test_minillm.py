@@ -220,7 +220,8 @@ def test_build_objective_chooses_by_kind() -> None:
     assert isinstance(loss, MiniLLMObjective)
     assert loss.weights == (0.5, 1.0, 0.0) and loss.needs_teacher
     assert loss.options == {"importance_clip": 0.3, "tile_size": 7}
-    # whatever the clip section says, no clip network is trained along
+    # whatever the clip section says, no clip network is built
+    assert build_clip(config, VOCABULARY, None) is None
     assert clip_network(loss) is None
     plain = load_config(None, [*MODELS])
     other = build_objective(plain, build_clip(plain, VOCABULARY, None))
@@ -287,11 +288,9 @@ def test_a_span_term_is_refused() -> None:
 
 
 def test_a_configuration_of_what_it_does_not_have_is_refused() -> None:
-    for section, value in (("w_span", 1.0), ("temperature", 2.0)):
-        config = config_of()
-        setattr(config.objective, section, value)
-        with pytest.raises(ConfigError, match=rf"objective\.{section}="):
-            build_objective(config, None)
+    for name, value in (("w_span", 1.0), ("temperature", 2.0)):
+        with pytest.raises(ConfigError, match=rf"objective\.{name}="):
+            config_of(f"objective.{name}={value}")
 
 
 def test_model_text_without_its_log_probabilities_is_refused() -> None:

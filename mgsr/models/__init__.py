@@ -1,16 +1,10 @@
 """Teachers and students: load, build, prune, adapt, compare vocabularies, save."""
 
-from mgsr.models.building import (
-    FAMILIES,
-    ParameterCounts,
-    build_causal_lm,
-    count_parameters,
-    freeze,
-    prune_depth,
-)
+from mgsr.models.building import FAMILIES, build_causal_lm
 from mgsr.models.folders import content_fingerprint, save_model_folder
 from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
 from mgsr.models.lora import add_lora, merge_lora
+from mgsr.models.pruning import ParameterCounts, count_parameters, freeze, prune_depth
 from mgsr.models.sources import ModelSource, resolve_source
 from mgsr.models.vocabulary import (
     VocabularyConflict,

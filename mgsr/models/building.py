@@ -1,14 +1,11 @@
-"""Students: made from scratch, or cut out of a teacher's depth. And two helpers for any model."""
+"""Causal language models made from scratch, with random weights."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -21,9 +18,7 @@ from transformers import (
 )
 
 from mgsr.errors import UserError, did_you_mean
-from mgsr.models.loading import parse_dtype, rebuild
-
-_Module = TypeVar("_Module", bound=nn.Module)
+from mgsr.models.loading import parse_dtype
 
 
 class _Sizes(NamedTuple):
@@ -38,6 +33,7 @@ class _Sizes(NamedTuple):
     max_position_embeddings: int
     tie_word_embeddings: bool
     dropout: float
+    initializer_range: float
     eos_token_id: int
     bos_token_id: int | None
     pad_token_id: int | None
@@ -56,6 +52,7 @@ def _rotary_config(config_class: Callable[..., PretrainedConfig]) -> Callable[[_
             max_position_embeddings=sizes.max_position_embeddings,
             tie_word_embeddings=sizes.tie_word_embeddings,
             attention_dropout=sizes.dropout,
+            initializer_range=sizes.initializer_range,
             eos_token_id=sizes.eos_token_id,
             bos_token_id=sizes.bos_token_id,
             pad_token_id=sizes.pad_token_id,
@@ -76,6 +73,7 @@ def _gpt2_config(sizes: _Sizes) -> PretrainedConfig:
         resid_pdrop=sizes.dropout,
         embd_pdrop=sizes.dropout,
         attn_pdrop=sizes.dropout,
+        initializer_range=sizes.initializer_range,
         eos_token_id=sizes.eos_token_id,
         bos_token_id=sizes.bos_token_id,
         pad_token_id=sizes.pad_token_id,
@@ -94,6 +92,7 @@ def _opt_config(sizes: _Sizes) -> PretrainedConfig:
         tie_word_embeddings=sizes.tie_word_embeddings,
         dropout=sizes.dropout,
         attention_dropout=sizes.dropout,
+        init_std=sizes.initializer_range,
         eos_token_id=sizes.eos_token_id,
         bos_token_id=sizes.bos_token_id,
         pad_token_id=sizes.pad_token_id,
@@ -127,6 +126,7 @@ def build_causal_lm(
     intermediate_size: int | None = None,
     tie_word_embeddings: bool = True,
     dropout: float = 0.0,
+    initializer_range: float = 0.02,
     dtype: str | torch.dtype = "float32",
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
@@ -141,6 +141,8 @@ def build_causal_lm(
         intermediate_size: width of the feed-forward layers. Default: 4 hidden_size for gpt2 and opt;
             8/3 hidden_size, rounded up to a multiple of 32, for the gated layers of the others.
         dropout: all dropouts of gpt2 and opt; the others have one in the attention weights only.
+        initializer_range: standard deviation of the random weight matrices. 0.02 suits widths near 1000; about
+            hidden_size ** -0.5 lets a narrow model learn faster.
         pad_token_id: its embedding row starts at 0 and, as an input, is never trained (llama, opt, qwen2,
             qwen3). An id shared with `eos_token_id` is fine where end-of-text only ends a sequence.
 
@@ -164,6 +166,7 @@ def build_causal_lm(
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
         dropout=dropout,
+        initializer_range=initializer_range,
         eos_token_id=eos_token_id,
         bos_token_id=bos_token_id,
         pad_token_id=pad_token_id,
@@ -196,94 +199,9 @@ def _check_sizes(family: str, sizes: _Sizes) -> None:
         )
     if not 0.0 <= sizes.dropout < 1.0:
         raise UserError(f"{family}: dropout must be in [0, 1), not {sizes.dropout}")
+    if not sizes.initializer_range > 0:
+        raise UserError(f"{family}: initializer_range must be above 0, not {sizes.initializer_range}")
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
         token_id = getattr(sizes, name)
         if token_id is not None and not 0 <= token_id < sizes.vocab_size:
             raise UserError(f"{family}: {name} {token_id} is outside the vocabulary of {sizes.vocab_size} ids")
-
-
-def prune_depth(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
-    """A new model that has only the listed decoder layers of `model`, in their order.
-
-    Its weights are copies; embeddings, final norm and head are kept. Layers are numbered anew, so that each
-    finds its own slot of the KV cache, and the config agrees: the result saves, loads and generates like any
-    other model. All its parameters require gradients; it is in `model`'s mode (train or eval).
-
-    Args:
-        keep: layer numbers from 0, ascending, at least one.
-
-    Raises:
-        UserError: `keep` is empty, not ascending, or names a layer that is not there; or the model keeps its
-            layers in no list as long as `config.num_hidden_layers`.
-    """
-    config = copy.deepcopy(model.config)
-    depth = config.num_hidden_layers
-    kept = [int(layer) for layer in keep]
-    outside = [layer for layer in kept if not 0 <= layer < depth]
-    if outside:
-        raise UserError(f"layer {outside[0]} cannot be kept: the model has layers 0 to {depth - 1}")
-    if not kept or any(later <= earlier for earlier, later in pairwise(kept)):
-        raise UserError(f"the layers to keep must be ascending and at least one, not {kept}")
-
-    for name, value in config.to_dict().items():
-        # `layer_types` and its kin: one entry per layer
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
-            setattr(config, name, [value[layer] for layer in kept])
-    config.num_hidden_layers = len(kept)
-
-    prefix = _layer_list(model) + "."
-    renumbered = {str(old): str(new) for new, old in enumerate(kept)}
-    state: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if name.startswith(prefix):
-            layer, _, rest = name.removeprefix(prefix).partition(".")
-            if layer not in renumbered:
-                continue
-            name = f"{prefix}{renumbered[layer]}.{rest}"
-        state[name] = tensor.detach().clone()
-    pruned = rebuild(model, config, state)
-    pruned.generation_config = copy.deepcopy(model.generation_config)
-    return pruned.train(model.training)
-
-
-def _layer_list(model: PreTrainedModel) -> str:
-    """The name of the list of decoder layers: the outermost one that is as long as the config says."""
-    depth = model.config.num_hidden_layers
-    lists = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    if not lists:
-        raise UserError(f"{type(model).__name__} has no list of {depth} layers, so its depth cannot be pruned")
-    return min(lists, key=lambda name: name.count("."))
-
-
-class ParameterCounts(NamedTuple):
-    """Parameters of a model, tied ones counted once."""
-
-    total: int
-    trainable: int
-    embedding: int
-
-
-def count_parameters(model: nn.Module) -> ParameterCounts:
-    """Count parameters; `embedding` is the part in `nn.Embedding` modules.
-
-    >>> count_parameters(nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 3).requires_grad_(False)))
-    ParameterCounts(total=19, trainable=10, embedding=10)
-    """
-    parameters = list(model.parameters())
-    embeddings = {
-        id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    return ParameterCounts(
-        total=sum(parameter.numel() for parameter in parameters),
-        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        embedding=sum(embeddings.values()),
-    )
-
-
-def freeze(model: _Module) -> _Module:
-    """Put `model` in eval mode and stop its gradients, in place."""
-    return model.eval().requires_grad_(False)
