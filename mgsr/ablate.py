@@ -12,8 +12,9 @@ from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, read_yaml
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import ConfigError, did_you_mean
 from mgsr.progress import say
+from mgsr.runs import run_folder
 from mgsr.statistics import mean_std, paired_t_interval
-from mgsr.train import run_folder, train
+from mgsr.train import train
 
 STUDY_KEYS = ("study", "base", "arms", "baseline")
 

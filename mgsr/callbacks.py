@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.data.corpus import RoundEntry, round_statistics
@@ -152,12 +153,20 @@ class RoundLog(L.Callback):
             return
         for name in ("lower", "upper", "retained_mass"):
             writer.add_histogram(f"dac/{name}_histogram", getattr(rows, name).float(), trainer.global_step)
+        for name, value in spread_of_bounds(pl_module.clip, rows.lower, rows.upper).items():
+            writer.add_scalar(f"dac/{name}", value, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, DistillationModule)
-        data.note_likelihoods(pl_module.likelihood_after)
-        pl_module.likelihood_after = {}
+        data.note_likelihoods(pl_module.take_likelihoods())
+
+
+def spread_of_bounds(clip: Any, lower: Tensor, upper: Tensor) -> dict[str, float]:
+    """Do the learned bounds differ between tokens, or do all stand at a limit of their range?"""
+    figures = {"lower_std": lower.std(correction=0), "upper_std": upper.std(correction=0)}
+    figures.update({f"near_{limit}": share for limit, share in clip.limit_shares(lower, upper).items()})
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _writer(trainer: L.Trainer) -> Any:

@@ -141,7 +141,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> None:
     from mgsr.config import load_config
-    from mgsr.train import changed_keys, load_run_config, run_folder, train
+    from mgsr.runs import changed_keys, load_run_config, run_folder
+    from mgsr.train import train
 
     if arguments.resume is None:
         if arguments.config is None:

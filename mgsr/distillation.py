@@ -22,16 +22,13 @@ from mgsr.clip_network import ClipNetwork
 from mgsr.counter import Stream, uniform
 from mgsr.data.collate import Batch
 from mgsr.errors import NonFiniteLossError
+from mgsr.figures import TERMS, StepFigures
 from mgsr.heads import OutputHead, last_hidden, output_head
-from mgsr.losses import LossTerms
 from mgsr.metrics import RougeL
 from mgsr.objective import Objective, clip_network
 from mgsr.optimisation import build_optimizer
 from mgsr.schema import TrainConfig, TrainerConfig
 
-TERMS = ("sft", "dac_kl", "span")
-ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
-FIGURES = ("loss", "clip_penalty", *(f"loss_{term}" for term in TERMS), "rows", *ROW_FIGURES)
 ADVICE = "the last good checkpoints are kept; lower train.lr or raise train.warmup_ratio"
 
 # dev prompts of one rank -> (predictions, references)
@@ -79,18 +76,26 @@ class DistillationModule(L.LightningModule):
         self.total_steps, self.micro_batches = total_steps, micro_batches
         self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
         self.rouge_l = RougeL()
-        self.likelihood_after: dict[int, float] = {}
-        self.last_rows: Any = None
         self.stop_check: Callable[[], None] | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._figures = StepFigures(objective)
         self._step: dict[str, float] = {}
-        self._tokens, self._clock = 0, time.monotonic()
+        self._clock = time.monotonic()
         if train.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     @property
     def teacher(self) -> PreTrainedModel | None:
         return self._teacher[0]
+
+    @property
+    def last_rows(self) -> Any:
+        """Per-token figures of the last micro-batch that collected them."""
+        return self._figures.last_rows
+
+    def take_likelihoods(self) -> dict[int, float]:
+        """Example id -> teacher log-likelihood per token of its model-written text; each is handed out once."""
+        taken, self._figures.likelihood_after = self._figures.likelihood_after, {}
+        return taken
 
     def check_stop(self) -> None:
         """Stop between two batches of long work, where the user has asked for it."""
@@ -127,7 +132,7 @@ class DistillationModule(L.LightningModule):
         )
         if first and self.global_step % self.logging.grad_norm_every_n_steps == 0:
             self._log_term_gradients(batch, student, head, teacher, teacher_head)
-        self._add_up(batch, terms)
+        self._figures.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
 
@@ -151,61 +156,12 @@ class DistillationModule(L.LightningModule):
         logged = first and self.global_step % self.logging.log_every_n_steps == 0
         return self.objective.needs_teacher and (steered or logged or not bool(batch.is_ground_truth.all()))
 
-    def _add_up(self, batch: Batch, terms: LossTerms) -> None:
-        """Collect the step's figures; they are logged when the optimiser steps."""
-        weights = self.objective.weights
-        parts = {"sft": terms.sft, "dac_kl": terms.dac_kl, "span": terms.span}
-        if not weights[0]:
-            del parts["sft"]
-        if not self.objective.needs_teacher:
-            del parts["dac_kl"], parts["span"]
-        self._sum("loss", terms.total.detach())
-        self._sum("clip_penalty", terms.clip_penalty.detach())
-        for name, value in parts.items():
-            self._sum(f"loss_{name}", value)
-        self._tokens += int(batch.attention_mask.sum())
-        rows = terms.rows
-        if rows is None or rows.index.numel() == 0:
-            return
-        self._note_likelihoods(batch, rows.index, rows.teacher_log_prob)
-        self._sum("rows", torch.tensor(float(rows.index.numel()), device=self.device))
-        for name in ROW_FIGURES:
-            value = getattr(rows, name)
-            if value is not None and (self.clip is not None or name not in ("lower", "upper")):
-                self._sum(name, value.sum())
-        self.last_rows = rows
-
-    def _sum(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums[name] + value if name in self._sums else value.detach().clone()
-
-    def _note_likelihoods(self, batch: Batch, index: Tensor, log_prob: Tensor) -> None:
-        """Teacher log-likelihood per token of the student-written sequences of this batch."""
-        rows = index // (batch.input_ids.shape[1] - 1)
-        size = batch.input_ids.shape[0]
-        total = torch.zeros(size, dtype=log_prob.dtype, device=log_prob.device).index_add_(0, rows, log_prob)
-        count = torch.zeros_like(total).index_add_(0, rows, torch.ones_like(log_prob))
-        means = (total / count.clamp(min=1)).tolist()
-        for example, written, mean in zip(
-            batch.example_ids.tolist(), batch.is_ground_truth.logical_not().tolist(), means, strict=True
-        ):
-            if written:
-                self.likelihood_after.setdefault(example, mean)
-
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # every rank reduces the same names, whatever its own micro-batches held
-        zero = torch.zeros((), dtype=torch.float64, device=self.device)
-        values = torch.stack([self._sums[name].double() if name in self._sums else zero for name in FIGURES])
-        if self.trainer.world_size > 1:
-            values = self.trainer.strategy.reduce(values, reduce_op="sum")
-        step = {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if self._reported(name)}
-        self._sums = {}
+        step = self._figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
         self._refuse_non_finite(step)
         self._step = step
         if self.global_step % self.logging.log_every_n_steps == 0:
             self._log_step(step)
-
-    def _reported(self, name: str) -> bool:
-        return name in self._sums or (self.trainer.world_size > 1 and self.objective.needs_teacher)
 
     def _refuse_non_finite(self, step: dict[str, float]) -> None:
         if all(math.isfinite(value) for value in step.values()):
@@ -223,9 +179,9 @@ class DistillationModule(L.LightningModule):
         if self.global_step:
             self.log(
                 "train/tokens_per_second",
-                self._tokens * self.trainer.world_size / max(1e-9, now - self._clock),
+                self._figures.tokens * self.trainer.world_size / max(1e-9, now - self._clock),
             )
-        self._tokens, self._clock = 0, now
+        self._figures.tokens, self._clock = 0, now
         for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
             if step.get("rows") and name in step:
                 self.log(f"dac/{name}", step[name] / step["rows"])

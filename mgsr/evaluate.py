@@ -19,9 +19,9 @@ from mgsr.export import load_run
 from mgsr.exposure import exposure
 from mgsr.material import encode, read_split
 from mgsr.progress import progress, say
+from mgsr.runs import load_run_config
 from mgsr.schema import DataConfig, EvaluationConfig
 from mgsr.stages import prepare_teacher
-from mgsr.train import load_run_config
 
 OWN_TEACHER = "run"
 

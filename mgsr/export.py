@@ -15,8 +15,9 @@ from mgsr.data.corpus import write_atomically
 from mgsr.errors import UserError
 from mgsr.fitting import load_student
 from mgsr.material import read_split
+from mgsr.runs import load_run_config
 from mgsr.stages import prepare_student, prepare_teacher
-from mgsr.train import adapted, load_run_config
+from mgsr.train import adapted
 
 
 def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mgsr.ablate import load_study
 from mgsr.config import config_from_tree, describe, dump, fingerprint, flat_tree, load_config, parse_override
 from mgsr.errors import ConfigError, UserError
 from mgsr.schema import ExperimentConfig
@@ -29,6 +30,13 @@ def message(*overrides: str) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_parses(path: Path) -> None:
     assert load_config(path).experiment
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").rglob("*.yaml")), ids=lambda p: p.parent.name)
+def test_every_shipped_study_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(path)
+    assert len({dump(replace(study.config(arm, 0), arm="same")) for arm in study.arms}) == len(study.arms) > 1
 
 
 def test_every_key_is_explained() -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +21,9 @@ from mgsr.heads import last_hidden, output_head
 from mgsr.losses import LossTerms
 from mgsr.minillm import MiniLLMObjective, build_minillm
 from mgsr.objective import Objective, build_clip, build_objective, clip_network
+from mgsr.runs import run_folder
 from mgsr.schema import ExperimentConfig, TrainConfig, TrainerConfig
-from mgsr.train import run_folder, train
+from mgsr.train import train
 
 EOS = 2  # the padding id as well
 VOCABULARY = 20
@@ -297,9 +295,3 @@ def test_model_text_without_its_log_probabilities_is_refused() -> None:
     rows = [TrainingSequence(5, (4, 5), (6, EOS), (-1, -1), False)]
     with pytest.raises(ValueError, match="behaviour_log_probs"):
         evaluate(objective(), collate(rows, StepCounts.of(rows), EOS))
-
-
-@pytest.mark.parametrize("module", ["mgsr.minillm", "mgsr.objective"])
-def test_either_module_can_be_imported_first(module: str) -> None:
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, timeout=120, cwd=root)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import torch
 
+from mgsr.clip_network import ClipNetwork
 from mgsr.losses import DIVERGENCES, dac_kl, global_mean, span_correlation
+
+CLIP = (0.1, 0.8)
+
+
+def network(**options):
+    """A small clip network whose bounds differ from row to row."""
+    torch.manual_seed(0)
+    net = ClipNetwork(features=8, hidden=8, sharpness=0.02, **options).double()
+    torch.nn.init.normal_(net.outer.weight)
+    return net
 
 
 class Problem:

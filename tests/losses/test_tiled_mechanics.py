@@ -4,22 +4,13 @@ import math
 
 import pytest
 import torch
-from dense import Problem, dense_objective
+from dense import CLIP, Problem, dense_objective, network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mgsr.clip_network import ClipNetwork
 from mgsr.losses import clipping, selection, tiled_objective
 
 INF = math.inf
-CLIP = (0.1, 0.8)
-
-
-def network(**options):
-    torch.manual_seed(0)
-    net = ClipNetwork(features=8, hidden=8, sharpness=0.02, **options).double()
-    torch.nn.init.normal_(net.outer.weight)
-    return net
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

@@ -4,20 +4,12 @@ import math
 
 import pytest
 import torch
-from dense import Problem, dense_objective
+from dense import CLIP, Problem, dense_objective, network
 
 from mgsr.clip_network import ClipNetwork
 from mgsr.losses import LossTerms, term_counts, tiled_objective
 
 INF = math.inf
-CLIP = (0.1, 0.8)
-
-
-def network(**options):
-    torch.manual_seed(0)
-    net = ClipNetwork(features=8, hidden=8, sharpness=0.02, **options).double()
-    torch.nn.init.normal_(net.outer.weight)
-    return net
 
 
 def test_micro_batches_add_up_to_one_batch():

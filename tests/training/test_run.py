@@ -19,8 +19,9 @@ from mgsr.distillation import DistillationModule
 from mgsr.errors import ConfigError, NonFiniteLossError, UserError
 from mgsr.losses import LossTerms
 from mgsr.objective import Objective
+from mgsr.runs import run_folder
 from mgsr.schema import ExperimentConfig
-from mgsr.train import run_folder, train
+from mgsr.train import train
 
 Make = Callable[..., ExperimentConfig]
 
@@ -104,6 +105,8 @@ def test_tensorboard_holds_every_promised_curve(make_config: Make) -> None:
         "dac/lower",
         "dac/upper",
         "dac/retained_mass",
+        "dac/lower_std",
+        "dac/near_upper_min",
         "val/rouge_l",
         "val/loss",
         "scrg/disagreement_rate",

@@ -1,0 +1,86 @@
+"""What one optimiser step is made of, added up over micro-batches and ranks.
+
+Shapes: N response rows of a micro-batch, B sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgsr.data.collate import Batch
+from mgsr.losses import LossTerms
+from mgsr.objective import Objective, clip_network
+
+TERMS = ("sft", "dac_kl", "span")
+ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
+FIGURES = ("loss", "clip_penalty", *(f"loss_{term}" for term in TERMS), "rows", *ROW_FIGURES)
+
+
+class StepFigures:
+    """Sums of a step's terms and per-token figures.
+
+    Attributes:
+        tokens: read since it was last set to 0, padding left out, on this rank.
+        likelihood_after: example id -> teacher log-likelihood per token of its model-written text.
+        last_rows: per-token figures of the last micro-batch that has some.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.tokens = 0
+        self.likelihood_after: dict[int, float] = {}
+        self.last_rows: Any = None
+        self._learned = clip_network(objective) is not None
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch, terms: LossTerms) -> None:
+        """One micro-batch. Its terms are over the whole step's denominators, so the step's are their sums."""
+        parts = {"sft": terms.sft, "dac_kl": terms.dac_kl, "span": terms.span}
+        if not self.objective.weights[0]:
+            del parts["sft"]
+        if not self.objective.needs_teacher:
+            del parts["dac_kl"], parts["span"]
+        self._sum("loss", terms.total)
+        self._sum("clip_penalty", terms.clip_penalty)
+        for name, value in parts.items():
+            self._sum(f"loss_{name}", value)
+        self.tokens += int(batch.attention_mask.sum())
+        rows = terms.rows
+        if rows is None or rows.index.numel() == 0:
+            return
+        self._note_likelihoods(batch, rows.index, rows.teacher_log_prob)
+        self._sum("rows", torch.tensor(float(rows.index.numel()), device=terms.total.device))
+        for name in ROW_FIGURES:
+            value = getattr(rows, name)
+            if value is not None and (self._learned or name not in ("lower", "upper")):
+                self._sum(name, value.sum())
+        self.last_rows = rows
+
+    def reduce(self, strategy: Any = None) -> dict[str, float]:
+        """The step's sums, over all ranks of `strategy` if one is given; the next step starts from nothing."""
+        device = self._sums["loss"].device
+        # every rank reduces the same names, whatever its own micro-batches held
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        values = torch.stack([self._sums[name].double() if name in self._sums else zero for name in FIGURES])
+        if strategy is not None:
+            values = strategy.reduce(values, reduce_op="sum")
+        reported = set(FIGURES) if strategy is not None and self.objective.needs_teacher else set(self._sums)
+        self._sums = {}
+        return {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if name in reported}
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def _note_likelihoods(self, batch: Batch, index_N: Tensor, log_prob_N: Tensor) -> None:
+        rows_N = index_N // (batch.input_ids.shape[1] - 1)
+        total_B = log_prob_N.new_zeros(batch.input_ids.shape[0]).index_add_(0, rows_N, log_prob_N)
+        count_B = torch.zeros_like(total_B).index_add_(0, rows_N, torch.ones_like(log_prob_N))
+        means = (total_B / count_B.clamp(min=1)).tolist()
+        written = batch.is_ground_truth.logical_not().tolist()
+        for example, is_written, mean in zip(batch.example_ids.tolist(), written, means, strict=True):
+            if is_written:
+                self.likelihood_after.setdefault(example, mean)

@@ -1,0 +1,88 @@
+"""Run folders: `<run_root>/<experiment>/<arm>/seed=<n>/`, one configuration each, never overwritten."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgsr import __version__
+from mgsr.config import ExperimentConfig, config_from_tree, dump, flat_tree, read_yaml
+from mgsr.data.corpus import write_atomically
+from mgsr.errors import ConfigError, UserError
+
+# keys that may differ when a run is taken up again: they change no number of it
+NEUTRAL = ("trainer.threads", "trainer.log_every_n_steps", "trainer.text_samples", "run_root")
+
+
+def run_folder(config: ExperimentConfig) -> Path:
+    return Path(config.run_root) / config.experiment / config.arm / f"seed={config.seed}"
+
+
+def open_run_folder(folder: Path, config: ExperimentConfig, *, resume: bool) -> None:
+    """Make the run folder, or see that the one that is there belongs to this very configuration."""
+    written = folder / "config.yaml"
+    if written.exists():
+        there = config_from_tree(read_yaml(written), source=str(written))
+        changed = changed_keys(there, config)
+        if changed:
+            raise ConfigError(
+                f"{folder}: holds a run of another config (differs in {', '.join(changed)}); choose another "
+                "arm, experiment or run_root, or delete it"
+            )
+        if not resume:
+            raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
+        return
+    if resume:
+        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(written, dump(config))
+
+
+def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
+    """Dotted names of the keys in which two configurations differ, those that change nothing left out."""
+    left, right = flat_tree(asdict(a)), flat_tree(asdict(b))
+    return [name for name in left if left[name] != right.get(name) and name not in NEUTRAL]
+
+
+def load_run_config(folder: str | Path) -> ExperimentConfig:
+    """The configuration a run folder was made with."""
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
+    return config_from_tree(read_yaml(path), source=str(path))
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit, as far as they can be told."""
+    try:
+        here = Path(__file__).resolve().parent
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = "unknown"
+    import lightning
+    import transformers
+
+    return {
+        "mgsr": __version__,
+        "commit": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }

@@ -1,0 +1,41 @@
+"""Every arm of the shipped baseline study, run whole on the tiny configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mgsr.ablate import load_study, run_study
+
+STUDY = Path(__file__).parents[2] / "experiments" / "baselines" / "study.yaml"
+
+
+def test_every_baseline_trains_from_the_same_student(tiny_file: Path, shared_root: Path) -> None:
+    study = load_study(STUDY, base=str(tiny_file))
+    summary = run_study(study, [0], [f"run_root={shared_root}", "train.epochs=2"])
+    folder = shared_root / study.name
+    assert json.loads((folder / "metrics.json").read_text()) == summary
+    runs = {arm: json.loads((folder / arm / "seed=0" / "metrics.json").read_text()) for arm in study.arms}
+    assert len({run["sft_start"]["test"]["rouge_l"] for run in runs.values()}) == 1
+    assert {run["steps"] for run in runs.values()} == {8}
+    assert all(math.isfinite(run["val"]["loss"]) for run in runs.values())
+    # the losses differ, so the students do
+    assert len({run["val"]["loss"] for run in runs.values()}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    ("arm", "written", "corrected"),
+    [("mgsr", 0.5, True), ("gkd", 0.5, False), ("imitkd", 0.5, False), ("seqkd", 1.0, False), ("skd", 1.0, False)],
+)
+def test_the_share_and_kind_of_text(
+    arm: str, written: float, corrected: bool, tiny_file: Path, shared_root: Path
+) -> None:
+    study = load_study(STUDY, base=str(tiny_file))
+    run_study(study, [0], [f"run_root={shared_root}", "train.epochs=2"])
+    rounds = shared_root / study.name / arm / "seed=0" / "scrg"
+    entries = [json.loads(line) for path in rounds.glob("round=0/shard-*.jsonl") for line in path.open()]
+    assert len(entries) == round(32 * written)
+    assert any(entry["corrections"] for entry in entries) == corrected
