@@ -71,10 +71,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a batch wrote: tokens per row, and per kept value a list of floats per row."""
+    """What a batch wrote: tokens per row, per kept value a list of floats per row, and `[B, T, H]` the first
+    reader's states from which the tokens were drawn (None unless asked for)."""
 
     tokens: list[list[int]]
     values: list[list[list[float]]]
+    states: Tensor | None = None
 
 
 def decode(
@@ -86,6 +88,7 @@ def decode(
     budgets: Sequence[int],
     eos_ids: Sequence[int],
     archive: Archive | None = None,
+    record_states: bool = False,
 ) -> Decoded:
     """Write until every row has ended or used up its budget; rows that have leave the batch half at a time.
 
@@ -97,6 +100,7 @@ def decode(
         budgets: new tokens per row, at least 1, at most T.
         eos_ids: ids that end a row; they are part of it.
         archive: is shown the rows that leave, and at the end those that are left.
+        record_states: return the states too.
 
     Returns:
         The new tokens of all B rows, and the values that `choose` kept for them.
@@ -112,7 +116,11 @@ def decode(
     here = np.arange(batch)
     tokens_BT = torch.zeros(batch, max(budgets), dtype=torch.int64, device=device)
     values_BT: list[Tensor] = []
+    state_NH = readers[0].state
+    states_BTH = state_NH.new_zeros(batch, max(budgets), state_NH.shape[1]) if record_states else None
     for step in range(max(budgets)):
+        if states_BTH is not None:
+            states_BTH[rows_N, step] = readers[0].state
         tokens_N, values = choose(logits, [table[:, step] for table in tables_NT])
         tokens_BT[rows_N, step] = tokens_N
         if step == 0:
@@ -140,7 +148,8 @@ def decode(
     if archive is not None:
         archive(readers[0], torch.arange(len(here), device=device), here.tolist())
     lengths = lengths_B.tolist()
-    return Decoded(_ragged(tokens_BT, lengths), [_ragged(table, lengths) for table in values_BT])
+    kept = [_ragged(table, lengths) for table in values_BT]
+    return Decoded(_ragged(tokens_BT, lengths), kept, states_BTH)
 
 
 def _ragged(table_BT: Tensor, lengths: Sequence[int]) -> list[list]:

@@ -19,6 +19,7 @@ from mgsr.errors import UserError
 from mgsr.generation.decoding import Sampling, decode
 from mgsr.generation.kept import KeptCache, keeps_every_slot
 from mgsr.generation.reading import HiddenLogits, Reader, evaluating
+from mgsr.generation.recorded import RecordedStates
 from mgsr.heads import causal_lm, last_hidden, output_head
 from mgsr.scrg import Prefix, Prompt
 
@@ -93,6 +94,7 @@ class LanguageModel:
         self._position_limit: int | None = getattr(config, "max_position_embeddings", None)
         self._progress = progress
         self._kept: KeptCache | None = None
+        self._recorded = RecordedStates()
         self._said: set[str] = set()
 
     def write(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[list[int]]:
@@ -124,16 +126,24 @@ class LanguageModel:
         return self._write(list(prefixes), seed=seed, round=round, pass_=pass_)
 
     def release(self) -> None:
-        """Let go of the kept cache."""
+        """Let go of the kept cache and states."""
         self._kept = None
+        self._recorded.clear()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> HiddenLogits:
         """Logits of all response positions from one forward per sequence; only hidden states are kept.
+
+        Where all of it was written last, by this object and in one batch, the states of the writing are taken
+        and nothing is read again: call `release` before, if the model has changed since.
 
         Raises:
             ValueError: an empty prompt.
             UserError: a text longer than the model's positions.
         """
+        head = output_head(self.model)
+        recorded = self._recorded.find(prompts, responses)
+        if recorded:
+            return HiddenLogits(torch.cat(recorded), head, self.vocab_size)
         pairs = list(zip(prompts, responses, strict=True))
         texts = [(*prompt_ids, *response) for (_, prompt_ids), response in pairs]
         for (example_id, prompt_ids), response in pairs:
@@ -146,7 +156,6 @@ class LanguageModel:
                     # The state of the token before predicts a token, so the last token's own is not needed.
                     begin = len(texts[index]) - len(responses[index]) - 1
                     hidden[index] = states_BTH[row, begin : begin + len(responses[index])].clone()
-        head = output_head(self.model)
         empty = head.weight.new_zeros(0, head.weight.shape[1])
         return HiddenLogits(
             torch.cat([empty, *(hidden[index] for index in range(len(texts)))]), head, self.vocab_size
@@ -236,7 +245,10 @@ class LanguageModel:
             budgets=budgets,
             eos_ids=self.eos_ids,
             archive=None if store is None else store.archive,
+            record_states=keep,
         )
+        if decoded.states is not None:
+            self._recorded.note(prefixes, decoded.tokens, decoded.states)
         if store is not None:
             written = zip(ids, texts, decoded.tokens, strict=True)
             store.set_text({example_id: (*text, *new) for example_id, text, new in written})

@@ -48,7 +48,8 @@ class Reader:
     """One model's view of a batch that is being written.
 
     After `read`, and after every `advance`, row b has taken in all its tokens so far, and the returned logits
-    are the distribution of its next one. Token i of a row lies in slot `padding[b] + i` of the cache.
+    are the distribution of its next one, made from the hidden states `state [B, H]`. Token i of a row lies in
+    slot `padding[b] + i` of the cache.
 
     Args:
         model: a causal language model of transformers, in evaluation mode.
@@ -64,6 +65,7 @@ class Reader:
         self.device = causal_lm(model).get_input_embeddings().weight.device
         self.width = 0
         self.padding_B = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.state = self.head.weight.new_zeros(0, self.head.weight.shape[1])
         self._position_B = self.padding_B
         self._mask_BW = self.padding_B[:, None]
 
@@ -107,12 +109,14 @@ class Reader:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return self.head.project(output.last_hidden_state[:, -1], self.vocab_size)
+        self.state = output.last_hidden_state[:, -1]
+        return self.head.project(self.state, self.vocab_size)
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order."""
         rows = rows.to(self.device)
         self.cache.batch_select_indices(rows)
+        self.state = self.state[rows]
         self._mask_BW, self._position_B = self._mask_BW[rows], self._position_B[rows]
         self.padding_B = self.padding_B[rows]
 
