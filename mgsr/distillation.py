@@ -78,6 +78,8 @@ class DistillationModule(L.LightningModule):
         self.rouge_l = RougeL()
         self.stop_check: Callable[[], None] | None = None
         self._figures = StepFigures(objective)
+        # writing and the dev set keep the plain forward: their shapes change with every token
+        self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
         self._step: dict[str, float] = {}
         self._clock = time.monotonic()
         if train.gradient_checkpointing:
@@ -131,7 +133,10 @@ class DistillationModule(L.LightningModule):
             collect_rows=self._wants_rows(batch, first),
         )
         if first and self.global_step % self.logging.grad_norm_every_n_steps == 0:
-            self._log_term_gradients(batch, student, head, teacher, teacher_head)
+            # a compiled graph can go backward only once: measure on a plain one
+            plain = self._read is last_hidden
+            states = student if plain else last_hidden(self.student, batch.input_ids, batch.attention_mask)
+            self._log_term_gradients(batch, states, head, teacher, teacher_head)
         self._figures.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
@@ -141,9 +146,9 @@ class DistillationModule(L.LightningModule):
         if self.teacher is not None and self.objective.needs_teacher:
             # no_grad and not inference_mode: backward refuses inference tensors
             with torch.no_grad():
-                teacher_hidden = last_hidden(self.teacher, batch.input_ids, batch.attention_mask)
+                teacher_hidden = self._read(self.teacher, batch.input_ids, batch.attention_mask)
                 teacher_head = output_head(self.teacher)
-        student_hidden = last_hidden(self.student, batch.input_ids, batch.attention_mask)
+        student_hidden = self._read(self.student, batch.input_ids, batch.attention_mask)
         return student_hidden, teacher_hidden, output_head(self.student), teacher_head
 
     def _seed_dropout(self, batch_idx: int) -> None:
@@ -181,7 +186,10 @@ class DistillationModule(L.LightningModule):
                 "train/tokens_per_second",
                 self._figures.tokens * self.trainer.world_size / max(1e-9, now - self._clock),
             )
-        self._figures.tokens, self._clock = 0, now
+        if self._figures.slots:
+            self.log("train/padding", 1.0 - self._figures.tokens / self._figures.slots)
+        self._figures.restart()
+        self._clock = now
         for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
             if step.get("rows") and name in step:
                 self.log(f"dac/{name}", step[name] / step["rows"])

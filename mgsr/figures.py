@@ -23,14 +23,14 @@ class StepFigures:
     """Sums of a step's terms and per-token figures.
 
     Attributes:
-        tokens: read since it was last set to 0, padding left out, on this rank.
+        tokens, slots: read since the last `restart`, without and with padding, on this rank.
         likelihood_after: example id -> teacher log-likelihood per token of its model-written text.
         last_rows: per-token figures of the last micro-batch that has some.
     """
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.tokens = 0
+        self.tokens = self.slots = 0
         self.likelihood_after: dict[int, float] = {}
         self.last_rows: Any = None
         self._learned = clip_network(objective) is not None
@@ -48,6 +48,7 @@ class StepFigures:
         for name, value in parts.items():
             self._sum(f"loss_{name}", value)
         self.tokens += int(batch.attention_mask.sum())
+        self.slots += batch.attention_mask.numel()
         rows = terms.rows
         if rows is None or rows.index.numel() == 0:
             return
@@ -70,6 +71,10 @@ class StepFigures:
         reported = set(FIGURES) if strategy is not None and self.objective.needs_teacher else set(self._sums)
         self._sums = {}
         return {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if name in reported}
+
+    def restart(self) -> None:
+        """Count tokens and slots from here on."""
+        self.tokens = self.slots = 0
 
     def _sum(self, name: str, value: Tensor) -> None:
         value = value.detach()

@@ -252,6 +252,7 @@ class TrainerConfig:
         "Lightning precision",
         choices=("32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"),
     )
+    compile: bool = key(False, "torch.compile the student's and the teacher's forward of a training step")
     threads: int = key(0, "CPU threads (0: torch's choice)", low=0)
     checkpoint_every_n_steps: int = key(200, "steps between two resume points", low=1)
     log_every_n_steps: int = key(10, "steps between two points of a curve", low=1)

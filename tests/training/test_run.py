@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
 
 import mgsr.callbacks
 from mgsr.callbacks import RunInterruptedError
@@ -98,6 +100,7 @@ def test_tensorboard_holds_every_promised_curve(make_config: Make) -> None:
         "train/loss_dac_kl",
         "train/loss_span",
         "train/tokens_per_second",
+        "train/padding",
         "train/grad_norm",
         "grad_norm/sft",
         "grad_norm/dac_kl",
@@ -194,6 +197,19 @@ def test_every_option_runs_and_moves_the_student(make_config: Make, overrides: l
     assert metrics["steps"] == 8
     assert math.isfinite(metrics["val"]["loss"])
     assert all(bool(torch.isfinite(v).all()) for v in weights(run_folder(config)).values())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_forward_trains_the_same_student(make_config: Make) -> None:
+    runs = []
+    counters.clear()
+    for compiled in ("false", "true"):
+        config = make_config(f"arm=compile_{compiled}", "train.epochs=1", f"trainer.compile={compiled}")
+        train(config)
+        runs.append(weights(run_folder(config)))
+        assert (counters["stats"]["unique_graphs"] > 0) == (compiled == "true")
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, atol=1e-4, rtol=1e-3)
 
 
 def test_mean_bounds_of_a_finished_run(make_config: Make) -> None:
