@@ -41,6 +41,10 @@ def check_together(config: ExperimentConfig) -> None:
         raise ConfigError("`teacher.source` is empty; this objective needs a teacher")
     if not config.student.source:
         raise ConfigError("`student.source` is empty; name a model, `teacher` or `init`")
+    if scrg.backend == "vllm" and (scrg.text != "student" or config.student.lora.r):
+        raise ConfigError(
+            "`scrg.backend=vllm` writes text of a student without adapters; set scrg.text=student student.lora.r=0"
+        )
     if scrg.cross_entropy and scrg.text != "teacher":
         raise ConfigError(
             "`scrg.cross_entropy` is for scrg.text=teacher: student text never carries cross-entropy"

@@ -213,6 +213,8 @@ class ScrgConfig:
     every_n_epochs: int = key(1, "epochs that train on one round of text", low=1)
     max_new_tokens: int = key(256, "tokens of a written response", low=1)
     batch_size: int = key(64, "sequences written at once on one rank", low=1)
+    backend: str = key("transformers", "what writes rollouts of text student", choices=("transformers", "vllm"))
+    vllm_memory: float = key(0.3, "backend vllm: share of the device's memory it may take", low=0.01, high=1.0)
     max_cache_slots: int = key(
         0, "largest KV cache (sequences x tokens) kept for corrections (0: no limit)", low=0
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mgsr import models
 from mgsr.config import ExperimentConfig
 from mgsr.data.corpus import RoundEntry
 from mgsr.data.prompts import pad_id, require_eos
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
+from mgsr.generation.engine_writer import Engine, EngineWriter, VllmEngine
 from mgsr.material import Annotation
 from mgsr.progress import progress
 from mgsr.rendering import decode
@@ -39,7 +43,13 @@ def build_write(
         check: called between batches; may raise to stop.
     """
 
+    engines: list[Engine] = []
+
     def write(prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+        if config.scrg.backend == "vllm":
+            if not engines:
+                engines.append(_vllm_engine(config, student, tokenizer, vocab_size))
+            engines[0].load_weights(student.state_dict().items())
         entries: list[RoundEntry] = []
         # batches of like length: the engine sorts within a batch, this sorts between them
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][1]))
@@ -48,7 +58,7 @@ def build_write(
             for start in range(0, len(order), size):
                 check()
                 batch = [prompts[i] for i in order[start : start + size]]
-                revised, extra = _texts(config, student, teacher, tokenizer, batch, round_, vocab_size)
+                revised, extra = _texts(config, student, teacher, tokenizer, batch, round_, vocab_size, *engines)
                 spans = annotation.spans([r.response_ids for r in revised])
                 entries += [
                     RoundEntry(
@@ -75,6 +85,7 @@ def _texts(
     prompts: Sequence[Prompt],
     round_: int,
     vocab_size: int,
+    engine: Engine | None = None,
 ) -> Texts:
     """The sequences of one batch of prompts, and what else their entries hold."""
     scrg, seed = config.scrg, config.seed
@@ -92,8 +103,9 @@ def _texts(
         )
 
     if scrg.text == "student":
+        writer = language_model(student)
         revised = revise(
-            language_model(student),
+            writer if engine is None else EngineWriter(engine, writer),
             language_model(teacher) if scrg.passes else None,
             prompts,
             passes=scrg.passes,
@@ -111,14 +123,31 @@ def _texts(
         written = language_model(teacher).write(prompts, seed=seed, round=round_)
         return _unrevised(prompts, written), [{} for _ in prompts]
     if scrg.text == "mixed":
-        writer = MixedWriter(language_model(student), language_model(teacher), alpha=scrg.mixed_alpha)
-        mixed = writer.write_mixed(prompts, seed=seed, round=round_)
+        mixer = MixedWriter(language_model(student), language_model(teacher), alpha=scrg.mixed_alpha)
+        mixed = mixer.write_mixed(prompts, seed=seed, round=round_)
         extra = [{"behaviour_log_probs": text.behaviour_log_probs} for text in mixed]
         return _unrevised(prompts, [text.response_ids for text in mixed]), extra
     pair = InterleavedWriter(language_model(student), language_model(teacher), top_k=scrg.interleaved_top_k)
     texts = pair.write_interleaved(prompts, seed=seed, round=round_)
     replaced = [{"replaced": tuple(i for i, there in enumerate(t.replaced) if there)} for t in texts]
     return _unrevised(prompts, [text.response_ids for text in texts]), replaced
+
+
+def _vllm_engine(
+    config: ExperimentConfig, student: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> Engine:
+    """An engine of the student's shape; vLLM reads it from a folder and has then no more use for it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = models.save_model_folder(student, tokenizer, Path(scratch) / "student")
+        return VllmEngine(
+            folder,
+            eos_ids=[require_eos(tokenizer)],
+            max_length=config.data.max_length,
+            memory=config.scrg.vllm_memory,
+            dtype=config.student.dtype,
+            vocab_size=vocab_size if vocab_size < models.logits_width(student) else None,
+            trust_remote_code=config.student.trust_remote_code,
+        )
 
 
 def _unrevised(prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[RevisedSequence]:
