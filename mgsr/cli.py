@@ -1,4 +1,4 @@
-"""The command line: `mgsr train | evaluate | export | ablate | config`."""
+"""The command line: `mgsr train | evaluate | export | ablate | texts | config`."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ Run every arm of a study with every seed, one after another. What is complete is
 
   mgsr ablate experiments/demo/study.yaml
   mgsr ablate experiments/demo/study.yaml --seeds 0 1 2 3 4 scrg.passes=3
+"""
+TEXTS_HELP = """\
+Print revised sequences of a run as Markdown: prompt, what the student wrote, and per pass the position of the
+error, KL(p || q) there, the student's token, the teacher's token, and how the student went on.
+
+  mgsr texts runs/demo/mgsr/seed=0 --round 0 --number 10
 """
 
 
@@ -95,6 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
     )
     ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
+
+    texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
+    texts.add_argument("run", metavar="RUN")
+    texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
+    texts.add_argument("--number", type=int, default=10, metavar="N", help="how many (default: 10)")
 
     config = command("config", "list every configuration key, or check a file", "List every configuration key.")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="check this file and print it in full")
@@ -209,6 +220,12 @@ def _ablate(arguments: argparse.Namespace) -> None:
     print(f"curves     tensorboard --logdir {root}/{study.name}")
 
 
+def _texts(arguments: argparse.Namespace) -> None:
+    from mgsr.texts import revised_texts
+
+    print("\n\n".join(revised_texts(arguments.run, arguments.round, arguments.number)))
+
+
 def _config(arguments: argparse.Namespace) -> None:
     from mgsr.config import describe, dump, load_config
 
@@ -220,7 +237,14 @@ def _config(arguments: argparse.Namespace) -> None:
         print(f"{name} ({kind}) = {shown}\n    {text}")
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "export": _export, "ablate": _ablate, "config": _config}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "export": _export,
+    "ablate": _ablate,
+    "texts": _texts,
+    "config": _config,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

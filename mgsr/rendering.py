@@ -46,7 +46,7 @@ def pieces(revised: RevisedSequence, tokenizer: Any) -> list[tuple[str, str, str
 
 
 def markdown_revision(revised: RevisedSequence, tokenizer: Any) -> str:
-    """One revised sequence as Markdown, the corrected token in bold, the token it replaced struck through."""
+    """One revised sequence as Markdown; a correction shows as [student's token → **teacher's token**]."""
     lines = [
         f"**prompt** {escape_markdown(decode(tokenizer, revised.prompt_ids))}",
         f"**before** {escape_markdown(decode(tokenizer, revised.rollout_ids))}",
@@ -56,7 +56,7 @@ def markdown_revision(revised: RevisedSequence, tokenizer: Any) -> str:
     ):
         lines.append(
             f"**pass {correction.pass_}**, position {correction.position}, KL {correction.kl:.2f} nats: "
-            f"{escape_markdown(before)} ~~{escape_markdown(student.strip() or student)}~~ "
-            f"**{escape_markdown(teacher.strip() or teacher)}** {escape_markdown(after)}"
+            f"{escape_markdown(before)} \\[{escape_markdown(student.strip() or student)} → "
+            f"**{escape_markdown(teacher.strip() or teacher)}**\\] {escape_markdown(after)}"
         )
     return "\n\n".join(lines)

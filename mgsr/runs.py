@@ -16,6 +16,9 @@ from mgsr.config import ExperimentConfig, config_from_tree, dump, flat_tree, rea
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import ConfigError, UserError
 
+# folder of a run's tokenizer: its texts can be read where its models are not
+TOKENIZER = "tokenizer"
+
 # keys that may differ when a run is taken up again: they change no number of it
 NEUTRAL = ("trainer.threads", "trainer.log_every_n_steps", "trainer.text_samples", "run_root")
 

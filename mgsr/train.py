@@ -24,7 +24,7 @@ from mgsr.material import build_annotation, encode, read_split
 from mgsr.objective import Objective, build_clip, build_objective
 from mgsr.optimisation import training_length
 from mgsr.progress import say
-from mgsr.runs import open_run_folder, run_folder
+from mgsr.runs import TOKENIZER, open_run_folder, run_folder
 from mgsr.stages import Prepared, cache_folder, cached_evaluation, prepare_student, prepare_teacher
 from mgsr.writing import build_write
 
@@ -54,6 +54,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
     tokenizer = student.tokenizer
     vocab_size = shared_vocabulary(teacher, student)
+    tokenizer.save_pretrained(folder / TOKENIZER)
     tests = {
         name: (rows[name], list(encode(rows[name], tokenizer, config.data, f"{name} rows").examples))
         for name in ("test", *config.data.test_sets)

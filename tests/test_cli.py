@@ -94,6 +94,19 @@ def test_evaluate_against_a_teacher(run: Path, tmp_path: Path, capsys: Capture) 
     assert "--teacher FOLDER" in refused(capsys, "evaluate", str(folder), "--data", str(data), "--teacher")
 
 
+def test_texts_shows_what_was_corrected(run: Path, capsys: Capture) -> None:
+    entries = [json.loads(line) for line in (run / "scrg/round=1/shard-00000.jsonl").open()]
+    corrected = [entry for entry in entries if entry["corrections"]]
+    capsys.readouterr()
+    assert main(["texts", str(run), "--number", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("### round 1, example ") == min(3, len(corrected)) > 0
+    first = min(corrected, key=lambda entry: entry["example_id"])
+    assert f"example {first['example_id']}\n" in shown
+    assert f"position {first['corrections'][0]['position']}, KL {first['corrections'][0]['kl']:.2f}" in shown
+    assert "it has 0, 1" in refused(capsys, "texts", str(run), "--round", "7")
+
+
 def test_an_export_needs_no_mgsr(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "exported"
     assert main(["export", str(run), str(folder)]) == 0
@@ -184,7 +197,7 @@ def test_debug_shows_the_traceback() -> None:
         main(["train", "no_such.yaml", "--debug"])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "export", "ablate", "config"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "export", "ablate", "texts", "config"])
 def test_help_has_an_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
