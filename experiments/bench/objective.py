@@ -1,0 +1,184 @@
+"""The objective from hidden states: mgsr's tiles against Liger's chunks, TRL's whole logits, and bare products.
+
+1,024 tokens of which 128 are masked, 50,257 classes, student hidden 256, teacher hidden 384, float32. The teacher
+is as peaked as a real one: logits of deviation 3.9, scaled by a factor of 0.9 to 2.0 per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgsr.clip_network import ClipNetwork
+from mgsr.losses import tiled_objective
+
+IGNORED = -100
+CLIP = (0.1, 0.95)
+
+
+@dataclass
+class Problem:
+    """Inputs of one call; gradients go to the student's hidden states and output layer."""
+
+    student: Tensor
+    student_weight: Tensor
+    teacher: Tensor
+    teacher_weight: Tensor
+    labels: Tensor
+    span_ids: Tensor
+
+    @property
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        return self.student, self.student_weight
+
+    def backward(self, loss: Tensor) -> float:
+        for leaf in self.leaves:
+            leaf.grad = None
+        loss.backward()
+        return float(loss.detach())
+
+
+def make_problem(tokens: int = 1024, classes: int = 50257, *, hidden: tuple[int, int] = (256, 384)) -> Problem:
+    """An eighth of the tokens is masked; three of four tokens lie in spans of four."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw)
+
+    scale = torch.rand(tokens, 1, generator=draw) * 1.1 + 0.9
+    labels = torch.randint(0, classes, (tokens,), generator=draw)
+    labels[: tokens // 8] = IGNORED
+    places = torch.arange(tokens)
+    return Problem(
+        student=normal(tokens, hidden[0]).requires_grad_(),
+        student_weight=(normal(classes, hidden[0]) * 2.0 * hidden[0] ** -0.5).requires_grad_(),
+        teacher=normal(tokens, hidden[1]) * scale,
+        teacher_weight=normal(classes, hidden[1]) * 3.9 * hidden[1] ** -0.5,
+        labels=labels,
+        span_ids=torch.where(places % 16 < 12, places // 4, -1),
+    )
+
+
+def mgsr(problem: Problem, clip: Any = CLIP, **options: Any) -> float:
+    """All three terms, forward and backward."""
+    terms = tiled_objective(
+        problem.student,
+        problem.student_weight,
+        problem.teacher,
+        problem.teacher_weight,
+        problem.labels,
+        problem.span_ids,
+        clip=clip,
+        **options,
+    )
+    return problem.backward(terms.total + terms.clip_penalty)
+
+
+def mgsr_network(problem: Problem) -> float:
+    """As `mgsr`, with gradients to a clip network."""
+    torch.manual_seed(0)
+    return mgsr(problem, ClipNetwork())
+
+
+def mgsr_forward_kl(problem: Problem) -> float:
+    """Forward KL alone, for comparison with the peers' single term."""
+    return mgsr(problem, None, weights=(0.0, 1.0, 0.0), divergence="forward_kl")
+
+
+def liger(problem: Problem, *, hard: float = 0.5, soft: float = 0.5) -> float:
+    """Cross-entropy and forward KL (two terms), `LigerFusedLinearJSDLoss(beta=0)`."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(
+        weight_hard_loss=hard, weight_soft_loss=soft, beta=0.0, compiled=False, chunk_size=128
+    )
+    return problem.backward(
+        loss(
+            problem.student,
+            problem.student_weight,
+            problem.teacher,
+            problem.teacher_weight,
+            problem.labels,
+        )
+    )
+
+
+def liger_kl(problem: Problem) -> float:
+    """Forward KL alone."""
+    return liger(problem, hard=0.0, soft=1.0)
+
+
+def trl(problem: Problem) -> float:
+    """Forward KL alone: two projections of all tokens, `GKDTrainer.generalized_jsd_loss(beta=0)`."""
+    from trl.experimental.gkd import GKDTrainer
+
+    with torch.no_grad():
+        teacher = problem.teacher @ problem.teacher_weight.T
+    student = problem.student @ problem.student_weight.T
+    return problem.backward(
+        GKDTrainer.generalized_jsd_loss(student, teacher, labels=problem.labels, beta=0, temperature=1.0)
+    )
+
+
+def products(problem: Problem) -> float:
+    """The four matrix products that no implementation can do without, on the tokens that count."""
+    kept = problem.labels != IGNORED
+    with torch.no_grad():
+        student, teacher = problem.student[kept], problem.teacher[kept]
+        total = 0.0
+        grad_weight = torch.zeros_like(problem.student_weight)
+        for start in range(0, len(student), 64):
+            part = student[start : start + 64]
+            logits = part @ problem.student_weight.T
+            total += float((teacher[start : start + 64] @ problem.teacher_weight.T)[0, 0])
+            total += float((logits @ problem.student_weight)[0, 0])
+            grad_weight.addmm_(logits.T, part)
+        return total
+
+
+CASES: dict[str, Callable[[Problem], float]] = {
+    "mgsr": mgsr,
+    "mgsr_network": mgsr_network,
+    "mgsr_forward_kl": mgsr_forward_kl,
+    "liger": liger,
+    "liger_kl": liger_kl,
+    "trl": trl,
+    "products": products,
+}
+
+
+def check(problem: Problem) -> dict[str, float]:
+    """What is timed computes what it should: mgsr against the dense functions, and the peers' KL against mgsr's.
+
+    Raises:
+        AssertionError: a loss or a gradient differs by more than 1e-4 relative.
+    """
+    from mgsr.losses import dac_kl, span_correlation
+
+    kept = problem.labels != IGNORED
+    with torch.no_grad():
+        teacher = problem.teacher @ problem.teacher_weight.T
+    logits = problem.student @ problem.student_weight.T
+    picked = torch.log_softmax(logits[kept], -1).gather(1, problem.labels[kept, None])
+    token = dac_kl(teacher[kept], logits[kept], *(torch.full((int(kept.sum()),), bound) for bound in CLIP))
+    span_ids = torch.where(kept, problem.span_ids, -1)
+    pairs = span_correlation(teacher[None], logits[None], span_ids[None])
+    dense = -picked.mean() + token.loss.mean() + pairs.loss.sum() / pairs.is_pair.sum()
+    values = {"dense": problem.backward(dense)}
+    expected = [leaf.grad.clone() for leaf in problem.leaves if leaf.grad is not None]
+    values["mgsr"] = mgsr(problem)
+    for leaf, want in zip(problem.leaves, expected, strict=True):
+        assert leaf.grad is not None
+        gap = float((leaf.grad - want).norm() / want.norm())
+        assert gap < 1e-4, f"gradient differs by {gap}"
+    for name in ("mgsr_forward_kl", "liger_kl", "trl"):
+        values[name] = CASES[name](problem)
+    # Liger divides by the unmasked tokens and TRL by them too
+    for name, other in (("mgsr", "dense"), ("liger_kl", "mgsr_forward_kl"), ("trl", "mgsr_forward_kl")):
+        gap = abs(values[name] - values[other]) / abs(values[other])
+        assert gap < 1e-4, f"{name} {values[name]} differs from {other} {values[other]}"
+    return values

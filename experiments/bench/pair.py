@@ -1,0 +1,80 @@
+"""A teacher, a student and prompts: the demo's, made once and cached, or any two model folders and a data file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgsr import models
+from mgsr.config import load_config
+from mgsr.data.prompts import pad_id, require_eos
+from mgsr.data.rows import read_rows
+from mgsr.material import encode, read_split
+from mgsr.schema import DataConfig, ExperimentConfig
+from mgsr.scrg import Prompt
+from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.train import shared_vocabulary
+
+CONFIG = "configs/demo.yaml"
+OVERRIDES = ("run_root=runs/bench", "experiment=bench")
+
+
+@dataclass
+class Pair:
+    """What a round of text and a training step need."""
+
+    teacher: Any
+    student: Any
+    tokenizer: Any
+    prompts: Sequence[Prompt]
+    vocab_size: int
+    max_new_tokens: int
+    batch_size: int
+
+    @property
+    def eos(self) -> int:
+        return require_eos(self.tokenizer)
+
+    @property
+    def pad(self) -> int:
+        return pad_id(self.tokenizer)
+
+
+def demo_config(*overrides: str) -> ExperimentConfig:
+    return load_config(CONFIG, [*OVERRIDES, *overrides])
+
+
+def demo_pair(prompts: int = 256) -> Pair:
+    """The demo's fine-tuned models on its training prompts."""
+    config = demo_config()
+    dev, train = read_split(config.data, "dev"), read_split(config.data, "train")
+    teacher = prepare_teacher(config, dev)
+    assert teacher is not None
+    student = prepare_student(config, teacher, train, dev)
+    examples = encode(train[:prompts], student.tokenizer, config.data, "prompts").examples
+    return Pair(
+        teacher.model.eval(),
+        student.model.eval(),
+        student.tokenizer,
+        [(e.id, e.prompt_ids) for e in examples],
+        shared_vocabulary(teacher, student),
+        config.scrg.max_new_tokens,
+        batch_size=64,
+    )
+
+
+def folder_pair(teacher: str, student: str, data: str, *, prompts: int, max_new_tokens: int = 64) -> Pair:
+    """Two transformers folders on the first prompts of a data file, Alpaca template."""
+    tokenizer = models.load_tokenizer(student)
+    pair = models.load_causal_lm(teacher).eval(), models.load_causal_lm(student).eval()
+    lengths = DataConfig(max_length=192, max_prompt_length=128)
+    examples = encode(read_rows(data)[:prompts], tokenizer, lengths, data).examples
+    return Pair(
+        *pair,
+        tokenizer,
+        [(e.id, e.prompt_ids) for e in examples],
+        models.shared_vocab_size(models.load_tokenizer(teacher), tokenizer, *pair),
+        max_new_tokens,
+        batch_size=32,
+    )

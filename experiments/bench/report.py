@@ -1,0 +1,224 @@
+"""Tables and plots of `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+MIB = 1 << 20
+NAMES = {
+    "mgsr": "mgsr: cross-entropy + DAC-KL + span (3 terms)",
+    "mgsr_network": "mgsr with a clip network and its gradient (3 terms)",
+    "mgsr_forward_kl": "mgsr: forward KL (1 term)",
+    "liger": "Liger: cross-entropy + KL (2 terms)",
+    "liger_kl": "Liger: KL (1 term)",
+    "trl": "TRL: KL (1 term)",
+    "products": "the four matrix products alone",
+    "mgsr_round": "mgsr, whole round",
+    "naive_round": "generate + 2 forwards + generate",
+    "mgsr_sampling": "mgsr, plain sampling",
+    "generate_sampling": "generate, plain sampling",
+    "lightning": "mgsr under Lightning",
+    "bare": "bare PyTorch loop",
+    "mgsr_gkd": "mgsr, GKD preset",
+    "mgsr_full": "mgsr, full MGSR",
+    "trl_gkd": "TRL GKDTrainer",
+}
+
+
+def seconds(runs: Sequence[Mapping[str, Any]]) -> float:
+    """Median over processes of each process's median."""
+    return median(median(run["seconds"]) for run in runs)
+
+
+def spread(runs: Sequence[Mapping[str, Any]]) -> str:
+    each = [median(run["seconds"]) for run in runs]
+    return f"{min(each):.3g} to {max(each):.3g}"
+
+
+def memory(runs: Sequence[Mapping[str, Any]]) -> float:
+    return median(run["added_bytes"] for run in runs) / MIB
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    """README.md and its plots."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "```",
+        "make bench",
+        "```",
+        "",
+        "All figures are of a CPU, two threads, float32. Every measurement runs in a process of its own, one of each in",
+        "turn; a figure is the median over processes of the process's median. Memory is the peak of resident memory",
+        "above where it stood before the call. Each timed path is checked for its values in the same run.",
+        "",
+    ]
+    sections = {
+        "objective": _objective,
+        "growth": _growth,
+        "rounds": _rounds,
+        "pair": _rounds,
+        "step": _step,
+        "peers": _peers,
+    }
+    for name, section in sections.items():
+        if name in results:
+            lines += section(name, results[name]["figures"], folder)
+            lines += [_stamp(results[name]), ""]
+    (folder / "README.md").write_text("\n".join(lines))
+
+
+def _stamp(result: Mapping[str, Any]) -> str:
+    e = result["environment"]
+    peers = ", ".join(f"{name} {e[name]}" for name in ("trl", "liger-kernel") if name in e)
+    tree = " (with uncommitted changes)" if e["dirty"] else ""
+    return (
+        f"*Commit {e['commit'][:7]}{tree}, {e['cores']} cores of {e['cpu']}, torch {e['torch']}, transformers "
+        f"{e['transformers']}, lightning {e['lightning']}{', ' + peers if peers else ''}; "
+        f"{result['processes']} processes.*"
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+    ]
+
+
+def _objective(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+    mine, memory_mine = seconds(figures["mgsr"]), memory(figures["mgsr"])
+    rows = [
+        [
+            NAMES[case],
+            f"{seconds(runs):.3f}",
+            spread(runs),
+            f"{memory(runs):.0f}",
+            f"{mine / seconds(runs):.2f}",
+            f"{memory_mine / memory(runs):.2f}" if memory(runs) else "",
+        ]
+        for case, runs in figures.items()
+    ]
+    return [
+        "## The objective from hidden states",
+        "",
+        "Forward and backward of 1,024 tokens, 128 of them masked, 50,257 classes, student hidden 256, teacher 384,",
+        "clip (0.1, 0.95). The ratio columns divide mgsr's three terms by the row.",
+        "",
+        *_table(["", "s", "range", "added MiB", "mgsr / row, time", "mgsr / row, memory"], rows),
+    ]
+
+
+def _growth(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "mgsr"
+    from matplotlib import pyplot
+
+    plot, axes = pyplot.subplots(1, 3, figsize=(13, 3.6))
+    series = {"mgsr": figures["tokens"], "liger": figures["peers"], "trl": figures["peers"]}
+    for case, points in series.items():
+        counts = [int(n) for n in points]
+        axes[0].plot(counts, [seconds(p[case]) for p in points.values()], marker="o", label=case)
+        axes[1].plot(counts, [memory(p[case]) for p in points.values()], marker="o", label=case)
+    classes = figures["classes"]
+    axes[2].plot([int(n) for n in classes], [seconds(p["mgsr"]) for p in classes.values()], marker="o")
+    for axis, title, unit, label in zip(
+        axes,
+        ("time", "added memory", "time, 1,024 tokens"),
+        ("s", "MiB", "s"),
+        ("tokens", "tokens", "classes"),
+        strict=True,
+    ):
+        axis.set(title=title, ylabel=unit, xlabel=label, xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    plot.tight_layout()
+    plot.savefig(folder / "growth.svg", metadata={"Date": None})
+    pyplot.close(plot)
+    rows = [
+        [f"{int(n):,}", f"{seconds(p['mgsr']):.2f}", f"{memory(p['mgsr']):.0f}"]
+        for n, p in figures["tokens"].items()
+    ]
+    more = [[f"{int(n):,}", f"{seconds(p['mgsr']):.2f}", f"{memory(p['mgsr']):.0f}"] for n, p in classes.items()]
+    return [
+        "## How cost grows",
+        "",
+        "![time and memory against tokens and classes](growth.svg)",
+        "",
+        "mgsr's three terms at 50,257 classes; the gradient to the hidden states grows with the tokens, the rest of",
+        "the memory doesn't. One process each.",
+        "",
+        *_table(["tokens", "s", "added MiB"], rows),
+        "1,024 tokens:",
+        "",
+        *_table(["classes", "s", "added MiB"], more),
+    ]
+
+
+def _rounds(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+    rows = [
+        [
+            NAMES[case],
+            f"{seconds(runs):.2f}",
+            spread(runs),
+            f"{median(run['tokens'] / median(run['seconds']) for run in runs):.0f}",
+            f"{memory(runs):.0f}",
+        ]
+        for case, runs in figures.items()
+    ]
+    rate = {case: median(r["tokens"] / median(r["seconds"]) for r in runs) for case, runs in figures.items()}
+    what = (
+        "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
+        if name == "rounds"
+        else "SmolLM2-135M-Instruct and a healed copy with 20 of its 30 layers, 64 Dolly prompts, at most 64 new tokens."
+    )
+    return [
+        "## A round of SCRG" + ("" if name == "rounds" else ", real models and prompts"),
+        "",
+        what,
+        f"A whole round takes {seconds(figures['mgsr_round']) / seconds(figures['naive_round']):.2f} of the naive time; "
+        f"plain sampling at batch 32 writes {rate['mgsr_sampling'] / rate['generate_sampling']:.2f} times the tokens/s.",
+        "",
+        *_table(["", "s", "range", "tokens/s", "added MiB"], rows),
+    ]
+
+
+def _step(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+    rows = [[NAMES[case], f"{1000 * seconds(runs):.1f}", spread(runs)] for case, runs in figures.items()]
+    return [
+        "## A training step",
+        "",
+        "The demo's models, batch 32, all three terms; 60 steps after 5 of warm-up. Lightning takes "
+        f"{seconds(figures['lightning']) / seconds(figures['bare']):.3f} of the bare loop's time.",
+        "",
+        *_table(["", "ms per step", "range in s"], rows),
+    ]
+
+
+def _peers(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+    rows = [
+        [
+            NAMES[case],
+            f"{seconds(runs):.1f}",
+            spread(runs),
+            f"{sum(r['rouge_l'] for r in runs) / len(runs):.2f}",
+            ", ".join(f"{r['rouge_l']:.2f}" for r in runs),
+        ]
+        for case, runs in figures.items()
+    ]
+    return [
+        "## End to end against TRL",
+        "",
+        "The demo's models and rows, 400 steps of 32 sequences, from the same SFT student: wall-clock of training and",
+        "test ROUGE-L of the last weights, one run per training seed. TRL writes on-policy text in about half of its",
+        "steps, at every such step; mgsr writes one round per epoch, for half of each step's prompts.",
+        "",
+        *_table(["", "s", "range", "ROUGE-L", "by seed"], rows),
+    ]

@@ -1,0 +1,177 @@
+"""One SCRG round: mgsr's engine against the naive way with `transformers.generate`.
+
+A round writes, scores, corrects and continues every prompt once (passes 1). Neither side scores the corrected
+text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.bench.pair import Pair
+from mgsr.generation import LanguageModel, sample
+from mgsr.generation.reading import pad_left
+from mgsr.scrg import revise
+
+SEED = 0
+
+
+def mgsr_round(pair: Pair) -> int:
+    """Tokens of the revised sequences."""
+
+    def language_model(model: Any) -> LanguageModel:
+        return LanguageModel(
+            model,
+            eos_token_id=pair.eos,
+            pad_token_id=pair.pad,
+            max_new_tokens=pair.max_new_tokens,
+            batch_size=pair.batch_size,
+            vocab_size=pair.vocab_size,
+        )
+
+    made = revise(
+        language_model(pair.student),
+        language_model(pair.teacher),
+        pair.prompts,
+        passes=1,
+        max_new_tokens=pair.max_new_tokens,
+        eos_token_id=pair.eos,
+        seed=SEED,
+        vocab_size=pair.vocab_size,
+    )
+    return sum(len(sequence.response_ids) for sequence in made)
+
+
+@torch.no_grad()
+def naive_round(pair: Pair) -> int:
+    """As one would write it: generate, two forwards over everything, generate again from the corrected prefix."""
+    torch.manual_seed(SEED)
+    total = 0
+    for start in range(0, len(pair.prompts), pair.batch_size):
+        prompts = [list(ids) for _, ids in pair.prompts[start : start + pair.batch_size]]
+        responses = _generate(pair, prompts, pair.max_new_tokens)
+        corrected = _correct(pair, prompts, responses)
+        texts = [[*prompt, *response] for prompt, response in zip(prompts, corrected, strict=True)]
+        still = [i for i, c in enumerate(corrected) if c[-1] != pair.eos and len(c) < pair.max_new_tokens]
+        # generate takes one limit for all rows: what goes beyond a row's own is cut
+        longest = max((pair.max_new_tokens - len(corrected[i]) for i in still), default=0)
+        for i, new in zip(still, _generate(pair, [texts[i] for i in still], longest), strict=True):
+            corrected[i] = [*corrected[i], *new][: pair.max_new_tokens]
+        total += sum(map(len, corrected))
+    return total
+
+
+def _generate(pair: Pair, texts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    if not texts:
+        return []
+    ids, mask = pad_left(texts, pair.pad)
+    written = pair.student.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=limit,
+        eos_token_id=pair.eos,
+        pad_token_id=pair.pad,
+    )[:, ids.shape[1] :].tolist()
+    return [row[: row.index(pair.eos) + 1] if pair.eos in row else row for row in written]
+
+
+def _correct(pair: Pair, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Every response up to its worst disagreement, and the teacher's token there."""
+    texts = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    ids, mask = pad_left(texts, pair.pad)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logs = [
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        .logits[:, :-1, : pair.vocab_size]
+        .float()
+        .log_softmax(-1)
+        for model in (pair.teacher, pair.student)
+    ]
+    kl = (logs[0].exp() * (logs[0] - logs[1])).sum(-1)
+    proposed = torch.multinomial(logs[0].exp().flatten(0, 1), 1).reshape(kl.shape)
+    out = []
+    for row, response in enumerate(responses):
+        tail = slice(kl.shape[1] - len(response), None)
+        tokens = torch.tensor(response)
+        differs = proposed[row, tail] != tokens
+        if not differs.any():
+            out.append(list(response))
+            continue
+        worst = int(torch.where(differs, kl[row, tail], -torch.inf).argmax())
+        out.append([*response[:worst], int(proposed[row, tail][worst])])
+    return out
+
+
+def mgsr_sampling(pair: Pair) -> int:
+    """Plain sampling, no correction; batches of 32."""
+    written = sample(
+        pair.student,
+        pair.prompts,
+        seed=SEED,
+        eos_token_id=pair.eos,
+        pad_token_id=pair.pad,
+        max_new_tokens=pair.max_new_tokens,
+        batch_size=32,
+        vocab_size=pair.vocab_size,
+    )
+    return sum(map(len, written))
+
+
+@torch.no_grad()
+def generate_sampling(pair: Pair) -> int:
+    """The same with `generate`, in the order of the prompts."""
+    torch.manual_seed(SEED)
+    texts = [list(ids) for _, ids in pair.prompts]
+    return sum(
+        len(response)
+        for start in range(0, len(texts), 32)
+        for response in _generate(pair, texts[start : start + 32], pair.max_new_tokens)
+    )
+
+
+CASES: dict[str, Callable[[Pair], int]] = {
+    "mgsr_round": mgsr_round,
+    "naive_round": naive_round,
+    "mgsr_sampling": mgsr_sampling,
+    "generate_sampling": generate_sampling,
+}
+
+
+def check(pair: Pair) -> None:
+    """Greedy text of both is the same, so both write with the same model in the same way.
+
+    Raises:
+        AssertionError: more than one response in fifty differs (float32 may turn a near tie around).
+    """
+    prompts = pair.prompts[:64]
+    ours = sample(
+        pair.student,
+        prompts,
+        seed=SEED,
+        eos_token_id=pair.eos,
+        pad_token_id=pair.pad,
+        max_new_tokens=pair.max_new_tokens,
+        greedy=True,
+        vocab_size=pair.vocab_size,
+    )
+    same = 0
+    for (_, prompt), response in zip(prompts, ours, strict=True):
+        ids = torch.tensor([list(prompt)])
+        theirs: Tensor = pair.student.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=pair.max_new_tokens,
+            eos_token_id=pair.eos,
+            pad_token_id=pair.pad,
+        )[0, ids.shape[1] :]
+        same += theirs.tolist() == response
+    assert same >= len(prompts) * 0.98, f"only {same} of {len(prompts)} greedy responses agree"

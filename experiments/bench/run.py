@@ -1,0 +1,133 @@
+"""`make bench`: every measurement in a process of its own, interleaved, and the report of them all.
+
+    python -m experiments.bench.run [--processes 5] [--only GROUP ...] [--pair TEACHER STUDENT DATA]
+
+Figures go to experiments/bench/results.json, the report to README.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from experiments.bench import report
+from mgsr.runs import environment
+
+HERE = Path(__file__).parent
+GROUPS = ("objective", "growth", "rounds", "pair", "step", "peers")
+OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products")
+ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
+TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
+CLASSES = (8192, 32768, 50257, 128256)
+
+
+def worker(group: str, case: str, **options: Any) -> dict[str, Any]:
+    """The figures of one process.
+
+    Raises:
+        RuntimeError: it failed; its last lines are in the message.
+    """
+    command = [sys.executable, "-m", "experiments.bench.worker", group, case, json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{group} {case}: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def interleaved(group: str, cases: Sequence[str], processes: int, **options: Any) -> dict[str, list[Any]]:
+    """`processes` runs of every case, one of each in turn, so that a slow minute hits all alike."""
+    found: dict[str, list[Any]] = {case: [] for case in cases}
+    for turn in range(processes):
+        for case in cases:
+            start = time.monotonic()
+            found[case].append(worker(group, case, **options))
+            took = time.monotonic() - start
+            print(f"{group} {case} {turn + 1}/{processes}: {took:.0f} s", flush=True)
+    return found
+
+
+def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any:
+    if group == "objective":
+        worker("objective", "check")
+        return interleaved("objective", OBJECTIVE, processes)
+    if group == "growth":
+        return {
+            "tokens": {n: interleaved("objective", ["mgsr"], 1, tokens=n, repeats=1) for n in TOKENS},
+            "classes": {n: interleaved("objective", ["mgsr"], 1, classes=n, repeats=1) for n in CLASSES},
+            "peers": {n: interleaved("objective", ["liger", "trl"], 1, tokens=n, repeats=1) for n in TOKENS[:4]},
+        }
+    if group == "rounds":
+        worker("rounds", "check")
+        return interleaved(
+            "rounds", ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling"), processes
+        )
+    if group == "pair":
+        if pair is None:
+            return None
+        options = {"teacher": pair[0], "student": pair[1], "data": pair[2], "prompts": 64}
+        return interleaved("rounds", ROUNDS, processes, **options)
+    if group == "step":
+        return interleaved("step", ("lightning", "bare"), processes, steps=60)
+    found: dict[str, list[Any]] = {}
+    for seed in range(min(processes, 3)):
+        for case, runs in interleaved("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), 1, seed=seed).items():
+            found.setdefault(case, []).extend(runs)
+    return found
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in ("trl", "liger-kernel", "accelerate", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, default=5, help="repetitions of every measurement (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="measure these again")
+    parser.add_argument(
+        "--pair",
+        nargs=3,
+        metavar=("TEACHER", "STUDENT", "DATA"),
+        help="also time rounds of two model folders",
+    )
+    arguments = parser.parse_args()
+    path = HERE / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    # a dirty tree measures something that no commit holds
+    dirty = subprocess.run(["git", "status", "--porcelain", "mgsr"], capture_output=True, text=True, check=False)
+    stamp = {**environment(), **versions(), "cpu": cpu(), "cores": os.cpu_count(), "dirty": bool(dirty.stdout)}
+    if arguments.only == list(GROUPS):
+        # the demo's models are made before anything is timed
+        worker("rounds", "check")
+    for group in arguments.only:
+        figures = measure_group(group, arguments.processes, arguments.pair)
+        if figures is not None:
+            results[group] = {"environment": stamp, "processes": arguments.processes, "figures": figures}
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    report.write(json.loads(path.read_text()), HERE)
+    print(f"written to {HERE / 'README.md'}")
+
+
+if __name__ == "__main__":
+    main()

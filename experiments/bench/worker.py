@@ -1,0 +1,57 @@
+"""One measurement in a process of its own: `python -m experiments.bench.worker GROUP CASE [JSON options]`.
+
+Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from typing import Any
+
+THREADS = 2
+
+
+def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(THREADS)
+    if group == "objective":
+        from experiments.bench import objective
+        from experiments.bench.measure import measure
+
+        repeats = options.pop("repeats", 3)
+        problem = objective.make_problem(**options)
+        if case == "check":
+            return objective.check(problem)
+        return measure(lambda: objective.CASES[case](problem), repeats=repeats)
+    if group == "rounds":
+        from experiments.bench import pair, rounds
+        from experiments.bench.measure import measure
+
+        models = pair.folder_pair(**options) if options else pair.demo_pair()
+        if case == "check":
+            rounds.check(models)
+            return {"check": "passed"}
+        tokens: list[int] = []
+        result = measure(lambda: tokens.append(rounds.CASES[case](models)), repeats=1 if options else 3)
+        return {**result, "tokens": tokens[-1]}
+    if group == "step":
+        from experiments.bench import step
+
+        return step.CASES[case](**options)
+    from experiments.bench import peers
+
+    return peers.CASES[case](**options)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore")
+    # what libraries print must not mix with the one line of figures
+    figures, sys.stdout = sys.stdout, sys.stderr
+    result = main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else {})
+    print(json.dumps(result), file=figures)
