@@ -7,6 +7,8 @@ classes, that is ranked strictly before it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,8 @@ RAMP_REACH = 4.0
 """The clipped ramp is exactly 0 or 1 further than this many sharpnesses from a bound."""
 SORT_WIDTH = 2048
 """Up to this many classes a full sort is the quickest way to rank them."""
+PARALLEL_ELEMENTS = 1 << 19
+"""Elements that a thread of its own is worth when numpy ranks them."""
 
 _TAIL = 1.0 / (1.0 + math.exp(RAMP_REACH))
 _SPAN = 1.0 - 2.0 * _TAIL
@@ -94,7 +98,7 @@ def sort_classes(log_probs_RV: Tensor) -> tuple[Tensor, Tensor]:
     if log_probs_RV.device.type != "cpu" or log_probs_RV.numel() == 0:
         return log_probs_RV.sort(dim=-1, descending=True, stable=True)
     # numpy's sort is several times quicker than torch's on a CPU, but not stable: rows with ties are done again
-    ids = torch.from_numpy(np.argsort(log_probs_RV.neg().numpy(), axis=-1))
+    ids = _by_numpy(lambda rows: np.argsort(-rows, axis=-1), log_probs_RV)
     values = log_probs_RV.gather(-1, ids)
     if values.shape[-1] > 1:
         tied = (~((values[:, :-1] - values[:, 1:]).amin(dim=-1) > 0)).nonzero().squeeze(1)
@@ -103,12 +107,32 @@ def sort_classes(log_probs_RV: Tensor) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
+def _by_numpy(function: Callable[[np.ndarray], np.ndarray], tensor_RK: Tensor) -> Tensor:
+    """A row-wise function of numpy on a tensor of the CPU, with as many threads as torch uses.
+
+    numpy works on one thread and lets go of the interpreter's lock meanwhile.
+    """
+    array = tensor_RK.numpy()
+    parts = min(torch.get_num_threads(), array.size // PARALLEL_ELEMENTS)
+    if parts <= 1:
+        return torch.from_numpy(function(array))
+    with ThreadPoolExecutor(parts) as pool:
+        return torch.from_numpy(np.concatenate(list(pool.map(function, np.array_split(array, parts)))))
+
+
 def _largest(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Ids `[R, k]` of the k largest classes in any order, and the (k + 1)-th largest value `[R]`; k < V."""
-    if log_probs_RV.device.type == "cpu":
-        ids = torch.from_numpy(np.argpartition(log_probs_RV.neg().numpy(), k, axis=-1)[:, : k + 1].copy())
-    else:
+    """Ids `[R, k]` of the k largest classes, ascending, and the (k + 1)-th largest value `[R]`; k < V."""
+    if log_probs_RV.device.type != "cpu":
         ids = log_probs_RV.topk(k + 1, dim=-1).indices
+        return ids[:, :k].sort(dim=-1).values, log_probs_RV.gather(1, ids[:, k:]).squeeze(1)
+
+    def largest(rows: np.ndarray) -> np.ndarray:
+        # of the negative: numpy finds a place near the front of a row sooner
+        ids = np.argpartition(-rows, k, axis=-1)[:, : k + 1].copy()
+        ids[:, :k].sort(axis=-1)
+        return ids
+
+    ids = _by_numpy(largest, log_probs_RV)
     return ids[:, :k], log_probs_RV.gather(1, ids[:, k:]).squeeze(1)
 
 
@@ -126,9 +150,8 @@ def top_classes(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == width or width <= SORT_WIDTH:
         values, ids = sort_classes(log_probs_RV)
         return values[:, :k], ids[:, :k]
-    ids, following = _largest(log_probs_RV, k)
     # by id first: equal values then come out by id
-    ids = ids.sort(dim=-1).values
+    ids, following = _largest(log_probs_RV, k)
     values, order = sort_classes(log_probs_RV.gather(1, ids))
     ids = ids.gather(1, order)
     tied = (~(values[:, -1] > following)).nonzero().squeeze(1)

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import class_quantiles, ranked_quantile, sort_classes, top_classes
+from mgsr.losses.clipping import class_quantiles, ranked_quantile, top_classes
 from mgsr.losses.dac_tile import ClipOptions, RowGradients, Selected, clipped_mass, clipped_rows, least_exact
 from mgsr.losses.divergences import kl_from_log_probs
+from mgsr.losses.side import Side
 
 DEPTHS = (512, 4096, 16384)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
@@ -27,17 +28,11 @@ class Ranking(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """One tile: teacher and student log-probabilities and probabilities `[R, V]` and the labels `[R]`."""
+    """One tile: both models' views of it and the labels `[R]`."""
 
-    log_p: Tensor
-    log_q: Tensor
-    p: Tensor
-    q: Tensor
+    teacher: Side
+    student: Side
     labels: Tensor
-
-    def rows(self, rows: Tensor | None) -> Tile:
-        """The same of some rows (None: all, without a copy)."""
-        return self if rows is None else Tile(*(tensor[rows] for tensor in self))
 
 
 class Patch(NamedTuple):
@@ -77,19 +72,27 @@ class Request(NamedTuple):
     limits: tuple[tuple[float, float], ...] = ()
 
 
-def rank_tile(log_p_RV: Tensor, features: int = 0) -> Ranking:
+def rank_tile(teacher: Side, features: int = 0) -> Ranking:
     """The first selection: all classes of a small vocabulary, else the first depth (at least `features`)."""
-    return Ranking(*top_classes(log_p_RV, max(DEPTHS[0], features)))
+    return _ranked(teacher, None, max(DEPTHS[0], features))
+
+
+def _ranked(teacher: Side, rows: Tensor | None, depth: int) -> Ranking:
+    """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
+    logits = teacher.logits if rows is None else teacher.logits[rows]
+    ids = top_classes(logits, depth)[1]
+    return Ranking(teacher.log_probs(ids, rows), ids)
 
 
 def everything_kept(tile: Tile, request: Request) -> ClippedTile:
     """`clipped_tile` for bounds that keep every class in the normalised form: the full KL."""
-    loss = kl_from_log_probs(tile.log_p, tile.log_q)
+    loss = kl_from_log_probs(tile.teacher.log_probs(), tile.student.log_probs())
     zero = torch.zeros_like(loss)
     scale, patches = zero, []
     if request.coefficient is not None:
-        scale = tile.p.sum(dim=-1) * request.coefficient
-        patches = [Patch(None, None, tile.p * -request.coefficient)]
+        p = tile.teacher.probs
+        scale = p.sum(dim=-1) * request.coefficient
+        patches = [Patch(None, None, p * -request.coefficient)]
         if request.base_scale is not None:
             scale = scale + request.base_scale
     bounds = zero.expand(4, -1) if request.bounds else None
@@ -148,7 +151,7 @@ def _groups(
     tile: Tile, ranking: Ranking, lower_R: Tensor, upper_R: Tensor, options: ClipOptions, request: Request
 ) -> Iterator[tuple[Tensor | None, Tensor | None, Selected]]:
     """Rows with the classes that decide them: (rows or None for all, ids or None for all classes, selection)."""
-    width = tile.log_p.shape[-1]
+    width = tile.teacher.logits.shape[-1]
     target_R = ranking.ids[:, 0] if options.target == "argmax" else tile.labels
     if ranking.ids.shape[-1] == width:
         yield None, None, _all_classes(tile, ranking, target_R, options)
@@ -166,12 +169,11 @@ def _groups(
         if left.numel() == 0 or depth >= width:
             break
         rows = None if left.numel() == lower_R.numel() else left
-        subtile = tile.rows(rows)
         if depth != DEPTHS[0]:
-            ranked = Ranking(*top_classes(subtile.log_p, depth))
+            ranked = _ranked(tile.teacher, rows, depth)
         else:
             ranked = ranking if rows is None else Ranking(ranking.values[rows], ranking.ids[rows])
-        ids, part, exact = _most_probable(subtile, ranked, target_R[left], options)
+        ids, part, exact = _most_probable(tile, rows, ranked, target_R[left], options)
         covered = exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left])
         if bool(covered.all()):
             yield rows, ids, part
@@ -182,8 +184,8 @@ def _groups(
     rest = torch.cat([*unsettled, left])
     if rest.numel():
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
-        subtile = tile.rows(rows)
-        ranked = Ranking(*sort_classes(subtile.log_p))
+        subtile = Tile(tile.teacher.rows(rows), tile.student.rows(rows), tile.labels)
+        ranked = _ranked(subtile.teacher, None, width)
         yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
 
 
@@ -196,19 +198,20 @@ def _all_classes(tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOp
     """Every class, in the order of the ids."""
     c = class_quantiles(ranking.values, ranking.ids, options.quantile)
     target = target_R.unsqueeze(1) if options.keep_target else None
-    return Selected(tile.log_p, tile.log_q, tile.p, tile.q, c, target)
+    teacher, student = tile.teacher, tile.student
+    return Selected(teacher.log_probs(), student.log_probs(), teacher.probs, student.probs, c, target)
 
 
 def _most_probable(
-    tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions
+    tile: Tile, rows: Tensor | None, ranking: Ranking, target_R: Tensor, options: ClipOptions
 ) -> tuple[Tensor, Selected, Tensor]:
-    """The ranked classes, and whether the mass outside them is exact (not lost to underflow), `[R]`.
+    """The ranked classes of some rows, and whether the mass outside them is exact (not lost to underflow), `[R]`.
 
     The last place goes to the target where that is further down: a row counts as covered only if the class of
     the last place is clipped, and everything behind it is clipped as well.
     """
-    c = ranked_quantile(ranking.values, options.quantile, tile.log_p.shape[-1])
-    ids, target = ranking.ids, None
+    c = ranked_quantile(ranking.values, options.quantile, tile.teacher.logits.shape[-1])
+    ids, target, log_p = ranking.ids, None, ranking.values
     if options.keep_target:
         target = torch.zeros_like(target_R).unsqueeze(1)
         if options.target == "label":
@@ -216,10 +219,9 @@ def _most_probable(
             ids = ids.clone()
             ids[:, -1] = torch.where(absent, target_R, ids[:, -1])
             target = (ids == target_R.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)
-    log_p, log_q = tile.log_p.gather(1, ids), tile.log_q.gather(1, ids)
-    # zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1
-    outside_p = tile.p.scatter(1, ids, 0.0).sum(dim=-1)
-    outside_q = tile.q.scatter(1, ids, 0.0).sum(dim=-1)
+            log_p = tile.teacher.log_probs(ids, rows)
+    log_q = tile.student.log_probs(ids, rows)
+    outside_p, outside_q = tile.teacher.mass_outside(ids, rows), tile.student.mass_outside(ids, rows)
     exact = outside_q > least_exact(outside_q.dtype)
     part = Selected(log_p, log_q, log_p.exp(), log_q.exp(), c, target, outside_p, outside_q)
     return ids, part, exact

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import PairSummary, entropy
+from mgsr.losses.clipping import PairSummary
 from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
 from mgsr.losses.selection import (
@@ -26,7 +26,9 @@ from mgsr.losses.selection import (
     everything_kept,
     rank_tile,
 )
-from mgsr.losses.span import check_relation, correlation_difference
+from mgsr.losses.side import Side
+from mgsr.losses.span import check_relation
+from mgsr.losses.span_tile import span_tile
 
 BoundsOf = Callable[[Tensor, Tensor, "PairSummary | None"], "tuple[Tensor, Tensor]"]
 """(teacher logits, student logits, summary) -> lower [R], upper [R] of the tile."""
@@ -87,57 +89,59 @@ def tile_terms(
     need_logits_grad: bool,
 ) -> TileTerms:
     """The terms of one tile (see the top of the file). Called without gradient tracking."""
-    count = rows.labels.numel()
-    log_q_1 = torch.log_softmax(student_logits, dim=-1)
-    picked = log_q_1[:count].gather(1, rows.labels.unsqueeze(1)).squeeze(1)
+    count, tau = rows.labels.numel(), options.temperature
+    student = Side.of(student_logits, tau)
+    # cross-entropy is always at temperature 1
+    plain = student if tau == 1.0 else Side.of(student_logits)
+    labels = rows.labels.unsqueeze(1)
+    picked = plain.first(count).log_probs(labels).squeeze(1)
     sft = -torch.where(rows.truth, picked, torch.zeros_like(picked)).sum()
     sft_scale = rows.truth.to(picked.dtype) * options.scales[0]
     zero = torch.zeros_like(sft)
     if teacher_logits is None:
-        grad = _sft_gradient(log_q_1, rows.labels, sft_scale) if need_logits_grad else None
+        grad = _sft_gradient(plain.probs, labels, sft_scale) if need_logits_grad else None
         return TileTerms(sft, zero, zero, zero, grad, None, {})
-    tau = options.temperature
-    log_q = log_q_1 if tau == 1.0 else torch.log_softmax(student_logits / tau, dim=-1)
-    log_p = torch.log_softmax(teacher_logits if tau == 1.0 else teacher_logits / tau, dim=-1)
-    p, q = log_p.exp(), log_q.exp()
-    tile = Tile(log_p[:count], log_q[:count], p[:count], q[:count], rows.labels)
+    teacher = Side.of(teacher_logits, tau)
+    tile = Tile(teacher.first(count), student.first(count), rows.labels)
     logits = teacher_logits[:count], student_logits[:count]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
     base_scale = sft_scale if tau == 1.0 else None
     if options.divergence == "dac_kl":
-        clipped = _clipped(tile, logits, bounds_of, options, base_scale, need_logits_grad)
+        clipped = _clipped(tile, bounds_of, options, base_scale, need_logits_grad)
     else:
         clipped = _other_divergence(tile, logits, options, base_scale, need_logits_grad)
     if base_scale is not None and options.scales[1] == 0.0:
         clipped = clipped._replace(row_scale=base_scale, patches=[])
-    span, span_grad = _span(p, q, rows.is_pair, options, need_logits_grad)
+    wants_span_grad = need_logits_grad and options.scales[2] != 0.0
+    span, pull = span_tile(
+        teacher.probs,
+        student.probs,
+        rows.is_pair,
+        norm=options.span_norm,
+        relation=options.span_relation,
+        scale=options.scales[2] if wants_span_grad else None,
+    )
+    stats = _stats(tile, teacher_logits[:count], clipped, options) if options.collect else {}
     grad = None
     if need_logits_grad:
-        grad = _assemble(q, clipped, count)
-        if span_grad is not None:
-            grad += span_grad
+        grad = _assemble(student.probs, clipped, count, pull)
         if tau != 1.0:
             grad /= tau
-            grad += _sft_gradient(log_q_1, rows.labels, sft_scale)
+            grad += _sft_gradient(plain.probs, labels, sft_scale)
         else:
-            grad[:count].scatter_add_(1, rows.labels.unsqueeze(1), -sft_scale.unsqueeze(1))
-    stats = _stats(tile, teacher_logits[:count], clipped, options) if options.collect else {}
+            grad[:count].scatter_add_(1, labels, -sft_scale.unsqueeze(1))
     return TileTerms(sft, clipped.loss.sum(), span, clipped.clipped.sum(), grad, clipped.bounds, stats)
 
 
-def _sft_gradient(log_q: Tensor, labels: Tensor, scale: Tensor) -> Tensor:
+def _sft_gradient(q: Tensor, labels_R1: Tensor, scale: Tensor) -> Tensor:
     """scale * (q - onehot(label)); the halo row has none."""
-    grad = log_q.exp()
-    grad[labels.numel() :] = 0.0
-    own = grad[: labels.numel()]
-    own *= scale.unsqueeze(1)
-    own.scatter_add_(1, labels.unsqueeze(1), -scale.unsqueeze(1))
+    grad = q * torch.nn.functional.pad(scale, (0, q.shape[0] - scale.numel())).unsqueeze(1)
+    grad[: scale.numel()].scatter_add_(1, labels_R1, -scale.unsqueeze(1))
     return grad
 
 
 def _clipped(
     tile: Tile,
-    logits: tuple[Tensor, Tensor],
     bounds_of: BoundsOf,
     options: TermOptions,
     base_scale: Tensor | None,
@@ -145,27 +149,24 @@ def _clipped(
 ) -> ClippedTile:
     summary, ranking = None, None
     if not options.keep_all:
-        ranking = rank_tile(tile.log_p, options.features)
+        ranking = rank_tile(tile.teacher, options.features)
     if options.features and ranking is not None:
         summary = _summary(tile, ranking, options.features)
-    if summary is None and options.temperature != 1.0:
-        logits = logits[0] / options.temperature, logits[1] / options.temperature
-    lower, upper = bounds_of(*logits, summary)
+    lower, upper = bounds_of(tile.teacher.logits, tile.student.logits, summary)
     coefficient = options.scales[1] if need_logits_grad and options.scales[1] != 0.0 else None
     request = Request(coefficient, base_scale, lower.requires_grad or upper.requires_grad, options.limits)
     if ranking is None:
         return everything_kept(tile, request)
-    plain = [bound.detach().to(tile.p.dtype) for bound in (lower, upper)]
+    plain = [bound.detach().to(tile.teacher.probs.dtype) for bound in (lower, upper)]
     return clipped_tile(tile, ranking, plain[0], plain[1], options.clipping, request)
 
 
 def _summary(tile: Tile, ranking: Ranking, features: int) -> PairSummary:
-    ids = ranking.ids[:, :features]
     return PairSummary(
         ranking.values[:, :features],
-        tile.log_q.gather(1, ids),
-        entropy(tile.log_p, tile.p),
-        entropy(tile.log_q, tile.q),
+        tile.student.log_probs(ranking.ids[:, :features]),
+        tile.teacher.entropy(),
+        tile.student.entropy(),
     )
 
 
@@ -193,10 +194,18 @@ def _other_divergence(
     return ClippedTile(loss.detach(), zero, scale, patches, None, None)
 
 
-def _assemble(q: Tensor, clipped: ClippedTile, count: int) -> Tensor:
-    """Gradient to the logits over the temperature: q * row_scale with its patches; the halo row is 0."""
+def _assemble(q: Tensor, clipped: ClippedTile, count: int, pull: Tensor | None) -> Tensor:
+    """Gradient to the logits over the temperature; the halo row has the span's alone.
+
+    q * row_scale with its patches, and of the span term's gradient g to q (`pull`): q * (g - <g, q>). Overwrites
+    `pull`.
+    """
     scale = torch.nn.functional.pad(clipped.row_scale, (0, q.shape[0] - count))
-    grad = q * scale.unsqueeze(1)
+    if pull is None:
+        grad = q * scale.unsqueeze(1)
+    else:
+        centre = torch.linalg.vecdot(pull, q)
+        grad = pull.sub_((centre - scale).unsqueeze(1)).mul_(q)
     own = grad[:count]
     for rows, ids, values in clipped.patches:
         if ids is None:
@@ -204,46 +213,25 @@ def _assemble(q: Tensor, clipped: ClippedTile, count: int) -> Tensor:
                 own += values
             else:
                 own.index_add_(0, rows, values)
-        elif rows is None:
+            continue
+        # a patch stands for what row_scale gave there, and keeps the span's part
+        if rows is None:
+            if pull is not None:
+                values = values + own.gather(1, ids) - q[:count].gather(1, ids) * scale[:count].unsqueeze(1)
             own.scatter_(1, ids, values)
         else:
-            own[rows.unsqueeze(1), ids] = values
+            places = rows.unsqueeze(1), ids
+            if pull is not None:
+                values = values + own[places] - q[places] * scale[rows].unsqueeze(1)
+            own[places] = values
     return grad
 
 
-def _span(
-    p: Tensor, q: Tensor, is_pair: Tensor, options: TermOptions, need_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Sum over the tile's pairs, and its scaled gradient to the logits over the temperature."""
-    left = is_pair.nonzero().squeeze(1)
-    if left.numel() == 0:
-        return p.new_zeros(()), None
-    need_grad = need_grad and options.scales[2] != 0.0
-    q_left, q_right = q[left], q[left + 1]
-    with torch.set_grad_enabled(need_grad):
-        for tensor in (q_left, q_right):
-            tensor.requires_grad_(need_grad)
-        value = correlation_difference(
-            p[left], p[left + 1], q_left, q_right, norm=options.span_norm, relation=options.span_relation
-        ).sum()
-    if not need_grad:
-        return value, None
-    scale = torch.full_like(value, options.scales[2])
-    grads = torch.autograd.grad(value, (q_left, q_right), scale)
-    out = torch.zeros_like(q)
-    for rows, prob, grad in ((left, q_left.detach(), grads[0]), (left + 1, q_right.detach(), grads[1])):
-        pulled = grad * prob
-        # softmax backward: q * (g - <g, q>)
-        pulled -= prob * pulled.sum(dim=-1, keepdim=True)
-        out.index_add_(0, rows, pulled)
-    return value.detach(), out
-
-
 def _stats(tile: Tile, teacher_logits: Tensor, clipped: ClippedTile, options: TermOptions) -> dict[str, Tensor]:
-    log_p_1 = tile.log_p if options.temperature == 1.0 else torch.log_softmax(teacher_logits, dim=-1)
+    plain = tile.teacher if options.temperature == 1.0 else Side.of(teacher_logits)
     stats = {
-        "teacher_log_prob": log_p_1.gather(1, tile.labels.unsqueeze(1)).squeeze(1),
-        "teacher_entropy": entropy(tile.log_p, tile.p),
+        "teacher_log_prob": plain.log_probs(tile.labels.unsqueeze(1)).squeeze(1),
+        "teacher_entropy": tile.teacher.entropy(),
         "dac_kl": clipped.loss,
         "clipped": clipped.clipped,
     }
