@@ -60,5 +60,7 @@ def check_together(config: ExperimentConfig) -> None:
             )
         if config.objective.w_span:
             raise ConfigError("`objective.kind=minillm` has no span term; set objective.w_span=0")
+        if config.objective.teacher_top_k:
+            raise ConfigError("`objective.kind=minillm` needs the whole teacher: set objective.teacher_top_k=0")
         if config.objective.temperature != 1:
             raise ConfigError("`objective.kind=minillm` works at temperature 1; set objective.temperature=1")

@@ -5,7 +5,7 @@ It knows the student only through one callable, `write`, so rounds can be tested
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from mgsr.config import ExperimentConfig, fingerprint
-from mgsr.data.collate import Batch, StepCounts, TrainingSequence, collate
+from mgsr.data.collate import Batch, StepCounts, TeacherTop, TextKey, TrainingSequence, collate
 from mgsr.data.corpus import (
     RoundEntry,
     finish_round,
@@ -27,6 +27,7 @@ from mgsr.data.corpus import (
     write_shard,
 )
 from mgsr.data.sampler import StepSelection, pack, select
+from mgsr.data.teacher_top import CacheReport
 from mgsr.optimisation import Length
 from mgsr.schema import TrainConfig
 
@@ -44,15 +45,17 @@ class MicroBatch:
 class MicroBatches(Dataset):
     """Planned micro-batches of one rank; item i is collated when it is asked for."""
 
-    def __init__(self, items: Sequence[MicroBatch], pad_token_id: int) -> None:
-        self.items, self.pad_token_id = items, pad_token_id
+    def __init__(
+        self, items: Sequence[MicroBatch], pad_token_id: int, tops: Mapping[TextKey, TeacherTop] | None = None
+    ) -> None:
+        self.items, self.pad_token_id, self.tops = items, pad_token_id, tops
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Batch:
         item = self.items[index]
-        return collate(item.rows, item.counts, self.pad_token_id)
+        return collate(item.rows, item.counts, self.pad_token_id, self.tops)
 
 
 class DistillationDataModule(L.LightningDataModule):
@@ -63,6 +66,7 @@ class DistillationDataModule(L.LightningDataModule):
         write: writes and revises text for prompts with the models as they stand; None trains on ground truth.
         length: steps and epochs of the stage, from `training_length`.
         run_folder: rounds are kept in its `scrg/`.
+        tops: text -> the teacher's cached distributions, of ground truth.
     """
 
     def __init__(
@@ -77,11 +81,14 @@ class DistillationDataModule(L.LightningDataModule):
         run_folder: str | Path,
         seed: int,
         write: Write | None = None,
+        tops: Mapping[TextKey, TeacherTop] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.stage, self.length = config, stage, length
         self.train_rows, self.dev_rows = list(train), list(dev)
         self.pad_token_id, self.run_folder, self.seed = pad_token_id, Path(run_folder), seed
+        self.tops = tops
+        self.cache_report: CacheReport | None = None
         self.write = write if config.scrg.enabled else None
         self.adaptive_fraction = config.mixture.student_fraction_start
         self.previous_dev_loss: float | None = None
@@ -102,7 +109,7 @@ class DistillationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         assert self.trainer is not None
-        return self._loader(self.plan_epoch(self.trainer.current_epoch))
+        return self._loader(self.plan_epoch(self.trainer.current_epoch), self.tops)
 
     def val_dataloader(self) -> StatefulDataLoader:
         assert self.trainer is not None
@@ -112,9 +119,11 @@ class DistillationDataModule(L.LightningDataModule):
         chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
         return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
 
-    def _loader(self, items: Sequence[MicroBatch]) -> StatefulDataLoader:
+    def _loader(
+        self, items: Sequence[MicroBatch], tops: Mapping[TextKey, TeacherTop] | None = None
+    ) -> StatefulDataLoader:
         # stateful: a run resumed within an epoch goes on behind the last batch it has trained on
-        return StatefulDataLoader(MicroBatches(items, self.pad_token_id), batch_size=None, shuffle=False)
+        return StatefulDataLoader(MicroBatches(items, self.pad_token_id, tops), batch_size=None, shuffle=False)
 
     def observe_dev_loss(self, loss: float) -> None:
         """Raise the share of student text when dev loss has worsened (DistiLLM, Ko et al. 2024)."""

@@ -146,10 +146,27 @@ class DistillationModule(L.LightningModule):
         if self.teacher is not None and self.objective.needs_teacher:
             # no_grad and not inference_mode: backward refuses inference tensors
             with torch.no_grad():
-                teacher_hidden = self._read(self.teacher, batch.input_ids, batch.attention_mask)
                 teacher_head = output_head(self.teacher)
+                teacher_hidden = self._teacher_states(batch, teacher_head)
         student_hidden = self._read(self.student, batch.input_ids, batch.attention_mask)
         return student_hidden, teacher_hidden, output_head(self.student), teacher_head
+
+    def _teacher_states(self, batch: Batch, head: OutputHead) -> Tensor:
+        """Last hidden states `[B, L, H]`; 0 for sequences whose teacher distributions are cached."""
+        if batch.teacher_top is None:
+            return self._read(self.teacher, batch.input_ids, batch.attention_mask)
+        size, length = batch.input_ids.shape
+        cached_B = torch.zeros(size, dtype=torch.bool, device=batch.input_ids.device)
+        cached_B[batch.teacher_top.rows // (length - 1)] = True
+        unread = (~cached_B).nonzero().squeeze(1)
+        if not unread.numel():
+            return head.weight.new_zeros(size, length, head.weight.shape[1])
+        ids, mask = batch.input_ids[unread], batch.attention_mask[unread]
+        width = int(mask.sum(dim=1).max())
+        read = self._read(self.teacher, ids[:, :width], mask[:, :width])
+        states = read.new_zeros(size, length, read.shape[-1])
+        states[unread, :width] = read
+        return states
 
     def _seed_dropout(self, batch_idx: int) -> None:
         """Dropout depends on seed, step, micro-batch and rank alone, so a resumed run repeats it."""

@@ -61,6 +61,7 @@ class Objective:
             counts=batch.counts.as_tuple(),
             **head_arguments(student, teacher),
             vocab_size=vocab_size,
+            cached=batch.teacher_top,
             collect_rows=collect_rows,
             **self.options,
         )

@@ -150,6 +150,9 @@ class ObjectiveConfig:
     divergence_weight: float = key(0.5, "weight of symmetric_kl", low=0.0, high=1.0)
     beta: float = key(0.5, "beta of jensen_shannon", low=0.0, high=1.0)
     alpha: float = key(0.1, "alpha of the skewed divergences", low=0.0, high=1.0)
+    teacher_top_k: int = key(
+        0, "keep this many teacher log-probabilities per ground-truth token on disk (0: run the teacher)", low=0
+    )
     tile_size: int = key(0, "tokens per tile of the objective (0: chosen from the vocabulary)", low=0)
     importance_clip: float = key(0.2, "MiniLLM: importance ratios stay within 1 -+ this", low=0.0)
 

@@ -26,6 +26,7 @@ from mgsr.optimisation import training_length
 from mgsr.progress import say
 from mgsr.runs import TOKENIZER, open_run_folder, run_folder
 from mgsr.stages import Prepared, cache_folder, cached_evaluation, prepare_student, prepare_teacher
+from mgsr.teacher_cache import cached_teacher
 from mgsr.writing import build_write
 
 
@@ -133,6 +134,17 @@ def distil(
         vocab_size=vocab_size,
         check=module.check_stop,
     )
+    tops, report = None, None
+    if config.objective.teacher_top_k and teacher_model is not None:
+        tops, report = cached_teacher(
+            cache_folder(config),
+            teacher_model,
+            train_sequences,
+            config.objective.teacher_top_k,
+            vocab_size=vocab_size,
+            eos_token_id=require_eos(tokenizer),
+            pad_token_id=pad_id(tokenizer),
+        )
     data = DistillationDataModule(
         config,
         train_sequences,
@@ -143,7 +155,9 @@ def distil(
         run_folder=folder,
         seed=config.seed,
         write=write if config.scrg.enabled else None,
+        tops=tops,
     )
+    data.cache_report = report
     shown = dev_examples[: config.evaluation.val_rows or None]
     predictor = Predictor(
         tokenizer, shown, config.evaluation, vocab_size=vocab_size, pad_token_id=pad_id(tokenizer)
@@ -208,6 +222,8 @@ def _figures(module: DistillationModule, data: DistillationDataModule) -> dict[s
     scores = [float(c.best_model_score) for c in best if getattr(c, "best_model_score", None) is not None]
     if scores:
         figures["val"]["best_rouge_l"] = max(scores)
+    if data.cache_report is not None:
+        figures["teacher_cache"] = asdict(data.cache_report)
     rounds = [read_manifest(path) or {} for path in sorted((data.run_folder / "scrg").glob("round=*"))]
     statistics = [r["statistics"] for r in rounds if r.get("statistics")]
     if statistics:

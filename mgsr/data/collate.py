@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mgsr.losses import CachedRows
+
 IGNORE = -100
+
+
+TextKey = tuple[int, tuple[int, ...]]
+
+
+class TeacherTop(NamedTuple):
+    """The K most probable classes of every response token, `[T, K]`, and the log of the others' mass, `[T]`."""
+
+    log_probs: Tensor
+    ids: Tensor
+    log_tail: Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,11 @@ class TrainingSequence:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def key(self) -> TextKey:
+        """Tells this text from others, also of the same prompt."""
+        return self.example_id, self.response_ids
 
     @property
     def span_pairs(self) -> int:
@@ -66,7 +84,9 @@ class Batch:
     """A right-padded micro-batch, `[B, L]`, with the denominators of its whole optimiser step.
 
     `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
-    position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none.
+    position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none. `teacher_top`
+    has the teacher's distributions of sequences that need no forward; a row of it is a state's place among the
+    B (L - 1) states that predict a token.
     """
 
     input_ids: Tensor
@@ -77,6 +97,7 @@ class Batch:
     example_ids: Tensor
     behaviour_log_probs: Tensor | None
     counts: StepCounts
+    teacher_top: CachedRows | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -87,12 +108,24 @@ class Batch:
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         for name, value in values.items():
-            values[name] = function(value) if isinstance(value, Tensor) else value
+            if isinstance(value, CachedRows):
+                values[name] = CachedRows(*map(function, value))
+            elif isinstance(value, Tensor):
+                values[name] = function(value)
         return Batch(**values)
 
 
-def collate(rows: Sequence[TrainingSequence], counts: StepCounts, pad_token_id: int) -> Batch:
-    """Pad sequences on the right to the longest of them."""
+def collate(
+    rows: Sequence[TrainingSequence],
+    counts: StepCounts,
+    pad_token_id: int,
+    tops: Mapping[TextKey, TeacherTop] | None = None,
+) -> Batch:
+    """Pad sequences on the right to the longest of them.
+
+    Args:
+        tops: text -> the teacher's distributions of it, where they are cached.
+    """
     length = max(len(row) for row in rows)
     shape = (len(rows), length)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
@@ -119,4 +152,20 @@ def collate(rows: Sequence[TrainingSequence], counts: StepCounts, pad_token_id: 
         torch.tensor([row.example_id for row in rows]),
         behaviour,
         counts,
+        _teacher_top(rows, length, tops or {}),
     )
+
+
+def _teacher_top(
+    rows: Sequence[TrainingSequence], length: int, tops: Mapping[TextKey, TeacherTop]
+) -> CachedRows | None:
+    known = [(b, row) for b, row in enumerate(rows) if row.key in tops]
+    if not known:
+        return None
+    # the state before a token predicts it
+    places = [
+        b * (length - 1) + torch.arange(len(row.prompt_ids) - 1, len(row) - 1, dtype=torch.long)
+        for b, row in known
+    ]
+    parts = zip(*(tops[row.key] for _, row in known), strict=True)
+    return CachedRows(torch.cat(places), *(torch.cat(part) for part in parts))

@@ -1,6 +1,7 @@
 """Losses on tensors: divergences, DAC-KL, span correlation, and the tiled objective that joins them."""
 
 from mgsr.losses.bounds import ClipModule
+from mgsr.losses.cached import CachedRows, cache_error, restored_logits, top_of_logits
 from mgsr.losses.clipping import PairSummary
 from mgsr.losses.dac_kl import DacKL, dac_kl
 from mgsr.losses.divergences import (
@@ -34,6 +35,7 @@ from mgsr.losses.tiled import tiled_objective
 __all__ = [
     "DIVERGENCES",
     "IGNORED",
+    "CachedRows",
     "ClipModule",
     "DacKL",
     "LossTerms",
@@ -43,6 +45,7 @@ __all__ = [
     "SpanCorrelation",
     "TermCounts",
     "align_predictions",
+    "cache_error",
     "clipped_surrogate",
     "dac_kl",
     "forward_kl",
@@ -52,6 +55,7 @@ __all__ = [
     "prediction_labels",
     "prediction_rows",
     "response_mask",
+    "restored_logits",
     "reverse_kl",
     "reward_to_go",
     "skewed_forward_kl",
@@ -61,5 +65,6 @@ __all__ = [
     "symmetric_kl",
     "term_counts",
     "tiled_objective",
+    "top_of_logits",
     "total_variation",
 ]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.bounds import Clip, RowBounds, resolve_sharpness
+from mgsr.losses.cached import CachedRows, TeacherRows
 from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.divergences import compute_dtype
 from mgsr.losses.heads import Head
@@ -57,6 +58,7 @@ def tiled_objective(
     student_softcap: float | None = None,
     teacher_softcap: float | None = None,
     vocab_size: int | None = None,
+    cached: CachedRows | None = None,
     collect_rows: bool = False,
 ) -> LossTerms:
     """Cross-entropy, DAC-KL and span correlation of N rows; hidden state n predicts `labels[n]`.
@@ -89,6 +91,7 @@ def tiled_objective(
         student_scale, teacher_scale: logits = scale * (h W^T + b).
         student_softcap, teacher_softcap: then cap * tanh(logits / cap).
         vocab_size: both output layers are cut to this many classes (padded vocabularies of different widths).
+        cached: rows whose teacher distribution comes from a cache; their `teacher_hidden` is not read.
         collect_rows: fill `rows` with per-row statistics.
 
     Returns:
@@ -156,9 +159,11 @@ def tiled_objective(
                 dtype=dtype,
             )
         size = rows_per_tile(tile_size, kept_M.numel(), width, device.type)
-        tiles, grad_hidden = _run(
-            student_hidden, student, teacher_hidden, teacher, kept_M, rows, bounds, options, size, wants
-        )
+        taught = None
+        if teacher is not None and teacher_hidden is not None:
+            states = teacher_hidden.detach()[kept_M].to(dtype)
+            taught = TeacherRows(teacher, states, kept_M, labels.numel(), cached)
+        tiles, grad_hidden = _run(student_hidden, student, taught, kept_M, rows, bounds, options, size, wants)
     return finish(
         tiles,
         [
@@ -179,8 +184,7 @@ def tiled_objective(
 def _run(
     student_hidden: Tensor,
     student: Head,
-    teacher_hidden: Tensor | None,
-    teacher: Head | None,
+    teacher: TeacherRows | None,
     kept_M: Tensor,
     rows: TileRows,
     bounds: RowBounds | None,
@@ -191,7 +195,6 @@ def _run(
     """All tiles in order, and the gradient to the student's hidden states `[N, H_S]`."""
     dtype, count = student.weight.dtype, kept_M.numel()
     hidden_MH = student_hidden.detach()[kept_M].to(dtype)
-    taught_MH = None if teacher_hidden is None else teacher_hidden.detach()[kept_M].to(dtype)
     grad_MH = torch.zeros_like(hidden_MH) if wants[0] else None
     tiles = []
     # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
@@ -200,7 +203,7 @@ def _run(
         end = stop + int(stop < count and bool(rows.is_pair[stop - 1]))
         part = hidden_MH[start:end]
         logits = student.project(part)
-        taught = None if teacher is None or taught_MH is None else teacher.project(taught_MH[start:end])
+        taught = None if teacher is None else teacher.logits(start, end)
 
         def bounds_of(*arguments: Any, start: int = start, stop: int = stop) -> tuple[Tensor, Tensor]:
             assert bounds is not None
