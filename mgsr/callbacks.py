@@ -101,7 +101,14 @@ class Validation(L.Callback):
     def __init__(self, every_n_epochs: int, epochs: int) -> None:
         self.every_n_epochs, self.epochs = every_n_epochs, epochs
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # a run that is resumed within an epoch does not call on_train_epoch_start
+        self._set(trainer)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._set(trainer)
+
+    def _set(self, trainer: L.Trainer) -> None:
         last = trainer.current_epoch + 1 >= self.epochs
         trainer.check_val_every_n_epoch = 1 if last else self.every_n_epochs
 
@@ -149,10 +156,12 @@ class RoundLog(L.Callback):
             return
         assert isinstance(pl_module, DistillationModule)
         rows = pl_module.last_rows
-        if rows is None or pl_module.clip is None:
+        if rows is None or pl_module.objective.clip is None:
             return
-        for name in ("lower", "upper", "retained_mass"):
+        for name in ("lower", "upper", "retained_mass") if pl_module.clip is not None else ("retained_mass",):
             writer.add_histogram(f"dac/{name}_histogram", getattr(rows, name).float(), trainer.global_step)
+        if pl_module.clip is None:
+            return
         for name, value in spread_of_bounds(pl_module.clip, rows.lower, rows.upper).items():
             writer.add_scalar(f"dac/{name}", value, trainer.global_step)
 

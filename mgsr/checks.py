@@ -5,6 +5,8 @@ from __future__ import annotations
 from mgsr.errors import ConfigError
 from mgsr.schema import ExperimentConfig
 
+RESERVED_SETS = ("train", "dev", "test", "teacher")
+
 
 def check_together(config: ExperimentConfig) -> None:
     """Values that are each allowed and contradict one another."""
@@ -24,13 +26,29 @@ def check_together(config: ExperimentConfig) -> None:
     if clip.mode == "mean_of_run" and not clip.run:
         raise ConfigError("`clip.mode=mean_of_run` needs `clip.run`, the folder of a finished run")
     if isinstance(clip.mass_price, str) and clip.mass_price != "auto":
-        raise ConfigError(f"`clip.mass_price` is {clip.mass_price!r}; it takes a number or auto")
-    if not isinstance(clip.mass_price, str) and not clip.mass_price >= 0:
-        raise ConfigError(f"`clip.mass_price` is {clip.mass_price}; it must be at least 0")
+        try:
+            # YAML takes 1e-3 for a word
+            clip.mass_price = float(clip.mass_price)
+        except ValueError:
+            raise ConfigError(f"`clip.mass_price` is {clip.mass_price!r}; it takes a number or auto") from None
+    if not isinstance(clip.mass_price, str):
+        clip.mass_price = float(clip.mass_price)
+        if not 0 <= clip.mass_price < float("inf"):
+            raise ConfigError(f"`clip.mass_price` is {clip.mass_price}; it must be at least 0 and finite")
     if data.max_prompt_length >= data.max_length:
         raise ConfigError("`data.max_prompt_length` must be smaller than `data.max_length`")
-    if len(config.train.betas) != 2 or not all(0 <= beta < 1 for beta in config.train.betas):
-        raise ConfigError(f"`train.betas` is {config.train.betas}; it takes two numbers in [0, 1)")
+    stages = {"train": config.train, "teacher.sft": config.teacher.sft, "student.sft": config.student.sft}
+    for stage, values in stages.items():
+        if len(values.betas) != 2 or not all(0 <= beta < 1 for beta in values.betas):
+            raise ConfigError(f"`{stage}.betas` is {values.betas}; it takes two numbers in [0, 1)")
+    for name in data.test_sets:
+        if name in RESERVED_SETS or "/" in name or "\\" in name or name.startswith(".") or not name:
+            raise ConfigError(
+                f"`data.test_sets`: {name!r} names a file of predictions; no slash, no leading dot, "
+                f"none of {', '.join(RESERVED_SETS)}"
+            )
+    if config.trainer.devices * config.trainer.num_nodes > 1:
+        raise ConfigError("`trainer.devices`: a run takes one device for now; set trainer.devices=1")
     if config.objective.divergence == "jensen_shannon" and not 0 < config.objective.beta < 1:
         raise ConfigError("`objective.beta` of jensen_shannon must lie strictly between 0 and 1")
     if not config.evaluation.seeds:
@@ -52,6 +70,10 @@ def check_together(config: ExperimentConfig) -> None:
     if scrg.enabled and not needs_teacher and not scrg.cross_entropy:
         raise ConfigError(
             "`scrg.enabled` with w_dac and w_span 0: student text would carry no loss; set scrg.enabled=false"
+        )
+    if config.objective.teacher_top_k and config.objective.temperature != 1:
+        raise ConfigError(
+            "`objective.teacher_top_k` keeps the teacher at temperature 1; set objective.temperature=1"
         )
     if config.objective.kind == "minillm":
         if not (scrg.enabled and scrg.text == "mixed"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ error, KL(p || q) there, the student's token, the teacher's token, and how the s
 """
 
 
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mgsr", description="Distillation of language models by multi-granularity semantic revision."
@@ -69,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = command("train", "distil a student", TRAIN_HELP)
     train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    train.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
     train.add_argument("--resume", metavar="RUN", help="a run folder: go on where it stopped")
 
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
@@ -77,16 +81,23 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
     evaluate.add_argument("--seeds", nargs="+", type=int, metavar="N", help="sampling seeds (default: the run's)")
     evaluate.add_argument("--template", choices=("alpaca", "plain"), help="prompt template (default: the run's)")
-    evaluate.add_argument("--temperature", type=float, help="0 is greedy (default: the run's, or 1)")
-    evaluate.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer (default: the run's)")
-    evaluate.add_argument("--batch-size", type=int, metavar="N", help="answers written at once")
-    evaluate.add_argument("--limit", type=int, default=0, metavar="N", help="only the first N rows of each file")
+    evaluate.add_argument("--temperature", type=_number(float, 0.0), help="0 is greedy (default: the run's, or 1)")
+    evaluate.add_argument(
+        "--max-new-tokens", type=_number(int, 1), metavar="N", help="longest answer (default: the run's)"
+    )
+    evaluate.add_argument("--batch-size", type=_number(int, 1), metavar="N", help="answers written at once")
+    evaluate.add_argument(
+        "--limit", type=_number(int, 0), default=0, metavar="N", help="only the first N rows of each file"
+    )
     evaluate.add_argument(
         "--teacher",
         nargs="?",
         const="run",
         metavar="FOLDER",
         help="also measure exposure bias (ExAccErr) and perplexity under this teacher; alone: the run's own",
+    )
+    evaluate.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to (default: auto)"
     )
     evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
 
@@ -96,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP)
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
-    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for every arm")
+    ablate.add_argument("ignored", nargs="*", metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
     )
@@ -105,12 +116,25 @@ def build_parser() -> argparse.ArgumentParser:
     texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
     texts.add_argument("run", metavar="RUN")
     texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
-    texts.add_argument("--number", type=int, default=10, metavar="N", help="how many (default: 10)")
+    texts.add_argument("--number", type=_number(int, 1), default=10, metavar="N", help="how many (default: 10)")
 
     config = command("config", "list every configuration key, or check a file", "List every configuration key.")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="check this file and print it in full")
-    config.add_argument("overrides", nargs="*", metavar="key=value")
+    config.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
     return parser
+
+
+def _number(kind: type, least: float) -> Callable[[str], Any]:
+    """An argument that is a number of at least so much."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,18 +159,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments, with a leading `key=value` in CONFIG's place taken for what it is."""
+    """Arguments; `key=value` words may stand anywhere."""
     parser = build_parser()
-    # intermixed parsing is not available below sub-commands: options may stand between overrides all the same
-    arguments, rest = parser.parse_known_args(argv)
-    unknown = [word for word in rest if word.startswith("-") or "=" not in word]
-    if unknown or (rest and not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
-    if rest:
-        arguments.overrides = [*arguments.overrides, *rest]
-    config = getattr(arguments, "config", None)
-    if arguments.command in ("train", "config") and config and "=" in config and not Path(config).exists():
-        arguments.config, arguments.overrides = None, [config, *arguments.overrides]
+    words = list(sys.argv[1:] if argv is None else argv)
+    # taken out first: `--seeds 0 1 scrg.passes=3` would otherwise hand the override to --seeds
+    overrides = [word for word in words if _OVERRIDE.match(word) and not Path(word).exists()]
+    arguments = parser.parse_args([word for word in words if word not in overrides])
+    if getattr(arguments, "ignored", None):
+        # what argparse shows as key=value is no override
+        parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
+    if overrides and arguments.command not in ("train", "ablate", "config"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    arguments.overrides = overrides
     return arguments
 
 
@@ -195,6 +219,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         teacher=arguments.teacher,
+        device=arguments.device,
         out=arguments.out,
     )
     show(evaluation_table(results))

@@ -91,6 +91,8 @@ class DistillationDataModule(L.LightningDataModule):
         self.cache_report: CacheReport | None = None
         self.write = write if config.scrg.enabled else None
         self.adaptive_fraction = config.mixture.student_fraction_start
+        # an epoch keeps the share it began with, also where it is planned again on resume
+        self.epoch_fractions: dict[int, float] = {}
         self.previous_dev_loss: float | None = None
         self.round: int | None = None
         self.entries: list[RoundEntry] = []
@@ -99,10 +101,15 @@ class DistillationDataModule(L.LightningDataModule):
     # -- what the checkpoint keeps ------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adaptive_fraction": self.adaptive_fraction, "previous_dev_loss": self.previous_dev_loss}
+        return {
+            "adaptive_fraction": self.adaptive_fraction,
+            "epoch_fractions": dict(self.epoch_fractions),
+            "previous_dev_loss": self.previous_dev_loss,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.adaptive_fraction = state_dict["adaptive_fraction"]
+        self.epoch_fractions = dict(state_dict["epoch_fractions"])
         self.previous_dev_loss = state_dict["previous_dev_loss"]
 
     # -- Lightning's hooks --------------------------------------------------------------------------------
@@ -129,7 +136,7 @@ class DistillationDataModule(L.LightningDataModule):
         """Raise the share of student text when dev loss has worsened (DistiLLM, Ko et al. 2024)."""
         mixture = self.config.mixture
         if self.previous_dev_loss is not None and loss > self.previous_dev_loss + mixture.adaptive_eps:
-            self.adaptive_fraction = min(mixture.student_fraction, self.adaptive_fraction + mixture.adaptive_step)
+            self.adaptive_fraction = min(1.0, self.adaptive_fraction + mixture.adaptive_step)
         self.previous_dev_loss = loss
 
     # -- the plan of an epoch -----------------------------------------------------------------------------
@@ -160,6 +167,7 @@ class DistillationDataModule(L.LightningDataModule):
         """Which prompts of an epoch train on ground truth and which on student text."""
         assert self.trainer is not None
         first = epoch * self.length.steps_per_epoch
+        self.epoch_fractions.setdefault(epoch, self.adaptive_fraction)
         steps = select(
             len(self.train_rows),
             self.stage.batch_size,
@@ -177,7 +185,7 @@ class DistillationDataModule(L.LightningDataModule):
         if self.write is None:
             return 0.0
         if mixture.kind == "adaptive":
-            return min(self.adaptive_fraction, mixture.student_fraction)
+            return self.epoch_fractions.get(step // self.length.steps_per_epoch, self.adaptive_fraction)
         if mixture.kind == "linear":
             done = min(1.0, step / max(1, self.length.total_steps - 1))
             start, end = mixture.student_fraction_start, mixture.student_fraction

@@ -80,7 +80,6 @@ class DistillationModule(L.LightningModule):
         self._figures = StepFigures(objective)
         # writing and the dev set keep the plain forward: their shapes change with every token
         self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
-        self._step: dict[str, float] = {}
         self._clock = time.monotonic()
         if train.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -117,6 +116,7 @@ class DistillationModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.student.train()
+        self._figures.restart()
         self._clock = time.monotonic()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -181,7 +181,7 @@ class DistillationModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         step = self._figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
         self._refuse_non_finite(step)
-        self._step = step
+        self._steer_price(step)
         if self.global_step % self.logging.log_every_n_steps == 0:
             self._log_step(step)
 
@@ -213,11 +213,9 @@ class DistillationModule(L.LightningModule):
         if isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced":
             self.log("dac/price", float(self.clip.price))
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.micro_batches:
-            return
-        step = self._step
-        if isinstance(self.clip, ClipNetwork) and "clipped_min" in step and step["rows"]:
+    def _steer_price(self, step: dict[str, float]) -> None:
+        """Within the step, so that a resume point written at its end has it."""
+        if isinstance(self.clip, ClipNetwork) and "clipped_min" in step and step.get("rows"):
             rows = step["rows"]
             self.clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
 
@@ -289,7 +287,9 @@ class DistillationModule(L.LightningModule):
         """Student and clip network have norms of their own: one must not shrink the other's step."""
         limit = self.config.grad_clip or float("inf")
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
-        if not torch.isfinite(norm):
+        # a scaler of float16 gradients provokes overflows and skips such a step itself
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not torch.isfinite(norm) and not scaled:
             raise NonFiniteLossError(f"step {self.global_step}: the gradient became {float(norm)}; {ADVICE}")
         norms = {"train/grad_norm": norm}
         if self.clip is not None:

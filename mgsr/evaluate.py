@@ -13,15 +13,15 @@ from mgsr import models
 from mgsr.data.corpus import write_atomically
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
+from mgsr.devices import working_device
 from mgsr.errors import UserError
 from mgsr.evaluation import Predictor, evaluate
-from mgsr.export import load_run
+from mgsr.export import load_run, load_run_teacher
 from mgsr.exposure import exposure
-from mgsr.material import encode, read_split
+from mgsr.material import encode
 from mgsr.progress import progress, say
 from mgsr.runs import load_run_config
 from mgsr.schema import DataConfig, EvaluationConfig
-from mgsr.stages import prepare_teacher
 
 OWN_TEACHER = "run"
 
@@ -37,6 +37,7 @@ def evaluate_files(
     batch_size: int | None = None,
     limit: int = 0,
     teacher: str | Path | None = None,
+    device: str = "auto",
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """ROUGE-L and more of a run's best student, or of a transformers folder, on data files.
@@ -47,14 +48,17 @@ def evaluate_files(
         seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
         limit: read only the first n rows of each file (0: all).
         teacher: a model folder, or "run" for the run's own teacher: measure exposure bias against it too.
+        device: auto, cpu, cuda or mps.
         out: write the figures there as JSON and every response beside it as JSONL; existing files are kept.
 
     Raises:
         UserError: neither a run nor a model folder; an unreadable file; `out` exists; a teacher whose
             tokenizer differs.
     """
-    if out is not None and Path(out).exists():
-        raise UserError(f"{out}: exists already; choose another --out or delete it")
+    answers = None if out is None else Path(out).with_suffix(".responses.jsonl")
+    for path in [Path(out), answers] if out is not None and answers is not None else []:
+        if path.exists():
+            raise UserError(f"{path}: exists already; choose another --out or delete it")
     data, settings = DataConfig(), EvaluationConfig()
     sets = {name: read_rows(name) for name in files}
     if is_run(source):
@@ -72,9 +76,18 @@ def evaluate_files(
 
     results: dict[str, Any] = {}
     responses: list[str] = []
+    place = working_device(device)
+    for one in (model, *(taught or ())[:1]):
+        one.to(place)
     for name, rows in sets.items():
         examples = list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
-        predictor = Predictor(tokenizer, examples, settings, pad_token_id=pad_id(tokenizer))
+        predictor = Predictor(
+            tokenizer,
+            examples,
+            settings,
+            vocab_size=models.written_vocab_size(tokenizer, model),
+            pad_token_id=pad_id(tokenizer),
+        )
         seeds_used = len(settings.seeds) if settings.temperature > 0 else 1
         say(f"{name}: {len(examples)} rows, {seeds_used} seeds")
         with progress(name, len(examples) * seeds_used, unit="responses") as advance:
@@ -84,9 +97,9 @@ def evaluate_files(
         if taught is not None:
             results[name]["exposure"] = _exposure(model, taught, tokenizer, examples, settings, name)
         responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
-    if out is not None:
+    if out is not None and answers is not None:
         write_atomically(Path(out), json.dumps(results, indent=2) + "\n")
-        write_atomically(Path(out).with_suffix(".responses.jsonl"), "\n".join(responses) + "\n")
+        write_atomically(answers, "\n".join(responses) + "\n")
     return results
 
 
@@ -97,11 +110,7 @@ def _teacher(
     if str(teacher) == OWN_TEACHER:
         if not is_run(source):
             raise UserError(f"{source}: only a run has a teacher of its own; name one with --teacher FOLDER")
-        config = load_run_config(source)
-        prepared = prepare_teacher(config, read_split(config.data, "dev"))
-        if prepared is None:
-            raise UserError(f"{source}: this run had no teacher; name one with --teacher FOLDER")
-        model, words = prepared.model, prepared.tokenizer
+        model, words = load_run_teacher(source)
     else:
         model, words = _load_folder(teacher)
     return model, models.shared_vocab_size(words, tokenizer, model, student)

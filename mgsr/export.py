@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
 from mgsr.callbacks import BEST, RESUME
@@ -14,14 +14,15 @@ from mgsr.config import ExperimentConfig
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import UserError
 from mgsr.fitting import load_student
-from mgsr.material import read_split
-from mgsr.runs import load_run_config
-from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.runs import STUDENT, TEACHER, load_run_config
+from mgsr.stages import prepare_teacher, quiet_transformers
 from mgsr.train import adapted
 
 
 def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The best student of a run (the last one where no dev set chose), adapters merged, and its tokenizer.
+
+    Needs nothing but the run's own folder.
 
     Raises:
         UserError: not a run folder, or no checkpoint in it yet.
@@ -29,15 +30,51 @@ def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     folder = Path(run)
     config = load_run_config(folder)
     checkpoint = next((c for c in (folder / "checkpoints" / n for n in (BEST, RESUME)) if c.exists()), None)
-    if checkpoint is None:
+    if checkpoint is None or not (folder / STUDENT / "config.json").exists():
         raise UserError(f"{folder}: no checkpoint yet; finish the run with mgsr train --resume {folder}")
-    dev = read_split(config.data, "dev")
-    teacher = prepare_teacher(config, dev)
-    student = prepare_student(config, teacher, read_split(config.data, "train"), dev)
-    model = adapted(student.model, config)
+    quiet_transformers()
+    tokenizer = models.load_tokenizer(str(folder / STUDENT))
+    model = adapted(_shape(folder / STUDENT, config), config)
     load_student(model, checkpoint)
     merged = models.merge_lora(model) if config.student.lora.r else model
-    return merged.eval(), student.tokenizer
+    return merged.eval(), tokenizer
+
+
+def _shape(folder: Path, config: ExperimentConfig) -> PreTrainedModel:
+    """A model of the student's shape; its weights are still to be filled in."""
+    code = config.student.trust_remote_code
+    shape = AutoConfig.from_pretrained(folder, trust_remote_code=code)
+    return AutoModelForCausalLM.from_config(
+        shape, dtype=models.parse_dtype(config.student.dtype), trust_remote_code=code
+    )
+
+
+def load_run_teacher(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The teacher of a run, fine-tuned as it was.
+
+    Raises:
+        UserError: the run had none, or it is no longer in the cache beside the run.
+    """
+    folder = Path(run)
+    config = load_run_config(folder)
+    try:
+        name = json.loads((folder / TEACHER).read_text(encoding="utf-8"))["cache"]
+    except (OSError, ValueError, KeyError):
+        name = None
+    if name is None:
+        raise UserError(f"{run}: this run had no teacher; name one with --teacher FOLDER")
+    quiet_transformers()
+    cached = folder.resolve().parents[2] / "cache" / str(name)
+    if (cached / "config.json").exists():
+        model = models.load_causal_lm(
+            str(cached), dtype=config.teacher.dtype, trust_remote_code=config.teacher.trust_remote_code
+        )
+        return model, models.load_tokenizer(str(cached))
+    if config.teacher.source == "init" or config.teacher.sft.enabled:
+        raise UserError(f"{run}: its teacher is no longer at {cached}; name one with --teacher FOLDER")
+    teacher = prepare_teacher(config, [])
+    assert teacher is not None
+    return teacher.model, teacher.tokenizer
 
 
 def export(run: str | Path, out: str | Path) -> Path:

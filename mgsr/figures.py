@@ -5,6 +5,7 @@ Shapes: N response rows of a micro-batch, B sequences.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,9 +69,23 @@ class StepFigures:
         values = torch.stack([self._sums[name].double() if name in self._sums else zero for name in FIGURES])
         if strategy is not None:
             values = strategy.reduce(values, reduce_op="sum")
-        reported = set(FIGURES) if strategy is not None and self.objective.needs_teacher else set(self._sums)
+        reported = set(self._sums) if strategy is None else set(self._reported())
         self._sums = {}
         return {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if name in reported}
+
+    def _reported(self) -> Iterator[str]:
+        """What some rank has collected, by what the objective is."""
+        yield from ("loss", "clip_penalty")
+        if self.objective.weights[0]:
+            yield "loss_sft"
+        if self.objective.needs_teacher:
+            yield from ("loss_dac_kl", "loss_span", "rows", "teacher_entropy")
+            if self.objective.clip is not None:
+                yield from ("retained_mass", "clipped")
+            if self._learned:
+                yield from ("lower", "upper")
+                if getattr(self.objective.clip, "objective", "") == "priced":
+                    yield from ("clipped_min", "clipped_max")
 
     def restart(self) -> None:
         """Count tokens and slots from here on."""

@@ -16,8 +16,8 @@ from mgsr.config import ExperimentConfig, config_from_tree, dump, flat_tree, rea
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import ConfigError, UserError
 
-# folder of a run's tokenizer: its texts can be read where its models are not
-TOKENIZER = "tokenizer"
+# the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
+STUDENT, TEACHER = "student", "teacher.json"
 
 # keys that may differ when a run is taken up again: they change no number of it
 NEUTRAL = ("trainer.threads", "trainer.log_every_n_steps", "trainer.text_samples", "run_root")
@@ -33,17 +33,23 @@ def open_run_folder(folder: Path, config: ExperimentConfig, *, resume: bool) -> 
     if written.exists():
         there = config_from_tree(read_yaml(written), source=str(written))
         changed = changed_keys(there, config)
-        if changed:
+        # a folder that nothing has been written to since is free: a mistake in the first try must not stay
+        begun = any((folder / name).exists() for name in ("checkpoints", "scrg", "metrics.json"))
+        if changed and begun:
             raise ConfigError(
                 f"{folder}: holds a run of another config (differs in {', '.join(changed)}); choose another "
                 "arm, experiment or run_root, or delete it"
             )
-        if not resume:
+        if begun and not resume:
             raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
-        return
-    if resume:
+        if begun or not changed:
+            return
+    elif resume:
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another run_root") from None
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     write_atomically(written, dump(config))
 
@@ -52,6 +58,18 @@ def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
     """Dotted names of the keys in which two configurations differ, those that change nothing left out."""
     left, right = flat_tree(asdict(a)), flat_tree(asdict(b))
     return [name for name in left if left[name] != right.get(name) and name not in NEUTRAL]
+
+
+def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: str | None) -> None:
+    """Write what it takes to read the run's checkpoints later.
+
+    Args:
+        student: its config goes to `student/`, with the tokenizer.
+        teacher: name of its folder in the cache; None: there is none.
+    """
+    student.config.save_pretrained(folder / STUDENT)
+    tokenizer.save_pretrained(folder / STUDENT)
+    write_atomically(folder / TEACHER, json.dumps({"cache": teacher}) + "\n")
 
 
 def load_run_config(folder: str | Path) -> ExperimentConfig:

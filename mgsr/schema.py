@@ -162,16 +162,18 @@ class ClipConfig:
     mode: str = key("network", "where the bounds come from", choices=("network", "fixed", "mean_of_run", "top_k"))
     lower: float = key(0.0, "mode fixed: cumulative mass where the head ends (-.inf: keep it)")
     upper: float = key(0.95, "mode fixed: cumulative mass where the tail begins (.inf: keep it)")
-    run: str = key("", "mode mean_of_run: a finished run whose mean learned bounds are used, fixed")
+    run: str = key(
+        "", "mode mean_of_run: a finished run; the means of its learned bounds over tokens, at its end, are used"
+    )
     top_k: int = key(50, "mode top_k: classes that keep a bin of their own", low=1)
-    sharpness: float = key(0.005, "width s of the ramp at each bound (0: a hard mask)", low=0.0)
+    sharpness: float = key(0.005, "width s of the ramp at each bound (0: a hard mask)", low=0.0, high=1.0)
     ramp: str = key("clipped", "form of the ramp", choices=("clipped", "sigmoid"))
     quantile: str = key("mass", "what bounds are measured in", choices=("mass", "rank"))
     target: str = key("argmax", "class that is always kept", choices=("argmax", "label"))
     keep_target: bool = key(True, "give the target a bin of its own (off: high-density classes only)")
     form: str = key("normalised", "normalised bins or the literal sum", choices=("normalised", "literal"))
     objective: str = key("joint", "what trains the network", choices=("joint", "priced"))
-    mass_price: Union[float, str] = key("auto", "priced: nats per unit of clipped mass, or `auto` (steered)")
+    mass_price: Union[int, float, str] = key("auto", "priced: nats per unit of clipped mass, or `auto` (steered)")
     clip_share: float = key(0.5, "priced, auto: share of the clippable mass to be clipped", low=0.0, high=1.0)
     lower_max: float = key(0.3, "limit of the learned lower bound", low=0.0, high=1.0)
     upper_min: float = key(0.9, "lower limit of the learned upper bound", low=0.0, high=1.0)
@@ -219,15 +221,19 @@ class ScrgConfig:
     backend: str = key("transformers", "what writes rollouts of text student", choices=("transformers", "vllm"))
     vllm_memory: float = key(0.3, "backend vllm: share of the device's memory it may take", low=0.01, high=1.0)
     max_cache_slots: int = key(
-        0, "largest KV cache (sequences x tokens) kept for corrections (0: no limit)", low=0
+        0, "longest rows, in tokens, whose KV cache is kept for corrections (0: no limit)", low=0
     )
 
 
 @dataclass
 class MixtureConfig:
     kind: str = key("constant", "how much student text", choices=("constant", "linear", "adaptive"))
-    student_fraction: float = key(0.5, "share of student-written sequences (linear: at the end)", low=0, high=1)
-    student_fraction_start: float = key(0.1, "linear, adaptive: the share to start from", low=0.0, high=1.0)
+    student_fraction: float = key(
+        0.5, "constant: share of student-written sequences; linear: the share at the end", low=0, high=1
+    )
+    student_fraction_start: float = key(
+        0.1, "linear, adaptive: the share to start from (adaptive goes up to 1)", low=0.0, high=1.0
+    )
     adaptive_step: float = key(0.1, "adaptive: rise of the share when dev loss worsens", low=0.0, high=1.0)
     adaptive_eps: float = key(0.1, "adaptive: what counts as worsening, in nats", low=0.0)
     replay: str = key("auto", "draw from a replay buffer (auto: with adaptive)", choices=("auto", "on", "off"))
@@ -240,7 +246,7 @@ class EvaluationConfig:
     batch_size: int = key(64, "sequences written at once", low=1)
     max_new_tokens: int = key(256, "tokens of a written response", low=1)
     temperature: float = key(1.0, "sampling temperature (0: greedy)", low=0.0)
-    top_p: float = key(1.0, "nucleus of sampling", low=0.0, high=1.0)
+    top_p: float = key(1.0, "nucleus of sampling", low=1e-6, high=1.0)
     val_every_n_epochs: int = key(1, "epochs between two looks at the dev set", low=1)
     val_rows: int = key(0, "dev rows that val/rouge_l is measured on (0: all)", low=0)
     val_seed: int = key(10, "sampling seed of val/rouge_l", low=0)

@@ -19,17 +19,20 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
+from mgsr.callbacks import RunInterruptedError
 from mgsr.config import ExperimentConfig, fingerprint
 from mgsr.data.corpus import write_atomically
 from mgsr.data.prompts import Example, pad_id, render, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.datamodule import DistillationDataModule
+from mgsr.devices import placed, working_device
 from mgsr.distillation import DistillationModule
+from mgsr.errors import NonFiniteLossError
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.fitting import fit
 from mgsr.heads import check_output_head
-from mgsr.material import SYNTHETIC, Annotation, encode, read_split, rows_fingerprint
+from mgsr.material import Annotation, encode, read_split, rows_fingerprint
 from mgsr.objective import Objective
 from mgsr.optimisation import training_length
 from mgsr.progress import say
@@ -104,11 +107,16 @@ def cached_evaluation(
         return json.loads(path.read_text(encoding="utf-8"))
     say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
     results = {}
-    for set_name, (_, examples) in sets.items():
-        predictor = Predictor(
-            prepared.tokenizer, examples, config.evaluation, pad_token_id=pad_id(prepared.tokenizer)
-        )
-        results[set_name] = evaluate(prepared.model, predictor).summary
+    with placed(working_device(config.trainer.accelerator), prepared.model):
+        for set_name, (_, examples) in sets.items():
+            predictor = Predictor(
+                prepared.tokenizer,
+                examples,
+                config.evaluation,
+                vocab_size=models.written_vocab_size(prepared.tokenizer, prepared.model),
+                pad_token_id=pad_id(prepared.tokenizer),
+            )
+            results[set_name] = evaluate(prepared.model, predictor).summary
     write_atomically(path, json.dumps(results, indent=2) + "\n")
     return results
 
@@ -116,7 +124,7 @@ def cached_evaluation(
 def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], origin: str = "") -> str:
     data = asdict(config.data)
     relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
-    if model.source == "init" and config.data.train == SYNTHETIC:
+    if model.source == "init":
         relevant["vocab_size"] = config.data.synthetic.vocab_size
     precision = config.trainer.precision
     tree = asdict(model)
@@ -197,7 +205,10 @@ def _initial_student(
 def _from_folder(folder: Path, model: ModelConfig, key: str) -> Prepared:
     tokenizer = models.load_tokenizer(str(folder))
     loaded = models.load_causal_lm(
-        str(folder), dtype=model.dtype, attn_implementation=model.attn_implementation or None
+        str(folder),
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation or None,
+        trust_remote_code=model.trust_remote_code,
     )
     return Prepared(loaded, tokenizer, key, folder)
 
@@ -221,7 +232,15 @@ def _fine_tuned(
     partial.mkdir(parents=True, exist_ok=True)
     parameters = models.count_parameters(model)
     say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
-    _supervise(config, sft, name, model, tokenizer, rows, dev, partial)
+    try:
+        _supervise(config, sft, name, model, tokenizer, rows, dev, partial)
+    except RunInterruptedError:
+        raise RunInterruptedError(
+            f"stopped during SFT of the {name}; the same command goes on from there"
+        ) from None
+    except NonFiniteLossError as error:
+        what = str(error).replace("train.", f"{name}.sft.")
+        raise NonFiniteLossError(f"SFT of the {name}, {what}") from None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         finished = Path(scratch) / folder.name
         models.save_model_folder(model, tokenizer, finished)

@@ -78,7 +78,7 @@ def _score(
             scores = reader.score([(r.example_id, r.prompt_ids) for r in chunk], [r.response_ids for r in chunk])
             place = 0
             for row in chunk:
-                logits = scores[slice(place, place + len(row.response_ids))]
+                logits = scores[slice(place, place + len(row.response_ids))].float()
                 place += len(row.response_ids)
                 values, ids, log_tail = top_of_logits(logits, k)
                 yield (

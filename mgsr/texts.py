@@ -9,7 +9,7 @@ from mgsr import models
 from mgsr.data.corpus import read_manifest, read_round, round_folder
 from mgsr.errors import UserError
 from mgsr.rendering import markdown_revision
-from mgsr.runs import TOKENIZER, load_run_config
+from mgsr.runs import STUDENT, load_run_config
 
 
 def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) -> Iterator[str]:
@@ -36,7 +36,7 @@ def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) 
         raise UserError(f"{run}: no round {round_}; it has {', '.join(map(str, sorted(whole)))}")
     folder = round_folder(run, round_)
     entries = read_round(folder, str((read_manifest(folder) or {}).get("key"))) or []
-    tokenizer = models.load_tokenizer(str(run / TOKENIZER))
+    tokenizer = models.load_tokenizer(str(run / STUDENT))
     shown = sorted((e.revised for e in entries if e.revised.corrections), key=lambda r: r.example_id)
     for revised in shown[:number]:
         yield f"### round {round_}, example {revised.example_id}\n\n{markdown_revision(revised, tokenizer)}"

@@ -16,16 +16,24 @@ from mgsr.data.corpus import read_manifest, write_atomically
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.datamodule import DistillationDataModule
+from mgsr.devices import placed, working_device
 from mgsr.distillation import DistillationModule
-from mgsr.errors import ConfigError
+from mgsr.errors import ConfigError, UserError
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.fitting import fit, load_student
 from mgsr.material import build_annotation, encode, read_split
 from mgsr.objective import Objective, build_clip, build_objective
 from mgsr.optimisation import training_length
 from mgsr.progress import say
-from mgsr.runs import TOKENIZER, open_run_folder, run_folder
-from mgsr.stages import Prepared, cache_folder, cached_evaluation, prepare_student, prepare_teacher
+from mgsr.runs import keep_shape, open_run_folder, run_folder
+from mgsr.stages import (
+    Prepared,
+    cache_folder,
+    cached_evaluation,
+    prepare_student,
+    prepare_teacher,
+    quiet_transformers,
+)
 from mgsr.teacher_cache import cached_teacher
 from mgsr.writing import build_write
 
@@ -44,7 +52,11 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         torch.set_num_threads(config.trainer.threads)
     # read before anything is written: a bad row leaves no folder behind
     rows = {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
+    working_device(config.trainer.accelerator)
+    mean_bounds(config)
     folder = run_folder(config)
+    if not (folder / "metrics.json").exists():
+        check_tokenizers(config)
     open_run_folder(folder, config, resume=resume)
     done = folder / "metrics.json"
     if done.exists():
@@ -55,7 +67,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
     tokenizer = student.tokenizer
     vocab_size = shared_vocabulary(teacher, student)
-    tokenizer.save_pretrained(folder / TOKENIZER)
+    keep_shape(folder, student.model, tokenizer, None if teacher is None else teacher.folder.name)
     tests = {
         name: (rows[name], list(encode(rows[name], tokenizer, config.data, f"{name} rows").examples))
         for name in ("test", *config.data.test_sets)
@@ -66,15 +78,37 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     metrics["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
 
     started = time.monotonic()
+    device = working_device(config.trainer.accelerator)
     module, data, best = distil(config, rows["train"], rows["dev"], teacher, student, vocab_size, folder)
     metrics["seconds_training"] = time.monotonic() - started
     if best is not None:
         load_student(module.student, best)
     metrics.update(_figures(module, data))
-    metrics["result"] = _test(config, module, student, tests, folder)
+    with placed(device, module.student):
+        metrics["result"] = _test(config, module, student, tests, folder, vocab_size)
     metrics["seconds"] = time.monotonic() - began
     write_atomically(done, json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def check_tokenizers(config: ExperimentConfig) -> None:
+    """Refuse tokenizers that disagree before anything is trained, where both come from elsewhere."""
+    sources = config.teacher.source, config.student.source
+    if sources[0] == sources[1] or any(source in ("", "init", "teacher") for source in sources):
+        return
+    quiet_transformers()
+    teacher, student = (
+        models.load_tokenizer(
+            model.source,
+            gguf_file=model.gguf_file or None,
+            revision=model.revision or None,
+            trust_remote_code=model.trust_remote_code,
+        )
+        for model in (config.teacher, config.student)
+    )
+    problem = models.vocabulary_report(teacher, student).problem
+    if problem is not None:
+        raise UserError(f"teacher and student must share token ids, but {problem}: use models of one family")
 
 
 def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
@@ -136,15 +170,16 @@ def distil(
     )
     tops, report = None, None
     if config.objective.teacher_top_k and teacher_model is not None:
-        tops, report = cached_teacher(
-            cache_folder(config),
-            teacher_model,
-            train_sequences,
-            config.objective.teacher_top_k,
-            vocab_size=vocab_size,
-            eos_token_id=require_eos(tokenizer),
-            pad_token_id=pad_id(tokenizer),
-        )
+        with placed(working_device(config.trainer.accelerator), teacher_model):
+            tops, report = cached_teacher(
+                cache_folder(config),
+                teacher_model,
+                train_sequences,
+                config.objective.teacher_top_k,
+                vocab_size=vocab_size,
+                eos_token_id=require_eos(tokenizer),
+                pad_token_id=pad_id(tokenizer),
+            )
     data = DistillationDataModule(
         config,
         train_sequences,
@@ -243,13 +278,18 @@ def _test(
     student: Prepared,
     tests: dict[str, tuple[list[Row], list[Example]]],
     folder: Path,
+    vocab_size: int,
 ) -> dict[str, Any]:
     """Read the test sets, once, with the chosen checkpoint."""
     say(f"{config.arm}: writing the test sets with {len(config.evaluation.seeds)} seeds")
     results = {}
     for name, (_, examples) in tests.items():
         predictor = Predictor(
-            student.tokenizer, examples, config.evaluation, pad_token_id=pad_id(student.tokenizer)
+            student.tokenizer,
+            examples,
+            config.evaluation,
+            vocab_size=vocab_size,
+            pad_token_id=pad_id(student.tokenizer),
         )
         evaluation = evaluate(module.student, predictor)
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)

@@ -142,7 +142,7 @@ def _vllm_engine(
         return VllmEngine(
             folder,
             eos_ids=[require_eos(tokenizer)],
-            max_length=config.data.max_length,
+            max_length=config.data.max_prompt_length + config.scrg.max_new_tokens,
             memory=config.scrg.vllm_memory,
             dtype=config.student.dtype,
             vocab_size=vocab_size if vocab_size < models.logits_width(student) else None,

@@ -207,6 +207,9 @@ def _parse(content: bytes, source: str, line: int) -> Any:
     except json.JSONDecodeError as error:
         where = f"{source}:{line + error.lineno - 1}"
         return DataError(f"{where}: broken JSON at column {error.colno} ({error.msg}); repair or remove it")
+    except ValueError as error:
+        # a number of thousands of digits
+        return DataError(f"{source}:{line}: JSON that cannot be read ({error}); repair or remove it")
     except RecursionError:
         return DataError(f"{source}:{line}: JSON nested too deeply; give flat objects")
 

@@ -1,7 +1,7 @@
 """A teacher's most probable classes for ground-truth text, on disk: later epochs and other arms need no forward.
 
-    <folder>/top.safetensors   log_probs [M, K] float32, ids [M, K] int32, log_tail [M] float32
-    <folder>/index.json        text hash -> [first row, rows]; k; error of what is kept
+    <folder>/<hash>-top.safetensors   log_probs [M, K] float32, ids [M, K] int32, log_tail [M] float32
+    <folder>/index.json               text hash -> [first row, rows]; k; error of what is kept
 
 A row stands for one response token. What is there is found by the hash of prompt and response ids, so a folder
 serves any set of texts and grows with them.
@@ -104,9 +104,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _write(folder: Path, index: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
     """The tensors go to a file of a new name, then the index names it: a torn write leaves the old pair whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{index['tokens']}-{TENSORS}"
+    # named by what it holds: of two writers, the last index names its own tensors
+    name = f"{hashlib.sha256(json.dumps(index['texts']).encode()).hexdigest()[:16]}-{TENSORS}"
     save_file(tensors, folder / name)
     write_atomically(folder / INDEX, json.dumps({**index, "file": name}))
     for old in folder.glob(f"*-{TENSORS}"):
         if old.name != name:
-            old.unlink()
+            old.unlink(missing_ok=True)

@@ -130,6 +130,8 @@ class VllmEngine:
         self._llm = vllm.LLM(
             model=str(folder),
             skip_tokenizer_init=True,
+            # the folder's generation settings may know ends and limits that the student is not to have
+            generation_config="vllm",
             enable_prefix_caching=True,
             max_model_len=max_length,
             gpu_memory_utilization=memory,
@@ -157,6 +159,7 @@ class VllmEngine:
                 max_tokens=request.max_new_tokens,
                 seed=request.seed,
                 stop_token_ids=self._eos_ids,
+                ignore_eos=True,
                 allowed_token_ids=allowed,
                 detokenize=False,
             )

@@ -1,7 +1,7 @@
 """A teacher's distribution from its k most probable classes and the mass of all others.
 
-The others share that mass evenly. DAC-KL's rest bin sees no difference as long as everything it keeps lies within
-the k classes; elsewhere the error is `cache_error`, measured when the cache is made.
+The others share that mass evenly. At given bounds DAC-KL sees no difference as long as everything it keeps lies
+within the k classes; elsewhere, the teacher's entropy included, the error is measured by `cache_error`.
 
 Shapes: n cached rows, R rows of a tile, K classes kept, V classes.
 """

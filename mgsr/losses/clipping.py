@@ -156,9 +156,21 @@ def top_classes(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = ids.gather(1, order)
     tied = (~(values[:, -1] > following)).nonzero().squeeze(1)
     if tied.numel():
-        full_values, full_ids = sort_classes(log_probs_RV[tied])
-        values[tied], ids[tied] = full_values[:, :k], full_ids[:, :k]
+        values[tied], ids[tied] = _break_ties(log_probs_RV[tied], values[tied], ids[tied])
     return values, ids
+
+
+def _break_ties(log_probs_RV: Tensor, values_RK: Tensor, ids_RK: Tensor) -> tuple[Tensor, Tensor]:
+    """Among the classes that equal the last selected one, take those of the smallest ids."""
+    last_R1 = values_RK[:, -1:]
+    if bool(torch.isnan(last_R1).any()):
+        values, ids = sort_classes(log_probs_RV)
+        return values[:, : ids_RK.shape[1]], ids[:, : ids_RK.shape[1]]
+    ids_RK = ids_RK.clone()
+    for row, equal in enumerate(log_probs_RV == last_R1):
+        places = (values_RK[row] == last_R1[row]).nonzero().squeeze(1)
+        ids_RK[row, places] = equal.nonzero().squeeze(1)[: len(places)]
+    return values_RK, ids_RK
 
 
 def class_quantiles(log_probs_RV: Tensor, ids_RV: Tensor, quantile: str) -> Tensor:

@@ -45,6 +45,9 @@ def _hadamard(p_RV: Tensor, q_RV: Tensor, left_P: Tensor, scale: float | None) -
     # a row outside every pair may hold anything: 0 * nan must not reach its neighbours
     if not bool(torch.isfinite(squares).all()):
         d[weight == 0] = 0.0
+        in_pair = torch.zeros(q_RV.shape[0], dtype=torch.bool, device=q_RV.device)
+        in_pair[left_P], in_pair[left_P + 1] = True, True
+        q_RV = q_RV.masked_fill(~in_pair.unsqueeze(1), 0.0)
     g = torch.zeros_like(q_RV)
     torch.mul(d, q_RV[1:], out=g[:-1])
     g[1:].addcmul_(d, q_RV[:-1])

@@ -201,30 +201,40 @@ def _assemble(q: Tensor, clipped: ClippedTile, count: int, pull: Tensor | None) 
     `pull`.
     """
     scale = torch.nn.functional.pad(clipped.row_scale, (0, q.shape[0] - count))
+    patches = clipped.patches
     if pull is None:
         grad = q * scale.unsqueeze(1)
     else:
         centre = torch.linalg.vecdot(pull, q)
+        # before `pull` is overwritten: a patch stands for what row_scale gives, and must keep the span's part
+        patches = [_with_span(patch, q, pull, centre) for patch in patches]
         grad = pull.sub_((centre - scale).unsqueeze(1)).mul_(q)
     own = grad[:count]
-    for rows, ids, values in clipped.patches:
+    for rows, ids, values in patches:
         if ids is None:
             if rows is None:
                 own += values
             else:
                 own.index_add_(0, rows, values)
-            continue
-        # a patch stands for what row_scale gave there, and keeps the span's part
-        if rows is None:
-            if pull is not None:
-                values = values + own.gather(1, ids) - q[:count].gather(1, ids) * scale[:count].unsqueeze(1)
+        elif rows is None:
             own.scatter_(1, ids, values)
         else:
-            places = rows.unsqueeze(1), ids
-            if pull is not None:
-                values = values + own[places] - q[places] * scale[rows].unsqueeze(1)
-            own[places] = values
+            own[rows.unsqueeze(1), ids] = values
     return grad
+
+
+def _with_span(patch: Patch, q: Tensor, pull: Tensor, centre: Tensor) -> Patch:
+    """The patch with q * (g - <g, q>) added; one that is added to whole rows leaves that in place anyway."""
+    rows, ids, values = patch
+    if ids is None:
+        return patch
+    if rows is None:
+        count = ids.shape[0]
+        span = (pull[:count].gather(1, ids) - centre[:count].unsqueeze(1)) * q[:count].gather(1, ids)
+    else:
+        places = rows.unsqueeze(1), ids
+        span = (pull[places] - centre[rows].unsqueeze(1)) * q[places]
+    return Patch(rows, ids, values + span)
 
 
 def _stats(tile: Tile, teacher_logits: Tensor, clipped: ClippedTile, options: TermOptions) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from mgsr.models.vocabulary import (
     logits_width,
     shared_vocab_size,
     vocabulary_report,
+    written_vocab_size,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "save_model_folder",
     "shared_vocab_size",
     "vocabulary_report",
+    "written_vocab_size",
 ]

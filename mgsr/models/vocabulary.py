@@ -96,6 +96,11 @@ def _conflicts(teacher_vocab: dict[str, int], student_vocab: dict[str, int]) -> 
     return sorted(found, key=lambda conflict: (conflict.teacher_id, conflict.token))
 
 
+def written_vocab_size(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Ids that a model may write: those that its tokenizer knows, none of the embedding's padding."""
+    return min(len(tokenizer), logits_width(model))
+
+
 def logits_width(model: PreTrainedModel) -> int:
     """How many ids `model` can both read and score: its embedding rows, padding included."""
     head: Any = model.get_output_embeddings()
