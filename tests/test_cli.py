@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgsr.cli import main
+from mgsr.cli import main, parse
 
 Capture = pytest.CaptureFixture[str]
 
@@ -92,6 +93,33 @@ def test_evaluate_against_a_teacher(run: Path, tmp_path: Path, capsys: Capture) 
     folder = tmp_path / "exported"
     assert main(["export", str(run), str(folder)]) == 0
     assert "--teacher FOLDER" in refused(capsys, "evaluate", str(folder), "--data", str(data), "--teacher")
+
+
+def test_a_run_is_read_without_its_caches_and_data(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    moved = tmp_path / "elsewhere" / "arm" / "seed=0"
+    shutil.copytree(run, moved)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace("train: synthetic", "train: gone.jsonl"))
+    assert main(["export", str(moved), str(tmp_path / "out")]) == 0
+    assert main(["export", str(run), str(tmp_path / "same")]) == 0
+    left, right = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "same"))
+    assert left == right and not (tmp_path / "cache").exists()
+    data = write(tmp_path / "q.jsonl", {"instruction": "Say a.", "output": "a"})
+    assert "no longer at" in refused(capsys, "evaluate", str(moved), "--data", str(data), "--teacher")
+
+
+def test_overrides_stand_anywhere(tiny_file: Path) -> None:
+    words = parse(
+        ["ablate", "study.yaml", "--seeds", "0", "1", "scrg.passes=3", "--config", str(tiny_file), "seed=2"]
+    )
+    assert words.seeds == [0, 1] and words.overrides == ["scrg.passes=3", "seed=2"] and words.study == "study.yaml"
+    assert parse(["train", "scrg.passes=3"]).config is None
+    for bad in (["train", "a.yaml", "scrg"], ["evaluate", "run", "--data", "f", "a.b=1"]):
+        with pytest.raises(SystemExit):
+            parse(bad)
+    for number in (["--temperature", "-1"], ["--batch-size", "0"], ["--max-new-tokens", "x"]):
+        with pytest.raises(SystemExit):
+            parse(["evaluate", "run", "--data", "f", *number])
 
 
 def test_texts_shows_what_was_corrected(run: Path, capsys: Capture) -> None:

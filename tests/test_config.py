@@ -166,3 +166,26 @@ def test_fingerprint_sees_every_change() -> None:
     assert fingerprint(asdict(config)) != fingerprint(asdict(other))
     assert len({fingerprint(1), fingerprint("1"), fingerprint([1]), fingerprint(1.0)}) == 4
     assert isinstance(config, ExperimentConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("teacher.sft.betas=[0.9]", "teacher.sft.betas"),
+        ("student.sft.betas=[1.5, 0.9]", "student.sft.betas"),
+        ("evaluation.top_p=0", "evaluation.top_p"),
+        ("clip.sharpness=.inf", "clip.sharpness"),
+        ("data.test_sets={train: x.jsonl}", "data.test_sets"),
+        ("data.test_sets={../x: x.jsonl}", "data.test_sets"),
+        ("trainer.devices=2", "trainer.devices"),
+        ("clip.mass_price=.inf", "clip.mass_price"),
+        ("clip.mass_price=cheap", "clip.mass_price"),
+    ],
+)
+def test_values_that_would_fail_later_are_refused_now(override: str, named: str) -> None:
+    assert named in message(override)
+
+
+def test_a_price_may_be_written_as_any_number() -> None:
+    for text, value in (("1", 1.0), ("1e-3", 1e-3), ("0.5", 0.5)):
+        assert load_config(None, [*MODELS, f"clip.mass_price={text}"]).clip.mass_price == value

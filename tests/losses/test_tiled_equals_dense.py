@@ -226,3 +226,20 @@ def test_ties_and_extreme_logits(shallow, classes, target, teacher, student):
             continue
         (mine,), (other,) = (torch.autograd.grad(loss, student_bias) for loss in (got.total, want))
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("gap", [18.0, 22.0, 30.0])
+def test_a_confident_student_in_a_span_keeps_its_gradient(gap):
+    """P / Q of the rest bin is huge there: the gradient of the kept classes must not be a difference of such."""
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        problem = Problem(rows=12, classes=3000, hidden=(64, 64), seed=5, dtype=dtype)
+        problem.labels = problem.labels.abs() % 3000
+        problem.spans = torch.arange(12) // 4
+        best = (problem.taught @ problem.teacher.T).argmax(-1)
+        with torch.no_grad():
+            raised = problem.weight[best]
+            problem.hidden += gap * raised / raised.square().sum(-1, keepdim=True)
+        terms = tiled_objective(*problem.arguments, clip=(0.1, 0.9), weights=(0.0, 1.0, 1e-6))
+        grads.append(torch.autograd.grad(terms.total, problem.hidden)[0].double())
+    assert float((grads[0] - grads[1]).norm() / grads[1].norm()) < 1e-3

@@ -17,11 +17,12 @@ from torch._dynamo.utils import counters
 import mgsr.callbacks
 from mgsr.callbacks import RunInterruptedError
 from mgsr.data.corpus import read_manifest
+from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
 from mgsr.errors import ConfigError, NonFiniteLossError, UserError
 from mgsr.losses import LossTerms
 from mgsr.objective import Objective
-from mgsr.runs import run_folder
+from mgsr.runs import open_run_folder, run_folder
 from mgsr.schema import ExperimentConfig
 from mgsr.train import train
 
@@ -276,3 +277,29 @@ def test_the_student_trains_with_dropout_and_writes_without(
     monkeypatch.setattr(DistillationModule, "_forward", watched)
     train(make_config("train.epochs=2"))
     assert modes == {True}
+
+
+def test_a_folder_that_was_only_claimed_can_be_taken_over(make_config: Make) -> None:
+    open_run_folder(run_folder(make_config()), make_config("train.lr=0.5"), resume=False)
+    assert train(make_config("train.epochs=1"))["steps"] == 4
+
+
+def test_an_epoch_keeps_its_share_of_student_text_when_it_is_planned_again(make_config: Make) -> None:
+    config = make_config("mixture.kind=adaptive", "mixture.student_fraction_start=0.5", "train.epochs=2")
+    seen = []
+    original = DistillationDataModule.selection
+
+    def watched(data: DistillationDataModule, epoch: int) -> Any:
+        steps = original(data, epoch)
+        data.adaptive_fraction, kept = 1.0, data.adaptive_fraction
+        assert [s.student for s in original(data, epoch)] == [s.student for s in steps]
+        data.adaptive_fraction = kept
+        seen.append(epoch)
+        return steps
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationDataModule, "selection", watched)
+        train(config)
+    assert set(seen) == {0, 1}
+    state = torch.load(run_folder(config) / "checkpoints" / "resume.ckpt", weights_only=True)
+    assert state["DistillationDataModule"]["epoch_fractions"] == {0: 0.5, 1: 0.5}
