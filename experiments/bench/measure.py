@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ def peak_added(call: Callable[[], Any]) -> int:
     The kernel keeps the high-water mark; where it may not be reset, a thread watches instead.
     """
     gc.collect()
+    # blocks that the allocator keeps for later would count as there already
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -50,13 +55,17 @@ def _watched(call: Callable[[], Any], before: int) -> int:
     return peak[0] - before
 
 
-def measure(call: Callable[[], Any], *, repeats: int, warm_up: int = 1) -> dict[str, Any]:
-    """Added peak memory of one call, then seconds of `repeats` further ones."""
+def measure(
+    call: Callable[[], Any], *, repeats: int, warm_up: int = 1, reset: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Added peak memory of one call, then seconds of `repeats` further ones; `reset` comes before every call."""
     for _ in range(warm_up):
         call()
+    reset()
     added = peak_added(call)
     seconds = []
     for _ in range(repeats):
+        reset()
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)

@@ -35,9 +35,11 @@ class Problem:
     def leaves(self) -> tuple[Tensor, Tensor]:
         return self.student, self.student_weight
 
-    def backward(self, loss: Tensor) -> float:
+    def clear(self) -> None:
         for leaf in self.leaves:
             leaf.grad = None
+
+    def backward(self, loss: Tensor) -> float:
         loss.backward()
         return float(loss.detach())
 
@@ -168,8 +170,10 @@ def check(problem: Problem) -> dict[str, float]:
     span_ids = torch.where(kept, problem.span_ids, -1)
     pairs = span_correlation(teacher[None], logits[None], span_ids[None])
     dense = -picked.mean() + token.loss.mean() + pairs.loss.sum() / pairs.is_pair.sum()
+    problem.clear()
     values = {"dense": problem.backward(dense)}
     expected = [leaf.grad.clone() for leaf in problem.leaves if leaf.grad is not None]
+    problem.clear()
     values["mgsr"] = mgsr(problem)
     for leaf, want in zip(problem.leaves, expected, strict=True):
         assert leaf.grad is not None

@@ -53,7 +53,8 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
         "",
         "All figures are of a CPU, two threads, float32. Every measurement runs in a process of its own, one of each in",
         "turn; a figure is the median over processes of the process's median. Memory is the peak of resident memory",
-        "above where it stood before the call. Each timed path is checked for its values in the same run.",
+        "above where it stood before the call. In the same run the objective's value and gradients are checked against",
+        "the dense functions, the peers' KL against mgsr's, and greedy text against `generate`'s.",
         "",
     ]
     sections = {
@@ -66,7 +67,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     }
     for name, section in sections.items():
         if name in results:
-            lines += section(name, results[name]["figures"], folder)
+            lines += section(results[name].get("pair"), results[name]["figures"], folder)
             lines += [_stamp(results[name]), ""]
     (folder / "README.md").write_text("\n".join(lines))
 
@@ -91,7 +92,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _objective(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _objective(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     mine, memory_mine = seconds(figures["mgsr"]), memory(figures["mgsr"])
     rows = [
         [
@@ -108,13 +109,14 @@ def _objective(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]
         "## The objective from hidden states",
         "",
         "Forward and backward of 1,024 tokens, 128 of them masked, 50,257 classes, student hidden 256, teacher 384,",
-        "clip (0.1, 0.95). The ratio columns divide mgsr's three terms by the row.",
+        "clip (0.1, 0.95). The ratio columns divide mgsr's three terms by the row. Liger runs with compiled=False and",
+        "chunks of 128.",
         "",
         *_table(["", "s", "range", "added MiB", "mgsr / row, time", "mgsr / row, memory"], rows),
     ]
 
 
-def _growth(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _growth(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -162,7 +164,7 @@ def _growth(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _rounds(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     rows = [
         [
             NAMES[case],
@@ -176,11 +178,11 @@ def _rounds(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
     rate = {case: median(r["tokens"] / median(r["seconds"]) for r in runs) for case, runs in figures.items()}
     what = (
         "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
-        if name == "rounds"
-        else "SmolLM2-135M-Instruct and a healed copy with 20 of its 30 layers, 64 Dolly prompts, at most 64 new tokens."
+        if pair is None
+        else f"Teacher {pair[0]}, student {pair[1]}, 64 prompts of {pair[2]}, at most 64 new tokens."
     )
     return [
-        "## A round of SCRG" + ("" if name == "rounds" else ", real models and prompts"),
+        "## A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
         "",
         what,
         f"A whole round takes {seconds(figures['mgsr_round']) / seconds(figures['naive_round']):.2f} of the naive time; "
@@ -190,7 +192,7 @@ def _rounds(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _step(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     rows = [[NAMES[case], f"{1000 * seconds(runs):.1f}", spread(runs)] for case, runs in figures.items()]
     return [
         "## A training step",
@@ -202,7 +204,7 @@ def _step(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _peers(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _peers(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     rows = [
         [
             NAMES[case],
@@ -218,7 +220,8 @@ def _peers(name: str, figures: Mapping[str, Any], folder: Path) -> list[str]:
         "",
         "The demo's models and rows, 400 steps of 32 sequences, from the same SFT student: wall-clock of training and",
         "test ROUGE-L of the last weights, one run per training seed. TRL writes on-policy text in about half of its",
-        "steps, at every such step; mgsr writes one round per epoch, for half of each step's prompts.",
+        "steps, at every such step; mgsr writes one round per epoch, for half of each step's prompts. mgsr's clock also",
+        "covers its spans, a look at the dev set, checkpoints and curves.",
         "",
         *_table(["", "s", "range", "ROUGE-L", "by seed"], rows),
     ]

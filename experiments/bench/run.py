@@ -115,7 +115,9 @@ def main() -> None:
     path = HERE / "results.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     # a dirty tree measures something that no commit holds
-    dirty = subprocess.run(["git", "status", "--porcelain", "mgsr"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "mgsr", "experiments/bench"], capture_output=True, text=True, check=False
+    )
     stamp = {**environment(), **versions(), "cpu": cpu(), "cores": os.cpu_count(), "dirty": bool(dirty.stdout)}
     if arguments.only == list(GROUPS):
         # the demo's models are made before anything is timed
@@ -123,7 +125,10 @@ def main() -> None:
     for group in arguments.only:
         figures = measure_group(group, arguments.processes, arguments.pair)
         if figures is not None:
-            results[group] = {"environment": stamp, "processes": arguments.processes, "figures": figures}
+            processes = {"growth": 1, "peers": min(arguments.processes, 3)}.get(group, arguments.processes)
+            results[group] = {"environment": stamp, "processes": processes, "figures": figures}
+            if group == "pair":
+                results[group]["pair"] = [Path(name).name for name in arguments.pair]
             path.write_text(json.dumps(results, indent=1) + "\n")
     report.write(json.loads(path.read_text()), HERE)
     print(f"written to {HERE / 'README.md'}")

@@ -26,7 +26,7 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         problem = objective.make_problem(**options)
         if case == "check":
             return objective.check(problem)
-        return measure(lambda: objective.CASES[case](problem), repeats=repeats)
+        return measure(lambda: objective.CASES[case](problem), repeats=repeats, reset=problem.clear)
     if group == "rounds":
         from experiments.bench import pair, rounds
         from experiments.bench.measure import measure

@@ -7,23 +7,18 @@ classes, that is ranked strictly before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from mgsr.losses.ranking import top_classes
 
 RAMPS = ("clipped", "sigmoid")
 QUANTILES = ("mass", "rank")
 FORMS = ("normalised", "literal")
 RAMP_REACH = 4.0
 """The clipped ramp is exactly 0 or 1 further than this many sharpnesses from a bound."""
-SORT_WIDTH = 2048
-"""Up to this many classes a full sort is the quickest way to rank them."""
-PARALLEL_ELEMENTS = 1 << 19
-"""Elements that a thread of its own is worth when numpy ranks them."""
 
 _TAIL = 1.0 / (1.0 + math.exp(RAMP_REACH))
 _SPAN = 1.0 - 2.0 * _TAIL
@@ -86,91 +81,6 @@ def ranked_quantile(log_probs_RK: Tensor, quantile: str, width: int) -> Tensor:
     before = torch.zeros_like(log_probs_RK)
     torch.cumsum(log_probs_RK[..., :-1].exp(), dim=-1, out=before[..., 1:])
     return before
-
-
-def sort_classes(log_probs_RV: Tensor) -> tuple[Tensor, Tensor]:
-    """All classes of every row, descending, ties by smaller id: log-probabilities and ids.
-
-    >>> sort_classes(torch.tensor([[0.0, 2.0, 1.0, 2.0]]))[1]
-    tensor([[1, 3, 2, 0]])
-    """
-    log_probs_RV = log_probs_RV.detach()
-    if log_probs_RV.device.type != "cpu" or log_probs_RV.numel() == 0:
-        return log_probs_RV.sort(dim=-1, descending=True, stable=True)
-    # numpy's sort is several times quicker than torch's on a CPU, but not stable: rows with ties are done again
-    ids = _by_numpy(lambda rows: np.argsort(-rows, axis=-1), log_probs_RV)
-    values = log_probs_RV.gather(-1, ids)
-    if values.shape[-1] > 1:
-        tied = (~((values[:, :-1] - values[:, 1:]).amin(dim=-1) > 0)).nonzero().squeeze(1)
-        if tied.numel():
-            values[tied], ids[tied] = log_probs_RV[tied].sort(dim=-1, descending=True, stable=True)
-    return values, ids
-
-
-def _by_numpy(function: Callable[[np.ndarray], np.ndarray], tensor_RK: Tensor) -> Tensor:
-    """A row-wise function of numpy on a tensor of the CPU, with as many threads as torch uses.
-
-    numpy works on one thread and lets go of the interpreter's lock meanwhile.
-    """
-    array = tensor_RK.numpy()
-    parts = min(torch.get_num_threads(), array.size // PARALLEL_ELEMENTS)
-    if parts <= 1:
-        return torch.from_numpy(function(array))
-    with ThreadPoolExecutor(parts) as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(function, np.array_split(array, parts)))))
-
-
-def _largest(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Ids `[R, k]` of the k largest classes, ascending, and the (k + 1)-th largest value `[R]`; k < V."""
-    if log_probs_RV.device.type != "cpu":
-        ids = log_probs_RV.topk(k + 1, dim=-1).indices
-        return ids[:, :k].sort(dim=-1).values, log_probs_RV.gather(1, ids[:, k:]).squeeze(1)
-
-    def largest(rows: np.ndarray) -> np.ndarray:
-        # of the negative: numpy finds a place near the front of a row sooner
-        ids = np.argpartition(-rows, k, axis=-1)[:, : k + 1].copy()
-        ids[:, :k].sort(axis=-1)
-        return ids
-
-    ids = _by_numpy(largest, log_probs_RV)
-    return ids[:, :k], log_probs_RV.gather(1, ids[:, k:]).squeeze(1)
-
-
-def top_classes(log_probs_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k most probable classes of every row: log-probabilities and ids, descending, ties by smaller id.
-
-    Exact also where the k-th class ties with the next one; such rows take a full sort.
-
-    >>> top_classes(torch.tensor([[0.0, 2.0, 1.0, 2.0]]), 3)[1]
-    tensor([[1, 3, 2]])
-    """
-    log_probs_RV = log_probs_RV.detach()
-    width = log_probs_RV.shape[-1]
-    k = min(k, width)
-    if k == width or width <= SORT_WIDTH:
-        values, ids = sort_classes(log_probs_RV)
-        return values[:, :k], ids[:, :k]
-    # by id first: equal values then come out by id
-    ids, following = _largest(log_probs_RV, k)
-    values, order = sort_classes(log_probs_RV.gather(1, ids))
-    ids = ids.gather(1, order)
-    tied = (~(values[:, -1] > following)).nonzero().squeeze(1)
-    if tied.numel():
-        values[tied], ids[tied] = _break_ties(log_probs_RV[tied], values[tied], ids[tied])
-    return values, ids
-
-
-def _break_ties(log_probs_RV: Tensor, values_RK: Tensor, ids_RK: Tensor) -> tuple[Tensor, Tensor]:
-    """Among the classes that equal the last selected one, take those of the smallest ids."""
-    last_R1 = values_RK[:, -1:]
-    if bool(torch.isnan(last_R1).any()):
-        values, ids = sort_classes(log_probs_RV)
-        return values[:, : ids_RK.shape[1]], ids[:, : ids_RK.shape[1]]
-    ids_RK = ids_RK.clone()
-    for row, equal in enumerate(log_probs_RV == last_R1):
-        places = (values_RK[row] == last_R1[row]).nonzero().squeeze(1)
-        ids_RK[row, places] = equal.nonzero().squeeze(1)[: len(places)]
-    return values_RK, ids_RK
 
 
 def class_quantiles(log_probs_RV: Tensor, ids_RV: Tensor, quantile: str) -> Tensor:

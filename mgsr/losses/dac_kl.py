@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import check_clipping, clip_mask, ranked_quantile, sort_classes
+from mgsr.losses.clipping import check_clipping, clip_mask, ranked_quantile
 from mgsr.losses.divergences import log_probabilities
+from mgsr.losses.ranking import sort_classes
 
 
 class DacKL(NamedTuple):

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import class_quantiles, ranked_quantile, top_classes
+from mgsr.losses.clipping import class_quantiles, ranked_quantile
 from mgsr.losses.dac_tile import ClipOptions, RowGradients, Selected, clipped_mass, clipped_rows, least_exact
 from mgsr.losses.divergences import kl_from_log_probs
+from mgsr.losses.ranking import top_classes
 from mgsr.losses.side import Side
 
 DEPTHS = (512, 4096, 16384)
@@ -72,9 +73,9 @@ class Request(NamedTuple):
     limits: tuple[tuple[float, float], ...] = ()
 
 
-def rank_tile(teacher: Side, features: int = 0) -> Ranking:
-    """The first selection: all classes of a small vocabulary, else the first depth (at least `features`)."""
-    return _ranked(teacher, None, max(DEPTHS[0], features))
+def rank_logits(logits_RV: Tensor, features: int = 0) -> Tensor:
+    """Ids of the first selection: all of a small vocabulary, else the first depth (at least `features`)."""
+    return top_classes(logits_RV, max(DEPTHS[0], features))[1]
 
 
 def _ranked(teacher: Side, rows: Tensor | None, depth: int) -> Ranking:

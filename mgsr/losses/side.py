@@ -25,9 +25,13 @@ class Side(NamedTuple):
     log_top: Tensor
 
     @staticmethod
-    def of(logits_RV: Tensor, temperature: float = 1.0) -> Side:
-        logits_RV = logits_RV if temperature == 1.0 else logits_RV / temperature
+    def of(logits_RV: Tensor, top_ids_R1: Tensor | None = None) -> Side:
+        """Of logits over the temperature; `top_ids`: their largest classes, where they are known."""
         probs_RV = torch.softmax(logits_RV, dim=-1)
+        if top_ids_R1 is not None:
+            best = (tensor.gather(1, top_ids_R1).squeeze(1) for tensor in (logits_RV, probs_RV))
+            top, prob = best
+            return Side(logits_RV, probs_RV, top, prob.log())
         if logits_RV.numel() == 0:
             empty_R = logits_RV.new_zeros(logits_RV.shape[0])
             return Side(logits_RV, probs_RV, empty_R, empty_R)

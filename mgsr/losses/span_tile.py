@@ -5,16 +5,25 @@ Shapes: R rows of the tile (its last one may be the halo), P = number of pairs, 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mgsr.losses.span import correlation_difference
 
 
+class Pull(NamedTuple):
+    """A gradient to q: `factor * direction [R, V]`; apart, for one pass less."""
+
+    direction: Tensor
+    factor: float
+
+
 def span_tile(
     p_RV: Tensor, q_RV: Tensor, is_pair: Tensor, *, norm: str, relation: str, scale: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """Sum over the tile's pairs, and g = scale * d sum / d q `[R, V]` (None without pairs or without `scale`).
+) -> tuple[Tensor, Pull | None]:
+    """Sum over the tile's pairs, and scale * d sum / d q (None without pairs or without `scale`).
 
     Args:
         p_RV, q_RV: teacher and student.
@@ -28,35 +37,36 @@ def span_tile(
     return _by_autograd(p_RV, q_RV, left, norm, relation, scale)
 
 
-def _hadamard(p_RV: Tensor, q_RV: Tensor, left_P: Tensor, scale: float | None) -> tuple[Tensor, Tensor | None]:
+def _hadamard(p_RV: Tensor, q_RV: Tensor, left_P: Tensor, scale: float | None) -> tuple[Tensor, Pull | None]:
     """Closed form. With d = p_i p_{i+1} - q_i q_{i+1}: the loss is |d|^2, its gradient to q_i is -2 d q_{i+1}.
 
     All neighbours at once, without picking rows: on a CPU a copy costs as much as the arithmetic.
     """
-    weight = p_RV.new_zeros(p_RV.shape[0] - 1)
-    weight[left_P] = 1.0
+    alone = torch.ones(p_RV.shape[0] - 1, dtype=torch.bool, device=p_RV.device)
+    alone[left_P] = False
     d = p_RV[:-1] * p_RV[1:]
     d.addcmul_(q_RV[:-1], q_RV[1:], value=-1.0)
-    squares = torch.linalg.vecdot(d, d)
+    # one pass over d, where a product would take two
+    squares = torch.linalg.vector_norm(d, dim=-1).square()
     value = squares[left_P].sum()
     if scale is None:
         return value, None
-    d *= (weight * (-2.0 * scale)).unsqueeze(1)
+    d[alone] = 0.0
     # a row outside every pair may hold anything: 0 * nan must not reach its neighbours
     if not bool(torch.isfinite(squares).all()):
-        d[weight == 0] = 0.0
         in_pair = torch.zeros(q_RV.shape[0], dtype=torch.bool, device=q_RV.device)
         in_pair[left_P], in_pair[left_P + 1] = True, True
         q_RV = q_RV.masked_fill(~in_pair.unsqueeze(1), 0.0)
-    g = torch.zeros_like(q_RV)
+    g = torch.empty_like(q_RV)
     torch.mul(d, q_RV[1:], out=g[:-1])
+    g[-1] = 0.0
     g[1:].addcmul_(d, q_RV[:-1])
-    return value, g
+    return value, Pull(g, -2.0 * scale)
 
 
 def _by_autograd(
     p_RV: Tensor, q_RV: Tensor, left_P: Tensor, norm: str, relation: str, scale: float | None
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Pull | None]:
     q_left, q_right = q_RV[left_P], q_RV[left_P + 1]
     with torch.set_grad_enabled(scale is not None):
         for tensor in (q_left, q_right):
@@ -70,4 +80,4 @@ def _by_autograd(
     g = torch.zeros_like(q_RV)
     for rows, grad in zip((left_P, left_P + 1), grads, strict=True):
         g.index_add_(0, rows, grad)
-    return value.detach(), g
+    return value.detach(), Pull(g, 1.0)

@@ -24,11 +24,11 @@ from mgsr.losses.selection import (
     Tile,
     clipped_tile,
     everything_kept,
-    rank_tile,
+    rank_logits,
 )
 from mgsr.losses.side import Side
 from mgsr.losses.span import check_relation
-from mgsr.losses.span_tile import span_tile
+from mgsr.losses.span_tile import Pull, span_tile
 
 BoundsOf = Callable[[Tensor, Tensor, "PairSummary | None"], "tuple[Tensor, Tensor]"]
 """(teacher logits, student logits, summary) -> lower [R], upper [R] of the tile."""
@@ -90,7 +90,7 @@ def tile_terms(
 ) -> TileTerms:
     """The terms of one tile (see the top of the file). Called without gradient tracking."""
     count, tau = rows.labels.numel(), options.temperature
-    student = Side.of(student_logits, tau)
+    student = Side.of(student_logits if tau == 1.0 else student_logits / tau)
     # cross-entropy is always at temperature 1
     plain = student if tau == 1.0 else Side.of(student_logits)
     labels = rows.labels.unsqueeze(1)
@@ -101,13 +101,18 @@ def tile_terms(
     if teacher_logits is None:
         grad = _sft_gradient(plain.probs, labels, sft_scale) if need_logits_grad else None
         return TileTerms(sft, zero, zero, zero, grad, None, {})
-    teacher = Side.of(teacher_logits, tau)
+    logits_T = teacher_logits if tau == 1.0 else teacher_logits / tau
+    ranked = options.divergence == "dac_kl" and not options.keep_all
+    # all rows, the halo too: its largest class then need not be looked for again
+    ids = rank_logits(logits_T, options.features) if ranked else None
+    teacher = Side.of(logits_T, None if ids is None else ids[:, :1])
     tile = Tile(teacher.first(count), student.first(count), rows.labels)
     logits = teacher_logits[:count], student_logits[:count]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
     base_scale = sft_scale if tau == 1.0 else None
     if options.divergence == "dac_kl":
-        clipped = _clipped(tile, bounds_of, options, base_scale, need_logits_grad)
+        ranking = None if ids is None else Ranking(tile.teacher.log_probs(ids[:count]), ids[:count])
+        clipped = _clipped(tile, ranking, bounds_of, options, base_scale, need_logits_grad)
     else:
         clipped = _other_divergence(tile, logits, options, base_scale, need_logits_grad)
     if base_scale is not None and options.scales[1] == 0.0:
@@ -142,14 +147,13 @@ def _sft_gradient(q: Tensor, labels_R1: Tensor, scale: Tensor) -> Tensor:
 
 def _clipped(
     tile: Tile,
+    ranking: Ranking | None,
     bounds_of: BoundsOf,
     options: TermOptions,
     base_scale: Tensor | None,
     need_logits_grad: bool,
 ) -> ClippedTile:
-    summary, ranking = None, None
-    if not options.keep_all:
-        ranking = rank_tile(tile.teacher, options.features)
+    summary = None
     if options.features and ranking is not None:
         summary = _summary(tile, ranking, options.features)
     lower, upper = bounds_of(tile.teacher.logits, tile.student.logits, summary)
@@ -194,21 +198,22 @@ def _other_divergence(
     return ClippedTile(loss.detach(), zero, scale, patches, None, None)
 
 
-def _assemble(q: Tensor, clipped: ClippedTile, count: int, pull: Tensor | None) -> Tensor:
+def _assemble(q: Tensor, clipped: ClippedTile, count: int, pull: Pull | None) -> Tensor:
     """Gradient to the logits over the temperature; the halo row has the span's alone.
 
     q * row_scale with its patches, and of the span term's gradient g to q (`pull`): q * (g - <g, q>). Overwrites
-    `pull`.
+    `pull`'s direction.
     """
     scale = torch.nn.functional.pad(clipped.row_scale, (0, q.shape[0] - count))
     patches = clipped.patches
     if pull is None:
         grad = q * scale.unsqueeze(1)
     else:
-        centre = torch.linalg.vecdot(pull, q)
-        # before `pull` is overwritten: a patch stands for what row_scale gives, and must keep the span's part
+        direction, factor = pull
+        centre = torch.linalg.vecdot(direction, q) * factor
+        # before `direction` is overwritten: a patch stands for what row_scale gives, and must keep the span's part
         patches = [_with_span(patch, q, pull, centre) for patch in patches]
-        grad = pull.sub_((centre - scale).unsqueeze(1)).mul_(q)
+        grad = torch.add((scale - centre).unsqueeze(1), direction, alpha=factor, out=direction).mul_(q)
     own = grad[:count]
     for rows, ids, values in patches:
         if ids is None:
@@ -223,17 +228,18 @@ def _assemble(q: Tensor, clipped: ClippedTile, count: int, pull: Tensor | None) 
     return grad
 
 
-def _with_span(patch: Patch, q: Tensor, pull: Tensor, centre: Tensor) -> Patch:
+def _with_span(patch: Patch, q: Tensor, pull: Pull, centre: Tensor) -> Patch:
     """The patch with q * (g - <g, q>) added; one that is added to whole rows leaves that in place anyway."""
     rows, ids, values = patch
     if ids is None:
         return patch
     if rows is None:
         count = ids.shape[0]
-        span = (pull[:count].gather(1, ids) - centre[:count].unsqueeze(1)) * q[:count].gather(1, ids)
+        own, q_own, centre = pull.direction[:count].gather(1, ids), q[:count].gather(1, ids), centre[:count]
     else:
         places = rows.unsqueeze(1), ids
-        span = (pull[places] - centre[rows].unsqueeze(1)) * q[places]
+        own, q_own, centre = pull.direction[places], q[places], centre[rows]
+    span = (own * pull.factor - centre.unsqueeze(1)) * q_own
     return Patch(rows, ids, values + span)
 
 

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mgsr.losses import clipping, dac_kl, selection, tiled_objective
-from mgsr.losses.clipping import entropy, ramp_slope, ramp_value, ramp_value_, sort_classes, top_classes
+from mgsr.losses import dac_kl, ranking, selection, tiled_objective
+from mgsr.losses.clipping import entropy, ramp_slope, ramp_value, ramp_value_
+from mgsr.losses.ranking import sort_classes, top_classes
 
 
 def levels(rows, width, count, seed=0, dtype=torch.float32):
@@ -32,6 +33,22 @@ def test_the_top_is_the_beginning_of_the_full_order(k, count):
     values, ids = top_classes(rows, k)
     want = rows.sort(dim=-1, descending=True, stable=True)
     assert ids.equal(want.indices[:, :k]) and values.equal(want.values[:, :k])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_are_shared_out_to_threads(monkeypatch, dtype):
+    monkeypatch.setattr(ranking, "PARALLEL_ELEMENTS", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    rows = levels(20, 3000, 300, dtype=dtype)
+    want = rows.sort(dim=-1, descending=True, stable=True).indices
+    assert top_classes(rows, 40)[1].equal(want[:, :40]) and sort_classes(rows)[1].equal(want)
+
+
+def test_both_zeros_are_one_value():
+    rows = torch.tensor([[-0.0, 0.0, -1.0, 0.0, -0.0]]).repeat(1, 1000)
+    want = [i for i in range(5000) if i % 5 != 2]
+    assert top_classes(rows, 30)[1][0].tolist() == want[:30]
+    assert sort_classes(rows)[1][0, :4000].tolist() == want
 
 
 def test_ties_inside_the_top_but_not_at_its_end():
@@ -67,7 +84,7 @@ def test_the_ramp_and_its_slope(kind):
 @pytest.mark.parametrize("target", ["argmax", "label"])
 def test_a_rest_bin_far_below_rounding_keeps_its_precision(monkeypatch, target):
     """A certain student leaves about 1e-6 to the rest; in float32 most digits of that are lost in 1 - sum."""
-    monkeypatch.setattr(clipping, "SORT_WIDTH", 20)
+    monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
     monkeypatch.setattr(selection, "DEPTHS", (16,))
     width, rows = 200, 4
     generator = torch.Generator().manual_seed(0)

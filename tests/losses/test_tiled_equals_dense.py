@@ -8,7 +8,7 @@ import torch
 from dense import Problem, dense_objective
 
 from mgsr.clip_network import ClipNetwork
-from mgsr.losses import clipping, selection, tiled_objective
+from mgsr.losses import ranking, selection, tiled_objective
 
 INF = math.inf
 WEIGHTS = (1.0, 0.7, 1.3)
@@ -17,7 +17,7 @@ WEIGHTS = (1.0, 0.7, 1.3)
 @pytest.fixture
 def shallow(monkeypatch):
     """Selection, deeper selection and full sort, all at a few hundred classes."""
-    monkeypatch.setattr(clipping, "SORT_WIDTH", 20)
+    monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
     monkeypatch.setattr(selection, "DEPTHS", (32, 96))
 
 

@@ -8,7 +8,7 @@ from dense import CLIP, Problem, dense_objective, network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mgsr.losses import clipping, selection, tiled_objective
+from mgsr.losses import ranking, selection, tiled_objective
 
 INF = math.inf
 
@@ -157,7 +157,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("clip", [CLIP, (-INF, INF), "net"])
 def test_no_tensor_is_larger_than_a_tile(monkeypatch, clip):
-    monkeypatch.setattr(clipping, "SORT_WIDTH", 20)
+    monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
     monkeypatch.setattr(selection, "DEPTHS", (32, 96))
     problem, rows = Problem(rows=64, classes=500), 5
     chosen = network(objective="priced") if clip == "net" else clip
@@ -168,7 +168,7 @@ def test_no_tensor_is_larger_than_a_tile(monkeypatch, clip):
 
 
 def test_each_depth_of_selection_is_used(monkeypatch):
-    monkeypatch.setattr(clipping, "SORT_WIDTH", 20)
+    monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
     monkeypatch.setattr(selection, "DEPTHS", (16, 64))
     seen = []
 
