@@ -10,6 +10,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def _graph_is_kept() -> bool:
+    """Whether backward may run again (`retain_graph`); True where this torch does not tell."""
+    asked = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if asked is None else bool(asked())
+
+
+def _scaled_(grad: Tensor, factor: Tensor) -> Tensor:
+    """grad * factor in place: nobody needs it again, and a copy would be as large as the output layer."""
+    if factor.device.type == "cpu" and float(factor) == 1.0:
+        return grad
+    return grad.mul_(factor)
+
+
 class _Attached(torch.autograd.Function):
     """Two scalars whose gradients to every input are already known, up to the factor from above."""
 
@@ -31,6 +44,7 @@ class _Attached(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, from_first: Tensor | None, from_second: Tensor | None) -> tuple[Tensor | None, ...]:
+        keep = _graph_is_kept()
         saved = iter(ctx.saved_tensors)
         flat = [next(saved) if present else None for present in ctx.present]
         out: list[Tensor | None] = []
@@ -39,7 +53,7 @@ class _Attached(torch.autograd.Function):
             for factor, grad in zip((from_first, from_second), flat[2 * index : 2 * index + 2], strict=True):
                 if factor is None or grad is None:
                     continue
-                part = grad * factor
+                part = grad * factor if keep else _scaled_(grad, factor)
                 total = part if total is None else total + part
             out.append(None if total is None else total.to(dtype))
         return (None, None, None, *out)

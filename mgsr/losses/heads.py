@@ -30,12 +30,23 @@ class Head:
         self.width, self.scale, self.softcap = width, scale, softcap
         self.weight = weight_VH.detach()[:width].to(dtype)
         self.bias = None if bias_V is None else bias_V.detach()[:width].to(dtype)
-        self.grad_weight: Tensor | None = None
+        self._grad_weight: Tensor | None = None
+        self._untouched = True
         self.grad_bias: Tensor | None = None
         if accumulate[0]:
-            self.grad_weight = torch.zeros(weight_VH.shape, dtype=dtype, device=weight_VH.device)
+            # the first tile writes it, so that it need not be zeroed first
+            self._grad_weight = torch.empty(weight_VH.shape, dtype=dtype, device=weight_VH.device)
+            self._grad_weight[width:] = 0.0
         if accumulate[1] and bias_V is not None:
             self.grad_bias = torch.zeros(bias_V.shape, dtype=dtype, device=bias_V.device)
+
+    @property
+    def grad_weight(self) -> Tensor | None:
+        """`[V, H]`, summed over the tiles so far."""
+        if self._grad_weight is not None and self._untouched:
+            self._grad_weight.zero_()
+            self._untouched = False
+        return self._grad_weight
 
     def project(self, hidden_RH: Tensor) -> Tensor:
         """Logits `[R, V]`."""
@@ -57,8 +68,10 @@ class Head:
             grad_logits_RV *= 1.0 - (logits_RV / self.softcap).square_()
         if self.scale != 1.0:
             grad_logits_RV *= self.scale
-        if self.grad_weight is not None:
-            self.grad_weight[: self.width].addmm_(grad_logits_RV.t(), hidden_RH)
+        if self._grad_weight is not None:
+            beta = 0 if self._untouched else 1
+            self._grad_weight[: self.width].addmm_(grad_logits_RV.t(), hidden_RH, beta=beta)
+            self._untouched = False
         if self.grad_bias is not None:
             self.grad_bias[: self.width] += grad_logits_RV.sum(dim=0)
         return grad_logits_RV @ self.weight if to_hidden else None

@@ -17,7 +17,7 @@ from mgsr.losses.divergences import kl_from_log_probs
 from mgsr.losses.ranking import top_classes
 from mgsr.losses.side import Side
 
-DEPTHS = (512, 4096, 16384)
+DEPTHS = (512, 2048, 8192)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
 
 

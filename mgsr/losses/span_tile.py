@@ -42,8 +42,8 @@ def _hadamard(p_RV: Tensor, q_RV: Tensor, left_P: Tensor, scale: float | None) -
 
     All neighbours at once, without picking rows: on a CPU a copy costs as much as the arithmetic.
     """
-    alone = torch.ones(p_RV.shape[0] - 1, dtype=torch.bool, device=p_RV.device)
-    alone[left_P] = False
+    is_left = torch.zeros(p_RV.shape[0] - 1, dtype=torch.bool, device=p_RV.device)
+    is_left[left_P] = True
     d = p_RV[:-1] * p_RV[1:]
     d.addcmul_(q_RV[:-1], q_RV[1:], value=-1.0)
     # one pass over d, where a product would take two
@@ -51,7 +51,7 @@ def _hadamard(p_RV: Tensor, q_RV: Tensor, left_P: Tensor, scale: float | None) -
     value = squares[left_P].sum()
     if scale is None:
         return value, None
-    d[alone] = 0.0
+    d.index_fill_(0, (~is_left).nonzero().squeeze(1), 0.0)
     # a row outside every pair may hold anything: 0 * nan must not reach its neighbours
     if not bool(torch.isfinite(squares).all()):
         in_pair = torch.zeros(q_RV.shape[0], dtype=torch.bool, device=q_RV.device)

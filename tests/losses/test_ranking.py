@@ -35,15 +35,6 @@ def test_the_top_is_the_beginning_of_the_full_order(k, count):
     assert ids.equal(want.indices[:, :k]) and values.equal(want.values[:, :k])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rows_are_shared_out_to_threads(monkeypatch, dtype):
-    monkeypatch.setattr(ranking, "PARALLEL_ELEMENTS", 100)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    rows = levels(20, 3000, 300, dtype=dtype)
-    want = rows.sort(dim=-1, descending=True, stable=True).indices
-    assert top_classes(rows, 40)[1].equal(want[:, :40]) and sort_classes(rows)[1].equal(want)
-
-
 def test_both_zeros_are_one_value():
     rows = torch.tensor([[-0.0, 0.0, -1.0, 0.0, -0.0]]).repeat(1, 1000)
     want = [i for i in range(5000) if i % 5 != 2]
