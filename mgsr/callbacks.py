@@ -155,7 +155,7 @@ class RoundLog(L.Callback):
         if trainer.global_step % self.config.histogram_every_n_steps or writer is None:
             return
         assert isinstance(pl_module, DistillationModule)
-        rows = pl_module.last_rows
+        rows = pl_module.figures.last_rows
         if rows is None or pl_module.objective.clip is None:
             return
         for name in ("lower", "upper", "retained_mass") if pl_module.clip is not None else ("retained_mass",):

@@ -77,7 +77,7 @@ class DistillationModule(L.LightningModule):
         self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
         self.rouge_l = RougeL()
         self.stop_check: Callable[[], None] | None = None
-        self._figures = StepFigures(objective)
+        self.figures = StepFigures(objective)
         # writing and the dev set keep the plain forward: their shapes change with every token
         self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
         self._clock = time.monotonic()
@@ -88,14 +88,9 @@ class DistillationModule(L.LightningModule):
     def teacher(self) -> PreTrainedModel | None:
         return self._teacher[0]
 
-    @property
-    def last_rows(self) -> Any:
-        """Per-token figures of the last micro-batch that collected them."""
-        return self._figures.last_rows
-
     def take_likelihoods(self) -> dict[int, float]:
         """Example id -> teacher log-likelihood per token of its model-written text; each is handed out once."""
-        taken, self._figures.likelihood_after = self._figures.likelihood_after, {}
+        taken, self.figures.likelihood_after = self.figures.likelihood_after, {}
         return taken
 
     def check_stop(self) -> None:
@@ -116,8 +111,7 @@ class DistillationModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.student.train()
-        self._figures.restart()
-        self._clock = time.monotonic()
+        self._restart_rate()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._seed_dropout(batch_idx)
@@ -137,7 +131,7 @@ class DistillationModule(L.LightningModule):
             plain = self._read is last_hidden
             states = student if plain else last_hidden(self.student, batch.input_ids, batch.attention_mask)
             self._log_term_gradients(batch, states, head, teacher, teacher_head)
-        self._figures.add(batch, terms)
+        self.figures.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
 
@@ -179,7 +173,7 @@ class DistillationModule(L.LightningModule):
         return self.objective.needs_teacher and (steered or logged or not bool(batch.is_ground_truth.all()))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        step = self._figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
+        step = self.figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
         self._refuse_non_finite(step)
         self._steer_price(step)
         if self.global_step % self.logging.log_every_n_steps == 0:
@@ -188,30 +182,36 @@ class DistillationModule(L.LightningModule):
     def _refuse_non_finite(self, step: dict[str, float]) -> None:
         if all(math.isfinite(value) for value in step.values()):
             return
-        bad = [name for name, value in step.items() if not math.isfinite(value)]
+        bad = [name for name in step if not math.isfinite(step[name])]
         # name the terms; the total is bad because one of them is
         named = [name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad
         raise NonFiniteLossError(f"step {self.global_step}: {', '.join(named)} became {step[named[0]]}; {ADVICE}")
 
     def _log_step(self, step: dict[str, float]) -> None:
-        for name, value in step.items():
-            if name == "loss" or name.startswith("loss_"):
-                self.log(f"train/{name}", value, prog_bar=name == "loss")
-        now = time.monotonic()
+        curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
         if self.global_step:
-            self.log(
-                "train/tokens_per_second",
-                self._figures.tokens * self.trainer.world_size / max(1e-9, now - self._clock),
-            )
-        if self._figures.slots:
-            self.log("train/padding", 1.0 - self._figures.tokens / self._figures.slots)
-        self._figures.restart()
-        self._clock = now
+            tokens, seconds = self.figures.tokens * self.trainer.world_size, time.monotonic() - self._clock
+            curves["train/tokens_per_second"] = tokens / max(1e-9, seconds)
+        if self.figures.slots:
+            curves["train/padding"] = 1.0 - self.figures.tokens / self.figures.slots
+        self._restart_rate()
         for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
             if step.get("rows") and name in step:
-                self.log(f"dac/{name}", step[name] / step["rows"])
+                curves[f"dac/{name}"] = step[name] / step["rows"]
         if isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced":
-            self.log("dac/price", float(self.clip.price))
+            curves["dac/price"] = float(self.clip.price)
+        self._log_curves(curves)
+
+    def _restart_rate(self) -> None:
+        self.figures.restart()
+        self._clock = time.monotonic()
+
+    def _log_curves(self, curves: dict[str, Any]) -> None:
+        """One point per curve. Left to Lightning, every later step would repeat it until the next one."""
+        for name, value in curves.items():
+            self.log(name, value, logger=False)
+        if self.logger is not None:
+            self.logger.log_metrics({k: float(v) for k, v in curves.items()}, self.global_step)
 
     def _steer_price(self, step: dict[str, float]) -> None:
         """Within the step, so that a resume point written at its end has it."""
@@ -229,10 +229,10 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         """Norm of each term's own gradient, as it enters the sum (first micro-batch of the step)."""
         parameters = [p for p in self.student.parameters() if p.requires_grad]
+        w = self.objective.weights
         for i, name in enumerate(TERMS):
-            if not self.objective.weights[i]:
+            if not w[i]:
                 continue
-            w = self.objective.weights
             alone = (w[0] * (i == 0), w[1] * (i == 1), w[2] * (i == 2))
             terms = self.objective(
                 batch, student, head, teacher, teacher_head, weights=alone, vocab_size=self.vocab_size
@@ -240,7 +240,7 @@ class DistillationModule(L.LightningModule):
             gradients = torch.autograd.grad(terms.total, parameters, retain_graph=True, allow_unused=True)
             squares = [g.float().square().sum() for g in gradients if g is not None]
             if squares:
-                self.log(f"grad_norm/{name}", torch.stack(squares).sum().sqrt() * self.micro_batches)
+                self._log_curves({f"grad_norm/{name}": torch.stack(squares).sum().sqrt() * self.micro_batches})
 
     # -- dev set ----------------------------------------------------------------------------------------
 
@@ -295,4 +295,4 @@ class DistillationModule(L.LightningModule):
         if self.clip is not None:
             norms["train/grad_norm_clip"] = nn.utils.clip_grad_norm_(self.clip.parameters(), limit)
         if self.global_step % self.logging.log_every_n_steps == 0:
-            self.log_dict(norms)
+            self._log_curves(norms)

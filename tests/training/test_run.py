@@ -124,6 +124,9 @@ def test_tensorboard_holds_every_promised_curve(make_config: Make) -> None:
     assert {"scrg/error_position", "dac/lower_histogram", "dac/upper_histogram"} <= set(tags["histograms"])
     text = [tag for tag in tags["tensors"] if tag.startswith("scrg/revised_")]
     assert text, "revised sequences are shown as text"
+    # one point per logged step (8 steps, every one of them), none repeated
+    assert [e.step for e in log.Scalars("train/loss")] == list(range(8))
+    assert [e.step for e in log.Scalars("grad_norm/sft")] == [0, 4]
     total = {e.step: e.value for e in log.Scalars("train/loss")}
     parts = [{e.step: e.value for e in log.Scalars(f"train/loss_{term}")} for term in ("sft", "dac_kl", "span")]
     for step, value in total.items():
