@@ -18,6 +18,8 @@ from mgsr.losses.tile import TileRows
 
 TILE_ELEMENTS = {"cpu": 4_000_000, "cuda": 32_000_000}
 """Logits per tile where no `tile_size` is given, by device type."""
+PART_ELEMENTS = 800_000
+"""Logits that are worked on at a time on a CPU: what a core's cache holds."""
 
 
 def check_inputs(
@@ -102,3 +104,11 @@ def rows_per_tile(tile_size: int | None, count: int, width: int, device_type: st
     size = max(64, TILE_ELEMENTS.get(device_type, TILE_ELEMENTS["cpu"]) // width)
     tiles = max(1, math.ceil(count / size))
     return max(1, math.ceil(count / tiles))
+
+
+def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str) -> int:
+    """Rows of a tile that are worked on at a time: all of them, but on a CPU."""
+    if tile_size is not None or device_type != "cpu":
+        return size
+    parts = max(1, round(size * width / PART_ELEMENTS))
+    return max(1, math.ceil(size / parts))

@@ -21,7 +21,14 @@ from mgsr.losses.cached import CachedRows, TeacherRows
 from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.divergences import compute_dtype
 from mgsr.losses.heads import Head
-from mgsr.losses.inputs import check_inputs, keeps_everything, response_rows, rows_per_tile, term_scales
+from mgsr.losses.inputs import (
+    check_inputs,
+    keeps_everything,
+    response_rows,
+    rows_per_part,
+    rows_per_tile,
+    term_scales,
+)
 from mgsr.losses.reduction import IGNORED
 from mgsr.losses.terms import LossTerms, finish
 from mgsr.losses.tile import TermOptions, TileRows, TileTerms, tile_terms
@@ -159,11 +166,12 @@ def tiled_objective(
                 dtype=dtype,
             )
         size = rows_per_tile(tile_size, kept_M.numel(), width, device.type)
+        sizes = size, rows_per_part(tile_size, size, width, device.type)
         taught = None
         if teacher is not None and teacher_hidden is not None:
             states = teacher_hidden.detach()[kept_M].to(dtype)
             taught = TeacherRows(teacher, states, kept_M, labels.numel(), cached)
-        tiles, grad_hidden = _run(student_hidden, student, taught, kept_M, rows, bounds, options, size, wants)
+        tiles, grad_hidden = _run(student_hidden, student, taught, kept_M, rows, bounds, options, sizes, wants)
     return finish(
         tiles,
         [
@@ -189,34 +197,75 @@ def _run(
     rows: TileRows,
     bounds: RowBounds | None,
     options: TermOptions,
-    size: int,
+    sizes: tuple[int, int],
     wants: list[bool],
 ) -> tuple[list[TileTerms], Tensor | None]:
     """All tiles in order, and the gradient to the student's hidden states `[N, H_S]`."""
     dtype, count = student.weight.dtype, kept_M.numel()
     hidden_MH = student_hidden.detach()[kept_M].to(dtype)
     grad_MH = torch.zeros_like(hidden_MH) if wants[0] else None
-    tiles = []
+    tiles: list[TileTerms] = []
+    pairs = rows.is_pair.tolist()
     # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
-    for start in range(0, max(count, 1), size):
-        stop = min(start + size, count)
-        end = stop + int(stop < count and bool(rows.is_pair[stop - 1]))
+    for start in range(0, max(count, 1), sizes[0]):
+        stop = min(start + sizes[0], count)
+        end = stop + int(stop < count and pairs[stop - 1])
         part = hidden_MH[start:end]
         logits = student.project(part)
         taught = None if teacher is None else teacher.logits(start, end)
-
-        def bounds_of(*arguments: Any, start: int = start, stop: int = stop) -> tuple[Tensor, Tensor]:
-            assert bounds is not None
-            return bounds.tile(start, stop, *arguments)
-
-        own = TileRows(*(tensor[start:stop] for tensor in rows))
-        terms = tile_terms(taught, logits, own, bounds_of, options, need_logits_grad=any(wants))
-        if terms.grad_logits is not None:
-            pulled = student.pull(terms.grad_logits, logits, part, to_hidden=wants[0])
+        grad = None
+        if any(wants):
+            # the gradient takes the logits' place, unless a soft cap reads them once more
+            grad = logits if student.softcap is None else torch.empty_like(logits)
+        tiles += _parts(logits, taught, grad, rows, pairs, (start, stop), bounds, options, sizes[1])
+        if grad is not None:
+            pulled = student.pull(grad, logits, part, to_hidden=wants[0])
             if grad_MH is not None and pulled is not None:
                 grad_MH[start:end] += pulled
-        tiles.append(terms._replace(grad_logits=None))
     if grad_MH is None:
         return tiles, None
     grad_NH = torch.zeros(student_hidden.shape, dtype=dtype, device=student_hidden.device)
     return tiles, grad_NH.index_copy_(0, kept_M, grad_MH)
+
+
+def _parts(
+    logits: Tensor,
+    taught: Tensor | None,
+    grad: Tensor | None,
+    rows: TileRows,
+    pairs: list[bool],
+    span: tuple[int, int],
+    bounds: RowBounds | None,
+    options: TermOptions,
+    size: int,
+) -> list[TileTerms]:
+    """A tile's terms a few rows at a time; their gradient to the logits goes to `grad`, which may be `logits`.
+
+    A product of matrices wants many rows at once, the many passes over what comes out want few: those stay in a
+    processor's cache.
+    """
+    start, stop = span
+    found = []
+    carried: Tensor | None = None
+    for first in range(start, max(stop, start + 1), size):
+        last = min(first + size, stop)
+        reach = last + int(last < len(pairs) and pairs[last - 1])
+        here = slice(first - start, reach - start)
+
+        def bounds_of(*arguments: Any, first: int = first, last: int = last) -> tuple[Tensor, Tensor]:
+            assert bounds is not None
+            return bounds.tile(first, last, *arguments)
+
+        own = TileRows(*(tensor[first:last] for tensor in rows))
+        theirs = None if taught is None else taught[here]
+        terms = tile_terms(theirs, logits[here], own, bounds_of, options, need_logits_grad=grad is not None)
+        if grad is not None and terms.grad_logits is not None:
+            if carried is not None:
+                terms.grad_logits[0] += carried
+            # the halo row's gradient waits for its own part, which still needs the logits there
+            carried = terms.grad_logits[last - first].clone() if reach > last else None
+            grad[first - start : last - start] = terms.grad_logits[: last - first]
+        found.append(terms._replace(grad_logits=None))
+    if grad is not None and carried is not None:
+        grad[stop - start] = carried
+    return found

@@ -8,7 +8,7 @@ from dense import CLIP, Problem, dense_objective, network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mgsr.losses import ranking, selection, tiled_objective
+from mgsr.losses import inputs, ranking, selection, tiled_objective
 
 INF = math.inf
 
@@ -197,3 +197,23 @@ def test_the_teacher_gets_no_gradient():
     problem.taught.requires_grad_(), problem.teacher.requires_grad_()
     tiled_objective(*problem.arguments, clip=CLIP).total.backward()
     assert problem.taught.grad is None and problem.teacher.grad is None
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("part", [37, 150, 400, 5000])
+def test_tiles_in_parts_equal_one_tile(monkeypatch, part, softcap):
+    """Spans cross the ends of parts and tiles; the gradient replaces logits that nothing reads again."""
+    monkeypatch.setattr(inputs, "PART_ELEMENTS", part)
+    monkeypatch.setitem(inputs.TILE_ELEMENTS, "cpu", 1)
+    problem, net = Problem(rows=200, seed=4), network(objective="priced")
+    options = {"clip": net, "sft_mask": problem.truth, "student_softcap": softcap, "collect_rows": True}
+    variables = [*problem.inputs, *net.parameters()]
+    got = tiled_objective(*problem.arguments, **options)
+    assert inputs.rows_per_part(None, 64, 37, "cpu") == max(1, math.ceil(64 / max(1, round(64 * 37 / part))))
+    want = tiled_objective(*problem.arguments, tile_size=1000, **options)
+    for name in ("total", "sft", "dac_kl", "span", "clip_penalty"):
+        torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(got.rows.retained_mass, want.rows.retained_mass, rtol=1e-9, atol=1e-12)
+    both = [torch.autograd.grad(terms.total + terms.clip_penalty, variables) for terms in (got, want)]
+    for mine, other in zip(*both, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
