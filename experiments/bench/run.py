@@ -116,7 +116,10 @@ def main() -> None:
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     # a dirty tree measures something that no commit holds
     dirty = subprocess.run(
-        ["git", "status", "--porcelain", "mgsr", "experiments/bench"], capture_output=True, text=True, check=False
+        ["git", "status", "--porcelain", "mgsr", "experiments/bench/*.py"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     stamp = {**environment(), **versions(), "cpu": cpu(), "cores": os.cpu_count(), "dirty": bool(dirty.stdout)}
     if arguments.only == list(GROUPS):
