@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mgsr.data.corpus import RoundEntry, round_statistics
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
-from mgsr.errors import UserError
+from mgsr.errors import RunInterruptedError
 from mgsr.optimisation import Length
 from mgsr.progress import StepBar, say
 from mgsr.rendering import markdown_revision
@@ -28,10 +28,6 @@ RESUME = "resume.ckpt"
 BEST = "best.ckpt"
 
 
-class RunInterruptedError(UserError):
-    """The user (or the scheduler) asked for an end; a resume point has been written."""
-
-
 class ResumePoint(Checkpoint):
     """Writes `checkpoints/resume.ckpt` every n steps, at the end of each epoch, and when asked to stop.
 
@@ -39,8 +35,8 @@ class ResumePoint(Checkpoint):
     ends at once.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = folder / RESUME, every_n_steps
+    def __init__(self, folder: Path, every_n_steps: int, go_on: str) -> None:
+        self.path, self.every_n_steps, self.go_on = folder / RESUME, every_n_steps, go_on
         self._last_step = -1
         self._asked: int | None = None
         self._previous: dict[int, Any] = {}
@@ -68,7 +64,7 @@ class ResumePoint(Checkpoint):
     def check(self) -> None:
         """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
         if self._asked is not None:
-            raise self._interrupted()
+            raise RunInterruptedError(f"stopped; go on with: {self.go_on}")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         step = trainer.global_step
@@ -89,10 +85,6 @@ class ResumePoint(Checkpoint):
         if trainer.is_global_zero:
             temporary.replace(self.path)
         trainer.strategy.barrier("resume-point")
-
-    def _interrupted(self) -> RunInterruptedError:
-        run = self.path.parent.parent
-        return RunInterruptedError(f"stopped; go on with: mgsr train --resume {run}")
 
 
 class Validation(L.Callback):
@@ -249,10 +241,15 @@ def build_callbacks(
     length: Length,
     val_every_n_epochs: int,
     name: str,
+    go_on: str,
     validates: bool,
 ) -> tuple[list[L.Callback], Callable[[], None]]:
-    """The callbacks of a stage, and the check that long work between steps calls to stop when asked."""
-    resume = ResumePoint(folder / "checkpoints", config.checkpoint_every_n_steps)
+    """The callbacks of a stage, and the check that long work between steps calls to stop when asked.
+
+    Args:
+        go_on: the command that takes up a stopped stage.
+    """
+    resume = ResumePoint(folder / "checkpoints", config.checkpoint_every_n_steps, go_on)
     callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config)]
     callbacks.append(Validation(val_every_n_epochs, length.epochs))
     if validates:

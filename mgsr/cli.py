@@ -151,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.debug:
             raise
         print(f"mgsr: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 130 if type(error).__name__ == "RunInterruptedError" else 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("mgsr: stopped", file=sys.stderr)
         return 130

@@ -27,7 +27,6 @@ from mgsr.data.corpus import (
     write_shard,
 )
 from mgsr.data.sampler import StepSelection, pack, select
-from mgsr.data.teacher_top import CacheReport
 from mgsr.optimisation import Length
 from mgsr.schema import TrainConfig
 
@@ -88,7 +87,6 @@ class DistillationDataModule(L.LightningDataModule):
         self.train_rows, self.dev_rows = list(train), list(dev)
         self.pad_token_id, self.run_folder, self.seed = pad_token_id, Path(run_folder), seed
         self.tops = tops
-        self.cache_report: CacheReport | None = None
         self.write = write if config.scrg.enabled else None
         self.adaptive_fraction = config.mixture.student_fraction_start
         # an epoch keeps the share it began with, also where it is planned again on resume

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +29,17 @@ def working_device(accelerator: str) -> torch.device:
         if present.get(name):
             return torch.device(name)
     raise ConfigError(f"`trainer.accelerator` is {accelerator}, and there is none; set trainer.accelerator=cpu")
+
+
+def check_compiler(device: torch.device) -> None:
+    """`torch.compile` builds C++ for a CPU.
+
+    Raises:
+        ConfigError: there is no compiler.
+    """
+    wanted = os.environ.get("CXX", "g++"), "c++", "clang++"
+    if device.type == "cpu" and not any(shutil.which(name) for name in wanted):
+        raise ConfigError("`trainer.compile` needs a C++ compiler (g++) on a CPU; set trainer.compile=false")
 
 
 @contextmanager

@@ -29,8 +29,6 @@ from mgsr.objective import Objective, clip_network
 from mgsr.optimisation import build_optimizer
 from mgsr.schema import TrainConfig, TrainerConfig
 
-ADVICE = "the last good checkpoints are kept; lower train.lr or raise train.warmup_ratio"
-
 # dev prompts of one rank -> (predictions, references)
 Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
 
@@ -49,6 +47,7 @@ class DistillationModule(L.LightningModule):
         clip_lr: learning rate of the clip network.
         predict: writes the dev set with the student as it stands, for `val/rouge_l`.
         seed: of dropout, per step and rank.
+        section: of the configuration that `train` is, for advice.
     """
 
     def __init__(
@@ -65,6 +64,7 @@ class DistillationModule(L.LightningModule):
         clip_lr: float = 1e-3,
         predict: Predict | None = None,
         seed: int = 0,
+        section: str = "train",
     ) -> None:
         super().__init__()
         self.student = student
@@ -75,6 +75,7 @@ class DistillationModule(L.LightningModule):
         self.config, self.logging = train, trainer
         self.total_steps, self.micro_batches = total_steps, micro_batches
         self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
+        self._advice = f"the last good checkpoints are kept; lower {section}.lr or raise {section}.warmup_ratio"
         self.rouge_l = RougeL()
         self.stop_check: Callable[[], None] | None = None
         self.figures = StepFigures(objective)
@@ -185,7 +186,9 @@ class DistillationModule(L.LightningModule):
         bad = [name for name in step if not math.isfinite(step[name])]
         # name the terms; the total is bad because one of them is
         named = [name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad
-        raise NonFiniteLossError(f"step {self.global_step}: {', '.join(named)} became {step[named[0]]}; {ADVICE}")
+        raise NonFiniteLossError(
+            f"step {self.global_step}: {', '.join(named)} became {step[named[0]]}; {self._advice}"
+        )
 
     def _log_step(self, step: dict[str, float]) -> None:
         curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
@@ -290,7 +293,7 @@ class DistillationModule(L.LightningModule):
         # a scaler of float16 gradients provokes overflows and skips such a step itself
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if not torch.isfinite(norm) and not scaled:
-            raise NonFiniteLossError(f"step {self.global_step}: the gradient became {float(norm)}; {ADVICE}")
+            raise NonFiniteLossError(f"step {self.global_step}: the gradient became {float(norm)}; {self._advice}")
         norms = {"train/grad_norm": norm}
         if self.clip is not None:
             norms["train/grad_norm_clip"] = nn.utils.clip_grad_norm_(self.clip.parameters(), limit)

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Something in the user's hands is wrong. The message is one line: what, where, and what to do."""
 
+    exit_code = 2
+
 
 class ConfigError(UserError):
     """A configuration key, type or value that cannot be used."""
@@ -20,6 +22,12 @@ class DataError(UserError):
 
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; the message names the step and the term."""
+
+
+class RunInterruptedError(UserError):
+    """The user (or the scheduler) asked for an end; a resume point has been written."""
+
+    exit_code = 130  # as a shell reports Ctrl-C
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

@@ -55,8 +55,8 @@ def evaluate_files(
         UserError: neither a run nor a model folder; an unreadable file; `out` exists; a teacher whose
             tokenizer differs.
     """
-    answers = None if out is None else Path(out).with_suffix(".responses.jsonl")
-    for path in [Path(out), answers] if out is not None and answers is not None else []:
+    outputs = [] if out is None else [Path(out), Path(out).with_suffix(".responses.jsonl")]
+    for path in outputs:
         if path.exists():
             raise UserError(f"{path}: exists already; choose another --out or delete it")
     data, settings = DataConfig(), EvaluationConfig()
@@ -76,9 +76,10 @@ def evaluate_files(
 
     results: dict[str, Any] = {}
     responses: list[str] = []
-    place = working_device(device)
-    for one in (model, *(taught or ())[:1]):
-        one.to(place)
+    place: Any = working_device(device)
+    model.to(place)
+    if taught is not None:
+        taught[0].to(place)
     for name, rows in sets.items():
         examples = list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
         predictor = Predictor(
@@ -97,9 +98,9 @@ def evaluate_files(
         if taught is not None:
             results[name]["exposure"] = _exposure(model, taught, tokenizer, examples, settings, name)
         responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
-    if out is not None and answers is not None:
-        write_atomically(Path(out), json.dumps(results, indent=2) + "\n")
-        write_atomically(answers, "\n".join(responses) + "\n")
+    contents = json.dumps(results, indent=2), "\n".join(responses)
+    for path, content in zip(outputs, contents, strict=False):
+        write_atomically(path, content + "\n")
     return results
 
 

@@ -14,9 +14,9 @@ from mgsr.config import ExperimentConfig
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import UserError
 from mgsr.fitting import load_student
+from mgsr.job import adapted
 from mgsr.runs import STUDENT, TEACHER, load_run_config
 from mgsr.stages import prepare_teacher, quiet_transformers
-from mgsr.train import adapted
 
 
 def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -47,6 +47,7 @@ def fit(
     folder: Path,
     length: Length,
     name: str,
+    go_on: str,
     predictor: Predictor | None = None,
     hyper_parameters: dict[str, Any] | None = None,
 ) -> Path | None:
@@ -55,6 +56,7 @@ def fit(
     Args:
         folder: `checkpoints/` and TensorBoard's events go there.
         name: of the stage, for progress lines.
+        go_on: the command that takes the stage up again when it is stopped.
         predictor: writes the dev set for `val/rouge_l`; None: no dev set, no best checkpoint.
         hyper_parameters: nested configuration for TensorBoard's HPARAMS tab.
 
@@ -70,6 +72,7 @@ def fit(
         length=length,
         val_every_n_epochs=config.evaluation.val_every_n_epochs,
         name=name,
+        go_on=go_on,
         validates=validates,
     )
     module.stop_check = check

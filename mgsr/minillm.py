@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from mgsr.config import ExperimentConfig
 from mgsr.data.collate import Batch
-from mgsr.heads import OutputHead, head_arguments
 from mgsr.losses import LossTerms, policy_gradient_objective
 from mgsr.objective import Objective, Weights
 
@@ -29,24 +29,19 @@ class MiniLLMObjective(Objective):
                 f"MiniLLM has no span term and no clip, got weights {self.weights}, clip {self.clip!r}"
             )
 
-    def __call__(
+    def terms(
         self,
         batch: Batch,
         student_hidden_BTH: Tensor,
-        student: OutputHead,
         teacher_hidden_BTH: Tensor | None,
-        teacher: OutputHead | None,
-        *,
-        weights: Weights | None = None,
-        vocab_size: int | None = None,
-        collect_rows: bool = False,
+        weights: Weights,
+        **arguments: Any,
     ) -> LossTerms:
-        """Terms of one micro-batch; arguments as in `Objective`, `rows` of the model-written tokens alone."""
-        sft, policy, span = self.weights if weights is None else weights
+        """As `Objective.terms`; `rows` are of the model-written tokens alone."""
+        sft, policy, span = weights
         if span != 0:
             raise ValueError(f"MiniLLM has no span term, got the weight {span}")
-        counts = batch.counts
-        behaviour_BT = batch.behaviour_log_probs
+        counts, behaviour_BT = batch.counts, batch.behaviour_log_probs
         return policy_gradient_objective(
             student_hidden=student_hidden_BTH[:, :-1],
             teacher_hidden=teacher_hidden_BTH[:, :-1] if teacher_hidden_BTH is not None else None,
@@ -55,10 +50,7 @@ class MiniLLMObjective(Objective):
             is_ground_truth=batch.is_ground_truth,
             weights=(sft, policy),
             counts=(counts.ground_truth_tokens, counts.response_tokens - counts.ground_truth_tokens),
-            **head_arguments(student, teacher),
-            vocab_size=vocab_size,
-            collect_rows=collect_rows,
-            **self.options,
+            **arguments,
         )
 
 

@@ -49,6 +49,26 @@ class Objective:
             vocab_size: number of token ids that teacher and student share.
             collect_rows: keep per-token figures for logging.
         """
+        return self.terms(
+            batch,
+            student_hidden_BTH,
+            teacher_hidden_BTH,
+            self.weights if weights is None else weights,
+            **head_arguments(student, teacher),
+            vocab_size=vocab_size,
+            collect_rows=collect_rows,
+            **self.options,
+        )
+
+    def terms(
+        self,
+        batch: Batch,
+        student_hidden_BTH: Tensor,
+        teacher_hidden_BTH: Tensor | None,
+        weights: Weights,
+        **arguments: Any,
+    ) -> LossTerms:
+        """The loss itself; `arguments` are those of its function: output layers, vocabulary, options."""
         labels_N, span_ids_N, sft_mask_N = shift(batch)
         return tiled_objective(
             student_hidden=flatten(student_hidden_BTH),
@@ -56,14 +76,11 @@ class Objective:
             labels=labels_N,
             span_ids=span_ids_N,
             clip=self.clip,
-            weights=self.weights if weights is None else weights,
+            weights=weights,
             sft_mask=sft_mask_N,
             counts=batch.counts.as_tuple(),
-            **head_arguments(student, teacher),
-            vocab_size=vocab_size,
             cached=batch.teacher_top,
-            collect_rows=collect_rows,
-            **self.options,
+            **arguments,
         )
 
 

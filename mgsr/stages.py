@@ -19,7 +19,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
-from mgsr.callbacks import RunInterruptedError
 from mgsr.config import ExperimentConfig, fingerprint
 from mgsr.data.corpus import write_atomically
 from mgsr.data.prompts import Example, pad_id, render, require_eos
@@ -28,7 +27,6 @@ from mgsr.data.tokenizer import train_tokenizer
 from mgsr.datamodule import DistillationDataModule
 from mgsr.devices import placed, working_device
 from mgsr.distillation import DistillationModule
-from mgsr.errors import NonFiniteLossError
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.fitting import fit
 from mgsr.heads import check_output_head
@@ -141,14 +139,28 @@ def _tokenizer(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row]
         template = config.data.template
         texts = [text for row in rows for text in (render(row, template), *row.references)]
         return train_tokenizer(texts, vocab_size=config.data.synthetic.vocab_size)
-    tokenizer = models.load_tokenizer(
+    tokenizer = configured_tokenizer(model)
+    require_eos(tokenizer)
+    return tokenizer
+
+
+def configured_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that comes from elsewhere."""
+    return models.load_tokenizer(
         model.source,
         gguf_file=model.gguf_file or None,
         revision=model.revision or None,
         trust_remote_code=model.trust_remote_code,
     )
-    require_eos(tokenizer)
-    return tokenizer
+
+
+def check_tokenizers(config: ExperimentConfig) -> None:
+    """Refuse tokenizers that disagree before anything is trained, where both come from elsewhere."""
+    sources = config.teacher.source, config.student.source
+    if sources[0] == sources[1] or any(source in ("", "init", "teacher") for source in sources):
+        return
+    quiet_transformers()
+    models.require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
 
 
 def _load(
@@ -232,15 +244,7 @@ def _fine_tuned(
     partial.mkdir(parents=True, exist_ok=True)
     parameters = models.count_parameters(model)
     say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
-    try:
-        _supervise(config, sft, name, model, tokenizer, rows, dev, partial)
-    except RunInterruptedError:
-        raise RunInterruptedError(
-            f"stopped during SFT of the {name}; the same command goes on from there"
-        ) from None
-    except NonFiniteLossError as error:
-        what = str(error).replace("train.", f"{name}.sft.")
-        raise NonFiniteLossError(f"SFT of the {name}, {what}") from None
+    _supervise(config, sft, name, model, tokenizer, rows, dev, partial)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         finished = Path(scratch) / folder.name
         models.save_model_folder(model, tokenizer, finished)
@@ -288,5 +292,7 @@ def _supervise(
         micro_batches=length.micro_batches,
         vocab_size=model.config.vocab_size,
         seed=seed,
+        section=f"{name}.sft",
     )
-    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT")
+    go_on = "the same command, which takes this stage up again"
+    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", go_on=go_on)

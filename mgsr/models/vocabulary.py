@@ -110,6 +110,22 @@ def logits_width(model: PreTrainedModel) -> int:
     return min(embedding.weight.shape[0], head.weight.shape[0])
 
 
+def require_shared_ids(
+    teacher_tokenizer: PreTrainedTokenizerBase, student_tokenizer: PreTrainedTokenizerBase
+) -> VocabularyReport:
+    """The comparison of two tokenizers that number alike.
+
+    Raises:
+        UserError: they disagree on a token or on the end-of-text id (the message shows both ids).
+    """
+    report = vocabulary_report(teacher_tokenizer, student_tokenizer)
+    if report.problem is not None:
+        raise UserError(
+            f"teacher and student must share token ids, but {report.problem}: use models of one family"
+        )
+    return report
+
+
 def shared_vocab_size(
     teacher_tokenizer: PreTrainedTokenizerBase,
     student_tokenizer: PreTrainedTokenizerBase,
@@ -125,11 +141,7 @@ def shared_vocab_size(
         UserError: the tokenizers disagree on a token or on the end-of-text id (the message shows both ids),
             or the end-of-text token falls outside the shared ids.
     """
-    report = vocabulary_report(teacher_tokenizer, student_tokenizer)
-    if report.problem is not None:
-        raise UserError(
-            f"teacher and student must share token ids, but {report.problem}: use models of one family"
-        )
+    report = require_shared_ids(teacher_tokenizer, student_tokenizer)
     size = min(report.shared_size, logits_width(teacher_model), logits_width(student_model))
     eos_id = report.eos_ids[0]
     if eos_id is not None and eos_id >= size:
