@@ -10,11 +10,11 @@ from mgsr import models
 from mgsr.config import load_config
 from mgsr.data.prompts import pad_id, require_eos
 from mgsr.data.rows import read_rows
+from mgsr.job import shared_vocabulary
 from mgsr.material import encode, read_split
 from mgsr.schema import DataConfig, ExperimentConfig
 from mgsr.scrg import Prompt
 from mgsr.stages import prepare_student, prepare_teacher
-from mgsr.train import shared_vocabulary
 
 CONFIG = "configs/demo.yaml"
 OVERRIDES = ("run_root=runs/bench", "experiment=bench")

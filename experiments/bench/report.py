@@ -42,6 +42,11 @@ def memory(runs: Sequence[Mapping[str, Any]]) -> float:
     return median(run["added_bytes"] for run in runs) / MIB
 
 
+def timed(case: str, runs: Sequence[Mapping[str, Any]], digits: int, *more: str) -> list[str]:
+    """A row: what, median seconds, their range over processes, and further cells."""
+    return [NAMES[case], f"{seconds(runs):.{digits}f}", spread(runs), *more]
+
+
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """README.md and its plots."""
     lines = [
@@ -62,6 +67,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
         "growth": _growth,
         "rounds": _rounds,
         "pair": _rounds,
+        "flips": _flips,
         "step": _step,
         "peers": _peers,
     }
@@ -79,7 +85,7 @@ def _stamp(result: Mapping[str, Any]) -> str:
     return (
         f"*Commit {e['commit'][:7]}{tree}, {e['cores']} cores of {e['cpu']}, torch {e['torch']}, transformers "
         f"{e['transformers']}, lightning {e['lightning']}{', ' + peers if peers else ''}; "
-        f"{result['processes']} processes.*"
+        f"{result['processes']} process{'' if result['processes'] == 1 else 'es'}.*"
     )
 
 
@@ -95,14 +101,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _objective(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     mine, memory_mine = seconds(figures["mgsr"]), memory(figures["mgsr"])
     rows = [
-        [
-            NAMES[case],
-            f"{seconds(runs):.3f}",
-            spread(runs),
+        timed(
+            case,
+            runs,
+            3,
             f"{memory(runs):.0f}",
             f"{mine / seconds(runs):.2f}",
             f"{memory_mine / memory(runs):.2f}" if memory(runs) else "",
-        ]
+        )
         for case, runs in figures.items()
     ]
     return [
@@ -165,17 +171,8 @@ def _growth(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
-    rows = [
-        [
-            NAMES[case],
-            f"{seconds(runs):.2f}",
-            spread(runs),
-            f"{median(run['tokens'] / median(run['seconds']) for run in runs):.0f}",
-            f"{memory(runs):.0f}",
-        ]
-        for case, runs in figures.items()
-    ]
     rate = {case: median(r["tokens"] / median(r["seconds"]) for r in runs) for case, runs in figures.items()}
+    rows = [timed(case, runs, 2, f"{rate[case]:.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
     what = (
         "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
         if pair is None
@@ -192,6 +189,21 @@ def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
+def _flips(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
+    rows = [
+        [dtype, f"{100 * runs[0]['changed']:.2f} %", f"{100 * runs[0]['per_token']:.3f} %"]
+        for dtype, runs in figures.items()
+    ]
+    return [
+        "## Does the text depend on the batch?",
+        "",
+        "The demo's student writes to 256 prompts in batches of 64 and again of 3. Every draw has a key of its own, so",
+        "only rounding can make a difference.",
+        "",
+        *_table(["weights", "sequences that differ", "flips per token"], rows),
+    ]
+
+
 def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     rows = [[NAMES[case], f"{1000 * seconds(runs):.1f}", spread(runs)] for case, runs in figures.items()]
     return [
@@ -205,16 +217,11 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _peers(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
-    rows = [
-        [
-            NAMES[case],
-            f"{seconds(runs):.1f}",
-            spread(runs),
-            f"{sum(r['rouge_l'] for r in runs) / len(runs):.2f}",
-            ", ".join(f"{r['rouge_l']:.2f}" for r in runs),
-        ]
-        for case, runs in figures.items()
-    ]
+    rows = []
+    for case, runs in figures.items():
+        scores = [run["rouge_l"] for run in runs]
+        each = ", ".join(f"{score:.2f}" for score in scores)
+        rows.append(timed(case, runs, 1, f"{sum(scores) / len(scores):.2f}", each))
     return [
         "## End to end against TRL",
         "",

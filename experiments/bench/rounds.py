@@ -152,6 +152,29 @@ CASES: dict[str, Callable[[Pair], int]] = {
 }
 
 
+def flips(pair: Pair, dtype: str) -> dict[str, float]:
+    """Share of sequences, and of their tokens up to there, that another batch size turns into another text.
+
+    Draws do not depend on the batch; rounding may still carry a probability across a draw.
+    """
+    pair.student.to(getattr(torch, dtype))
+    texts = [
+        sample(
+            pair.student,
+            pair.prompts,
+            seed=SEED,
+            eos_token_id=pair.eos,
+            pad_token_id=pair.pad,
+            max_new_tokens=pair.max_new_tokens,
+            batch_size=size,
+            vocab_size=pair.vocab_size,
+        )
+        for size in (64, 3)
+    ]
+    changed = sum(left != right for left, right in zip(*texts, strict=True))
+    return {"changed": changed / len(pair.prompts), "per_token": changed / sum(map(len, texts[0]))}
+
+
 def check(pair: Pair) -> None:
     """Greedy text of both is the same, so both write with the same model in the same way.
 

@@ -23,7 +23,7 @@ from experiments.bench import report
 from mgsr.runs import environment
 
 HERE = Path(__file__).parent
-GROUPS = ("objective", "growth", "rounds", "pair", "step", "peers")
+GROUPS = ("objective", "growth", "rounds", "pair", "flips", "step", "peers")
 OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products")
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -75,6 +75,8 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
             return None
         options = {"teacher": pair[0], "student": pair[1], "data": pair[2], "prompts": 64}
         return interleaved("rounds", ROUNDS, processes, **options)
+    if group == "flips":
+        return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)
     if group == "step":
         return interleaved("step", ("lightning", "bare"), processes, steps=60)
     found: dict[str, list[Any]] = {}
@@ -128,7 +130,9 @@ def main() -> None:
     for group in arguments.only:
         figures = measure_group(group, arguments.processes, arguments.pair)
         if figures is not None:
-            processes = {"growth": 1, "peers": min(arguments.processes, 3)}.get(group, arguments.processes)
+            processes = {"growth": 1, "flips": 1, "peers": min(arguments.processes, 3)}.get(
+                group, arguments.processes
+            )
             results[group] = {"environment": stamp, "processes": processes, "figures": figures}
             if group == "pair":
                 results[group]["pair"] = [Path(name).name for name in arguments.pair]

@@ -17,16 +17,14 @@ from torch import nn
 
 from experiments.bench.pair import demo_config
 from mgsr.callbacks import StepProgress
-from mgsr.data.prompts import pad_id
 from mgsr.datamodule import DistillationDataModule
 from mgsr.fitting import quiet_lightning
 from mgsr.heads import last_hidden, output_head
-from mgsr.material import build_annotation, encode, read_split
-from mgsr.objective import build_clip, build_objective
-from mgsr.optimisation import build_optimizer, training_length
+from mgsr.job import Job, build_job, shared_vocabulary
+from mgsr.material import read_split
+from mgsr.optimisation import build_optimizer
 from mgsr.schema import ExperimentConfig
-from mgsr.stages import cache_folder, prepare_student, prepare_teacher
-from mgsr.train import build_module, shared_vocabulary
+from mgsr.stages import prepare_student, prepare_teacher
 
 WARM_UP = 5
 
@@ -36,35 +34,12 @@ def config_of(steps: int, *overrides: str) -> ExperimentConfig:
     return demo_config(f"train.max_steps={steps + WARM_UP}", "scrg.enabled=false", *overrides)
 
 
-def parts(config: ExperimentConfig, folder: Path) -> tuple[Any, DistillationDataModule]:
-    """Module and data of the main job, as `mgsr train` builds them."""
+def job_of(config: ExperimentConfig, folder: Path) -> Job:
+    """The main job as `mgsr train` builds it; nothing looks at a dev set."""
     dev, train = read_split(config.data, "dev"), read_split(config.data, "train")
     teacher = prepare_teacher(config, dev)
     student = prepare_student(config, teacher, train, dev)
-    assert teacher is not None
-    vocab_size = shared_vocabulary(teacher, student)
-    annotation = build_annotation(
-        student.tokenizer,
-        config.spans,
-        seed=config.seed,
-        cache_file=cache_folder(config) / "phrases.json",
-        wanted=config.objective.w_span > 0,
-    )
-    examples = encode(train, student.tokenizer, config.data, "training rows").examples
-    length = training_length(config.train, len(examples), 1)
-    objective = build_objective(config, build_clip(config, vocab_size, None))
-    module = build_module(config, student.model, teacher.model, objective, length, vocab_size)
-    data = DistillationDataModule(
-        config,
-        annotation.ground_truth(examples),
-        (),
-        stage=config.train,
-        length=length,
-        pad_token_id=pad_id(student.tokenizer),
-        run_folder=folder,
-        seed=config.seed,
-    )
-    return module, data
+    return build_job(config, train, (), teacher, student, shared_vocabulary(teacher, student), folder)
 
 
 class Clock(L.Callback):
@@ -85,7 +60,7 @@ def lightning_steps(steps: int, *overrides: str) -> dict[str, Any]:
     quiet_lightning()
     config = config_of(steps, *overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        module, data = parts(config, Path(scratch))
+        job = job_of(config, Path(scratch))
         clock = Clock()
         trainer = L.Trainer(
             accelerator="cpu",
@@ -104,7 +79,7 @@ def lightning_steps(steps: int, *overrides: str) -> dict[str, Any]:
             enable_checkpointing=False,
             default_root_dir=scratch,
         )
-        trainer.fit(module, data)
+        trainer.fit(job.module, job.data)
         loss = float(trainer.callback_metrics["train/loss"])
     return {"seconds": [(clock.stop - clock.start) / steps], "loss": loss}
 
@@ -113,8 +88,9 @@ def bare_steps(steps: int, *overrides: str) -> dict[str, Any]:
     """Seconds per step of the bare loop."""
     config = config_of(steps, *overrides)
     with tempfile.TemporaryDirectory() as scratch:
-        module, data = parts(config, Path(scratch))
-    batches = _batches(data, steps + WARM_UP)
+        job = job_of(config, Path(scratch))
+    module = job.module
+    batches = _batches(job.data, steps + WARM_UP)
     student, teacher, objective = module.student.train(), module.teacher.eval(), module.objective
     optimizer, scheduler = build_optimizer(
         student, module.clip, config.train, clip_lr=config.clip.lr, total_steps=steps + WARM_UP

@@ -35,6 +35,8 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         if case == "check":
             rounds.check(models)
             return {"check": "passed"}
+        if case in ("float64", "float32", "bfloat16"):
+            return rounds.flips(models, case)
         tokens: list[int] = []
         result = measure(lambda: tokens.append(rounds.CASES[case](models)), repeats=1 if options else 3)
         return {**result, "tokens": tokens[-1]}
