@@ -56,7 +56,7 @@ $(BIN)/.base: pyproject.toml | $(BIN)/python
 	@touch $@
 
 $(BIN)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,lora,gguf]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lora,gguf,spans]'
 	@touch $@
 
 $(BIN)/.bench: pyproject.toml | $(BIN)/python

@@ -167,7 +167,6 @@ def test_without_spacy_or_its_pipeline_the_user_is_told_what_to_install(monkeypa
 
 
 def test_the_real_pipeline():
-    pytest.importorskip(PIPELINE)
     text = "The old man has not been looking at the sea.\nHe will give up."
     assert said(text, SpacyChunker()(text)) == [
         ("NP", "The old man"),
