@@ -267,7 +267,7 @@ class TrainerConfig:
     threads: int = key(0, "CPU threads (0: torch's choice)", low=0)
     checkpoint_every_n_steps: int = key(200, "steps between two resume points", low=1)
     log_every_n_steps: int = key(10, "steps between two points of a curve", low=1)
-    grad_norm_every_n_steps: int = key(50, "steps between two measurements of each term's gradient norm", low=1)
+    grad_norm_every_n_steps: int = key(200, "steps between two measurements of each term's gradient norm", low=1)
     histogram_every_n_steps: int = key(50, "steps between two histograms of the clipping bounds", low=1)
     text_samples: int = key(5, "revised sequences shown in TensorBoard per round", low=0)
 

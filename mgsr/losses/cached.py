@@ -76,31 +76,29 @@ class TeacherRows:
 
     Args:
         head: the output layer.
-        hidden_MH: states of all M response rows; those of cached rows are not read.
-        kept_M: the rows of the call that the response rows are; rows: how many the call has.
+        hidden_NH: states of all N rows of the call; those of cached rows are not read.
+        kept_M: which of them are response rows.
         cached: None: no row is.
     """
 
-    def __init__(
-        self, head: Head, hidden_MH: Tensor, kept_M: Tensor, rows: int, cached: CachedRows | None
-    ) -> None:
-        self.head, self.hidden_MH, self.cached = head, hidden_MH, cached
+    def __init__(self, head: Head, hidden_NH: Tensor, kept_M: Tensor, cached: CachedRows | None) -> None:
+        self.head, self.hidden_NH, self.kept_M, self.cached = head, hidden_NH, kept_M, cached
         self.place_M: Tensor | None = None
         if cached is not None:
-            place_N = torch.full((rows,), -1, dtype=torch.int64, device=kept_M.device)
+            place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=kept_M.device)
             place_N[cached.rows] = torch.arange(len(cached.rows), device=kept_M.device)
             self.place_M = place_N[kept_M]
 
-    def logits(self, start: int, end: int) -> Tensor:
-        """`[end - start, V]`."""
-        hidden = self.hidden_MH[start:end]
+    def logits(self, start: int, end: int, out: Tensor | None = None) -> Tensor:
+        """`[end - start, V]`, in `out` where that is given and no row is cached."""
+        hidden = self.hidden_NH[self.kept_M[start:end]].to(self.head.weight.dtype)
         if self.place_M is None:
-            return self.head.project(hidden)
+            return self.head.project(hidden, out)
         assert self.cached is not None
         place = self.place_M[start:end]
         known = place >= 0
         if not bool(known.any()):
-            return self.head.project(hidden)
+            return self.head.project(hidden, out)
         chosen = place[known]
         restored = restored_logits(
             self.cached.log_probs[chosen].to(hidden.dtype),

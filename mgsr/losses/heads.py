@@ -48,9 +48,14 @@ class Head:
             self._untouched = False
         return self._grad_weight
 
-    def project(self, hidden_RH: Tensor) -> Tensor:
-        """Logits `[R, V]`."""
-        logits = torch.nn.functional.linear(hidden_RH, self.weight, self.bias)
+    def project(self, hidden_RH: Tensor, out: Tensor | None = None) -> Tensor:
+        """Logits `[R, V]`, in `out` where that is given."""
+        if out is None:
+            logits = torch.nn.functional.linear(hidden_RH, self.weight, self.bias)
+        elif self.bias is None:
+            logits = torch.mm(hidden_RH, self.weight.t(), out=out)
+        else:
+            logits = torch.addmm(self.bias, hidden_RH, self.weight.t(), out=out)
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:

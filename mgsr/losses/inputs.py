@@ -16,9 +16,9 @@ from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.reduction import IGNORED, TermCounts, span_pairs, term_counts
 from mgsr.losses.tile import TileRows
 
-TILE_ELEMENTS = {"cpu": 8_000_000, "cuda": 32_000_000}
+TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 32_000_000}
 """Logits per tile where no `tile_size` is given, by device type."""
-PART_ELEMENTS = 1_600_000
+PART_ELEMENTS = 2_600_000
 """Logits that are worked on at a time on a CPU: what a core's cache holds."""
 
 

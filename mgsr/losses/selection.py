@@ -16,6 +16,7 @@ from mgsr.losses.dac_tile import ClipOptions, RowGradients, Selected, clipped_ma
 from mgsr.losses.divergences import kl_from_log_probs
 from mgsr.losses.ranking import top_classes
 from mgsr.losses.side import Side
+from mgsr.losses.workspace import Workspace
 
 DEPTHS = (512, 2048, 8192)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
@@ -29,11 +30,12 @@ class Ranking(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """One tile: both models' views of it and the labels `[R]`."""
+    """One tile: both models' views of it, the labels `[R]` and memory to work in."""
 
     teacher: Side
     student: Side
     labels: Tensor
+    room: Workspace
 
 
 class Patch(NamedTuple):
@@ -78,9 +80,9 @@ def rank_logits(logits_RV: Tensor, features: int = 0) -> Tensor:
     return top_classes(logits_RV, max(DEPTHS[0], features))[1]
 
 
-def _ranked(teacher: Side, rows: Tensor | None, depth: int) -> Ranking:
+def _ranked(teacher: Side, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
     """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
-    logits = teacher.logits if rows is None else teacher.logits[rows]
+    logits = teacher.logits if rows is None else room.rows_of("some rows", teacher.logits, rows)
     ids = top_classes(logits, depth)[1]
     return Ranking(teacher.log_probs(ids, rows), ids)
 
@@ -151,7 +153,11 @@ def _gradient(
 def _groups(
     tile: Tile, ranking: Ranking, lower_R: Tensor, upper_R: Tensor, options: ClipOptions, request: Request
 ) -> Iterator[tuple[Tensor | None, Tensor | None, Selected]]:
-    """Rows with the classes that decide them: (rows or None for all, ids or None for all classes, selection)."""
+    """Rows with the classes that decide them: (rows or None for all, ids or None for all classes, selection).
+
+    A row may come again with more classes, the former among them: the later counts. Sorting the covered rows of
+    a group out would cost more than to compute a few twice. Rows with all classes come in no other group.
+    """
     width = tile.teacher.logits.shape[-1]
     target_R = ranking.ids[:, 0] if options.target == "argmax" else tile.labels
     if ranking.ids.shape[-1] == width:
@@ -166,27 +172,30 @@ def _groups(
     hopeless_R = ~(empty_R | (reach_R <= 1.0))
     left = (~hopeless_R).nonzero().squeeze(1)
     unsettled = [hopeless_R.nonzero().squeeze(1)]
+    groups: list[tuple[Tensor | None, Tensor, Selected]] = []
     for depth in DEPTHS:
         if left.numel() == 0 or depth >= width:
             break
         rows = None if left.numel() == lower_R.numel() else left
         if depth != DEPTHS[0]:
-            ranked = _ranked(tile.teacher, rows, depth)
+            ranked = _ranked(tile.teacher, rows, depth, tile.room)
         else:
             ranked = ranking if rows is None else Ranking(ranking.values[rows], ranking.ids[rows])
         ids, part, exact = _most_probable(tile, rows, ranked, target_R[left], options)
-        covered = exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left])
-        if bool(covered.all()):
+        groups.append((rows, ids, part))
+        left = left[~(exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left]))]
+    for rows, ids, part in groups:
+        if left.numel() == 0:
             yield rows, ids, part
-            left = left[:0]
-        elif bool(covered.any()):
-            yield left[covered], ids[covered], _some(part, covered)
-            left = left[~covered]
+            continue
+        given = torch.arange(lower_R.numel(), device=left.device) if rows is None else rows
+        settled = ~torch.isin(given, left)
+        yield given[settled], ids[settled], _some(part, settled)
     rest = torch.cat([*unsettled, left])
     if rest.numel():
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
-        subtile = Tile(tile.teacher.rows(rows), tile.student.rows(rows), tile.labels)
-        ranked = _ranked(subtile.teacher, None, width)
+        subtile = Tile(tile.teacher.rows(rows), tile.student.rows(rows), tile.labels, tile.room)
+        ranked = _ranked(subtile.teacher, None, width, tile.room)
         yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
 
 
@@ -222,7 +231,7 @@ def _most_probable(
             target = (ids == target_R.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)
             log_p = tile.teacher.log_probs(ids, rows)
     log_q = tile.student.log_probs(ids, rows)
-    outside_p, outside_q = tile.teacher.mass_outside(ids, rows), tile.student.mass_outside(ids, rows)
+    outside_p, outside_q = (side.mass_outside(ids, rows, tile.room) for side in (tile.teacher, tile.student))
     exact = outside_q > least_exact(outside_q.dtype)
     part = Selected(log_p, log_q, log_p.exp(), log_q.exp(), c, target, outside_p, outside_q)
     return ids, part, exact

@@ -16,6 +16,7 @@ from torch import Tensor
 from mgsr.losses.clipping import PairSummary
 from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
+from mgsr.losses.places import pick, put
 from mgsr.losses.selection import (
     ClippedTile,
     Patch,
@@ -28,7 +29,8 @@ from mgsr.losses.selection import (
 )
 from mgsr.losses.side import Side
 from mgsr.losses.span import check_relation
-from mgsr.losses.span_tile import Pull, span_tile
+from mgsr.losses.span_tile import span_tile
+from mgsr.losses.workspace import Workspace
 
 BoundsOf = Callable[[Tensor, Tensor, "PairSummary | None"], "tuple[Tensor, Tensor]"]
 """(teacher logits, student logits, summary) -> lower [R], upper [R] of the tile."""
@@ -68,13 +70,17 @@ class TileRows(NamedTuple):
 
 
 class TileTerms(NamedTuple):
-    """Sums over the tile, gradients and per-row values. `bounds_grad`: see `RowGradients.bounds`."""
+    """Sums over the tile, gradients and per-row values.
+
+    `halo_grad [1, V]`: the gradient to the halo row's logits, None without a halo. `bounds_grad`: see
+    `RowGradients.bounds`.
+    """
 
     sft: Tensor
     dac_kl: Tensor
     span: Tensor
     clipped: Tensor
-    grad_logits: Tensor | None
+    halo_grad: Tensor | None
     bounds_grad: Tensor | None
     stats: dict[str, Tensor]
 
@@ -85,28 +91,40 @@ def tile_terms(
     rows: TileRows,
     bounds_of: BoundsOf,
     options: TermOptions,
+    room: Workspace,
     *,
-    need_logits_grad: bool,
+    grad: Tensor | None,
 ) -> TileTerms:
-    """The terms of one tile (see the top of the file). Called without gradient tracking."""
+    """The terms of one tile (see the top of the file). Called without gradient tracking.
+
+    `grad [R, V]` takes the gradient to the logits of the tile's own rows, None: it isn't wanted. It may be
+    `student_logits` themselves, which are read for the last time before.
+    """
+    need_logits_grad = grad is not None
     count, tau = rows.labels.numel(), options.temperature
-    student = Side.of(student_logits if tau == 1.0 else student_logits / tau)
+    logits_S = student_logits if tau == 1.0 else student_logits / tau
+    ranked = teacher_logits is not None and options.divergence == "dac_kl" and not options.keep_all
+    best = ids = None
+    if teacher_logits is not None:
+        logits_T = teacher_logits if tau == 1.0 else teacher_logits / tau
+        # all rows, the halo too: its most probable class is then known
+        ids = rank_logits(logits_T, options.features) if ranked else None
+        best = None if ids is None else ids[:, :1]
+    student = Side.of(logits_S, best, out=room.take("student probabilities", *logits_S.shape))
     # cross-entropy is always at temperature 1
-    plain = student if tau == 1.0 else Side.of(student_logits)
+    plain = student if tau == 1.0 else Side.of(student_logits, best)
     labels = rows.labels.unsqueeze(1)
     picked = plain.first(count).log_probs(labels).squeeze(1)
     sft = -torch.where(rows.truth, picked, torch.zeros_like(picked)).sum()
     sft_scale = rows.truth.to(picked.dtype) * options.scales[0]
     zero = torch.zeros_like(sft)
     if teacher_logits is None:
-        grad = _sft_gradient(plain.probs, labels, sft_scale) if need_logits_grad else None
-        return TileTerms(sft, zero, zero, zero, grad, None, {})
-    logits_T = teacher_logits if tau == 1.0 else teacher_logits / tau
-    ranked = options.divergence == "dac_kl" and not options.keep_all
-    # all rows, the halo too: its largest class then need not be looked for again
-    ids = rank_logits(logits_T, options.features) if ranked else None
-    teacher = Side.of(logits_T, None if ids is None else ids[:, :1])
-    tile = Tile(teacher.first(count), student.first(count), rows.labels)
+        if grad is not None:
+            torch.mul(plain.probs[:count], sft_scale.unsqueeze(1), out=grad)
+            grad.scatter_add_(1, labels, -sft_scale.unsqueeze(1))
+        return TileTerms(sft, zero, zero, zero, None, None, {})
+    teacher = Side.of(logits_T, best, out=room.take("teacher probabilities", *logits_T.shape))
+    tile = Tile(teacher.first(count), student.first(count), rows.labels, room)
     logits = teacher_logits[:count], student_logits[:count]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
     base_scale = sft_scale if tau == 1.0 else None
@@ -125,24 +143,17 @@ def tile_terms(
         norm=options.span_norm,
         relation=options.span_relation,
         scale=options.scales[2] if wants_span_grad else None,
+        room=room,
     )
     stats = _stats(tile, teacher_logits[:count], clipped, options) if options.collect else {}
-    grad = None
-    if need_logits_grad:
-        grad = _assemble(student.probs, clipped, count, pull)
+    halo = None
+    if grad is not None:
+        halo = _assemble(student.probs, clipped, pull, grad)
         if tau != 1.0:
-            grad /= tau
-            grad += _sft_gradient(plain.probs, labels, sft_scale)
-        else:
-            grad[:count].scatter_add_(1, labels, -sft_scale.unsqueeze(1))
-    return TileTerms(sft, clipped.loss.sum(), span, clipped.clipped.sum(), grad, clipped.bounds, stats)
-
-
-def _sft_gradient(q: Tensor, labels_R1: Tensor, scale: Tensor) -> Tensor:
-    """scale * (q - onehot(label)); the halo row has none."""
-    grad = q * torch.nn.functional.pad(scale, (0, q.shape[0] - scale.numel())).unsqueeze(1)
-    grad[: scale.numel()].scatter_add_(1, labels_R1, -scale.unsqueeze(1))
-    return grad
+            grad.div_(tau).addcmul_(plain.probs[:count], sft_scale.unsqueeze(1))
+            halo = None if halo is None else halo.div_(tau)
+        grad.scatter_add_(1, labels, -sft_scale.unsqueeze(1))
+    return TileTerms(sft, clipped.loss.sum(), span, clipped.clipped.sum(), halo, clipped.bounds, stats)
 
 
 def _clipped(
@@ -198,49 +209,47 @@ def _other_divergence(
     return ClippedTile(loss.detach(), zero, scale, patches, None, None)
 
 
-def _assemble(q: Tensor, clipped: ClippedTile, count: int, pull: Pull | None) -> Tensor:
-    """Gradient to the logits over the temperature; the halo row has the span's alone.
+def _assemble(q: Tensor, clipped: ClippedTile, pull: Tensor | None, out: Tensor) -> Tensor | None:
+    """Gradient to the logits over the temperature: the tile's rows to `out [R, V]`, a halo row's is returned.
 
-    q * row_scale with its patches, and of the span term's gradient g to q (`pull`): q * (g - <g, q>). Overwrites
-    `pull`'s direction.
+    q * row_scale with its patches, and of the span term's gradient g to q (`pull`): q * (g - <g, q>); the halo
+    has the latter alone. Overwrites `pull`.
     """
-    scale = torch.nn.functional.pad(clipped.row_scale, (0, q.shape[0] - count))
-    patches = clipped.patches
+    scale, patches, count = clipped.row_scale, clipped.patches, out.shape[0]
+    halo = None
     if pull is None:
-        grad = q * scale.unsqueeze(1)
+        torch.mul(q[:count], scale.unsqueeze(1), out=out)
     else:
-        direction, factor = pull
-        centre = torch.linalg.vecdot(direction, q) * factor
-        # before `direction` is overwritten: a patch stands for what row_scale gives, and must keep the span's part
-        patches = [_with_span(patch, q, pull, centre) for patch in patches]
-        grad = torch.add((scale - centre).unsqueeze(1), direction, alpha=factor, out=direction).mul_(q)
-    own = grad[:count]
+        direction = pull
+        # q * g and its sum in two passes: quicker than a dot product, and the last pass needs no g
+        direction.mul_(q)
+        centre = direction.sum(dim=-1)
+        # before `q` may be overwritten: a patch stands for what row_scale gives, and must keep the span's part
+        patches = [_with_span(patch, q, direction, centre) for patch in patches]
+        torch.addcmul(direction[:count], q[:count], (scale - centre[:count]).unsqueeze(1), out=out)
+        if q.shape[0] > count:
+            halo = torch.addcmul(direction[count:], q[count:], centre[count:].unsqueeze(1), value=-1.0)
     for rows, ids, values in patches:
-        if ids is None:
-            if rows is None:
-                own += values
-            else:
-                own.index_add_(0, rows, values)
+        if ids is not None:
+            put(out, rows, ids, values)
         elif rows is None:
-            own.scatter_(1, ids, values)
+            out += values
         else:
-            own[rows.unsqueeze(1), ids] = values
-    return grad
+            out.index_add_(0, rows, values)
+    return halo
 
 
-def _with_span(patch: Patch, q: Tensor, pull: Pull, centre: Tensor) -> Patch:
-    """The patch with q * (g - <g, q>) added; one that is added to whole rows leaves that in place anyway."""
+def _with_span(patch: Patch, q: Tensor, pulled: Tensor, centre: Tensor) -> Patch:
+    """The patch with q * g - q * <g, q> added (`pulled`, q * `centre`).
+
+    One that is added to whole rows leaves that in place anyway.
+    """
     rows, ids, values = patch
     if ids is None:
         return patch
-    if rows is None:
-        count = ids.shape[0]
-        own, q_own, centre = pull.direction[:count].gather(1, ids), q[:count].gather(1, ids), centre[:count]
-    else:
-        places = rows.unsqueeze(1), ids
-        own, q_own, centre = pull.direction[places], q[places], centre[rows]
-    span = (own * pull.factor - centre.unsqueeze(1)) * q_own
-    return Patch(rows, ids, values + span)
+    centre = centre[: ids.shape[0]] if rows is None else centre[rows]
+    span = pick(pulled, rows, ids).addcmul_(pick(q, rows, ids), centre.unsqueeze(1), value=-1.0)
+    return Patch(rows, ids, span.add_(values))
 
 
 def _stats(tile: Tile, teacher_logits: Tensor, clipped: ClippedTile, options: TermOptions) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from mgsr.losses.inputs import (
 from mgsr.losses.reduction import IGNORED
 from mgsr.losses.terms import LossTerms, finish
 from mgsr.losses.tile import TermOptions, TileRows, TileTerms, tile_terms
+from mgsr.losses.workspace import Workspace
 
 
 def tiled_objective(
@@ -169,8 +170,7 @@ def tiled_objective(
         sizes = size, rows_per_part(tile_size, size, width, device.type)
         taught = None
         if teacher is not None and teacher_hidden is not None:
-            states = teacher_hidden.detach()[kept_M].to(dtype)
-            taught = TeacherRows(teacher, states, kept_M, labels.numel(), cached)
+            taught = TeacherRows(teacher, teacher_hidden.detach(), kept_M, cached)
         tiles, grad_hidden = _run(student_hidden, student, taught, kept_M, rows, bounds, options, sizes, wants)
     return finish(
         tiles,
@@ -201,31 +201,33 @@ def _run(
     wants: list[bool],
 ) -> tuple[list[TileTerms], Tensor | None]:
     """All tiles in order, and the gradient to the student's hidden states `[N, H_S]`."""
-    dtype, count = student.weight.dtype, kept_M.numel()
-    hidden_MH = student_hidden.detach()[kept_M].to(dtype)
-    grad_MH = torch.zeros_like(hidden_MH) if wants[0] else None
+    dtype, device, count = student.weight.dtype, student_hidden.device, kept_M.numel()
+    # rows are picked tile by tile, here and in `TeacherRows`: copies of all of them would grow with N
+    hidden_NH = student_hidden.detach()
+    grad_NH = torch.zeros(hidden_NH.shape, dtype=dtype, device=device) if wants[0] else None
     tiles: list[TileTerms] = []
+    room = Workspace(device, dtype)
     pairs = rows.is_pair.tolist()
     # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
     for start in range(0, max(count, 1), sizes[0]):
         stop = min(start + sizes[0], count)
         end = stop + int(stop < count and pairs[stop - 1])
-        part = hidden_MH[start:end]
-        logits = student.project(part)
-        taught = None if teacher is None else teacher.logits(start, end)
+        chosen = kept_M[start:end]
+        part = hidden_NH[chosen].to(dtype)
+        logits = student.project(part, room.take("student logits", end - start, student.width))
+        taught = None
+        if teacher is not None:
+            taught = teacher.logits(start, end, room.take("teacher logits", end - start, student.width))
         grad = None
         if any(wants):
             # the gradient takes the logits' place, unless a soft cap reads them once more
-            grad = logits if student.softcap is None else torch.empty_like(logits)
-        tiles += _parts(logits, taught, grad, rows, pairs, (start, stop), bounds, options, sizes[1])
+            grad = logits if student.softcap is None else room.take("gradient", *logits.shape)
+        tiles += _parts(logits, taught, grad, rows, pairs, (start, stop), bounds, options, sizes[1], room)
         if grad is not None:
             pulled = student.pull(grad, logits, part, to_hidden=wants[0])
-            if grad_MH is not None and pulled is not None:
-                grad_MH[start:end] += pulled
-    if grad_MH is None:
-        return tiles, None
-    grad_NH = torch.zeros(student_hidden.shape, dtype=dtype, device=student_hidden.device)
-    return tiles, grad_NH.index_copy_(0, kept_M, grad_MH)
+            if grad_NH is not None and pulled is not None:
+                grad_NH[chosen] += pulled
+    return tiles, grad_NH
 
 
 def _parts(
@@ -238,6 +240,7 @@ def _parts(
     bounds: RowBounds | None,
     options: TermOptions,
     size: int,
+    room: Workspace,
 ) -> list[TileTerms]:
     """A tile's terms a few rows at a time; their gradient to the logits goes to `grad`, which may be `logits`.
 
@@ -257,15 +260,15 @@ def _parts(
             return bounds.tile(first, last, *arguments)
 
         own = TileRows(*(tensor[first:last] for tensor in rows))
+        out = None if grad is None else grad[first - start : last - start]
         theirs = None if taught is None else taught[here]
-        terms = tile_terms(theirs, logits[here], own, bounds_of, options, need_logits_grad=grad is not None)
-        if grad is not None and terms.grad_logits is not None:
-            if carried is not None:
-                terms.grad_logits[0] += carried
-            # the halo row's gradient waits for its own part, which still needs the logits there
-            carried = terms.grad_logits[last - first].clone() if reach > last else None
-            grad[first - start : last - start] = terms.grad_logits[: last - first]
-        found.append(terms._replace(grad_logits=None))
-    if grad is not None and carried is not None:
-        grad[stop - start] = carried
+        terms = tile_terms(theirs, logits[here], own, bounds_of, options, room, grad=out)
+        if out is not None and carried is not None:
+            out[:1] += carried
+        # the halo row's gradient waits for its own part, which still needs the logits there
+        carried = terms.halo_grad
+        found.append(terms._replace(halo_grad=None))
+    if grad is not None and reach > stop:
+        # the tile's own halo
+        grad[stop - start :] = 0.0 if carried is None else carried
     return found

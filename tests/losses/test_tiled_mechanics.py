@@ -187,7 +187,8 @@ def test_each_depth_of_selection_is_used(monkeypatch):
     teacher[:, 0] = -torch.arange(200.0)
     problem.taught, problem.teacher = taught, teacher
     got = tiled_objective(*problem.arguments, clip=(0.05, 0.9))
-    assert seen == [(2, 16), (3, 64), (3, 200)]
+    # a row that needs more is computed at the first depth as well, which is cheaper than to sort it out
+    assert seen == [(5, 16), (3, 64), (3, 200)]
     want, _, _ = dense_objective(problem, (0.05, 0.9))
     torch.testing.assert_close(got.total, want)
 
@@ -217,3 +218,14 @@ def test_tiles_in_parts_equal_one_tile(monkeypatch, part, softcap):
     both = [torch.autograd.grad(terms.total + terms.clip_penalty, variables) for terms in (got, want)]
     for mine, other in zip(*both, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_broken_row_outside_every_pair_does_not_reach_its_neighbours():
+    problem = Problem(rows=4)
+    problem.labels, problem.spans = torch.tensor([1, 2, 3, 4]), torch.tensor([0, 0, -1, -1])
+    options = {"clip": CLIP, "weights": (0.0, 0.0, 1.0)}
+    want = torch.autograd.grad(tiled_objective(*problem.arguments, **options).total, problem.hidden)[0]
+    with torch.no_grad():
+        problem.hidden[2] = math.nan
+    got = torch.autograd.grad(tiled_objective(*problem.arguments, **options).total, problem.hidden)[0]
+    torch.testing.assert_close(got[:2], want[:2])
