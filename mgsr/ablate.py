@@ -1,137 +1,242 @@
-"""`mgsr ablate`: a study is a YAML file of arms, each a small override of one base configuration."""
+"""`mgsr ablate`: arms x seeds. What is complete is skipped, what was begun goes on, nothing is mixed."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, read_yaml
-from mgsr.data.corpus import write_atomically
-from mgsr.errors import ConfigError, did_you_mean
-from mgsr.progress import say
-from mgsr.runs import run_folder
-from mgsr.statistics import mean_std, paired_t_interval
-from mgsr.train import train
+import torch
 
-STUDY_KEYS = ("study", "base", "arms", "baseline")
+from mgsr.config import ExperimentConfig, dump
+from mgsr.data.corpus import write_atomically
+from mgsr.errors import ConfigError, UserError
+from mgsr.progress import progress, say
+from mgsr.results import collect, hashes, read_result, recorded, result_path, write_result
+from mgsr.runs import code_fingerprint, run_folder
+from mgsr.statistics import mean_std, paired_t_interval
+from mgsr.studies import Study
+from mgsr.train import prepare, train
 
 
 @dataclass(frozen=True)
-class Study:
-    """Arms of one base configuration.
+class Run:
+    """One arm with one seed."""
 
-    Attributes:
-        arms: name -> flat overrides. baseline: the arm that the others are compared with.
-    """
+    arm: str
+    seed: int
+    config: ExperimentConfig
+    hashes: dict[str, str]
+    path: Path
 
-    name: str
-    base: str
-    arms: dict[str, dict[str, Any]]
-    baseline: str
-
-    def config(self, arm: str, seed: int, overrides: Sequence[str] = ()) -> ExperimentConfig:
-        """The configuration of one run: base, then the command line, then the arm."""
-        tree = flat_tree(read_yaml(self.base))
-        tree.update(experiment=self.name, arm=arm, seed=seed)
-        arm_overrides = [f"{name}={json.dumps(value)}" for name, value in self.arms[arm].items()]
-        fixed = [o for o in overrides if o.partition("=")[0] in ("experiment", "arm", "seed")]
-        if fixed:
-            raise ConfigError(f"`{fixed[0]}`: a study sets experiment, arm and seed itself")
-        return config_from_tree(tree, [*overrides, *arm_overrides], source=self.base)
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.config)
 
 
-def load_study(path: str | Path, base: str | None = None) -> Study:
-    """Read a study.
+def run_study(
+    study: Study,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    *,
+    arms: Sequence[str] = (),
+    jobs: int = 1,
+    record: bool = False,
+) -> dict[str, Any]:
+    """Run every arm with every seed.
 
     Args:
-        base: another base configuration than the study names.
-
-    Raises:
-        ConfigError: unknown keys, no arms, an arm that is no mapping, two arms of one name.
-    """
-    _refuse_repeated_arms(path)
-    tree = read_yaml(path)
-    for name in tree:
-        if name not in STUDY_KEYS:
-            raise ConfigError(f"{path}: unknown key `{name}`{did_you_mean(name, STUDY_KEYS)}")
-    arms = tree.get("arms")
-    if not isinstance(arms, Mapping) or not arms:
-        raise ConfigError(f"{path}: `arms` must map names to overrides, as in `removed: {{scrg.enabled: false}}`")
-    for arm, overrides in arms.items():
-        if overrides is not None and not isinstance(overrides, Mapping):
-            raise ConfigError(f"{path}: arm `{arm}` must be a mapping of keys to values")
-    if base is None and not tree.get("base"):
-        raise ConfigError(f"{path}: `base` is missing; name the configuration that the arms override")
-    flat = {str(arm): flat_tree(overrides or {}) for arm, overrides in arms.items()}
-    baseline = str(tree.get("baseline") or next(iter(flat)))
-    if baseline not in flat:
-        raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
-    return Study(str(tree.get("study") or Path(path).stem), base or str(tree["base"]), flat, baseline)
-
-
-def _refuse_repeated_arms(path: str | Path) -> None:
-    import yaml
-
-    try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return  # read_yaml says what is wrong
-    if not isinstance(node, yaml.MappingNode):
-        return
-    arms = next((v for k, v in node.value if k.value == "arms" and isinstance(v, yaml.MappingNode)), None)
-    seen: dict[str, int] = {}
-    for key, _ in arms.value if arms else []:
-        if key.value in seen:
-            raise ConfigError(
-                f"{path}:{key.start_mark.line + 1}: arm `{key.value}` stands twice (line {seen[key.value]} first)"
-            )
-        seen[key.value] = key.start_mark.line + 1
-
-
-def run_study(study: Study, seeds: Sequence[int], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Run every arm with every seed, one after another; complete runs are skipped, begun ones resumed.
+        arms: only these (empty: all).
+        jobs: runs side by side, each a process of its own with its share of the processor or a device.
+        record: read and write result files beside the study's file; otherwise under the run root.
 
     Returns:
         The summary that is written to `<run_root>/<study>/metrics.json`.
+
+    Raises:
+        UserError: a result or a begun run comes from other code, another configuration or other data.
     """
-    # refuse a bad arm before the first one has run for an hour
-    configs = [(arm, seed, study.config(arm, seed, overrides)) for seed in seeds for arm in study.arms]
-    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in study.arms}
-    for number, (arm, seed, config) in enumerate(configs, 1):
-        say(f"[{number}/{len(configs)}] {study.name}: {arm}, seed {seed}")
-        begun = (run_folder(config) / "config.yaml").exists()
-        results[arm][seed] = train(config, resume=begun)
-    summary = summarise(study, results)
-    path = Path(configs[0][2].run_root) / study.name / "metrics.json"
+    unknown = [arm for arm in arms if arm not in study.arms]
+    if unknown:
+        raise ConfigError(f"{study.path}: no arm `{unknown[0]}`; it has {', '.join(study.arms)}")
+    runs = _plan(study, seeds, overrides, arms or list(study.arms), record)
+    done = {(run.arm, run.seed): result for run in runs if (result := _complete(run, study, record)) is not None}
+    pending = [run for run in runs if (run.arm, run.seed) not in done]
+    for run in pending:
+        _refuse_other_code(run)
+    if done:
+        say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
+    _run_all(study, pending, jobs)
+    for run in pending:
+        found = read_result(run.path)
+        assert found is not None
+        done[run.arm, run.seed] = found
+    metrics: dict[str, dict[int, dict[str, Any]]] = {run.arm: {} for run in runs}
+    for (arm, seed), result in done.items():
+        metrics[arm][seed] = result["metrics"]
+    summary = summarise(study, metrics)
+    path = Path(runs[0].config.run_root) / study.name / "metrics.json"
     write_atomically(path, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
+def _plan(
+    study: Study, seeds: Sequence[int], overrides: Sequence[str], arms: Sequence[str], record: bool
+) -> list[Run]:
+    """All runs, their configurations checked: a bad arm is refused before the first one has run for an hour."""
+    root = Path(study.config(arms[0], seeds[0], overrides).run_root)
+    runs: list[Run] = []
+    same: dict[str, str] = {}
+    for seed in seeds:
+        for arm in arms:
+            folder = study.results if record else root / study.name / "results"
+            config = study.config(arm, seed, overrides, folder)
+            found = hashes(config, code_fingerprint())
+            if seed == seeds[0] and found["data"] != same.setdefault("data", found["data"]):
+                raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
+            runs.append(Run(arm, seed, config, found, result_path(folder, arm, seed)))
+    return runs
+
+
+def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
+    """The run's result where it is there, or where another study has recorded the very same run."""
+    result = read_result(run.path)
+    if result is not None:
+        changed = [name for name, value in run.hashes.items() if result["hashes"].get(name) != value]
+        if changed:
+            raise UserError(
+                f"{run.path}: comes from another {', '.join(changed)} (commit {_commit(result['environment'])}); "
+                f"results are never mixed: check that commit out, or delete those of {study.name} to run it anew"
+            )
+        return result
+    if record:
+        for other in recorded(study.path.parent.parent):
+            if other["hashes"] == run.hashes:
+                mine = {**other, "study": study.name, "arm": run.arm, "overrides": study.arms[run.arm]}
+                write_result(run.path, mine)
+                say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
+                return mine
+    return None
+
+
+def _refuse_other_code(run: Run) -> None:
+    """A begun run goes on only with the code that it began with."""
+    try:
+        begun = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return
+    if begun.get("code") != run.hashes["code"]:
+        raise UserError(
+            f"{run.folder}: begun with other code (commit {_commit(begun)}); check that commit out, or delete the "
+            "folder to run it anew"
+        )
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    return str(environment.get("commit", "unknown"))[:7]
+
+
+def _run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
+    if not pending:
+        return
+    with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
+        if jobs == 1:
+            for number, run in enumerate(pending, 1):
+                say(f"[{number}/{len(pending)}] {study.name}: {run.arm}, seed {run.seed}")
+                train(run.config, resume=_begun(run))
+                _record(study, run)
+                advance(1)
+            return
+        # what several runs start from is made once, not by all of them at the same time
+        for seed in sorted({run.seed for run in pending}):
+            prepare(next(run.config for run in pending if run.seed == seed))
+        devices, failed = torch.cuda.device_count(), Event()
+
+        def work(numbered: tuple[int, Run]) -> None:
+            number, run = numbered
+            if not failed.is_set():
+                try:
+                    _in_process(run, jobs, number % devices if devices else None)
+                    _record(study, run)
+                except BaseException:
+                    failed.set()
+                    raise
+                advance(1)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in pool.map(work, enumerate(pending)):
+                pass
+
+
+def _begun(run: Run) -> bool:
+    return (run.folder / "config.yaml").exists()
+
+
+def _record(study: Study, run: Run) -> None:
+    result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
+    write_result(run.path, result)
+    rouge = result["metrics"]["result"]["test"]["rouge_l"]
+    say(
+        f"{study.name}: {run.arm}, seed {run.seed}: test ROUGE-L {rouge:.2f}, {result['metrics']['seconds']:.0f} s"
+    )
+
+
+def _in_process(run: Run, jobs: int, device: int | None) -> None:
+    """`mgsr train` of one run, with its share of the processor; what it says goes to `train.log`.
+
+    Raises:
+        UserError: it failed; its last line is in the message.
+    """
+    queue = run.folder.parent / f".{run.folder.name}.yaml"
+    write_atomically(queue, dump(run.config))
+    log = run.folder.parent / f"{run.folder.name}.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(device)
+    command = [sys.executable, "-m", "mgsr", "train", str(queue)]
+    if _begun(run):
+        command += ["--resume", str(run.folder)]
+    with log.open("a", encoding="utf-8") as out:
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"# {started} {' '.join(command)}", file=out, flush=True)
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False)
+    queue.unlink(missing_ok=True)
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise UserError(f"{run.arm}, seed {run.seed} failed ({log}): {lines[-1] if lines else 'no output'}")
+
+
 def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """Mean test ROUGE-L per arm, of what the arms start from, and paired differences over training seeds."""
-    runs = list(results[study.baseline].values())
-    summary: dict[str, Any] = {"study": study.name, "seeds": sorted(results[study.baseline])}
+    base = study.baseline if study.baseline in results else next(iter(results))
+    runs = list(results[base].values())
+    summary: dict[str, Any] = {"study": study.name, "seeds": sorted(results[base])}
     for name in ("teacher", "sft_start"):
         if all(name in run for run in runs):
             summary[name] = _over_seeds([run[name]["test"] for run in runs])
     for arm, by_seed in results.items():
         summary[arm] = _over_seeds([run["result"]["test"] for run in by_seed.values()])
         rounds = [run["scrg"] for run in by_seed.values() if "scrg" in run]
-        if rounds and (arm == study.baseline or "scrg" not in summary):
+        if rounds and (arm == base or "scrg" not in summary):
             summary["scrg"] = {k: sum(r[k] for r in rounds) / len(rounds) for k in rounds[0]}
     differences = {}
     for arm in results:
-        if arm == study.baseline or len(runs) < 2:
+        if arm == base or len(runs) < 2:
             continue
         pairs = [
-            results[study.baseline][seed]["result"]["test"]["rouge_l"] - run["result"]["test"]["rouge_l"]
+            results[base][seed]["result"]["test"]["rouge_l"] - run["result"]["test"]["rouge_l"]
             for seed, run in results[arm].items()
         ]
         interval = paired_t_interval(pairs)
-        differences[f"{study.baseline} - {arm}"] = {
+        differences[f"{base} - {arm}"] = {
             "mean": interval.mean,
             "low": interval.low,
             "high": interval.high,

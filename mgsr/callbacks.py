@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mgsr.cost_log import CostLog
 from mgsr.data.corpus import RoundEntry, round_statistics
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
@@ -250,7 +251,7 @@ def build_callbacks(
         go_on: the command that takes up a stopped stage.
     """
     resume = ResumePoint(folder / "checkpoints", config.checkpoint_every_n_steps, go_on)
-    callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config)]
+    callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config), CostLog()]
     callbacks.append(Validation(val_every_n_epochs, length.epochs))
     if validates:
         callbacks.append(

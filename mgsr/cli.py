@@ -112,6 +112,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
     )
     ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
+    ablate.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
+    ablate.add_argument(
+        "--jobs", type=_number(int, 1), default=1, metavar="N", help="runs side by side (default: 1)"
+    )
+    ablate.add_argument(
+        "--record",
+        action="store_true",
+        help="read and write small result files in results/ beside the study; recorded runs are skipped",
+    )
 
     texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
     texts.add_argument("run", metavar="RUN")
@@ -233,11 +242,19 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    from mgsr.ablate import load_study, run_study
+    from mgsr.ablate import run_study
+    from mgsr.studies import load_study
     from mgsr.tables import show, study_table
 
     study = load_study(arguments.study, arguments.config)
-    summary = run_study(study, arguments.seeds, arguments.overrides)
+    summary = run_study(
+        study,
+        arguments.seeds,
+        arguments.overrides,
+        arms=arguments.arms,
+        jobs=arguments.jobs,
+        record=arguments.record,
+    )
     root = study.config(study.baseline, arguments.seeds[0], arguments.overrides).run_root
     show(study_table(summary))
     print(f"figures    {root}/{study.name}/metrics.json")

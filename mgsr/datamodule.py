@@ -251,7 +251,8 @@ class DistillationDataModule(L.LightningDataModule):
         if entries is not None:
             return entries
         mine = prompts[rank::world]
-        write_shard(folder, rank, self.write([(row.example_id, row.prompt_ids) for row in mine], round_))
+        written = self.write([(row.example_id, row.prompt_ids) for row in mine], round_)
+        write_shard(folder, rank, written, getattr(self.write, "costs", None))
         strategy.barrier(f"scrg-{round_}-shards")
         if rank == 0:
             finish_round(folder, key, world)

@@ -166,7 +166,11 @@ class DistillationModule(L.LightningModule):
     def _seed_dropout(self, batch_idx: int) -> None:
         """Dropout depends on seed, step, micro-batch and rank alone, so a resumed run repeats it."""
         draw = uniform(self.seed, Stream.ROLLOUT, self.global_step, batch_idx, self.global_rank, 0)
-        torch.manual_seed(int(float(draw) * 2**53))
+        seed = int(float(draw) * 2**53)
+        # torch.manual_seed would also queue a call for every kind of device that isn't there: milliseconds each
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.data.prompts import Example
 from mgsr.generation import sample
-from mgsr.metrics import distinct_n, exact_match, mean_std, rouge_l
+from mgsr.metrics import distinct_n, exact_match, mean_std, rouge_l, self_bleu
 from mgsr.rendering import decode
 from mgsr.schema import EvaluationConfig
 
@@ -97,6 +97,10 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
     mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
     words = [record["prediction"].split() for record in records]
+    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
+    if len(examples) > 1:
+        # over one seed: several answers to one prompt resemble each other whatever the model is like
+        figures["self_bleu"] = self_bleu(words[: len(examples)])
     summary = {
         "rouge_l": mean,
         "rouge_l_std": std,
@@ -104,7 +108,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
         "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},
         "exact_match": sum(matches) / len(matches),
-        "distinct_2": distinct_n(words, 2),
+        **figures,
         "mean_words": sum(map(len, words)) / len(words),
         "examples": len(examples),
     }

@@ -163,12 +163,14 @@ def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
 
 
 def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
-    """For `clip.mode: mean_of_run`: the mean learned bounds of a finished run."""
+    """For `clip.mode: mean_of_run`: the mean learned bounds of a finished run, or of a study's result file."""
     if config.clip.mode != "mean_of_run":
         return None
-    path = Path(config.clip.run) / "metrics.json"
+    path = Path(config.clip.run)
+    path = path if path.suffix == ".json" else path / "metrics.json"
     try:
-        bounds = json.loads(path.read_text(encoding="utf-8"))["dac"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        bounds = content.get("metrics", content)["dac"]
         return float(bounds["lower"]), float(bounds["upper"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(

@@ -27,6 +27,7 @@ __all__ = [
     "RougeL",
     "agreement",
     "distinct_n",
+    "diversity",
     "ex_acc_err",
     "exact_match",
     "mean_std",
@@ -179,6 +180,14 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, max_n: int = 4) -> flo
         totals = [max(order.total(), 1) for order in orders]
         scores.append(_bleu(matches, totals, lengths[owner], lengths[:owner] + lengths[owner + 1 :]))
     return math.fsum(scores) / len(scores)
+
+
+def diversity(sequences: Sequence[Sequence[Hashable]]) -> dict[str, float]:
+    """`distinct_1` to `distinct_3`, and `self_bleu` where there are two sequences."""
+    figures = {f"distinct_{n}": distinct_n(sequences, n) for n in (1, 2, 3)}
+    if len(sequences) > 1:
+        figures["self_bleu"] = self_bleu(sequences)
+    return figures
 
 
 def _of_others(top: list[tuple[int, int]], owner: int) -> int:

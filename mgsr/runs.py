@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
 import subprocess
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mgsr import __version__
-from mgsr.config import ExperimentConfig, config_from_tree, dump, flat_tree, read_yaml
+from mgsr.config import ExperimentConfig, config_from_tree, dump, fingerprint, flat_tree, read_yaml
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import ConfigError, UserError
 
@@ -80,6 +82,51 @@ def load_run_config(folder: str | Path) -> ExperimentConfig:
     return config_from_tree(read_yaml(path), source=str(path))
 
 
+# modules that show, ask or start, and change no number of a run
+_PRESENTATION = (
+    "__init__",
+    "__main__",
+    "ablate",
+    "cli",
+    "costs",
+    "errors",
+    "progress",
+    "rendering",
+    "report",
+    "results",
+    "runs",
+    "statistics",
+    "studies",
+    "tables",
+    "texts",
+    "verdicts",
+)
+
+
+@cache
+def code_fingerprint() -> str:
+    """Changes with the code that a run's numbers come from; comments, docstrings and layout aside."""
+    package = Path(__file__).resolve().parent
+    trees = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).with_suffix("").as_posix()
+        if name.split("/")[0] in _PRESENTATION:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and _is_docstring(body[0]):
+                node.body = body[1:]  # type: ignore[attr-defined]
+        trees.append((name, ast.dump(tree)))
+    return fingerprint(trees)
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    )
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and commit, as far as they can be told."""
     try:
@@ -99,6 +146,7 @@ def environment() -> dict[str, Any]:
     return {
         "mgsr": __version__,
         "commit": commit,
+        "code": code_fingerprint(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "lightning": lightning.__version__,

@@ -163,7 +163,8 @@ class ClipConfig:
     lower: float = key(0.0, "mode fixed: cumulative mass where the head ends (-.inf: keep it)")
     upper: float = key(0.95, "mode fixed: cumulative mass where the tail begins (.inf: keep it)")
     run: str = key(
-        "", "mode mean_of_run: a finished run; the means of its learned bounds over tokens, at its end, are used"
+        "",
+        "mode mean_of_run: a finished run or its result file; the mean over tokens of its bounds at the end",
     )
     top_k: int = key(50, "mode top_k: classes that keep a bin of their own", low=1)
     sharpness: float = key(0.005, "width s of the ramp at each bound (0: a hard mask)", low=0.0, high=1.0)

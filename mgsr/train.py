@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mgsr.config import ExperimentConfig
+from mgsr.cost_log import CostLog
 from mgsr.data.corpus import read_manifest, write_atomically
 from mgsr.data.prompts import Example, pad_id
 from mgsr.data.rows import Row
@@ -20,6 +21,7 @@ from mgsr.evaluation import Predictor, evaluate
 from mgsr.fitting import load_student
 from mgsr.job import Job, build_job, mean_bounds, shared_vocabulary
 from mgsr.material import encode, read_split
+from mgsr.measures import correction_quality, exposure_bias, rounds_of, text_diversity
 from mgsr.progress import say
 from mgsr.runs import keep_shape, open_run_folder, run_folder
 from mgsr.stages import (
@@ -44,7 +46,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     # read before anything is written: a bad row leaves no folder behind
-    rows = {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
+    rows = _rows(config)
     device = working_device(config.trainer.accelerator)
     if config.trainer.compile:
         check_compiler(device)
@@ -58,19 +60,11 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         say(f"{folder}: complete already")
         return json.loads(done.read_text(encoding="utf-8"))
 
-    teacher = prepare_teacher(config, rows["dev"])
-    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    teacher, student, tests, known = _prepared(config, rows)
     tokenizer = student.tokenizer
     vocab_size = shared_vocabulary(teacher, student)
     keep_shape(folder, student.model, tokenizer, None if teacher is None else teacher.folder.name)
-    tests = {
-        name: (rows[name], list(encode(rows[name], tokenizer, config.data, f"{name} rows").examples))
-        for name in ("test", *config.data.test_sets)
-    }
-    metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed}
-    if teacher is not None:
-        metrics["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
-    metrics["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
+    metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
 
     started = time.monotonic()
     job = build_job(config, rows["train"], rows["dev"], teacher, student, vocab_size, folder)
@@ -80,11 +74,48 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     if best is not None:
         load_student(module.student, best)
     metrics.update(_figures(job))
+    finished = rounds_of(folder)
+    metrics["training_text"] = text_diversity(finished, [row.response_ids for row in job.data.train_rows])
+    quality = correction_quality(finished, {row.id: row.references for row in rows["train"]})
+    if quality is not None:
+        metrics["corrections"] = quality
     with placed(device, module.student):
         metrics["result"] = _test(config, module, student, tests, folder, vocab_size)
+    if teacher is not None:
+        examples = tests["test"][1]
+        metrics["exposure"] = exposure_bias(config, module.student, teacher.model, tokenizer, examples, vocab_size)
     metrics["seconds"] = time.monotonic() - began
     write_atomically(done, json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+Tests = dict[str, tuple[list[Row], list[Example]]]
+
+
+def prepare(config: ExperimentConfig) -> None:
+    """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
+    _prepared(config, _rows(config))
+
+
+def _rows(config: ExperimentConfig) -> dict[str, list[Row]]:
+    return {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
+
+
+def _prepared(
+    config: ExperimentConfig, rows: dict[str, list[Row]]
+) -> tuple[Prepared | None, Prepared, Tests, dict[str, Any]]:
+    """Teacher, student, encoded test sets, and the two models' figures on those."""
+    teacher = prepare_teacher(config, rows["dev"])
+    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    tests = {
+        name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
+        for name in ("test", *config.data.test_sets)
+    }
+    known: dict[str, Any] = {}
+    if teacher is not None:
+        known["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
+    known["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
+    return teacher, student, tests, known
 
 
 def _figures(job: Job) -> dict[str, Any]:
@@ -98,6 +129,8 @@ def _figures(job: Job) -> dict[str, Any]:
     scores = [float(c.best_model_score) for c in best if getattr(c, "best_model_score", None) is not None]
     if scores:
         figures["val"]["best_rouge_l"] = max(scores)
+    costs = next(c for c in trainer.callbacks if isinstance(c, CostLog))  # type: ignore[attr-defined]
+    figures["costs"] = costs.totals(data)
     if job.cache_report is not None:
         figures["teacher_cache"] = asdict(job.cache_report)
     rounds = [read_manifest(path) or {} for path in sorted((data.run_folder / "scrg").glob("round=*"))]
@@ -117,7 +150,7 @@ def _test(
     config: ExperimentConfig,
     module: DistillationModule,
     student: Prepared,
-    tests: dict[str, tuple[list[Row], list[Example]]],
+    tests: Tests,
     folder: Path,
     vocab_size: int,
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config import ExperimentConfig
+from mgsr.costs import Meter
 from mgsr.data.corpus import RoundEntry
 from mgsr.data.prompts import pad_id, require_eos
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
@@ -21,7 +22,20 @@ from mgsr.rendering import decode
 from mgsr.scrg import Prompt, RevisedSequence, revise
 
 Texts = tuple[list[RevisedSequence], list[dict[str, Any]]]
-Write = Callable[[Sequence[Prompt], int], list[RoundEntry]]
+
+
+class RoundWriter:
+    """Called with prompts and the round's number; `costs` are those of the last call, see `mgsr.costs`."""
+
+    def __init__(
+        self, write: Callable[[Sequence[Prompt], int], tuple[list[RoundEntry], dict[str, float]]]
+    ) -> None:
+        self._write = write
+        self.costs: dict[str, float] = {}
+
+    def __call__(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+        entries, self.costs = self._write(prompts, round_)
+        return entries
 
 
 def build_write(
@@ -33,8 +47,8 @@ def build_write(
     *,
     vocab_size: int,
     check: Callable[[], None] = lambda: None,
-) -> Write:
-    """A function that writes one round with `student` (and `teacher`) as they stand when it is called.
+) -> RoundWriter:
+    """Writes one round with `student` (and `teacher`) as they stand when it is called.
 
     Args:
         student, teacher: causal language models; the teacher may be None for plain student text.
@@ -45,12 +59,13 @@ def build_write(
 
     engines: list[Engine] = []
 
-    def write(prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+    def write(prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
         if config.scrg.backend == "vllm":
             if not engines:
                 engines.append(_vllm_engine(config, student, tokenizer, vocab_size))
             engines[0].load_weights(student.state_dict().items())
         entries: list[RoundEntry] = []
+        meter = Meter()
         # batches of like length: the engine sorts within a batch, this sorts between them
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][1]))
         size = config.scrg.batch_size
@@ -58,7 +73,9 @@ def build_write(
             for start in range(0, len(order), size):
                 check()
                 batch = [prompts[i] for i in order[start : start + size]]
-                revised, extra = _texts(config, student, teacher, tokenizer, batch, round_, vocab_size, *engines)
+                revised, extra = _texts(
+                    config, student, teacher, tokenizer, batch, round_, vocab_size, meter, *engines
+                )
                 spans = annotation.spans([r.response_ids for r in revised])
                 entries += [
                     RoundEntry(
@@ -72,9 +89,9 @@ def build_write(
                 ]
                 advance(len(batch))
         place = {i: k for k, i in enumerate(order)}
-        return [entries[place[i]] for i in range(len(prompts))]
+        return [entries[place[i]] for i in range(len(prompts))], meter.totals()
 
-    return write
+    return RoundWriter(write)
 
 
 def _texts(
@@ -85,6 +102,7 @@ def _texts(
     prompts: Sequence[Prompt],
     round_: int,
     vocab_size: int,
+    meter: Meter,
     engine: Engine | None = None,
 ) -> Texts:
     """The sequences of one batch of prompts, and what else their entries hold."""
@@ -117,20 +135,36 @@ def _texts(
             error_position=scrg.error_position,  # type: ignore[arg-type]
             kl_threshold=scrg.kl_threshold,
             vocab_size=vocab_size,
+            meter=meter,
         )
         return revised, [{} for _ in revised]
+    with meter.phase("generation"):
+        texts, extra = _joint_texts(config, language_model(student), language_model(teacher), prompts, round_)
+    read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, texts))
+    meter.add("generation", tokens=read * (1 if scrg.text == "teacher" else 2))
+    return _unrevised(prompts, texts), extra
+
+
+def _joint_texts(
+    config: ExperimentConfig,
+    student: LanguageModel,
+    teacher: LanguageModel,
+    prompts: Sequence[Prompt],
+    round_: int,
+) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]]]:
+    """Text in which the teacher takes part while it is written."""
+    scrg, seed = config.scrg, config.seed
     if scrg.text == "teacher":
-        written = language_model(teacher).write(prompts, seed=seed, round=round_)
-        return _unrevised(prompts, written), [{} for _ in prompts]
+        return teacher.write(prompts, seed=seed, round=round_), [{} for _ in prompts]
     if scrg.text == "mixed":
-        mixer = MixedWriter(language_model(student), language_model(teacher), alpha=scrg.mixed_alpha)
+        mixer = MixedWriter(student, teacher, alpha=scrg.mixed_alpha)
         mixed = mixer.write_mixed(prompts, seed=seed, round=round_)
         extra = [{"behaviour_log_probs": text.behaviour_log_probs} for text in mixed]
-        return _unrevised(prompts, [text.response_ids for text in mixed]), extra
-    pair = InterleavedWriter(language_model(student), language_model(teacher), top_k=scrg.interleaved_top_k)
-    texts = pair.write_interleaved(prompts, seed=seed, round=round_)
-    replaced = [{"replaced": tuple(i for i, there in enumerate(t.replaced) if there)} for t in texts]
-    return _unrevised(prompts, [text.response_ids for text in texts]), replaced
+        return [text.response_ids for text in mixed], extra
+    pair = InterleavedWriter(student, teacher, top_k=scrg.interleaved_top_k)
+    written = pair.write_interleaved(prompts, seed=seed, round=round_)
+    replaced = [{"replaced": tuple(i for i, there in enumerate(t.replaced) if there)} for t in written]
+    return [text.response_ids for text in written], replaced
 
 
 def _vllm_engine(

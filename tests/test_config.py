@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgsr.ablate import load_study
 from mgsr.config import config_from_tree, describe, dump, fingerprint, flat_tree, load_config, parse_override
 from mgsr.errors import ConfigError, UserError
 from mgsr.schema import ExperimentConfig
+from mgsr.studies import load_study
 
 ROOT = Path(__file__).parent.parent
 MODELS = ["teacher.source=init", "student.source=init"]

@@ -14,12 +14,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mgsr.costs import added
 from mgsr.data.collate import TrainingSequence
 from mgsr.errors import DataError
+from mgsr.metrics import diversity
 from mgsr.scrg import RevisedSequence
 
 MANIFEST = "manifest.json"
@@ -79,8 +80,14 @@ def round_folder(run_folder: str | Path, round_: int) -> Path:
     return Path(run_folder) / "scrg" / f"round={round_}"
 
 
-def write_shard(folder: Path, rank: int, entries: Sequence[RoundEntry]) -> None:
-    """Write one rank's part of a round: to a temporary name first, so a torn file is never taken for a shard."""
+def write_shard(
+    folder: Path, rank: int, entries: Sequence[RoundEntry], costs: Mapping[str, float] | None = None
+) -> None:
+    """Write one rank's part of a round: to a temporary name first, so a torn file is never taken for a shard.
+
+    `costs`: what the writing took, see `mgsr.costs`.
+    """
+    write_atomically(folder / f"costs-{rank:05d}.json", json.dumps(dict(costs or {})) + "\n")
     lines = (json.dumps(entry.to_dict(), ensure_ascii=False) + "\n" for entry in entries)
     write_atomically(folder / f"shard-{rank:05d}.jsonl", "".join(lines))
 
@@ -102,7 +109,8 @@ def finish_round(folder: Path, key: str, world_size: int) -> None:
         entries += _parse(content)
     (folder / AFTER).unlink(missing_ok=True)
     # statistics come from the shards: what is logged is what is trained on
-    manifest = {"key": key, "shards": shards, "statistics": round_statistics(entries)}
+    costs = added(*(json.loads((folder / f"costs-{r:05d}.json").read_text()) for r in range(world_size)))
+    manifest = {"key": key, "shards": shards, "statistics": round_statistics(entries), "costs": costs}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
@@ -166,14 +174,14 @@ def round_statistics(entries: Sequence[RoundEntry]) -> dict[str, float]:
     """What a round did, as numbers.
 
     disagreement_rate: share of the searched positions of pass 1 where student and teacher chose differently;
-    corrected_fraction: share of sequences with at least one correction; lengths in tokens; distinct_2: share
-    of different ones among all bigrams of response tokens, per round.
+    corrected_fraction: share of sequences with at least one correction; lengths in tokens; distinct_n and
+    self_bleu of the response tokens, see `mgsr.metrics`.
     """
     revised = [entry.revised for entry in entries]
     if not revised:
         return {}
     positions = sum(r.positions for r in revised)
-    bigrams = [pair for r in revised for pair in pairwise(r.response_ids)]
+    texts = [r.response_ids for r in revised]
     corrections = [c for r in revised for c in r.corrections]
     statistics = {
         "sequences": float(len(revised)),
@@ -181,7 +189,7 @@ def round_statistics(entries: Sequence[RoundEntry]) -> dict[str, float]:
         "corrected_fraction": sum(bool(e.revised.corrections or e.replaced) for e in entries) / len(entries),
         "mean_length_before": sum(len(r.rollout_ids) for r in revised) / len(revised),
         "mean_length_after": sum(len(r.response_ids) for r in revised) / len(revised),
-        "distinct_2": len(set(bigrams)) / max(1, len(bigrams)),
+        **diversity(texts),
     }
     if corrections:
         statistics["mean_error_position"] = sum(c.position for c in corrections) / len(corrections)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from mgsr.costs import Meter
 from mgsr.scrg.locate import ErrorPosition, splice
 from mgsr.scrg.records import Prefix, Prompt, RevisedSequence, Scorer, Student
 from mgsr.scrg.search import Draft, Settings, TeacherToken, record, search_errors
@@ -50,7 +51,9 @@ def _check_written(asked: Sequence[object], written: Sequence[Sequence[int]], se
 
 def _correct(student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: int, settings: Settings) -> None:
     """One pass over the drafts: search, splice, continue, record."""
-    search = search_errors(student, teacher, drafts, pass_, settings)
+    read = sum(len(draft.prompt_ids) + len(draft.response_ids) for draft in drafts)
+    with settings.meter.phase("scoring", tokens=read):
+        search = search_errors(student, teacher, drafts, pass_, settings)
     if pass_ == 1:
         for draft, disagreements, positions in zip(drafts, search.disagreements, search.positions, strict=True):
             draft.disagreements, draft.positions = disagreements, positions
@@ -64,7 +67,10 @@ def _correct(student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: 
         position = search.chosen[index]
         token = int(search.comparison.teacher_token[int(search.starts[index]) + position])
         prefixes.append(splice(drafts[index].response_ids, position, token))
-    responses = _continue(student, [drafts[index] for index in found], prefixes, pass_, settings)
+    with settings.meter.phase("generation"):
+        responses = _continue(student, [drafts[index] for index in found], prefixes, pass_, settings)
+    grown = (len(response) - len(prefix) for response, prefix in zip(responses, prefixes, strict=True))
+    settings.meter.add("generation", tokens=sum(grown))
     for index, prefix, response in zip(found, prefixes, responses, strict=True):
         draft = drafts[index]
         draft.corrections.append(record(search, index, draft, pass_, len(response)))
@@ -77,7 +83,9 @@ def _revise_chunk(
 ) -> list[RevisedSequence]:
     """Write and correct the prompts of one chunk, whose state the student keeps in between."""
     try:
-        written = student.write(prompts, seed=settings.seed, round=settings.round)
+        with settings.meter.phase("generation", tokens=sum(len(prompt_ids) for _, prompt_ids in prompts)):
+            written = student.write(prompts, seed=settings.seed, round=settings.round)
+        settings.meter.add("generation", tokens=sum(map(len, written)))
         _check_written(prompts, written, settings)
         drafts = [
             Draft(int(example_id), tuple(map(int, prompt_ids)), list(response), list(response))
@@ -109,6 +117,7 @@ def revise(
     tile_size: int = 256,
     vocab_size: int | None = None,
     batch_size: int | None = None,
+    meter: Meter | None = None,
 ) -> list[RevisedSequence]:
     """Student-written responses to the prompts, corrected by the teacher `passes` times.
 
@@ -139,6 +148,7 @@ def revise(
         vocab_size: ids that the two models share, where their logits differ in width.
         batch_size: prompts that are written and corrected together; None takes the student's own
             `batch_size`, or all prompts at once if it has none.
+        meter: takes seconds and tokens of `generation` and `scoring`.
 
     Returns:
         One `RevisedSequence` per prompt, in the order of the prompts.
@@ -158,6 +168,7 @@ def revise(
         kl_threshold,
         tile_size,
         vocab_size,
+        meter or Meter(),
     )
     if teacher is None and passes > 0:
         raise ValueError(f"passes={passes} needs a teacher")

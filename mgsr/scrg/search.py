@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgsr.costs import Meter
 from mgsr.counter import Stream, uniform
 from mgsr.scrg.compare import Comparison, compare
 from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position
@@ -35,6 +36,7 @@ class Settings:
     kl_threshold: float
     tile_size: int
     vocab_size: int | None
+    meter: Meter = field(default_factory=Meter)
 
     def __post_init__(self) -> None:
         check_choice("teacher_token", self.teacher_token, get_args(TeacherToken))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.ablate import load_study, run_study
+from mgsr.ablate import run_study
+from mgsr.studies import load_study
 
 STUDY = Path(__file__).parents[2] / "experiments" / "baselines" / "study.yaml"
 

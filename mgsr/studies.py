@@ -1,0 +1,140 @@
+"""A study: a YAML file of arms, each a small override of one base configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, read_yaml
+from mgsr.errors import ConfigError, did_you_mean
+
+STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question")
+FIXED = ("experiment", "arm", "seed")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms of one base configuration.
+
+    Attributes:
+        arms: name -> flat overrides.
+        baseline: the arm that the others are compared with.
+        contrasts: name -> (arms with, arms without): a factor's effect is the difference of the two means.
+        question: what the study is to answer, in words.
+        path: of its YAML file; results are recorded beside it.
+    """
+
+    name: str
+    base: str
+    arms: dict[str, dict[str, Any]]
+    baseline: str
+    contrasts: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
+    question: str = ""
+    path: Path = Path("study.yaml")
+
+    @property
+    def results(self) -> Path:
+        """Where small result files are recorded: `results/<arm>/seed=<n>.json` beside the study's file."""
+        return self.path.parent / "results"
+
+    def config(
+        self, arm: str, seed: int, overrides: Sequence[str] = (), results: Path | None = None
+    ) -> ExperimentConfig:
+        """The configuration of one run: base, then the command line, then the arm.
+
+        `{seed}` and `{results}` in an arm's values stand for the seed and for the folder of the result files.
+
+        Raises:
+            ConfigError: an override of experiment, arm or seed, which the study sets itself; any other mistake.
+        """
+        tree = flat_tree(read_yaml(self.base))
+        tree.update(experiment=self.name, arm=arm, seed=seed)
+        places = {"{seed}": str(seed), "{results}": str(results or self.results)}
+        arm_overrides = [f"{name}={json.dumps(_filled(value, places))}" for name, value in self.arms[arm].items()]
+        fixed = [o for o in overrides if o.partition("=")[0] in FIXED]
+        if fixed:
+            raise ConfigError(f"`{fixed[0]}`: a study sets experiment, arm and seed itself")
+        try:
+            return config_from_tree(tree, [*overrides, *arm_overrides], source=self.base)
+        except ConfigError as error:
+            raise ConfigError(f"{self.path}: arm `{arm}`: {error}") from None
+
+
+def _filled(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for place, content in places.items():
+            value = value.replace(place, content)
+    return value
+
+
+def load_study(path: str | Path, base: str | None = None) -> Study:
+    """Read a study.
+
+    Args:
+        base: another base configuration than the study names.
+
+    Raises:
+        ConfigError: unknown keys, no arms, an arm that is no mapping, two arms of one name.
+    """
+    _refuse_repeated_arms(path)
+    tree = read_yaml(path)
+    for name in tree:
+        if name not in STUDY_KEYS:
+            raise ConfigError(f"{path}: unknown key `{name}`{did_you_mean(name, STUDY_KEYS)}")
+    arms = tree.get("arms")
+    if not isinstance(arms, Mapping) or not arms:
+        raise ConfigError(f"{path}: `arms` must map names to overrides, as in `removed: {{scrg.enabled: false}}`")
+    for arm, overrides in arms.items():
+        if overrides is not None and not isinstance(overrides, Mapping):
+            raise ConfigError(f"{path}: arm `{arm}` must be a mapping of keys to values")
+    if base is None and not tree.get("base"):
+        raise ConfigError(f"{path}: `base` is missing; name the configuration that the arms override")
+    flat = {str(arm): flat_tree(overrides or {}) for arm, overrides in arms.items()}
+    baseline = str(tree.get("baseline") or next(iter(flat)))
+    if baseline not in flat:
+        raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
+    return Study(
+        str(tree.get("study") or Path(path).stem),
+        base or str(tree["base"]),
+        flat,
+        baseline,
+        _contrasts(path, tree.get("contrasts") or {}, flat),
+        str(tree.get("question") or ""),
+        Path(path),
+    )
+
+
+def _contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
+    found = {}
+    for name, sides in tree.items() if isinstance(tree, Mapping) else [("contrasts", tree)]:
+        if not isinstance(sides, Mapping) or set(sides) != {"with", "without"}:
+            raise ConfigError(f"{path}: contrast `{name}` must name its arms, as in {{with: [a], without: [b]}}")
+        for arm in (*sides["with"], *sides["without"]):
+            if arm not in arms:
+                raise ConfigError(
+                    f"{path}: contrast `{name}` names {arm}, which is no arm{did_you_mean(arm, arms)}"
+                )
+        found[str(name)] = (list(sides["with"]), list(sides["without"]))
+    return found
+
+
+def _refuse_repeated_arms(path: str | Path) -> None:
+    import yaml
+
+    try:
+        node = yaml.compose(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return  # read_yaml says what is wrong
+    if not isinstance(node, yaml.MappingNode):
+        return
+    arms = next((v for k, v in node.value if k.value == "arms" and isinstance(v, yaml.MappingNode)), None)
+    seen: dict[str, int] = {}
+    for key, _ in arms.value if arms else []:
+        if key.value in seen:
+            raise ConfigError(
+                f"{path}:{key.start_mark.line + 1}: arm `{key.value}` stands twice (line {seen[key.value]} first)"
+            )
+        seen[key.value] = key.start_mark.line + 1
