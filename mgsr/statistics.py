@@ -134,11 +134,11 @@ def paired_t_interval(differences: Sequence[float], confidence: float = 0.95) ->
         raise ValueError(f"a paired interval needs at least two differences, got {len(differences)}")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    from scipy.stats import t as student_t
+    from scipy.stats import ttest_1samp
 
-    mean, std, n = mean_std(differences)
+    mean = mean_std(differences).mean
     if min(differences) == max(differences):
         return PairedInterval(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
-    error = std / math.sqrt(n)
-    reach = float(student_t.ppf((1.0 + confidence) / 2.0, n - 1)) * error
-    return PairedInterval(mean, mean - reach, mean + reach, float(2 * student_t.sf(abs(mean) / error, n - 1)))
+    test = ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(confidence)
+    return PairedInterval(mean, float(low), float(high), float(test.pvalue))

@@ -11,7 +11,8 @@ from typing import Any
 from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, read_yaml
 from mgsr.errors import ConfigError, did_you_mean
 
-STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question")
+STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer")
+ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
 FIXED = ("experiment", "arm", "seed")
 
 
@@ -24,6 +25,9 @@ class Study:
         baseline: the arm that the others are compared with.
         contrasts: name -> (arms with, arms without): a factor's effect is the difference of the two means.
         question: what the study is to answer, in words.
+        answer: how its report begins: `part` that `arm` removes, `where` (the data, in words), and perhaps
+            `also` (what another arm does, in words -> that arm) and `elsewhere` (`study`, `arm`, `sets`): the
+            same on other data.
         path: of its YAML file; results are recorded beside it.
     """
 
@@ -33,6 +37,7 @@ class Study:
     baseline: str
     contrasts: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
     question: str = ""
+    answer: dict[str, Any] = field(default_factory=dict)
     path: Path = Path("study.yaml")
 
     @property
@@ -103,6 +108,7 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         baseline,
         _contrasts(path, tree.get("contrasts") or {}, flat),
         str(tree.get("question") or ""),
+        _answer(path, tree.get("answer") or {}, flat),
         Path(path),
     )
 
@@ -119,6 +125,21 @@ def _contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str
                 )
         found[str(name)] = (list(sides["with"]), list(sides["without"]))
     return found
+
+
+def _answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, Any]:
+    if not tree:
+        return {}
+    known = isinstance(tree, Mapping) and set(tree) <= set(ANSWER_KEYS) and {"part", "arm", "where"} <= set(tree)
+    if not known:
+        raise ConfigError(f"{path}: `answer` takes part, arm, where and perhaps also and elsewhere")
+    for arm in (tree["arm"], *(tree.get("also") or {}).values()):
+        if arm not in arms:
+            raise ConfigError(f"{path}: `answer` names {arm}, which is no arm{did_you_mean(arm, arms)}")
+    other = tree.get("elsewhere")
+    if other is not None and not (isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}):
+        raise ConfigError(f"{path}: `answer.elsewhere` takes study, arm and sets")
+    return dict(tree)
 
 
 def _refuse_repeated_arms(path: str | Path) -> None:

@@ -1,0 +1,89 @@
+"""What a report says in words, first of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mgsr.errors import UserError
+from mgsr.report.evidence import Evidence, read_evidence
+from mgsr.report.tables import number
+from mgsr.studies import Study, load_study
+from mgsr.verdicts import BETTER, WORSE, Verdict
+
+
+def answers(evidence: Evidence) -> list[str]:
+    """The study's question, and its answer as far as there is one."""
+    study = evidence.study
+    said = [study.question] if study.question else []
+    answer = study.answer
+    if not answer:
+        return said
+    part = answer["part"]
+    asked = {f"Removing {part}": answer["arm"], **(answer.get("also") or {})}
+    for name in evidence.test_sets:
+        where = f"{answer['where']} ({name} set)" if name == "test" else name
+        found = {v.arm: v for v in evidence.verdicts(name)}
+        said += [f"**{what}, on {where}:** {sentence(found[arm], study.baseline)}" for what, arm in asked.items()]
+    if "elsewhere" in answer:
+        said += _elsewhere(part, answer["elsewhere"])
+    return said
+
+
+def _elsewhere(part: str, other: Mapping[str, Any]) -> list[str]:
+    """The same question on other data, from another study's results."""
+    study: Study = load_study(other["study"])
+    try:
+        evidence = read_evidence(study, study.results)
+    except UserError:
+        return [f"**Removing {part}, on {name}:** not yet run." for name in other["sets"]]
+    said = []
+    for name, key in other["sets"].items():
+        verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
+        said.append(f"**Removing {part}, on {name}:** {sentence(verdict, study.baseline)}")
+    return said
+
+
+def sentence(v: Verdict, baseline: str) -> str:
+    """One arm against the baseline, in words.
+
+    >>> sentence(Verdict("removed", float("nan"), float("nan"), ()), "full")
+    'not yet run.'
+    """
+    if not v.seeds:
+        return "not yet run."
+    if v.difference is None:
+        return f"ROUGE-L {number(v.mean)} with {len(v.seeds)} training seed(s): too few to say anything."
+    d = v.difference
+    change = {BETTER: "raises", WORSE: "lowers"}.get(v.verdict)
+    interval = (
+        f"95 % interval {number(d.low, sign=True)} to {number(d.high, sign=True)} over {len(v.paired)} seeds"
+    )
+    if change:
+        judged = f"`{v.arm}` is {v.verdict} than `{baseline}`"
+        return f"it {change} ROUGE-L by {number(abs(d.mean))} ({interval}): {judged}."
+    more = f"; about {v.needed} seeds would settle it" if v.needed else ""
+    return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
+
+
+def facts(evidence: Evidence) -> list[str]:
+    """Where the numbers come from, and what is missing."""
+    runs = evidence.runs
+    commits = sorted({str(r["environment"].get("commit"))[:7] for r in runs})
+    first = runs[0]["environment"]
+    packages = ", ".join(f"{name} {first[name]}" for name in ("python", "torch", "lightning", "transformers"))
+    threads = ", ".join(sorted({str(r["environment"].get("threads")) for r in runs}))
+    said = [
+        f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
+        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}; "
+        f"{first['machine']}, {threads} thread(s) per run{_devices(first)}."
+    ]
+    missing = evidence.missing()
+    if missing:
+        said.append("Missing: " + "; ".join(missing) + ".")
+    return said
+
+
+def _devices(environment: Mapping[str, Any]) -> str:
+    devices = environment.get("devices") or []
+    return f", {', '.join(devices)}" if devices else ", no GPU"

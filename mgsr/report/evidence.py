@@ -1,0 +1,108 @@
+"""What a report is made of: the recorded results of one study, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgsr.errors import UserError
+from mgsr.results import read_result, result_path
+from mgsr.studies import Study
+from mgsr.verdicts import Values, Verdict, verdicts
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Results of a study: arm -> training seed -> result file; arms that have not run are there, empty."""
+
+    study: Study
+    results: dict[str, dict[int, Result]]
+
+    @property
+    def runs(self) -> list[Result]:
+        return [result for by_seed in self.results.values() for result in by_seed.values()]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for by_seed in self.results.values() for seed in by_seed})
+
+    @property
+    def test_sets(self) -> list[str]:
+        return list(self.runs[0]["metrics"]["result"])
+
+    def values(self, read: Callable[[Result], float | None]) -> Values:
+        """One figure of every run; runs without it are left out."""
+        return {
+            arm: {seed: value for seed, result in by_seed.items() if (value := read(result)) is not None}
+            for arm, by_seed in self.results.items()
+        }
+
+    def rouge_l(self, test_set: str = "test") -> Values:
+        return self.values(lambda r: r["metrics"]["result"].get(test_set, {}).get("rouge_l"))
+
+    def verdicts(self, test_set: str = "test") -> list[Verdict]:
+        return verdicts(self.rouge_l(test_set), self.study.baseline)
+
+    def missing(self) -> list[str]:
+        """Arms and seeds that the study has, as far as some other arm has that seed, and that have not run."""
+        lines = []
+        for arm, by_seed in self.results.items():
+            absent = [seed for seed in self.seeds if seed not in by_seed]
+            if absent and by_seed:
+                lines.append(f"{arm}: seed {', '.join(map(str, absent))}")
+            elif absent:
+                lines.append(f"{arm}: not yet run")
+        return lines
+
+
+def read_evidence(study: Study, folder: Path) -> Evidence:
+    """All result files of the study's arms below `folder`.
+
+    Raises:
+        UserError: there are none; they come from different code or data; the arms of the file and of the study
+            differ.
+    """
+    results: dict[str, dict[int, Result]] = {}
+    for arm in study.arms:
+        results[arm] = {}
+        for path in sorted((folder / arm).glob("seed=*.json")):
+            try:
+                seed = int(path.stem.removeprefix("seed="))
+            except ValueError:
+                continue
+            found = read_result(result_path(folder, arm, seed))
+            if found is not None:
+                results[arm][seed] = found
+    evidence = Evidence(study, {arm: dict(sorted(by_seed.items())) for arm, by_seed in results.items()})
+    if not evidence.runs:
+        raise UserError(f"{folder}: no results of {study.name}; run mgsr ablate {study.path} --record first")
+    for what in ("code", "data"):
+        _refuse_mixture(evidence, folder, what)
+    for arm, by_seed in evidence.results.items():
+        for seed, result in by_seed.items():
+            if result["overrides"] != study.arms[arm]:
+                raise UserError(
+                    f"{result_path(folder, arm, seed)}: recorded with other overrides than arm `{arm}` of "
+                    f"{study.path} has now; delete it to run it anew"
+                )
+    return evidence
+
+
+def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
+    seen: dict[str, str] = {}
+    for arm, by_seed in evidence.results.items():
+        for seed, result in by_seed.items():
+            seen.setdefault(result["hashes"][what], str(result_path(folder, arm, seed)))
+    if len(seen) > 1:
+        first, second = list(seen.values())[:2]
+        raise UserError(
+            f"{first} and {second} come from different {what}: they can't be compared; rerun one of them"
+        )
+
+
+def mean(values: Mapping[int, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None

@@ -1,0 +1,104 @@
+"""The plots of a report, as SVG text that is the same whenever the numbers are."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from mgsr.report.evidence import Evidence, Result
+
+COLOURS = {"better": "#1a7f37", "worse": "#b42318", "inconclusive": "#57606a"}
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    # text as text: no outlines of some machine's fonts, and it can be searched
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "mgsr", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
+    )
+    matplotlib.rcParams["axes.spines.right"] = False
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _svg(figure: Any) -> str:
+    target = io.StringIO()
+    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+    _pyplot().close(figure)
+    lines = (line.rstrip() for line in target.getvalue().splitlines())
+    return "\n".join(lines) + "\n"
+
+
+def interval_plot(evidence: Evidence, test_set: str = "test") -> str | None:
+    """Difference of every arm to the baseline with its 95% interval; None without any."""
+    shown = [v for v in evidence.verdicts(test_set) if v.difference is not None]
+    if not shown:
+        return None
+    figure, axes = _pyplot().subplots(figsize=(6.4, 0.6 + 0.32 * len(shown)))
+    for row, v in enumerate(reversed(shown)):
+        assert v.difference is not None
+        d, colour = v.difference, COLOURS[v.verdict]
+        axes.plot([d.low, d.high], [row, row], color=colour, linewidth=2)
+        axes.plot([d.mean], [row], "o", color=colour, markersize=5)
+    axes.axvline(0.0, color="#8c959f", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(shown)), [v.arm for v in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel(f"ROUGE-L, difference to {evidence.study.baseline} (95 % interval over training seeds)")
+    return _svg(figure)
+
+
+def curve_plot(evidence: Evidence, name: str, label: str) -> str | None:
+    """A curve of every arm, mean over its seeds; None where no arm has it."""
+    curves = {arm: found for arm, by_seed in evidence.results.items() if (found := _mean_curve(by_seed, name))}
+    if not curves:
+        return None
+    figure, axes = _pyplot().subplots(figsize=(6.4, 3.6))
+    styles = ["-", "--", ":", "-."]
+    for number, (arm, (steps, values)) in enumerate(curves.items()):
+        style = styles[number // 10 % len(styles)]
+        axes.plot(steps, values, style, label=arm, linewidth=1.4, color=f"C{number % 10}")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(label)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _mean_curve(by_seed: dict[int, Result], name: str) -> tuple[list[int], list[float]] | None:
+    """Mean over seeds at the steps that all of them have."""
+    each = [
+        dict(zip(r["curves"][name]["steps"], r["curves"][name]["values"], strict=True))
+        for r in by_seed.values()
+        if name in r["curves"]
+    ]
+    steps = sorted(set.intersection(*map(set, each))) if each else []
+    return (steps, [sum(curve[s] for curve in each) / len(each) for s in steps]) if steps else None
+
+
+def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
+    """File name -> (caption, SVG)."""
+    drawn = {
+        "differences.svg": (
+            f"Difference to {evidence.study.baseline} on the test set, with 95 % intervals",
+            interval_plot(evidence),
+        ),
+        "dev.svg": (
+            "Dev ROUGE-L while training, mean over seeds",
+            curve_plot(evidence, "val/rouge_l", "dev ROUGE-L"),
+        ),
+        "loss.svg": (
+            "Dev loss while training, mean over seeds",
+            curve_plot(evidence, "val/loss", "dev loss, nats"),
+        ),
+        "lower.svg": (
+            "Lower clipping bound, mean over tokens and seeds",
+            curve_plot(evidence, "dac/lower", "cumulative mass"),
+        ),
+        "upper.svg": (
+            "Upper clipping bound, mean over tokens and seeds",
+            curve_plot(evidence, "dac/upper", "cumulative mass"),
+        ),
+    }
+    return {name: (caption, svg) for name, (caption, svg) in drawn.items() if svg is not None}

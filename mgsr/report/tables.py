@@ -1,0 +1,270 @@
+"""The tables of a report: a header, rows of cells, and a sentence on how to read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgsr.costs import overall
+from mgsr.report.evidence import Evidence, Result, mean
+from mgsr.verdicts import BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
+
+MISSING = "not yet run"
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    text: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", self.text, ""] if self.text else [f"## {self.title}", ""]
+        lines += ["| " + " | ".join(self.header) + " |", "|" + "---|" * len(self.header)]
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+
+def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
+    """A figure, or a dash where there is none.
+
+    >>> number(1.234, 1, sign=True), number(None)
+    ('+1.2', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+
+
+def verdict_table(evidence: Evidence, test_set: str) -> Table:
+    rows = [(v.arm, *_verdict_cells(v)) for v in evidence.verdicts(test_set)]
+    text = (
+        f"Mean and standard deviation over training seeds; each run's figure is the mean over its sampling seeds. "
+        f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; p adjusted by Holm over "
+        "the arms; d is the mean difference over its standard deviation. The verdict is p < 0.05."
+    )
+    header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
+    name = "the test set" if test_set == "test" else test_set
+    return Table(f"ROUGE-L on {name}", text, header, tuple(rows))
+
+
+def _verdict_cells(v: Verdict) -> tuple[str, ...]:
+    if v.verdict == NOT_RUN:
+        return ("0", *([MISSING] * 7))
+    head = (str(len(v.seeds)), number(v.mean), number(v.std))
+    if v.difference is None:
+        return (*head, NONE, NONE, NONE, NONE, v.verdict)
+    d = v.difference
+    judged = v.verdict
+    if v.verdict == INCONCLUSIVE:
+        judged += f" ({v.needed} seeds would settle it)" if v.needed else " (over 1,000 seeds would be needed)"
+    interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
+    p = "< 0.001" if v.p is not None and v.p < 0.001 else number(v.p, 3)
+    return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)
+
+
+def contrast_table(evidence: Evidence, test_set: str = "test") -> Table:
+    rows = []
+    for name, (with_arms, without_arms) in evidence.study.contrasts.items():
+        found = contrast(evidence.rouge_l(test_set), with_arms, without_arms)
+        if found is None:
+            rows.append((name, "0", MISSING, MISSING, MISSING))
+            continue
+        d, seeds = found
+        interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
+        rows.append((name, str(len(seeds)), number(d.mean, sign=True), interval, number(d.p, 4)))
+    text = (
+        "Mean of the arms with the part minus mean of those without it, per training seed: its effect averaged over "
+        "what stands beside it. p is not adjusted."
+    )
+    header = ("part", "seeds", "effect on ROUGE-L", "95 % interval", "p")
+    return Table("Effect of each part", text, header, tuple(rows))
+
+
+def cost_table(evidence: Evidence) -> Table:
+    """What arms cost, and their dev figure once they have cost as much as the cheapest arm."""
+    totals = {unit: evidence.values(_spent(unit)) for unit in _UNITS}
+    least = {unit: min(min(v.values()) for v in totals[unit].values() if v) for unit in _UNITS}
+    rows = []
+    for arm, by_seed in evidence.results.items():
+        if not by_seed:
+            rows.append((arm, *([MISSING] * 7)))
+            continue
+        parts = [_share(by_seed.values(), f"seconds_{name}") for name in ("generation", "scoring", "training")]
+        at_equal = [mean(_dev_at(by_seed, unit, least[unit])) for unit in _UNITS]
+        final = mean({seed: r["curves"]["val/rouge_l"]["values"][-1] for seed, r in by_seed.items()})
+        tokens = mean(totals["tokens"][arm])
+        rows.append(
+            (
+                arm,
+                *(number(part, 1) for part in parts),
+                NONE if tokens is None else f"{tokens / 1e6:.2f}",
+                *(number(value) for value in (final, *at_equal)),
+            )
+        )
+    text = (
+        "Seconds per run of writing text, of scoring it and of training steps; tokens (millions) that passed through a "
+        "model's forward. Dev ROUGE-L at the end, and at the last look before an arm had spent the "
+        f"{least['seconds']:.0f} s, or the {least['tokens'] / 1e6:.2f} million tokens, of the cheapest run. All arms "
+        "have one learning rate schedule, so a look before the end is one at a higher learning rate. Seconds depend on "
+        "what else the machine did."
+    )
+    header = ("arm", "writing, s", "scoring, s", "training, s", "tokens, M", "dev at the end", "at equal time")
+    return Table("At equal cost", text, (*header, "at equal tokens"), tuple(rows))
+
+
+_UNITS = ("seconds", "tokens")
+
+
+def _spent(unit: str) -> Callable[[Result], float | None]:
+    return lambda r: overall(r["metrics"]["costs"], unit)
+
+
+def _share(results: Any, name: str) -> float:
+    each = [float(r["metrics"]["costs"].get(name, 0.0)) for r in results]
+    return sum(each) / len(each)
+
+
+def _dev_at(by_seed: dict[int, Result], unit: str, budget: float) -> dict[int, float]:
+    """Dev ROUGE-L at the last look within the budget; runs whose first look came later are left out."""
+    found = {}
+    for seed, result in by_seed.items():
+        spent, dev = result["curves"][f"cost/{unit}"]["values"], result["curves"]["val/rouge_l"]["values"]
+        # rounding in the file must not put the cheapest run's own end beyond its budget
+        within = [value for cost, value in zip(spent, dev, strict=False) if cost <= budget * 1.0001]
+        if within:
+            found[seed] = within[-1]
+    return found
+
+
+def _column(evidence: Evidence, read: Callable[[Result], float | None], digits: int) -> list[str]:
+    return [number(mean(by_seed), digits) for by_seed in evidence.values(read).values()]
+
+
+def text_table(evidence: Evidence) -> Table:
+    """Diversity, exposure bias and the quality of corrections."""
+
+    def written(name: str) -> Callable[[Result], float | None]:
+        return lambda r: r["metrics"]["training_text"].get("written", {}).get(name)
+
+    def tested(name: str) -> Callable[[Result], float | None]:
+        return lambda r: r["metrics"]["result"]["test"].get(name)
+
+    def of(section: str, name: str) -> Callable[[Result], float | None]:
+        return lambda r: (r["metrics"].get(section) or {}).get(name)
+
+    columns = {
+        "written: distinct-1": (written("distinct_1"), 3),
+        "distinct-2": (written("distinct_2"), 3),
+        "distinct-3": (written("distinct_3"), 3),
+        "self-BLEU": (written("self_bleu"), 3),
+        "outputs: distinct-1": (tested("distinct_1"), 3),
+        "distinct-2 ": (tested("distinct_2"), 3),
+        "distinct-3 ": (tested("distinct_3"), 3),
+        "self-BLEU ": (tested("self_bleu"), 3),
+        "exact match, %": (tested("exact_match"), 2),
+        "ExAccErr, %": (of("exposure", "ex_acc_err_at_end"), 1),
+        "teacher's perplexity": (of("exposure", "teacher_perplexity"), 2),
+        "corrections that raise log p, %": (_percent(of("corrections", "teacher_log_likelihood_raised")), 1),
+        "that raise ROUGE-L, %": (_percent(of("corrections", "rouge_l_raised")), 1),
+        "that lower it, %": (_percent(of("corrections", "rouge_l_lowered")), 1),
+    }
+    cells = [_column(evidence, read, digits) for read, digits in columns.values()]
+    rows = [
+        (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(columns)))
+        for i, (arm, by_seed) in enumerate(evidence.results.items())
+    ]
+    text = (
+        "Means over training seeds. Written text: model-written text trained on, over token ids, mean of the rounds. "
+        "Outputs: answers to the test set, over words. ExAccErr at the longest answer and perplexity of the student's "
+        "answers under the teacher: on the test prompts."
+    )
+    return Table("Text", text, ("arm", *columns), tuple(rows))
+
+
+def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
+    def scaled(result: Result) -> float | None:
+        value = read(result)
+        return None if value is None else 100.0 * value
+
+    return scaled
+
+
+def category_table(evidence: Evidence, test_set: str = "test") -> Table:
+    names = sorted({n for r in evidence.runs for n in r["metrics"]["result"][test_set]["rouge_l_by_category"]})
+
+    def of(name: str) -> Callable[[Result], float | None]:
+        return lambda r: r["metrics"]["result"][test_set]["rouge_l_by_category"].get(name)
+
+    cells = [_column(evidence, of(name), 1) for name in names]
+    rows = [
+        (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(names)))
+        for i, (arm, by_seed) in enumerate(evidence.results.items())
+    ]
+    return Table("By kind of task", "Mean ROUGE-L over training seeds.", ("arm", *names), tuple(rows))
+
+
+def noise_table(evidence: Evidence, test_set: str = "test") -> Table:
+    """Bootstrap over test examples of the mean difference to the baseline."""
+    base = _example_means(evidence.results[evidence.study.baseline].values(), test_set)
+    rows: list[tuple[str, ...]] = []
+    for v in evidence.verdicts(test_set):
+        if v.verdict == BASELINE:
+            continue
+        mine = _example_means([evidence.results[v.arm][s] for s in v.paired], test_set)
+        if not mine or not base or len(mine) != len(base):
+            rows.append((v.arm, MISSING if not v.seeds else NONE, MISSING if not v.seeds else NONE))
+            continue
+        paired = _example_means([evidence.results[evidence.study.baseline][s] for s in v.paired], test_set)
+        differences = [a - b for a, b in zip(mine, paired, strict=True)]
+        low, high = bootstrap_interval(differences)
+        interval = f"{number(low, sign=True)} to {number(high, sign=True)}"
+        rows.append((v.arm, number(sum(differences) / len(differences), sign=True), interval))
+    text = (
+        "Bootstrap over test examples, runs held fixed: how much the choice of test examples matters. It says nothing "
+        "about another training seed and decides nothing."
+    )
+    return Table("Evaluation noise", text, ("arm", "difference", "95 % interval"), tuple(rows))
+
+
+def _example_means(results: Any, test_set: str) -> list[float]:
+    """Score of every test example, mean over runs."""
+    scores = [r["scores"].get(test_set, []) for r in results]
+    return [sum(column) / len(column) for column in zip(*scores, strict=True)] if scores and scores[0] else []
+
+
+def arms_table(evidence: Evidence) -> Table:
+    rows = [
+        (
+            arm,
+            ", ".join(f"`{name}={_yaml(value)}`" for name, value in overrides.items()) or "the base configuration",
+        )
+        for arm, overrides in evidence.study.arms.items()
+    ]
+    return Table("Arms", "", ("arm", "overrides"), tuple(rows))
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    return str(value)
+
+
+def all_tables(evidence: Evidence) -> Sequence[Table]:
+    tables = [verdict_table(evidence, name) for name in evidence.test_sets]
+    if evidence.study.contrasts:
+        tables.insert(1, contrast_table(evidence))
+    return [
+        *tables,
+        cost_table(evidence),
+        text_table(evidence),
+        category_table(evidence),
+        noise_table(evidence),
+        arms_table(evidence),
+    ]

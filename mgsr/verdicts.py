@@ -1,0 +1,185 @@
+"""What a study allows to say: paired differences over training seeds, with one verdict per arm.
+
+A verdict comes from the paired t test of an arm's per-seed difference to the baseline arm, Holm-adjusted over the
+arms of the study (Holm 1979). A bootstrap over test examples tells evaluation noise; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mgsr.statistics import PairedInterval, mean_std, paired_t_interval
+
+ALPHA = 0.05
+POWER = 0.8
+MOST_SEEDS = 1000
+"""More seeds than this are not worth naming."""
+
+BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
+TOO_FEW, NOT_RUN, BASELINE = "too few seeds", "not yet run", "baseline"
+
+Values = Mapping[str, Mapping[int, float]]
+"""arm -> training seed -> figure."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """An arm against the baseline arm.
+
+    Attributes:
+        mean, std: of the arm over its training seeds; std is nan for one seed, both are for none.
+        seeds: the arm's seeds. paired: those that the baseline has too.
+        difference: arm minus baseline over the paired seeds; None with fewer than two.
+        p: of no difference, Holm-adjusted over the study; effect: Cohen's d_z, mean over standard deviation of
+            the differences (None where they do not vary).
+        verdict: better, worse, inconclusive; too few seeds, not yet run; or baseline.
+        needed: for an inconclusive one, the seeds at which this effect would be found with a power of 0.8 at
+            0.05 / (number of comparisons); None where no number up to 1,000 would do.
+    """
+
+    arm: str
+    mean: float
+    std: float
+    seeds: tuple[int, ...]
+    paired: tuple[int, ...] = ()
+    difference: PairedInterval | None = None
+    p: float | None = None
+    effect: float | None = None
+    verdict: str = NOT_RUN
+    needed: int | None = None
+
+
+def verdicts(values: Values, baseline: str) -> list[Verdict]:
+    """One verdict per arm, in the order given.
+
+    Raises:
+        ValueError: the baseline is no arm.
+    """
+    if baseline not in values:
+        raise ValueError(f"the baseline {baseline} is no arm of {', '.join(values)}")
+    found = {arm: _compare(arm, by_seed, values[baseline], arm == baseline) for arm, by_seed in values.items()}
+    tested = [arm for arm, verdict in found.items() if verdict.difference is not None]
+    adjusted = holm([found[arm].difference.p for arm in tested])  # type: ignore[union-attr]
+    for arm, p in zip(tested, adjusted, strict=True):
+        found[arm] = _judged(found[arm], p, len(tested))
+    return list(found.values())
+
+
+def _compare(arm: str, by_seed: Mapping[int, float], base: Mapping[int, float], is_base: bool) -> Verdict:
+    seeds = tuple(sorted(by_seed))
+    if not seeds:
+        return Verdict(arm, math.nan, math.nan, ())
+    mean, std, _ = mean_std([by_seed[seed] for seed in seeds])
+    if is_base:
+        return Verdict(arm, mean, std, seeds, seeds, verdict=BASELINE)
+    paired = tuple(seed for seed in seeds if seed in base)
+    if len(paired) < 2:
+        return Verdict(arm, mean, std, seeds, paired, verdict=TOO_FEW)
+    differences = [by_seed[seed] - base[seed] for seed in paired]
+    effect = effect_size(differences)
+    return Verdict(arm, mean, std, seeds, paired, paired_t_interval(differences), effect=effect)
+
+
+def _judged(verdict: Verdict, p: float, comparisons: int) -> Verdict:
+    assert verdict.difference is not None
+    judged, needed = INCONCLUSIVE, None
+    if p < ALPHA:
+        judged = BETTER if verdict.difference.mean > 0 else WORSE
+    elif verdict.effect is not None:
+        needed = seeds_needed(verdict.effect, ALPHA / comparisons)
+    return Verdict(
+        verdict.arm,
+        verdict.mean,
+        verdict.std,
+        verdict.seeds,
+        verdict.paired,
+        verdict.difference,
+        p,
+        verdict.effect,
+        judged,
+        needed,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm-adjusted p-values, by statsmodels.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, alpha=ALPHA, method="holm")[1]]
+
+
+def effect_size(differences: Sequence[float]) -> float | None:
+    """Cohen's d_z: mean over standard deviation of the paired differences; None where they do not vary.
+
+    >>> effect_size([1.0, 2.0, 3.0])
+    2.0
+    """
+    mean, std, n = mean_std(differences)
+    return None if n < 2 or min(differences) == max(differences) else mean / std
+
+
+def seeds_needed(effect: float, alpha: float = ALPHA) -> int | None:
+    """Pairs at which a two-sided paired t test finds an effect of this size with a power of 0.8, by statsmodels.
+
+    None beyond 1,000.
+
+    >>> seeds_needed(1.0)
+    10
+    """
+    from statsmodels.stats.power import TTestPower
+
+    power = TTestPower()
+    if power.power(abs(effect), MOST_SEEDS, alpha) < POWER:
+        return None
+    least = next(n for n in range(2, MOST_SEEDS + 1) if power.power(abs(effect), n, alpha) >= POWER)
+    return int(least)
+
+
+def contrast(
+    values: Values, with_arms: Sequence[str], without_arms: Sequence[str]
+) -> tuple[PairedInterval, tuple[int, ...]] | None:
+    """A factor's effect: per seed, the mean over the arms with it minus the mean over those without.
+
+    Only seeds that all these arms have count; None with fewer than two.
+    """
+    arms = [*with_arms, *without_arms]
+    seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in arms)))
+    if len(seeds) < 2:
+        return None
+
+    def mean_of(chosen: Sequence[str], seed: int) -> float:
+        return sum(values[arm][seed] for arm in chosen) / len(chosen)
+
+    differences = [mean_of(with_arms, seed) - mean_of(without_arms, seed) for seed in seeds]
+    return paired_t_interval(differences), tuple(seeds)
+
+
+def bootstrap_interval(differences: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:
+    """95% percentile interval of a mean over test examples, by scipy: evaluation noise, not training noise.
+
+    The same numbers give the same interval.
+    """
+    from scipy.stats import bootstrap
+
+    values = np.asarray(differences, dtype=np.float64)
+    if values.size < 2 or values.min() == values.max():
+        mean = float(values.mean())
+        return mean, mean
+    result = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,0 +1,168 @@
+"""Reports: what they say, that they repeat themselves, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mgsr.cli import main
+from mgsr.errors import UserError
+from mgsr.report import report
+from mgsr.results import result_path, write_result
+from study.synthetic import STUDY, make_result, make_study, record
+
+
+def rows(readme: str, title: str) -> dict[str, list[str]]:
+    """Cells of a section's table by its first column."""
+    section = readme.split(f"## {title}\n")[1].split("\n## ", maxsplit=1)[0]
+    cells = [
+        [c.strip() for c in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")
+    ]
+    return {row[0]: row[1:] for row in cells[2:]}
+
+
+def test_the_first_lines_answer_in_words(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    text = report(study).read_text()
+    assert text.split("\n\n")[1:3] == [
+        "Does it help?",
+        "**Removing the part, on made-up data (test set):** it lowers ROUGE-L by 10.50 (95 % interval "
+        "-11.15 to -9.85 over 4 seeds): `removed` is worse than `full`.",
+    ]
+
+
+def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    text = report(study).read_text()
+    table = rows(text, "ROUGE-L on the test set")
+    assert table["full"][:3] == ["4", "61.50", "1.29"] and table["full"][-1] == "baseline"
+    assert table["removed"][3:5] == ["-10.50", "-11.15 to -9.85"] and table["removed"][-1] == "worse"
+    assert table["other"][-1].startswith("inconclusive (")
+    # (61.5 + 61.5) / 2 - 51
+    assert rows(text, "Effect of each part")["SCRG"][:2] == ["4", "+10.50"]
+    assert rows(text, "At equal cost")["full"] == ["2.0", "0.0", "10.0", "0.00", "61.50", "61.50", "61.50"]
+    assert rows(text, "Text")["full"][-3:] == ["75.0", "25.0", "50.0"]
+    assert rows(text, "By kind of task")["full"] == ["60.5", "62.5"]
+    assert rows(text, "Evaluation noise")["removed"][0] == "-10.50"
+
+
+def test_at_equal_cost_an_arm_is_read_where_the_cheapest_ended(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    for seed in range(4):
+        dear = make_result(study, "other", seed, 61.0)
+        dear["metrics"]["costs"] = {"seconds_training": 30.0, "tokens_training": 1000}
+        dear["curves"]["cost/seconds"]["values"] = [11.0, 30.0]
+        write_result(result_path(study.results, "other", seed), dear)
+    table = rows(report(study).read_text(), "At equal cost")
+    assert table["other"][-3:] == ["61.00", "56.00", "61.00"]
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    places = [tmp_path / "a", tmp_path / "b"]
+    for place in places:
+        report(study, out=place)
+    names = sorted(path.name for path in places[0].iterdir())
+    assert names == ["README.md", "dev.svg", "differences.svg", "loss.svg", "report.html"]
+    for name in names:
+        assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes(), name
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.ids: list[str] = []
+        self.headers = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.headers += tag == "th"
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href") and not str(value).startswith("#"):
+                self.outside.append(str(value))
+
+
+def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    report(study)
+    html = (study.path.parent / "report.html").read_text()
+    page = _Page()
+    page.feed(html)
+    assert page.outside == [] and page.headers > 20
+    assert len(page.ids) == len(set(page.ids))
+    assert "<b>sort</b>" not in html and "&lt;b&gt;sort&lt;/b&gt;" in html
+    used = set(re.findall(r"url\(#([^)]+)\)", html)) | set(re.findall(r'href="#([^"]+)"', html))
+    assert used <= set(page.ids)
+
+
+def test_missing_runs_are_said_to_be_missing(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study, {"full": [60.0, 61.0], "removed": [50.0]})
+    text = report(study).read_text()
+    table = rows(text, "ROUGE-L on the test set")
+    assert table["other"] == ["0", *["not yet run"] * 7]
+    assert table["removed"][-1] == "too few seeds"
+    assert "Missing: removed: seed 1; other: not yet run." in text
+    assert "too few to say anything" in text
+    assert set(rows(text, "Text")["other"]) == {"not yet run"}
+
+
+def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    with pytest.raises(UserError, match="no results of sample"):
+        report(study)
+    record(study)
+    for what in ("code", "data"):
+        odd = make_result(study, "other", 0, 60.0)
+        odd["hashes"][what] = "different"
+        write_result(result_path(study.results, "other", 0), odd)
+        with pytest.raises(UserError, match=f"different {what}"):
+            report(study)
+    record(study)
+    changed = make_study(tmp_path, STUDY.replace("scrg.passes: 3", "scrg.passes: 5"))
+    with pytest.raises(UserError, match="other overrides"):
+        report(changed)
+
+
+def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path: Path, capsys) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    result_path(study.results, "full", 0).write_text('{"study": ')
+    assert main(["report", str(study.path)]) == 2
+    error = capsys.readouterr().err
+    assert "seed=0.json" in error and error.count("\n") == 1
+    result_path(study.results, "full", 0).write_text('{"study": "sample"}')
+    assert main(["report", str(study.path)]) == 2
+    assert "lacks arm" in capsys.readouterr().err
+    record(study)
+    (study.path.parent / "README.md").write_text("my notes")
+    assert main(["report", str(study.path)]) == 2
+    assert "by hand" in capsys.readouterr().err
+    assert (study.path.parent / "README.md").read_text() == "my notes"
+    assert main(["report", str(study.path), "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("baseline: full", "baseline: ful"), "which is no arm; did you mean"),
+        (("with: [full, other]", "with: [full, othr]"), "othr, which is no arm"),
+        (("arm: removed, where", "arm: gone, where"), "gone, which is no arm"),
+        (("part: the part, ", ""), "takes part, arm, where"),
+        (("question:", "qestion:"), "unknown key `qestion`"),
+        (("  other: {scrg.passes: 3}", "  full: {scrg.passes: 3}"), "stands twice"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_study(tmp_path, STUDY.replace(*change))

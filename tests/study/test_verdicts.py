@@ -1,0 +1,132 @@
+"""Verdicts on synthetic figures whose truth is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mgsr.verdicts import (
+    BETTER,
+    INCONCLUSIVE,
+    NOT_RUN,
+    TOO_FEW,
+    WORSE,
+    bootstrap_interval,
+    contrast,
+    effect_size,
+    holm,
+    seeds_needed,
+    verdicts,
+)
+
+
+def draw(effects, seeds, generator, spread=1.0, shared=5.0):
+    """Arms that share each seed's luck and differ by `effects`."""
+    luck = shared * generator.standard_normal(seeds)
+    return {
+        arm: {s: float(60 + effect + luck[s] + spread * generator.standard_normal()) for s in range(seeds)}
+        for arm, effect in effects.items()
+    }
+
+
+def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate():
+    generator = np.random.default_rng(0)
+    arms = dict.fromkeys(("full", "a", "b", "c"), 0.0)
+    families, wrong = 600, 0
+    for _ in range(families):
+        found = verdicts(draw(arms, 5, generator), "full")
+        wrong += any(v.verdict in (BETTER, WORSE) for v in found)
+    # Holm holds 5% for the whole family; it is conservative where arms share a baseline
+    assert wrong / families < 0.05 + 3 * math.sqrt(0.05 * 0.95 / families)
+    assert wrong > 0
+
+
+def test_a_single_comparison_is_wrong_at_the_nominal_rate():
+    generator = np.random.default_rng(1)
+    draws = 800
+    wrong = sum(
+        verdicts(draw({"full": 0.0, "a": 0.0}, 5, generator), "full")[1].verdict != INCONCLUSIVE
+        for _ in range(draws)
+    )
+    assert abs(wrong / draws - 0.05) < 3 * math.sqrt(0.05 * 0.95 / draws)
+
+
+def test_planted_effects_are_found_with_their_sign():
+    generator = np.random.default_rng(2)
+    found = {
+        v.arm: v for v in verdicts(draw({"full": 0.0, "up": 8.0, "down": -8.0, "same": 0.0}, 5, generator), "full")
+    }
+    assert (found["up"].verdict, found["down"].verdict) == (BETTER, WORSE)
+    assert found["same"].verdict == INCONCLUSIVE
+    assert found["up"].difference.low > 0 > found["down"].difference.high
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    base, arm = {0: 60.0, 1: 62.0, 2: 61.0, 3: 59.0}, {0: 61.5, 1: 63.0, 2: 61.5, 3: 61.0}
+    verdict = verdicts({"full": base, "a": arm}, "full")[1]
+    want = stats.ttest_rel(list(arm.values()), list(base.values()))
+    interval = want.confidence_interval(0.95)
+    assert verdict.p == pytest.approx(want.pvalue)
+    assert (verdict.difference.low, verdict.difference.high) == pytest.approx((interval.low, interval.high))
+    assert verdict.effect == pytest.approx(np.mean([1.5, 1, 0.5, 2]) / np.std([1.5, 1, 0.5, 2], ddof=1))
+
+
+def test_seeds_are_paired_not_lined_up():
+    verdict = verdicts({"full": {0: 1.0, 1: 50.0, 2: 3.0}, "a": {2: 4.5, 0: 2.0, 7: 90.0}}, "full")[1]
+    assert verdict.paired == (0, 2)
+    assert verdict.difference.mean == pytest.approx(1.25)
+
+
+def test_arms_that_did_not_run_are_no_zeros():
+    found = {v.arm: v for v in verdicts({"full": {0: 1.0, 1: 2.0}, "none": {}, "one": {1: 5.0}}, "full")}
+    assert (found["none"].verdict, found["one"].verdict) == (NOT_RUN, TOO_FEW)
+    assert math.isnan(found["none"].mean) and found["none"].difference is None
+    with pytest.raises(ValueError, match="other"):
+        verdicts({"a": {0: 1.0}}, "other")
+
+
+def test_holm_by_hand():
+    # sorted 0.01, 0.02, 0.04 times 3, 2, 1, made monotone
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([]) == []
+
+
+def test_needed_seeds_reach_the_power_they_promise():
+    effect = 1.2
+    needed = seeds_needed(effect, 0.05)
+    generator = np.random.default_rng(3)
+    hits = [stats.ttest_1samp(generator.normal(effect, 1.0, needed), 0).pvalue < 0.05 for _ in range(2000)]
+    assert 0.78 < np.mean(hits) < 0.9
+    assert seeds_needed(0.001) is None
+    assert seeds_needed(effect, 0.01) > needed
+
+
+def test_an_inconclusive_arm_says_how_many_seeds_it_would_take():
+    verdict = verdicts({"full": dict.fromkeys(range(3), 60.0), "a": {0: 61.0, 1: 59.5, 2: 62.0}}, "full")[1]
+    assert verdict.verdict == INCONCLUSIVE
+    assert verdict.needed == seeds_needed(effect_size([1.0, -0.5, 2.0]))
+
+
+def test_a_contrast_is_the_difference_of_the_two_means_per_seed():
+    values = {
+        "ab": {0: 10.0, 1: 12.0},
+        "a": {0: 8.0, 1: 9.0},
+        "b": {0: 7.0, 1: 7.0},
+        "none": {0: 1.0, 1: 1.0, 2: 9.0},
+    }
+    interval, seeds = contrast(values, ["ab", "a"], ["b", "none"])
+    assert seeds == (0, 1)
+    assert interval.mean == pytest.approx(((9 - 4) + (10.5 - 4)) / 2)
+    assert contrast({**values, "a": {}}, ["ab", "a"], ["b", "none"]) is None
+
+
+def test_the_bootstrap_repeats_itself_and_covers_the_mean():
+    values = np.random.default_rng(4).normal(2.0, 3.0, 200)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    assert (low, high) == pytest.approx((values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1)
+    assert bootstrap_interval([1.0, 1.0]) == (1.0, 1.0)
