@@ -93,8 +93,8 @@ LAYOUT = {
     "quality": {"dev ROUGE-L": ["Multiline", ["val/rouge_l"]], "dev loss": ["Multiline", ["val/loss"]]},
     "loss": {"terms": ["Multiline", [r"train/loss.*"]]},
     "clipping": {
-        "bounds": ["Multiline", ["dac/lower", "dac/upper"]],
-        "retained mass": ["Multiline", ["dac/retained_mass"]],
+        "bounds": ["Multiline", ["dac/lower$", "dac/upper$"]],
+        "retained mass": ["Multiline", ["dac/retained_mass$"]],
     },
     "text": {
         "diversity": ["Multiline", [r"scrg/distinct_.*", "scrg/self_bleu"]],

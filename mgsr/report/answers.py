@@ -9,13 +9,14 @@ from mgsr.errors import UserError
 from mgsr.report.evidence import Evidence, read_evidence
 from mgsr.report.tables import number
 from mgsr.studies import Study, load_study
-from mgsr.verdicts import BETTER, WORSE, Verdict
+from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
 
 
 def answers(evidence: Evidence) -> list[str]:
     """The study's question, and its answer as far as there is one."""
     study = evidence.study
     said = [study.question] if study.question else []
+    said += [_contrast(evidence, name) for name in study.contrasts]
     answer = study.answer
     if not answer:
         return said
@@ -28,6 +29,15 @@ def answers(evidence: Evidence) -> list[str]:
     if "elsewhere" in answer:
         said += _elsewhere(part, answer["elsewhere"])
     return said
+
+
+def _contrast(evidence: Evidence, name: str) -> str:
+    found = contrast(evidence.rouge_l(), *evidence.study.contrasts[name])
+    if found is None:
+        return f"**{name}:** not yet run."
+    d, seeds = found
+    size = f"95 % interval {number(d.low, sign=True)} to {number(d.high, sign=True)} over {len(seeds)} seeds"
+    return f"**{name}:** {number(d.mean, sign=True)} ROUGE-L, averaged over what stands beside it ({size})."
 
 
 def _elsewhere(part: str, other: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--back); }
-td:last-child { text-align: left; } th { cursor: pointer; background: var(--soft); }
+td:last-child, th:last-child { text-align: left; } th { cursor: pointer; background: var(--soft); }
 th:first-child { background: var(--soft); } th[aria-sort=ascending]::after { content: " \\25B2"; }
 th[aria-sort=descending]::after { content: " \\25BC"; }
 .better { color: #1a7f37; } .worse { color: #cf222e; } figure { margin: 1rem 0; } figcaption { font-size: .9rem; }

@@ -45,7 +45,7 @@ def verdict_table(evidence: Evidence, test_set: str) -> Table:
     text = (
         f"Mean and standard deviation over training seeds; each run's figure is the mean over its sampling seeds. "
         f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; p adjusted by Holm over "
-        "the arms; d is the mean difference over its standard deviation. The verdict is p < 0.05."
+        "the arms; d is the mean difference over its standard deviation. The verdict is p < 0.05; behind an inconclusive one, the seeds at which this effect would be found with a power of 0.8."
     )
     header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
     name = "the test set" if test_set == "test" else test_set
@@ -61,7 +61,7 @@ def _verdict_cells(v: Verdict) -> tuple[str, ...]:
     d = v.difference
     judged = v.verdict
     if v.verdict == INCONCLUSIVE:
-        judged += f" ({v.needed} seeds would settle it)" if v.needed else " (over 1,000 seeds would be needed)"
+        judged += f" ({v.needed} seeds)" if v.needed else " (over 1,000 seeds)"
     interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
     p = "< 0.001" if v.p is not None and v.p < 0.001 else number(v.p, 3)
     return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mgsr.ablate
 from mgsr.ablate import run_study
@@ -72,6 +73,9 @@ def test_a_study_is_recorded_skipped_and_shared(
     (tmp_path / "elsewhere" / "cache").symlink_to(shared_root / "cache")
     run_study(other, [0], [f"run_root={tmp_path}/elsewhere", *QUICK], record=True)
     assert ran == ["passes_2/0"]
+    # once, however often the study goes on
+    layout = EventAccumulator(str(tmp_path / "runs/small/layout")).Reload()
+    assert layout.Tags()["tensors"] == ["custom_scalars__config__"]
     assert main(["report", str(study.path)]) == 0
     assert "inconclusive" in (study.path.parent / "README.md").read_text()
 

@@ -37,7 +37,14 @@ def weights(folder: Path, name: str = "resume.ckpt") -> dict[str, torch.Tensor]:
 
 def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
     """Everything but wall-clock times."""
-    return {k: v for k, v in metrics.items() if not k.startswith("seconds")} | {"dac": _rateless(metrics["dac"])}
+    kept = {k: v for k, v in metrics.items() if not k.startswith("seconds")}
+    # the tokens of a resumed run are those of the uninterrupted one
+    kept |= {name: _rateless(metrics[name]) for name in ("dac", "costs")}
+    # likelihoods after the correction are collected by the epoch, not in the checkpoint: a run that stops within
+    # an epoch lacks those of the steps before
+    likelihoods = "teacher_log_likelihood"
+    kept["corrections"] = {k: v for k, v in metrics["corrections"].items() if not k.startswith(likelihoods)}
+    return kept
 
 
 def _rateless(values: dict[str, float]) -> dict[str, float]:
