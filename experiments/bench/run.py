@@ -78,7 +78,7 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
     if group == "flips":
         return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)
     if group == "step":
-        return interleaved("step", ("lightning", "bare"), processes, steps=200)
+        return interleaved("step", ("both",), processes, steps=200)
     found: dict[str, list[Any]] = {}
     for seed in range(min(processes, 3)):
         for case, runs in interleaved("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), 1, seed=seed).items():

@@ -12,7 +12,10 @@ from mgsr.cli import main
 from mgsr.errors import UserError
 from mgsr.report import report
 from mgsr.results import result_path, write_result
+from mgsr.studies import load_study
 from study.synthetic import STUDY, make_result, make_study, record
+
+ROOT = Path(__file__).parents[2]
 
 
 def rows(readme: str, title: str) -> dict[str, list[str]]:
@@ -166,3 +169,16 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path:
 def test_mistakes_in_a_study_are_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         make_study(tmp_path, STUDY.replace(*change))
+
+
+RECORDED = sorted(path.parent for path in (ROOT / "experiments").glob("*/results"))
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda path: path.name)
+def test_committed_reports_say_what_the_committed_results_say(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(Path("experiments") / folder.name / "study.yaml")
+    text = report(study, out=tmp_path).read_text()
+    assert text == (folder / "README.md").read_text()
