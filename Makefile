@@ -13,6 +13,8 @@ ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) --seeds 
 REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 
 .DEFAULT_GOAL := help
+# studies share the cache of teachers and students
+.NOTPARALLEL:
 STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines
 .PHONY: help install demo smollm2 $(STUDIES) ablate-all bench test lint format hooks tensorboard clean
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from mgsr.config import ExperimentConfig, dump
+from mgsr.config import ExperimentConfig, dump, fingerprint
 from mgsr.data.corpus import write_atomically
 from mgsr.errors import ConfigError, UserError
 from mgsr.progress import progress, say
-from mgsr.results import collect, hashes, read_result, recorded, result_path, write_result
+from mgsr.results import collect, hashes, plain, read_result, recorded, result_path, write_result
 from mgsr.runs import code_fingerprint, run_folder
 from mgsr.statistics import mean_std, paired_t_interval
 from mgsr.studies import Study
@@ -74,7 +74,10 @@ def run_study(
         _refuse_other_code(run)
     if done:
         say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
-    _run_all(study, pending, jobs)
+    # an arm that reads another's result comes after it
+    reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
+    _run_all(study, [run for run in pending if run not in reads], jobs)
+    _run_all(study, reads, jobs)
     for run in pending:
         found = read_result(run.path)
         assert found is not None
@@ -119,14 +122,15 @@ def _plan(
     study: Study, seeds: Sequence[int], overrides: Sequence[str], arms: Sequence[str], record: bool
 ) -> list[Run]:
     """All runs, their configurations checked: a bad arm is refused before the first one has run for an hour."""
-    root = Path(study.config(arms[0], seeds[0], overrides).run_root)
+    base = study.base_config(overrides)
+    root = Path(base.run_root)
     runs: list[Run] = []
     same: dict[str, str] = {}
     for seed in seeds:
         for arm in arms:
             folder = study.results if record else root / study.name / "results"
             config = study.config(arm, seed, overrides, folder)
-            found = hashes(config, code_fingerprint())
+            found = hashes(config, base, code_fingerprint())
             if seed == seeds[0] and found["data"] != same.setdefault("data", found["data"]):
                 raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
             runs.append(Run(arm, seed, config, found, result_path(folder, arm, seed)))
@@ -147,7 +151,7 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
     if record:
         for other in recorded(study.path.parent.parent):
             if other["hashes"] == run.hashes:
-                mine = {**other, "study": study.name, "arm": run.arm, "overrides": study.arms[run.arm]}
+                mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
                 write_result(run.path, mine)
                 say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
                 return mine
@@ -158,8 +162,10 @@ def _refuse_other_code(run: Run) -> None:
     """A begun run goes on only with the code that it began with."""
     try:
         begun = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+    except FileNotFoundError:
         return
+    except (OSError, json.JSONDecodeError):
+        begun = {}
     if begun.get("code") != run.hashes["code"]:
         raise UserError(
             f"{run.folder}: begun with other code (commit {_commit(begun)}); check that commit out, or delete the "
@@ -183,15 +189,16 @@ def _run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
                 advance(1)
             return
         # what several runs start from is made once, not by all of them at the same time
-        for seed in sorted({run.seed for run in pending}):
-            prepare(next(run.config for run in pending if run.seed == seed))
-        devices, failed = torch.cuda.device_count(), Event()
+        starts = {fingerprint(r.seed, r.config.teacher, r.config.student, r.config.evaluation): r for r in pending}
+        for run in starts.values():
+            prepare(run.config)
+        devices, failed = _devices(), Event()
 
         def work(numbered: tuple[int, Run]) -> None:
             number, run = numbered
             if not failed.is_set():
                 try:
-                    _in_process(run, jobs, number % devices if devices else None)
+                    _in_process(run, jobs, devices[number % len(devices)] if devices else None)
                     _record(study, run)
                 except BaseException:
                     failed.set()
@@ -209,6 +216,8 @@ def _begun(run: Run) -> bool:
 
 def _record(study: Study, run: Run) -> None:
     result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
+    if result["environment"].get("code") != run.hashes["code"]:
+        raise UserError(f"{run.folder}: the code changed while the study ran; delete the folder to run it anew")
     write_result(run.path, result)
     rouge = result["metrics"]["result"]["test"]["rouge_l"]
     say(
@@ -216,7 +225,13 @@ def _record(study: Study, run: Run) -> None:
     )
 
 
-def _in_process(run: Run, jobs: int, device: int | None) -> None:
+def _devices() -> list[str]:
+    """The devices this process may use, by the names its children know them by."""
+    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return allowed or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _in_process(run: Run, jobs: int, device: str | None) -> None:
     """`mgsr train` of one run, with its share of the processor; what it says goes to `train.log`.
 
     Raises:
@@ -227,7 +242,7 @@ def _in_process(run: Run, jobs: int, device: int | None) -> None:
     log = run.folder.parent / f"{run.folder.name}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(device)
+        environment["CUDA_VISIBLE_DEVICES"] = device
     command = [sys.executable, "-m", "mgsr", "train", str(queue)]
     if _begun(run):
         command += ["--resume", str(run.folder)]
@@ -253,7 +268,8 @@ def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]
         summary[arm] = _over_seeds([run["result"]["test"] for run in by_seed.values()])
         rounds = [run["scrg"] for run in by_seed.values() if "scrg" in run]
         if rounds and (arm == base or "scrg" not in summary):
-            summary["scrg"] = {k: sum(r[k] for r in rounds) / len(rounds) for k in rounds[0]}
+            shared = set.intersection(*map(set, rounds))
+            summary["scrg"] = {k: sum(r[k] for r in rounds) / len(rounds) for k in sorted(shared)}
     differences = {}
     for arm in results:
         if arm == base or len(runs) < 2:

@@ -35,22 +35,33 @@ def result_path(folder: Path, arm: str, seed: int) -> Path:
     return folder / arm / f"seed={seed}.json"
 
 
-def hashes(config: ExperimentConfig, code: str) -> dict[str, str]:
-    """What a run's numbers come from: `config` (names, places and cosmetics aside), `data` and `code`.
+def hashes(config: ExperimentConfig, base: ExperimentConfig, code: str) -> dict[str, str]:
+    """What a run's numbers come from: `config` (names, places and cosmetics aside), `base`, `data` and `code`.
 
     Data files count by their content, so a study goes on where they lie elsewhere.
+
+    Args:
+        base: the configuration without the arm's overrides: alike for all arms of a study.
     """
+    return {
+        "config": _config_hash(config, config.seed),
+        "base": _config_hash(base, None),
+        "data": _data_hash(json.dumps(asdict(config.data), sort_keys=True)),
+        "code": code,
+    }
+
+
+def _config_hash(config: ExperimentConfig, seed: int | None) -> str:
     tree = asdict(config)
     for name in (*FIXED, *NEUTRAL):
         _drop(tree, name.split("."))
     names = sorted(tree["data"]["test_sets"])
+    if config.clip.run:
+        # whose bounds they are, not where that study lies
+        tree["clip"]["run"] = "/".join(Path(config.clip.run).parts[-2:])
     for name in ("train", "dev", "test", "test_sets"):
         tree["data"].pop(name)
-    return {
-        "config": fingerprint(tree, config.seed, names),
-        "data": _data_hash(json.dumps(asdict(config.data), sort_keys=True)),
-        "code": code,
-    }
+    return fingerprint(tree, seed, names)
 
 
 def _drop(tree: dict[str, Any], parts: Sequence[str]) -> None:
@@ -80,12 +91,27 @@ def collect(
         "arm": arm,
         "seed": metrics["seed"],
         "hashes": dict(found),
-        "overrides": dict(overrides),
+        "overrides": plain(overrides),
         "environment": environment,
         "metrics": _rounded({k: v for k, v in metrics.items() if k not in ("experiment", "arm", "seed")}),
         "scores": {path.stem: _scores(path) for path in sorted((folder / "predictions").glob("*.jsonl"))},
         "curves": read_curves(folder),
     }
+
+
+def plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as JSON can hold them: infinities as YAML writes them.
+
+    >>> plain({"clip.lower": -math.inf})
+    {'clip.lower': '-.inf'}
+    """
+
+    def value_of(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
+        return value
+
+    return {name: value_of(value) for name, value in overrides.items()}
 
 
 def _scores(path: Path) -> list[float]:
@@ -106,7 +132,8 @@ def read_curves(folder: Path) -> dict[str, dict[str, list[float]]]:
     curves = {}
     for name in sorted(events.Tags()["scalars"]):
         if name.startswith(CURVES):
-            points = sorted({point.step: point.value for point in events.Scalars(name)}.items())
+            seen = {point.step: point.value for point in events.Scalars(name) if math.isfinite(point.value)}
+            points = sorted(seen.items())
             kept = [points[i] for i in _thinned(len(points), POINTS)]
             curves[name] = {"steps": [s for s, _ in kept], "values": [_significant(v, 5) for _, v in kept]}
     return curves
@@ -156,6 +183,8 @@ def read_result(path: Path) -> dict[str, Any] | None:
             f"{path}: cannot be read ({error}); restore it, or delete it to have it run again"
         ) from None
     missing = [name for name in KEYS if not isinstance(result, dict) or name not in result]
+    if not missing:
+        missing = [f"metrics.{name}" for name in ("result", "costs") if name not in result["metrics"]]
     if missing:
         raise DataError(f"{path}: no result file (it lacks {', '.join(missing)}); delete it to have it run again")
     return result

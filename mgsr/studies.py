@@ -14,6 +14,8 @@ from mgsr.errors import ConfigError, did_you_mean
 STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer")
 ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
 FIXED = ("experiment", "arm", "seed")
+RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
+"""Names that a summary or a folder of a study has use for."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,29 @@ class Study:
         Raises:
             ConfigError: an override of experiment, arm or seed, which the study sets itself; any other mistake.
         """
-        tree = flat_tree(read_yaml(self.base))
-        tree.update(experiment=self.name, arm=arm, seed=seed)
+        tree = self._tree()
+        tree.update(arm=arm, seed=seed)
         places = {"{seed}": str(seed), "{results}": str(results or self.results)}
         arm_overrides = [f"{name}={json.dumps(_filled(value, places))}" for name, value in self.arms[arm].items()]
-        fixed = [o for o in overrides if o.partition("=")[0] in FIXED]
-        if fixed:
-            raise ConfigError(f"`{fixed[0]}`: a study sets experiment, arm and seed itself")
+        self._refuse_fixed(overrides)
         try:
             return config_from_tree(tree, [*overrides, *arm_overrides], source=self.base)
         except ConfigError as error:
             raise ConfigError(f"{self.path}: arm `{arm}`: {error}") from None
+
+    def base_config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
+        """What all arms have in common: base and command line."""
+        self._refuse_fixed(overrides)
+        return config_from_tree(self._tree(), overrides, source=self.base)
+
+    def _tree(self) -> dict[str, Any]:
+        return {**flat_tree(read_yaml(self.base)), "experiment": self.name}
+
+    @staticmethod
+    def _refuse_fixed(overrides: Sequence[str]) -> None:
+        fixed = [o for o in overrides if o.partition("=")[0] in FIXED]
+        if fixed:
+            raise ConfigError(f"`{fixed[0]}`: a study sets experiment, arm and seed itself")
 
 
 def _filled(value: Any, places: Mapping[str, str]) -> Any:
@@ -88,7 +102,7 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     tree = read_yaml(path)
     for name in tree:
         if name not in STUDY_KEYS:
-            raise ConfigError(f"{path}: unknown key `{name}`{did_you_mean(name, STUDY_KEYS)}")
+            raise ConfigError(f"{path}: unknown key `{name}`{did_you_mean(str(name), STUDY_KEYS)}")
     arms = tree.get("arms")
     if not isinstance(arms, Mapping) or not arms:
         raise ConfigError(f"{path}: `arms` must map names to overrides, as in `removed: {{scrg.enabled: false}}`")
@@ -98,6 +112,11 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     if base is None and not tree.get("base"):
         raise ConfigError(f"{path}: `base` is missing; name the configuration that the arms override")
     flat = {str(arm): flat_tree(overrides or {}) for arm, overrides in arms.items()}
+    for arm, overrides in flat.items():
+        taken = [name for name in FIXED if name in overrides]
+        if taken or arm in RESERVED:
+            what = f"sets `{taken[0]}`, which the study sets itself" if taken else "has a name with a meaning here"
+            raise ConfigError(f"{path}: arm `{arm}` {what}; leave it out, or call the arm otherwise")
     baseline = str(tree.get("baseline") or next(iter(flat)))
     if baseline not in flat:
         raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
@@ -116,14 +135,15 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
 def _contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
     found = {}
     for name, sides in tree.items() if isinstance(tree, Mapping) else [("contrasts", tree)]:
-        if not isinstance(sides, Mapping) or set(sides) != {"with", "without"}:
+        named = isinstance(sides, Mapping) and set(sides) == {"with", "without"}
+        if not named or not all(isinstance(side, list) and side for side in sides.values()):
             raise ConfigError(f"{path}: contrast `{name}` must name its arms, as in {{with: [a], without: [b]}}")
-        for arm in (*sides["with"], *sides["without"]):
+        for arm in map(str, (*sides["with"], *sides["without"])):
             if arm not in arms:
                 raise ConfigError(
                     f"{path}: contrast `{name}` names {arm}, which is no arm{did_you_mean(arm, arms)}"
                 )
-        found[str(name)] = (list(sides["with"]), list(sides["without"]))
+        found[str(name)] = (list(map(str, sides["with"])), list(map(str, sides["without"])))
     return found
 
 
@@ -133,11 +153,16 @@ def _answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, A
     known = isinstance(tree, Mapping) and set(tree) <= set(ANSWER_KEYS) and {"part", "arm", "where"} <= set(tree)
     if not known:
         raise ConfigError(f"{path}: `answer` takes part, arm, where and perhaps also and elsewhere")
-    for arm in (tree["arm"], *(tree.get("also") or {}).values()):
+    also = tree.get("also") or {}
+    if not isinstance(also, Mapping):
+        raise ConfigError(f"{path}: `answer.also` maps words to arms")
+    for arm in map(str, (tree["arm"], *also.values())):
         if arm not in arms:
             raise ConfigError(f"{path}: `answer` names {arm}, which is no arm{did_you_mean(arm, arms)}")
     other = tree.get("elsewhere")
-    if other is not None and not (isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}):
+    if (other is not None and not (isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"})) or (
+        other is not None and not isinstance(other["sets"], Mapping)
+    ):
         raise ConfigError(f"{path}: `answer.elsewhere` takes study, arm and sets")
     return dict(tree)
 

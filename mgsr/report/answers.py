@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mgsr.errors import UserError
+from mgsr.errors import ConfigError
 from mgsr.report.evidence import Evidence, read_evidence
 from mgsr.report.tables import number
-from mgsr.studies import Study, load_study
+from mgsr.studies import load_study
 from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
 
 
@@ -27,26 +28,30 @@ def answers(evidence: Evidence) -> list[str]:
         found = {v.arm: v for v in evidence.verdicts(name)}
         said += [f"**{what}, on {where}:** {sentence(found[arm], study.baseline)}" for what, arm in asked.items()]
     if "elsewhere" in answer:
-        said += _elsewhere(part, answer["elsewhere"])
+        said += _elsewhere(part, answer["elsewhere"], study.path)
     return said
 
 
 def _contrast(evidence: Evidence, name: str) -> str:
     found = contrast(evidence.rouge_l(), *evidence.study.contrasts[name])
     if found is None:
-        return f"**{name}:** not yet run."
+        return f"**{name}:** not yet run with two training seeds in every arm."
     d, seeds = found
     size = f"95 % interval {number(d.low, sign=True)} to {number(d.high, sign=True)} over {len(seeds)} seeds"
     return f"**{name}:** {number(d.mean, sign=True)} ROUGE-L, averaged over what stands beside it ({size})."
 
 
-def _elsewhere(part: str, other: Mapping[str, Any]) -> list[str]:
+def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
     """The same question on other data, from another study's results."""
-    study: Study = load_study(other["study"])
-    try:
-        evidence = read_evidence(study, study.results)
-    except UserError:
+    path = Path(other["study"])
+    if not path.exists():
+        path = here.resolve().parents[2] / path
+    study = load_study(path)
+    if other["arm"] not in study.arms:
+        raise ConfigError(f"{here}: `answer.elsewhere` names {other['arm']}, which is no arm of {path}")
+    if not any(study.results.glob("*/seed=*.json")):
         return [f"**Removing {part}, on {name}:** not yet run." for name in other["sets"]]
+    evidence = read_evidence(study, study.results)
     said = []
     for name, key in other["sets"].items():
         verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
@@ -63,7 +68,9 @@ def sentence(v: Verdict, baseline: str) -> str:
     if not v.seeds:
         return "not yet run."
     if v.difference is None:
-        return f"ROUGE-L {number(v.mean)} with {len(v.seeds)} training seed(s): too few to say anything."
+        return (
+            f"ROUGE-L {number(v.mean)}; {len(v.paired)} seed(s) shared with `{baseline}`: too few to say anything."
+        )
     d = v.difference
     change = {BETTER: "raises", WORSE: "lowers"}.get(v.verdict)
     interval = (
@@ -72,7 +79,7 @@ def sentence(v: Verdict, baseline: str) -> str:
     if change:
         judged = f"`{v.arm}` is {v.verdict} than `{baseline}`"
         return f"it {change} ROUGE-L by {number(abs(d.mean))} ({interval}): {judged}."
-    more = f"; about {v.needed} seeds would settle it" if v.needed else ""
+    more = f"; an effect of this size would take about {v.needed} seeds" if v.needed else ""
     return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
 
 

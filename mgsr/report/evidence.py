@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.errors import UserError
-from mgsr.results import read_result, result_path
+from mgsr.results import plain, read_result, result_path
 from mgsr.studies import Study
 from mgsr.verdicts import Values, Verdict, verdicts
 
@@ -80,11 +80,16 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     evidence = Evidence(study, {arm: dict(sorted(by_seed.items())) for arm, by_seed in results.items()})
     if not evidence.runs:
         raise UserError(f"{folder}: no results of {study.name}; run mgsr ablate {study.path} --record first")
-    for what in ("code", "data"):
+    for what in ("code", "data", "base"):
         _refuse_mixture(evidence, folder, what)
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
-            if result["overrides"] != study.arms[arm]:
+            if (result["arm"], result["seed"]) != (arm, seed):
+                raise UserError(
+                    f"{result_path(folder, arm, seed)}: holds {result['arm']}, seed {result['seed']}; "
+                    "move it to that place"
+                )
+            if result["overrides"] != plain(study.arms[arm]):
                 raise UserError(
                     f"{result_path(folder, arm, seed)}: recorded with other overrides than arm `{arm}` of "
                     f"{study.path} has now; delete it to run it anew"
@@ -96,7 +101,7 @@ def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
     seen: dict[str, str] = {}
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
-            seen.setdefault(result["hashes"][what], str(result_path(folder, arm, seed)))
+            seen.setdefault(str(result["hashes"].get(what)), str(result_path(folder, arm, seed)))
     if len(seen) > 1:
         first, second = list(seen.values())[:2]
         raise UserError(

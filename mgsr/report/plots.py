@@ -14,6 +14,7 @@ def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcdefaults()
     # text as text: no outlines of some machine's fonts, and it can be searched
     matplotlib.rcParams.update(
         {"svg.hashsalt": "mgsr", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}

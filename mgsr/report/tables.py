@@ -24,9 +24,14 @@ class Table:
 
     def markdown(self) -> str:
         lines = [f"## {self.title}", "", self.text, ""] if self.text else [f"## {self.title}", ""]
-        lines += ["| " + " | ".join(self.header) + " |", "|" + "---|" * len(self.header)]
-        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        lines += ["| " + " | ".join(map(_escaped, self.header)) + " |", "|" + "---|" * len(self.header)]
+        lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    """Names come from data files: they must not end a cell or begin a tag."""
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
@@ -55,13 +60,17 @@ def verdict_table(evidence: Evidence, test_set: str) -> Table:
 def _verdict_cells(v: Verdict) -> tuple[str, ...]:
     if v.verdict == NOT_RUN:
         return ("0", *([MISSING] * 7))
-    head = (str(len(v.seeds)), number(v.mean), number(v.std))
+    seeds = str(len(v.seeds)) if v.paired == v.seeds else f"{len(v.seeds)}, {len(v.paired)} of them paired"
+    head = (seeds, number(v.mean), number(v.std))
     if v.difference is None:
         return (*head, NONE, NONE, NONE, NONE, v.verdict)
     d = v.difference
     judged = v.verdict
     if v.verdict == INCONCLUSIVE:
-        judged += f" ({v.needed} seeds)" if v.needed else " (over 1,000 seeds)"
+        if d.low == d.high == 0.0:
+            judged += " (the same figures)"
+        else:
+            judged += f" ({v.needed} seeds)" if v.needed else " (over 1,000 seeds)"
     interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
     p = "< 0.001" if v.p is not None and v.p < 0.001 else number(v.p, 3)
     return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)

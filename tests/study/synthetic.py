@@ -49,7 +49,7 @@ def make_result(study: Study, arm: str, seed: int, rouge_l: float, **changes: An
         "study": study.name,
         "arm": arm,
         "seed": seed,
-        "hashes": {"code": "c0de", "data": "da7a", "config": f"{arm}{seed}"},
+        "hashes": {"code": "c0de", "data": "da7a", "base": "ba5e", "config": f"{arm}{seed}"},
         "overrides": study.arms[arm],
         "environment": {
             "commit": "0123456789",

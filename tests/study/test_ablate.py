@@ -134,16 +134,26 @@ def test_arms_on_different_data_are_refused(tiny_file: Path, tmp_path: Path) -> 
 
 
 def test_hashes_follow_what_changes_numbers(make_config: Any) -> None:
-    plain = hashes(make_config(), "c")
-    assert plain == hashes(make_config("experiment=x", "arm=y", "run_root=z", "trainer.threads=1"), "c")
-    assert plain["config"] != hashes(make_config("seed=1"), "c")["config"]
-    assert plain["config"] != hashes(make_config("scrg.passes=2"), "c")["config"]
-    other = hashes(make_config("data.synthetic.test_rows=5"), "c")
+    base = make_config()
+
+    def hashes_of(*overrides: str) -> dict[str, str]:
+        return hashes(make_config(*overrides), base, "c")
+
+    plain = hashes_of()
+    assert plain == hashes_of("experiment=x", "arm=y", "run_root=z", "trainer.threads=1")
+    assert plain["config"] != hashes_of("seed=1")["config"]
+    assert plain["config"] != hashes_of("scrg.passes=2")["config"]
+    other = hashes_of("data.synthetic.test_rows=5")
     assert plain["data"] != other["data"]
 
 
 def test_two_runs_side_by_side_equal_one_after_another(tiny_file: Path, tmp_path: Path, capfd: Any) -> None:
-    study = make(tmp_path, tiny_file, "side", "\n  full: {}\n  removed: {scrg.enabled: false}\n")
+    study = make(
+        tmp_path,
+        tiny_file,
+        "side",
+        "\n  full: {}\n  head: {clip.mode: fixed, clip.lower: -.inf}\n",
+    )
     for jobs in (1, 2):
         words = ["ablate", str(study.path), "--jobs", str(jobs), f"run_root={tmp_path}/{jobs}", *QUICK]
         assert main(words) == 0

@@ -31,8 +31,10 @@ def test_the_first_lines_answer_in_words(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
     text = report(study).read_text()
-    assert text.split("\n\n")[1:3] == [
+    assert text.split("\n\n")[1:4] == [
         "Does it help?",
+        "**SCRG:** +10.50 ROUGE-L, averaged over what stands beside it (95 % interval +9.77 to +11.23 over 4 "
+        "seeds).",
         "**Removing the part, on made-up data (test set):** it lowers ROUGE-L by 10.50 (95 % interval "
         "-11.15 to -9.85 over 4 seeds): `removed` is worse than `full`.",
     ]
@@ -125,12 +127,16 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results of sample"):
         report(study)
     record(study)
-    for what in ("code", "data"):
+    for what in ("code", "data", "base"):
         odd = make_result(study, "other", 0, 60.0)
         odd["hashes"][what] = "different"
         write_result(result_path(study.results, "other", 0), odd)
         with pytest.raises(UserError, match=f"different {what}"):
             report(study)
+    odd = make_result(study, "other", 1, 60.0)
+    write_result(result_path(study.results, "other", 0), odd)
+    with pytest.raises(UserError, match="holds other, seed 1"):
+        report(study)
     record(study)
     changed = make_study(tmp_path, STUDY.replace("scrg.passes: 3", "scrg.passes: 5"))
     with pytest.raises(UserError, match="other overrides"):
@@ -163,6 +169,10 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path:
         (("arm: removed, where", "arm: gone, where"), "gone, which is no arm"),
         (("part: the part, ", ""), "takes part, arm, where"),
         (("question:", "qestion:"), "unknown key `qestion`"),
+        (("question:", "on:"), "unknown key `True`"),
+        (("{scrg.passes: 3}", "{seed: 3}"), "sets `seed`, which the study sets itself"),
+        (("  other: {scrg", "  teacher: {scrg"), "arm `teacher` has a name with a meaning"),
+        (("without: [removed]", "without: []"), "must name its arms"),
         (("  other: {scrg.passes: 3}", "  full: {scrg.passes: 3}"), "stands twice"),
     ],
 )
