@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import mgsr.verdicts
 from mgsr.verdicts import (
     BETTER,
     INCONCLUSIVE,
@@ -32,10 +33,12 @@ def draw(effects, seeds, generator, spread=1.0, shared=5.0):
     }
 
 
-def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate():
+def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate(monkeypatch):
+    # the number of seeds needed is another test's, and slow
+    monkeypatch.setattr(mgsr.verdicts, "seeds_needed", lambda effect, alpha: None)
     generator = np.random.default_rng(0)
     arms = dict.fromkeys(("full", "a", "b", "c"), 0.0)
-    families, wrong = 600, 0
+    families, wrong = 100, 0
     for _ in range(families):
         found = verdicts(draw(arms, 5, generator), "full")
         wrong += any(v.verdict in (BETTER, WORSE) for v in found)
@@ -44,9 +47,11 @@ def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate():
     assert wrong > 0
 
 
-def test_a_single_comparison_is_wrong_at_the_nominal_rate():
+def test_a_single_comparison_is_wrong_at_the_nominal_rate(monkeypatch):
+    # the number of seeds needed is another test's, and slow
+    monkeypatch.setattr(mgsr.verdicts, "seeds_needed", lambda effect, alpha: None)
     generator = np.random.default_rng(1)
-    draws = 800
+    draws = 200
     wrong = sum(
         verdicts(draw({"full": 0.0, "a": 0.0}, 5, generator), "full")[1].verdict != INCONCLUSIVE
         for _ in range(draws)
