@@ -139,10 +139,18 @@ def seeds_needed(effect: float, alpha: float = ALPHA) -> int | None:
     from statsmodels.stats.power import TTestPower
 
     power = TTestPower()
-    if power.power(abs(effect), MOST_SEEDS, alpha) < POWER:
+
+    def enough(pairs: int) -> bool:
+        # far beyond a power of 0.8 the noncentral t is no number any more
+        return not power.power(abs(effect), pairs, alpha) < POWER
+
+    if not enough(MOST_SEEDS):
         return None
-    least = next(n for n in range(2, MOST_SEEDS + 1) if power.power(abs(effect), n, alpha) >= POWER)
-    return int(least)
+    low, high = 2, MOST_SEEDS
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
 
 
 def contrast(
