@@ -13,54 +13,7 @@ from typing import Any
 
 from mgsr import __version__
 from mgsr.errors import UserError
-
-TRAIN_HELP = """\
-Distil a student as CONFIG says, evaluate its best checkpoint on the test sets, and write metrics.json.
-
-Everything goes to <run_root>/<experiment>/<arm>/seed=<seed>/. Teacher and student are fine-tuned first where the
-config asks for it; both are cached in <run_root>/cache and taken from there the next time.
-`mgsr config` lists every key. Values are YAML: scrg.passes=3 data.test_sets='{vicuna: vicuna.jsonl}'.
-
-  mgsr train configs/demo.yaml
-  mgsr train configs/demo.yaml arm=no_scrg scrg.enabled=false seed=1
-  mgsr train --resume runs/demo/mgsr/seed=0
-"""
-EVALUATE_HELP = """\
-Write the answers to every row of the data files and measure them (ROUGE-L F x 100, maximum over references).
-
-SOURCE is a run folder (its best student is taken, its template and limits hold) or any transformers folder.
-
-  mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --seeds 10 20
-  mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --teacher
-  mgsr evaluate exported/ --data dolly_test.jsonl self_instruct.jsonl --out figures.json
-"""
-EXPORT_HELP = """\
-Write the best student of a run as a plain transformers folder with tokenizer and model card. Adapters are merged.
-AutoModelForCausalLM.from_pretrained(OUT) then works where mgsr is not installed.
-
-  mgsr export runs/demo/mgsr/seed=0 exported/
-"""
-ABLATE_HELP = """\
-Run every arm of a study with every seed, one after another. What is complete is skipped, what was begun goes on.
-
-  mgsr ablate experiments/demo/study.yaml
-  mgsr ablate experiments/demo/study.yaml --seeds 0 1 2 3 4 scrg.passes=3
-"""
-TEXTS_HELP = """\
-Print revised sequences of a run as Markdown: prompt, what the student wrote, and per pass the position of the
-error, KL(p || q) there, the student's token, the teacher's token, and how the student went on.
-
-  mgsr texts runs/demo/mgsr/seed=0 --round 0 --number 10
-"""
-
-
-REPORT_HELP = """\
-Write README.md, plots and report.html of a study from its recorded result files. No run folder is read, so it
-works on a fresh clone; the same results give the same bytes.
-
-  mgsr report experiments/grid/study.yaml
-"""
-
+from mgsr.usage import ABLATE_HELP, EVALUATE_HELP, EXPORT_HELP, REPORT_HELP, TEXTS_HELP, TRAIN_HELP
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 

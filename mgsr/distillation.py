@@ -106,8 +106,7 @@ class DistillationModule(L.LightningModule):
             self.teacher.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
     def on_train_start(self) -> None:
-        # from_pretrained hands out eval mode: without this, dropout is silently off. Not in
-        # on_train_epoch_start alone, which a run that is resumed within an epoch does not call
+        # from_pretrained hands out eval mode; a run resumed within an epoch doesn't call on_train_epoch_start
         self.student.train()
 
     def on_train_epoch_start(self) -> None:

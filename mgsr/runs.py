@@ -97,8 +97,10 @@ _PRESENTATION = (
     "runs",
     "statistics",
     "studies",
+    "summary",
     "tables",
     "texts",
+    "usage",
     "verdicts",
 )
 
