@@ -16,7 +16,7 @@ REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 # studies share the cache of teachers and students
 .NOTPARALLEL:
 STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines
-.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench test lint format hooks tensorboard clean
+.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture fuzz test lint format hooks tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,12 @@ ablate-all: $(STUDIES) ## all of these studies
 
 bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; writes experiments/bench/README.md
 	$(BIN)/python -m experiments.bench.run $(ARGS)
+
+torture: $(BIN)/.test ## kill runs 50 times, resume them, compare bit by bit (ARGS="--seed 1 --times 10")
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.torture $(ARGS)
+
+fuzz: $(BIN)/.test ## 10,000 hostile inputs for each reader
+	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_hostile.py --timeout 1200
 
 test: $(BIN)/.test ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from mgsr.config import ExperimentConfig, dump, fingerprint
-from mgsr.data.corpus import write_atomically
+from mgsr.durable import write_atomically
 from mgsr.errors import ConfigError, UserError
 from mgsr.progress import progress, say
+from mgsr.provenance import code_fingerprint
 from mgsr.results import collect, hashes, plain, read_result, recorded, result_path, write_result
-from mgsr.runs import code_fingerprint, run_folder
+from mgsr.runs import run_folder
 from mgsr.studies import Study
 from mgsr.summary import summarise
 from mgsr.train import prepare, train

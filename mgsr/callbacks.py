@@ -1,8 +1,7 @@
-"""Lightning callbacks: resume points, a clean stop, what a round of text did, progress."""
+"""Lightning callbacks: the dev set's turn, what a round of text did, progress."""
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -19,73 +17,11 @@ from mgsr.cost_log import CostLog
 from mgsr.data.corpus import RoundEntry, round_statistics
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
-from mgsr.errors import RunInterruptedError
 from mgsr.optimisation import Length
 from mgsr.progress import StepBar, say
 from mgsr.rendering import markdown_revision
+from mgsr.resume import BestCheckpoint, ResumePoint
 from mgsr.schema import TrainerConfig
-
-RESUME = "resume.ckpt"
-BEST = "best.ckpt"
-
-
-class ResumePoint(Checkpoint):
-    """Writes `checkpoints/resume.ckpt` every n steps, at the end of each epoch, and when asked to stop.
-
-    The first Ctrl-C (or SIGTERM) lets the step at hand finish, writes the checkpoint and ends; a second one
-    ends at once.
-    """
-
-    def __init__(self, folder: Path, every_n_steps: int, go_on: str) -> None:
-        self.path, self.every_n_steps, self.go_on = folder / RESUME, every_n_steps, go_on
-        self._last_step = -1
-        self._asked: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
-                return
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self._asked is not None:
-            raise KeyboardInterrupt
-        self._asked = number
-        say("\nstopping after this step; once more to stop at once")
-
-    def check(self) -> None:
-        """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
-        if self._asked is not None:
-            raise RunInterruptedError(f"stopped; go on with: {self.go_on}")
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        step = trainer.global_step
-        if step == self._last_step:
-            return
-        self._last_step = step
-        if self._asked is not None or step % self.every_n_steps == 0:
-            self._save(trainer)
-        self.check()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._save(trainer)
-
-    def _save(self, trainer: L.Trainer) -> None:
-        # under another name first: a torn file must never carry the name of a checkpoint
-        temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(self.path)
-        trainer.strategy.barrier("resume-point")
 
 
 class Validation(L.Callback):
@@ -250,21 +186,10 @@ def build_callbacks(
     Args:
         go_on: the command that takes up a stopped stage.
     """
-    resume = ResumePoint(folder / "checkpoints", config.checkpoint_every_n_steps, go_on)
+    resume = ResumePoint(folder, config.checkpoint_every_n_steps, go_on)
     callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config), CostLog()]
     callbacks.append(Validation(val_every_n_epochs, length.epochs))
     if validates:
-        callbacks.append(
-            ModelCheckpoint(
-                folder / "checkpoints",
-                filename=BEST.removesuffix(".ckpt"),
-                monitor="val/rouge_l",
-                mode="max",
-                save_top_k=1,
-                save_weights_only=True,
-                enable_version_counter=False,
-                save_on_train_epoch_end=False,
-            )
-        )
+        callbacks.append(BestCheckpoint(folder))
     callbacks.append(StepProgress(length.total_steps, name))
     return callbacks, resume.check

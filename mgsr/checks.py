@@ -13,7 +13,7 @@ def check_together(config: ExperimentConfig) -> None:
     clip, data, scrg = config.clip, config.data, config.scrg
     for name in ("experiment", "arm"):
         value = getattr(config, name)
-        if not value or "/" in value or "\\" in value or value.startswith("."):
+        if not value or "/" in value or "\\" in value or "\0" in value or value.startswith("."):
             raise ConfigError(f"`{name}` is {value!r}; it names a folder: no slash, no leading dot, not empty")
     if not clip.lower_max <= clip.upper_min < clip.upper_max:
         raise ConfigError("`clip`: lower_max <= upper_min < upper_max must hold")

@@ -1,8 +1,9 @@
-"""The command line: `mgsr train | evaluate | export | ablate | texts | config`."""
+"""The command line: `mgsr train | evaluate | export | ablate | report | doctor | texts | config`."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 from mgsr import __version__
 from mgsr.errors import UserError
-from mgsr.usage import ABLATE_HELP, EVALUATE_HELP, EXPORT_HELP, REPORT_HELP, TEXTS_HELP, TRAIN_HELP
+from mgsr.usage import ABLATE_HELP, DOCTOR_HELP, EVALUATE_HELP, EXPORT_HELP, REPORT_HELP, TEXTS_HELP, TRAIN_HELP
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -90,6 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the study)")
 
+    doctor = command("doctor", "check a configuration before it runs", DOCTOR_HELP)
+    doctor.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    doctor.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    doctor.add_argument("--json", action="store_true", help="findings and figures as JSON")
+    doctor.add_argument(
+        "--memory", metavar="SIZE", help="bytes of one device, as 80GB (default: what is free here)"
+    )
+
     texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
     texts.add_argument("run", metavar="RUN")
     texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
@@ -115,7 +124,11 @@ def _number(kind: type, least: float) -> Callable[[str], Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0, or 2 for an error that is the user's to mend."""
+    """Run a command; returns its exit code.
+
+    0; 2 for an error that is the user's to mend; 1 where `doctor` found one; 130 and 143 for a run that was
+    stopped by Ctrl-C or SIGTERM.
+    """
     arguments = parse(argv)
     # set before torch and transformers are imported: forked tokenizer threads would only warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -123,16 +136,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with warnings.catch_warnings():
-            COMMANDS[arguments.command](arguments)
+            return COMMANDS[arguments.command](arguments) or 0
     except UserError as error:
         if arguments.debug:
             raise
         print(f"mgsr: error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # a full disk, a folder that cannot be read: the system's own words name it
+        if arguments.debug:
+            raise
+        place = error.filename or "a file"
+        print(f"mgsr: error: {place}: {error.strerror or error}; mend that, then go on", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         print("mgsr: stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,7 +164,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if getattr(arguments, "ignored", None):
         # what argparse shows as key=value is no override
         parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
-    if overrides and arguments.command not in ("train", "ablate", "config"):
+    if overrides and arguments.command not in ("train", "ablate", "doctor", "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     arguments.overrides = overrides
     return arguments
@@ -153,7 +172,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> None:
     from mgsr.config import load_config
-    from mgsr.runs import changed_keys, load_run_config, run_folder
+    from mgsr.runs import load_run_config, run_folder
     from mgsr.train import train
 
     if arguments.resume is None:
@@ -163,17 +182,9 @@ def _train(arguments: argparse.Namespace) -> None:
     else:
         folder = Path(arguments.resume)
         there = load_run_config(folder)
-        if arguments.config is not None:
-            config = load_config(arguments.config, arguments.overrides)
-        else:
-            config = load_config(folder / "config.yaml", arguments.overrides)
-        changed = changed_keys(there, config)
-        if changed:
-            raise UserError(
-                f"{folder}: resuming with another config (differs in {', '.join(changed)}); leave them"
-            )
         # the folder may have been moved with its root
-        config.run_root = str(folder.resolve().parents[2])
+        moved = [*arguments.overrides, f"run_root={folder.resolve().parents[2]}"]
+        config = load_config(arguments.config or folder / "config.yaml", moved)
         if run_folder(config).resolve() != folder.resolve():
             raise UserError(f"{folder}: a run folder ends in {run_folder(there).relative_to(there.run_root)}")
     metrics = train(config, resume=arguments.resume is not None)
@@ -239,6 +250,21 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"written to {written} and {written.with_name('report.html')}")
 
 
+def _doctor(arguments: argparse.Namespace) -> int:
+    import json
+
+    from mgsr.doctor import examine
+    from mgsr.doctor.show import lines, parse_size
+
+    memory = None if arguments.memory is None else parse_size(arguments.memory)
+    with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        report = examine(arguments.config, arguments.overrides, available=memory)
+    print(
+        json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines(report))
+    )
+    return 0 if report.well else 1
+
+
 def _texts(arguments: argparse.Namespace) -> None:
     from mgsr.texts import revised_texts
 
@@ -256,12 +282,13 @@ def _config(arguments: argparse.Namespace) -> None:
         print(f"{name} ({kind}) = {shown}\n    {text}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
     "ablate": _ablate,
     "report": _report,
+    "doctor": _doctor,
     "texts": _texts,
     "config": _config,
 }

@@ -35,7 +35,19 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
             the wrong type, out of range, or that contradicts another.
     """
     tree = read_yaml(path) if path is not None else {}
+    if not any(override.partition("=")[0].strip() == "run_root" for override in overrides):
+        _keep_inside(tree, str(path))
     return config_from_tree(tree, overrides, source=str(path) if path is not None else "")
+
+
+def _keep_inside(tree: Mapping[str, Any], source: str) -> None:
+    """A file that comes from elsewhere must not say where on this machine is written; a command may."""
+    root = tree.get("run_root", "runs")
+    if isinstance(root, str) and (Path(root).is_absolute() or ".." in Path(root).parts or root.startswith("~")):
+        raise ConfigError(
+            f"{_where(source, 'run_root')}`run_root` is {root!r}: a file names a folder below the working folder; "
+            f"another place goes on the command line, run_root={root}"
+        )
 
 
 def config_from_tree(
@@ -66,7 +78,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as text: {error}") from None
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it does not parse"

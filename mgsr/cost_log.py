@@ -57,10 +57,11 @@ class CostLog(L.Callback):
 
     def totals(self, data: DistillationDataModule) -> dict[str, float]:
         """Everything until now; rounds of text tell their own part."""
-        return added(self.meter.totals(), round_costs(data.run_folder))
+        return added(self.meter.totals(), round_costs(data.run_folder, data.round))
 
 
-def round_costs(run_folder: Path) -> dict[str, float]:
-    """What all finished rounds of a run took."""
-    manifests = (read_manifest(path) or {} for path in sorted((run_folder / "scrg").glob("round=*")))
-    return added(*(manifest.get("costs", {}) for manifest in manifests))
+def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:
+    """What the finished rounds of a run took, up to `last`: a run taken up again may have later ones on disk."""
+    paths = sorted((run_folder / "scrg").glob("round=*"))
+    wanted = (path for path in paths if last is None or int(path.name.removeprefix("round=")) <= last)
+    return added(*((read_manifest(path) or {}).get("costs", {}) for path in wanted))

@@ -5,8 +5,8 @@ It knows the student only through one callable, `write`, so rounds can be tested
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,13 @@ import numpy as np
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from mgsr.config import ExperimentConfig, fingerprint
+from mgsr.config import ExperimentConfig
 from mgsr.data.collate import Batch, StepCounts, TeacherTop, TextKey, TrainingSequence, collate
-from mgsr.data.corpus import (
-    RoundEntry,
-    finish_round,
-    read_manifest,
-    read_round,
-    round_folder,
-    write_after,
-    write_shard,
-)
+from mgsr.data.corpus import RoundEntry
 from mgsr.data.sampler import StepSelection, pack, select
 from mgsr.optimisation import Length
+from mgsr.rounds import Ranks, Rounds, Write
 from mgsr.schema import TrainConfig
-
-Prompt = tuple[int, Sequence[int]]
-# (prompts of this rank, round) -> one entry per prompt, in their order
-Write = Callable[[Sequence[Prompt], int], list[RoundEntry]]
 
 
 @dataclass(frozen=True)
@@ -87,14 +76,15 @@ class DistillationDataModule(L.LightningDataModule):
         self.train_rows, self.dev_rows = list(train), list(dev)
         self.pad_token_id, self.run_folder, self.seed = pad_token_id, Path(run_folder), seed
         self.tops = tops
-        self.write = write if config.scrg.enabled else None
+        self.rounds: Rounds | None = None
+        if write is not None and config.scrg.enabled:
+            self.rounds = Rounds(config, write, self.run_folder, seed=seed, steps_per_epoch=length.steps_per_epoch)
         self.adaptive_fraction = config.mixture.student_fraction_start
         # an epoch keeps the share it began with, also where it is planned again on resume
         self.epoch_fractions: dict[int, float] = {}
         self.previous_dev_loss: float | None = None
         self.round: int | None = None
         self.entries: list[RoundEntry] = []
-        self._noted: dict[int, dict[int, float]] = {}
 
     # -- what the checkpoint keeps ------------------------------------------------------------------------
 
@@ -114,7 +104,9 @@ class DistillationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         assert self.trainer is not None
-        return self._loader(self.plan_epoch(self.trainer.current_epoch), self.tops)
+        # of a run taken up behind its last step Lightning asks for one epoch more, and reads nothing
+        last = (self.length.total_steps - 1) // self.length.steps_per_epoch
+        return self._loader(self.plan_epoch(min(self.trainer.current_epoch, last)), self.tops)
 
     def val_dataloader(self) -> StatefulDataLoader:
         assert self.trainer is not None
@@ -180,7 +172,7 @@ class DistillationDataModule(L.LightningDataModule):
     def student_fraction(self, step: int) -> float:
         """Share of student text at an optimiser step."""
         mixture = self.config.mixture
-        if self.write is None:
+        if self.rounds is None:
             return 0.0
         if mixture.kind == "adaptive":
             return self.epoch_fractions.get(step // self.length.steps_per_epoch, self.adaptive_fraction)
@@ -191,18 +183,29 @@ class DistillationDataModule(L.LightningDataModule):
         return mixture.student_fraction
 
     def _student_rows(self, epoch: int, steps: Sequence[StepSelection]) -> list[list[TrainingSequence]]:
-        if self.write is None or not any(step.student for step in steps):
+        assert self.trainer is not None
+        if self.rounds is None or not any(step.student for step in steps):
             return [[] for _ in steps]
         round_ = epoch // self.config.scrg.every_n_epochs
-        self.entries = self.ensure_round(round_, self._round_prompts(round_, steps))
+        if (epoch + 1) * self.length.steps_per_epoch <= self.trainer.global_step:
+            # behind us: nothing will be read
+            return [[self.train_rows[i] for i in step.student] for step in steps]
+        trainer = self.trainer
+        ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        prompts = self._round_prompts(round_, steps)
+        self.entries = self.rounds.ensure(round_, prompts, trainer.global_step, ranks)
         self.round = round_
-        mixture = self.config.mixture
-        if mixture.replay == "on" or (mixture.replay == "auto" and mixture.kind == "adaptive"):
+        if self._replays:
             buffer = self._replay_buffer(round_)
             draw = np.random.default_rng([self.seed, epoch, 3])
             return [[buffer[i] for i in draw.integers(len(buffer), size=len(step.student))] for step in steps]
         by_id = {entry.revised.example_id: self._row(entry) for entry in self.entries}
         return [[by_id[self.train_rows[i].example_id] for i in step.student] for step in steps]
+
+    @property
+    def _replays(self) -> bool:
+        mixture = self.config.mixture
+        return mixture.replay == "on" or (mixture.replay == "auto" and mixture.kind == "adaptive")
 
     def _row(self, entry: RoundEntry) -> TrainingSequence:
         return entry.training_sequence(cross_entropy=self.config.scrg.cross_entropy)
@@ -222,51 +225,20 @@ class DistillationDataModule(L.LightningDataModule):
 
     def _replay_buffer(self, round_: int) -> list[TrainingSequence]:
         """The newest `replay_capacity` sequences of all rounds so far, first in first out."""
+        assert self.rounds is not None
         rows: list[TrainingSequence] = []
         for k in range(round_, -1, -1):
             if len(rows) >= self.config.mixture.replay_capacity:
                 break
-            folder = round_folder(self.run_folder, k)
-            manifest = read_manifest(folder) or {}
-            entries = self.entries if k == round_ else read_round(folder, str(manifest.get("key"))) or []
+            entries = self.entries if k == round_ else self.rounds.finished(k)
             rows += [self._row(entry) for entry in reversed(entries)]
         return rows[: self.config.mixture.replay_capacity]
-
-    # -- rounds of text -----------------------------------------------------------------------------------
-
-    def round_key(self, round_: int, prompts: Sequence[TrainingSequence]) -> str:
-        """Changes with whatever changes the round's text: configuration, start step, prompts."""
-        start = round_ * self.config.scrg.every_n_epochs * self.length.steps_per_epoch
-        tree = asdict(self.config)
-        for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
-            tree.pop(name)
-        return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
-
-    def ensure_round(self, round_: int, prompts: Sequence[TrainingSequence]) -> list[RoundEntry]:
-        """Read a round that is whole; write it otherwise, each rank its part, the manifest last."""
-        assert self.trainer is not None and self.write is not None
-        rank, world, strategy = self.trainer.global_rank, self.trainer.world_size, self.trainer.strategy
-        folder, key = round_folder(self.run_folder, round_), self.round_key(round_, prompts)
-        entries = read_round(folder, key)
-        if entries is not None:
-            return entries
-        mine = prompts[rank::world]
-        written = self.write([(row.example_id, row.prompt_ids) for row in mine], round_)
-        write_shard(folder, rank, written, getattr(self.write, "costs", None))
-        strategy.barrier(f"scrg-{round_}-shards")
-        if rank == 0:
-            finish_round(folder, key, world)
-        strategy.barrier(f"scrg-{round_}-manifest")
-        entries = read_round(folder, key)
-        assert entries is not None
-        return entries
 
     def note_likelihoods(self, likelihoods: dict[int, float]) -> None:
         """Keep the teacher's log-likelihood of the round's text as trained on, beside the round."""
         assert self.trainer is not None
-        if self.round is None or not likelihoods or self.trainer.world_size > 1:
+        # replayed text comes from other rounds too
+        if self.rounds is None or self.round is None or not likelihoods or self._replays:
             return
-        # the first epoch of a round has trained on the text as it was written; later ones do not overwrite it
-        known = self._noted.setdefault(self.round, {})
-        self._noted = {self.round: {**likelihoods, **known}}
-        write_after(round_folder(self.run_folder, self.round), self._noted[self.round])
+        if self.trainer.world_size == 1:
+            self.rounds.note_likelihoods(self.round, likelihoods)

@@ -7,9 +7,9 @@ one: every term arrives divided by the denominator of the whole optimiser step, 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mgsr.clip_network import ClipNetwork
-from mgsr.counter import Stream, uniform
 from mgsr.data.collate import Batch
 from mgsr.errors import NonFiniteLossError
-from mgsr.figures import TERMS, StepFigures
+from mgsr.figures import StepFigures, non_finite, term_gradient_norms
+from mgsr.forwards import seed_dropout, teacher_states
 from mgsr.heads import OutputHead, last_hidden, output_head
 from mgsr.metrics import RougeL
 from mgsr.objective import Objective, clip_network
 from mgsr.optimisation import build_optimizer
+from mgsr.progress import say
 from mgsr.schema import TrainConfig, TrainerConfig
 
 # dev prompts of one rank -> (predictions, references)
@@ -75,10 +76,16 @@ class DistillationModule(L.LightningModule):
         self.config, self.logging = train, trainer
         self.total_steps, self.micro_batches = total_steps, micro_batches
         self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
-        self._advice = f"the last good checkpoints are kept; lower {section}.lr or raise {section}.warmup_ratio"
+        self._advice = (
+            f"the last good checkpoints are kept; lower {section}.lr, raise {section}.warmup_ratio, or leave out "
+            f"some steps by {section}.max_nonfinite_steps"
+        )
+        self.skipped = 0
         self.rouge_l = RougeL()
         self.stop_check: Callable[[], None] | None = None
         self.figures = StepFigures(objective)
+        # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
+        self.latest: dict[str, float] = {}
         # writing and the dev set keep the plain forward: their shapes change with every token
         self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
         self._clock = time.monotonic()
@@ -88,6 +95,18 @@ class DistillationModule(L.LightningModule):
     @property
     def teacher(self) -> PreTrainedModel | None:
         return self._teacher[0]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["figures"] = {
+            "latest": dict(self.latest),
+            "likelihood_after": dict(self.figures.likelihood_after),
+            "skipped": self.skipped,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        figures = checkpoint["figures"]
+        self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
+        self.figures.likelihood_after = dict(figures["likelihood_after"])
 
     def take_likelihoods(self) -> dict[int, float]:
         """Example id -> teacher log-likelihood per token of its model-written text; each is handed out once."""
@@ -114,7 +133,7 @@ class DistillationModule(L.LightningModule):
         self._restart_rate()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._seed_dropout(batch_idx)
+        seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
         first = batch_idx % self.micro_batches == 0
         student, teacher, head, teacher_head = self._forward(batch)
         terms = self.objective(
@@ -130,7 +149,12 @@ class DistillationModule(L.LightningModule):
             # a compiled graph can go backward only once: measure on a plain one
             plain = self._read is last_hidden
             states = student if plain else last_hidden(self.student, batch.input_ids, batch.attention_mask)
-            self._log_term_gradients(batch, states, head, teacher, teacher_head)
+            norms = term_gradient_norms(
+                partial(self.objective, batch, states, head, teacher, teacher_head, vocab_size=self.vocab_size),
+                self.objective.weights,
+                [p for p in self.student.parameters() if p.requires_grad],
+            )
+            self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
         self.figures.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
@@ -141,35 +165,9 @@ class DistillationModule(L.LightningModule):
             # no_grad and not inference_mode: backward refuses inference tensors
             with torch.no_grad():
                 teacher_head = output_head(self.teacher)
-                teacher_hidden = self._teacher_states(batch, teacher_head)
+                teacher_hidden = teacher_states(self._read, self.teacher, batch, teacher_head)
         student_hidden = self._read(self.student, batch.input_ids, batch.attention_mask)
         return student_hidden, teacher_hidden, output_head(self.student), teacher_head
-
-    def _teacher_states(self, batch: Batch, head: OutputHead) -> Tensor:
-        """Last hidden states `[B, L, H]`; 0 for sequences whose teacher distributions are cached."""
-        if batch.teacher_top is None:
-            return self._read(self.teacher, batch.input_ids, batch.attention_mask)
-        size, length = batch.input_ids.shape
-        cached_B = torch.zeros(size, dtype=torch.bool, device=batch.input_ids.device)
-        cached_B[batch.teacher_top.rows // (length - 1)] = True
-        unread = (~cached_B).nonzero().squeeze(1)
-        if not unread.numel():
-            return head.weight.new_zeros(size, length, head.weight.shape[1])
-        ids, mask = batch.input_ids[unread], batch.attention_mask[unread]
-        width = int(mask.sum(dim=1).max())
-        read = self._read(self.teacher, ids[:, :width], mask[:, :width])
-        states = read.new_zeros(size, length, read.shape[-1])
-        states[unread, :width] = read
-        return states
-
-    def _seed_dropout(self, batch_idx: int) -> None:
-        """Dropout depends on seed, step, micro-batch and rank alone, so a resumed run repeats it."""
-        draw = uniform(self.seed, Stream.ROLLOUT, self.global_step, batch_idx, self.global_rank, 0)
-        seed = int(float(draw) * 2**53)
-        # torch.manual_seed would also queue a call for every kind of device that isn't there: milliseconds each
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
@@ -178,20 +176,25 @@ class DistillationModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         step = self.figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
-        self._refuse_non_finite(step)
+        bad = non_finite(step)
+        if bad:
+            self._leave_out(optimizer, f"{bad} became {step[bad.split(', ')[0]]}")
+            return
         self._steer_price(step)
         if self.global_step % self.logging.log_every_n_steps == 0:
             self._log_step(step)
 
-    def _refuse_non_finite(self, step: dict[str, float]) -> None:
-        if all(math.isfinite(value) for value in step.values()):
-            return
-        bad = [name for name in step if not math.isfinite(step[name])]
-        # name the terms; the total is bad because one of them is
-        named = [name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad
-        raise NonFiniteLossError(
-            f"step {self.global_step}: {', '.join(named)} became {step[named[0]]}; {self._advice}"
-        )
+    def _leave_out(self, optimizer: Any, what: str) -> None:
+        """Skip the update of this step, while `max_nonfinite_steps` allows it: no gradient, no step of AdamW.
+
+        Raises:
+            NonFiniteLossError: it does not.
+        """
+        if self.skipped >= self.config.max_nonfinite_steps:
+            raise NonFiniteLossError(f"step {self.global_step}: {what}; {self._advice}")
+        self.skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        say(f"step {self.global_step}: {what}: left out ({self.skipped} of {self.config.max_nonfinite_steps})")
 
     def _log_step(self, step: dict[str, float]) -> None:
         curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
@@ -216,37 +219,16 @@ class DistillationModule(L.LightningModule):
         """One point per curve. Left to Lightning, every later step would repeat it until the next one."""
         for name, value in curves.items():
             self.log(name, value, logger=False)
+        points = {k: float(v) for k, v in curves.items()}
+        self.latest.update(points)
         if self.logger is not None:
-            self.logger.log_metrics({k: float(v) for k, v in curves.items()}, self.global_step)
+            self.logger.log_metrics(points, self.global_step)
 
     def _steer_price(self, step: dict[str, float]) -> None:
         """Within the step, so that a resume point written at its end has it."""
         if isinstance(self.clip, ClipNetwork) and "clipped_min" in step and step.get("rows"):
             rows = step["rows"]
             self.clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
-
-    def _log_term_gradients(
-        self,
-        batch: Batch,
-        student: Tensor,
-        head: OutputHead,
-        teacher: Tensor | None,
-        teacher_head: OutputHead | None,
-    ) -> None:
-        """Norm of each term's own gradient, as it enters the sum (first micro-batch of the step)."""
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        w = self.objective.weights
-        for i, name in enumerate(TERMS):
-            if not w[i]:
-                continue
-            alone = (w[0] * (i == 0), w[1] * (i == 1), w[2] * (i == 2))
-            terms = self.objective(
-                batch, student, head, teacher, teacher_head, weights=alone, vocab_size=self.vocab_size
-            )
-            gradients = torch.autograd.grad(terms.total, parameters, retain_graph=True, allow_unused=True)
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            if squares:
-                self._log_curves({f"grad_norm/{name}": torch.stack(squares).sum().sqrt() * self.micro_batches})
 
     # -- dev set ----------------------------------------------------------------------------------------
 
@@ -273,11 +255,15 @@ class DistillationModule(L.LightningModule):
         total = self._dev
         if self.trainer.world_size > 1:
             total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        self.log("val/loss", (total[0] / total[1].clamp(min=1)).float(), rank_zero_only=False)
+        loss = (total[0] / total[1].clamp(min=1)).float()
+        self.log("val/loss", loss, rank_zero_only=False)
+        self.latest["val/loss"] = float(loss)
         if self.predict is not None:
             predictions, references = self.predict(self.student)
             self.rouge_l.update(predictions, references)
-            self.log("val/rouge_l", self.rouge_l.compute().float(), prog_bar=True)
+            rouge_l = self.rouge_l.compute().float()
+            self.log("val/rouge_l", rouge_l, prog_bar=True)
+            self.latest["val/rouge_l"] = float(rouge_l)
             self.rouge_l.reset()
         self.student.train()
 
@@ -296,7 +282,8 @@ class DistillationModule(L.LightningModule):
         # a scaler of float16 gradients provokes overflows and skips such a step itself
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if not torch.isfinite(norm) and not scaled:
-            raise NonFiniteLossError(f"step {self.global_step}: the gradient became {float(norm)}; {self._advice}")
+            self._leave_out(optimizer, f"the gradient became {float(norm)}")
+            return
         norms = {"train/grad_norm": norm}
         if self.clip is not None:
             norms["train/grad_norm_clip"] = nn.utils.clip_grad_norm_(self.clip.parameters(), limit)

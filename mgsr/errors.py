@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -20,14 +20,32 @@ class DataError(UserError):
     """A data file that cannot be read, named as ``file:line``."""
 
 
+class RowsError(DataError):
+    """Rows that cannot be used; the message is the first of them, and how many more there are.
+
+    Attributes:
+        bad: one line per row, in their order.
+    """
+
+    def __init__(self, bad: Sequence[str]) -> None:
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        super().__init__(bad[0] + more)
+        self.bad = list(bad)
+
+
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite; the message names the step and the term."""
 
 
 class RunInterruptedError(UserError):
-    """The user (or the scheduler) asked for an end; a resume point has been written."""
+    """The user (or the scheduler) asked for an end; a resume point has been written.
 
-    exit_code = 130  # as a shell reports Ctrl-C
+    The exit code is what a shell reports for the signal: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.data.corpus import write_atomically
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.devices import working_device
+from mgsr.durable import write_atomically
 from mgsr.errors import UserError
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.export import load_run, load_run_teacher

@@ -50,6 +50,7 @@ class Predictor:
             greedy=self.config.temperature == 0,
             vocab_size=self.vocab_size,
             progress=self._after_batch,
+            memory_key="evaluation.batch_size",
         )
         return [decode(self.tokenizer, tokens).strip() for tokens in ids]
 

@@ -9,14 +9,15 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
-from mgsr.callbacks import BEST, RESUME
+from mgsr.checkpoints import BEST, newest_whole
 from mgsr.config import ExperimentConfig
-from mgsr.data.corpus import write_atomically
+from mgsr.durable import write_atomically
 from mgsr.errors import UserError
 from mgsr.fitting import load_student
 from mgsr.job import adapted
+from mgsr.origins import quiet_transformers
 from mgsr.runs import STUDENT, TEACHER, load_run_config
-from mgsr.stages import prepare_teacher, quiet_transformers
+from mgsr.stages import prepare_teacher
 
 
 def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -29,7 +30,8 @@ def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """
     folder = Path(run)
     config = load_run_config(folder)
-    checkpoint = next((c for c in (folder / "checkpoints" / n for n in (BEST, RESUME)) if c.exists()), None)
+    best = folder / "checkpoints" / BEST
+    checkpoint = best if best.exists() else newest_whole(folder)
     if checkpoint is None or not (folder / STUDENT / "config.json").exists():
         raise UserError(f"{folder}: no checkpoint yet; finish the run with mgsr train --resume {folder}")
     quiet_transformers()

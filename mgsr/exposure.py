@@ -62,6 +62,7 @@ def exposure(
             vocab_size=vocab_size,
             stream=stream,
             progress=advance,
+            memory_key="evaluation.batch_size",
         )
 
     # two streams: the models' draws share no key

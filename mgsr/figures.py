@@ -5,7 +5,8 @@ Shapes: N response rows of a micro-batch, B sequences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms
-from mgsr.objective import Objective, clip_network
+from mgsr.objective import Objective, Weights, clip_network
 
 TERMS = ("sft", "dac_kl", "span")
 ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
@@ -104,3 +105,33 @@ class StepFigures:
         for example, is_written, mean in zip(batch.example_ids.tolist(), written, means, strict=True):
             if is_written:
                 self.likelihood_after.setdefault(example, mean)
+
+
+def non_finite(step: Mapping[str, float]) -> str:
+    """Names of a step's figures that are NaN or infinite, comma-separated; empty where all are well.
+
+    The terms are named: the total is bad because one of them is.
+    """
+    bad = [name for name in step if not math.isfinite(step[name])]
+    return ", ".join([name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad)
+
+
+def term_gradient_norms(
+    objective: Callable[..., LossTerms], weights: Weights, parameters: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Norm of each term's own gradient, as it enters the sum.
+
+    Args:
+        objective: called with `weights`, one of them at a time; terms without weight are left out.
+    """
+    norms: dict[str, Tensor] = {}
+    for i, name in enumerate(TERMS):
+        if not weights[i]:
+            continue
+        alone = (weights[0] * (i == 0), weights[1] * (i == 1), weights[2] * (i == 2))
+        total = objective(weights=alone).total
+        gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+        squares = [g.float().square().sum() for g in gradients if g is not None]
+        if squares:
+            norms[name] = torch.stack(squares).sum().sqrt()
+    return norms

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mgsr.callbacks import BEST, RESUME, build_callbacks
+from mgsr.callbacks import build_callbacks
+from mgsr.checkpoints import BEST, DurableIO, newest_whole, read_checkpoint, step_of
 from mgsr.config import ExperimentConfig, flat_tree
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
@@ -78,8 +78,11 @@ def fit(
     module.stop_check = check
     if predictor is not None:
         predictor.check = check
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    resume = newest_whole(folder)
+    # what was logged behind the resume point is logged again: TensorBoard is told to forget the first time
+    purge: dict[str, Any] = {"purge_step": 0 if resume is None else step_of(resume)}
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -99,6 +102,7 @@ def fit(
         log_every_n_steps=1,
         logger=logger,
         callbacks=callbacks,
+        plugins=[DurableIO()],
         enable_model_summary=False,
         enable_progress_bar=False,
         enable_checkpointing=True,
@@ -106,15 +110,14 @@ def fit(
     )
     if hyper_parameters is not None:
         logger.log_hyperparams(_plain(flat_tree(hyper_parameters)), {"hp/rouge_l": float("nan")})
-    resume = folder / "checkpoints" / RESUME
-    trainer.fit(module, data, ckpt_path=str(resume) if resume.exists() else None, weights_only=True)
+    trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
     best = folder / "checkpoints" / BEST
     return best if best.exists() else None
 
 
 def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
     """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries."""
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    content = read_checkpoint(checkpoint)
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     student.load_state_dict(weights)

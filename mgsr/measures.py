@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mgsr.config import ExperimentConfig
-from mgsr.data.corpus import AFTER, RoundEntry, read_manifest, read_round
+from mgsr.data.corpus import RoundEntry, read_after, read_manifest, read_round
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.devices import placed, working_device
 from mgsr.exposure import exposure
@@ -53,7 +52,7 @@ def correction_quality(
     gains: list[float] = []
     likelihood: list[float] = []
     for folder, entries in rounds:
-        after = _likelihoods_after(folder)
+        after = read_after(folder)
         for entry in entries:
             corrections = entry.revised.corrections
             if not corrections:
@@ -76,14 +75,6 @@ def _gains(name: str, values: Sequence[float]) -> dict[str, float]:
         f"{name}_lowered": lowered / len(values),
         f"{name}_gain": sum(values) / len(values),
     }
-
-
-def _likelihoods_after(folder: Path) -> dict[int, float]:
-    path = folder / AFTER
-    if not path.exists():
-        return {}
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return {int(row["example_id"]): float(row["teacher_log_likelihood_after"]) for row in rows}
 
 
 def exposure_bias(

@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mgsr.config import ExperimentConfig, fingerprint
-from mgsr.data.corpus import write_atomically
+from mgsr.durable import write_atomically
 from mgsr.errors import DataError
 from mgsr.material import SPLITS, read_split, rows_fingerprint
 from mgsr.runs import NEUTRAL

@@ -2,58 +2,116 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import platform
-import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mgsr import __version__
-from mgsr.config import ExperimentConfig, config_from_tree, dump, fingerprint, flat_tree, read_yaml
-from mgsr.data.corpus import write_atomically
+from mgsr.config import ExperimentConfig, config_from_tree, dump, flat_tree, read_yaml
+from mgsr.durable import write_atomically
 from mgsr.errors import ConfigError, UserError
+from mgsr.progress import say
+from mgsr.provenance import code_fingerprint, environment
 
 # the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
-STUDENT, TEACHER = "student", "teacher.json"
+STUDENT, TEACHER, DATA = "student", "teacher.json", "data.json"
 
 # keys that may differ when a run is taken up again: they change no number of it
-NEUTRAL = ("trainer.threads", "trainer.log_every_n_steps", "trainer.text_samples", "run_root")
+NEUTRAL = (
+    "run_root",
+    "trainer.threads",
+    "trainer.checkpoint_every_n_steps",
+    "trainer.log_every_n_steps",
+    "trainer.grad_norm_every_n_steps",
+    "trainer.histogram_every_n_steps",
+    "trainer.text_samples",
+)
+# a run may be made longer: it goes on from where it is, with the longer schedule
+LONGER = "train.epochs"
 
 
 def run_folder(config: ExperimentConfig) -> Path:
     return Path(config.run_root) / config.experiment / config.arm / f"seed={config.seed}"
 
 
-def open_run_folder(folder: Path, config: ExperimentConfig, *, resume: bool) -> None:
-    """Make the run folder, or see that the one that is there belongs to this very configuration."""
+def open_run_folder(
+    folder: Path, config: ExperimentConfig, *, resume: bool, data: Mapping[str, str] | None = None
+) -> None:
+    """Make the run folder, or see that the one that is there belongs to this very configuration and data.
+
+    Args:
+        data: fingerprint of every set of rows.
+
+    Raises:
+        ConfigError: it holds a run of another configuration, or one to be resumed.
+        UserError: there is nothing to resume; the data have changed; the folder cannot be written to.
+    """
     written = folder / "config.yaml"
+    if not written.exists() and resume:
+        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     if written.exists():
         there = config_from_tree(read_yaml(written), source=str(written))
         changed = changed_keys(there, config)
         # a folder that nothing has been written to since is free: a mistake in the first try must not stay
         begun = any((folder / name).exists() for name in ("checkpoints", "scrg", "metrics.json"))
-        if changed and begun:
-            raise ConfigError(
-                f"{folder}: holds a run of another config (differs in {', '.join(changed)}); choose another "
-                "arm, experiment or run_root, or delete it"
-            )
         if begun and not resume:
+            if changed:
+                raise ConfigError(
+                    f"{folder}: holds a run of another config (differs in {', '.join(changed)}); choose another "
+                    "arm, experiment or run_root, or delete it"
+                )
             raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
-        if begun or not changed:
+        if begun:
+            _take_up(folder, there, config, changed, data or {})
             return
-    elif resume:
-        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another run_root") from None
+        if not changed:
+            return
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(folder / DATA, json.dumps(dict(data or {}), indent=2) + "\n")
     write_atomically(written, dump(config))
+
+
+def _take_up(
+    folder: Path,
+    there: ExperimentConfig,
+    config: ExperimentConfig,
+    changed: Sequence[str],
+    data: Mapping[str, str],
+) -> None:
+    """A begun run goes on with the same configuration and data, but for what is safe to change."""
+    longer = config.train.epochs > there.train.epochs and not there.train.max_steps
+    refused = [name for name in changed if not (name == LONGER and longer)]
+    if refused:
+        left, right = flat_tree(asdict(there)), flat_tree(asdict(config))
+        named = ", ".join(f"{name}: {left[name]} -> {right[name]}" for name in refused)
+        raise ConfigError(
+            f"{folder}: resuming with another config ({named}); leave these, or begin another arm "
+            "(safe to change: more train.epochs, how often things are logged)"
+        )
+    known = _json(folder / DATA)
+    other = [name for name, value in data.items() if name in known and known[name] != value]
+    if other:
+        raise UserError(
+            f"{folder}: the rows of data.{other[0]} are not those it began with; put the file back as it was"
+        )
+    begun = _json(folder / "environment.json")
+    if begun.get("code") != code_fingerprint():
+        say(f"{folder}: begun with other code (commit {str(begun.get('commit'))[:7]}): the rest may differ")
+    if changed:
+        say(f"{folder}: {LONGER} {there.train.epochs} -> {config.train.epochs}")
+        done = _json(folder / "metrics.json")
+        if done:
+            (folder / "metrics.json").rename(folder / f"metrics-{done.get('steps')}-steps.json")
+        write_atomically(folder / "config.yaml", dump(config))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
@@ -62,16 +120,25 @@ def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
     return [name for name in left if left[name] != right.get(name) and name not in NEUTRAL]
 
 
-def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: str | None) -> None:
-    """Write what it takes to read the run's checkpoints later.
+def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str, Any]) -> None:
+    """Write what it takes to read the run's checkpoints later, and to know the teacher again.
 
     Args:
         student: its config goes to `student/`, with the tokenizer.
-        teacher: name of its folder in the cache; None: there is none.
+        teacher: `cache`, the name of its folder in the cache, and `content`, of its weights; None without one.
+
+    Raises:
+        UserError: the teacher is not the one the run began with.
     """
+    known = _json(folder / TEACHER)
+    if known.get("content") not in (None, teacher["content"]):
+        raise UserError(
+            f"{folder}: the teacher is not the one it began with (its weights differ); put that one back "
+            f"({teacher['source']}), or begin another run"
+        )
     student.config.save_pretrained(folder / STUDENT)
     tokenizer.save_pretrained(folder / STUDENT)
-    write_atomically(folder / TEACHER, json.dumps({"cache": teacher}) + "\n")
+    write_atomically(folder / TEACHER, json.dumps(dict(teacher), indent=2) + "\n")
 
 
 def load_run_config(folder: str | Path) -> ExperimentConfig:
@@ -80,80 +147,3 @@ def load_run_config(folder: str | Path) -> ExperimentConfig:
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
     return config_from_tree(read_yaml(path), source=str(path))
-
-
-# modules that show, ask or start, and change no number of a run
-_PRESENTATION = (
-    "__init__",
-    "__main__",
-    "ablate",
-    "cli",
-    "costs",
-    "errors",
-    "progress",
-    "rendering",
-    "report",
-    "results",
-    "runs",
-    "statistics",
-    "studies",
-    "summary",
-    "tables",
-    "texts",
-    "usage",
-    "verdicts",
-)
-
-
-@cache
-def code_fingerprint() -> str:
-    """Changes with the code that a run's numbers come from; comments, docstrings and layout aside."""
-    package = Path(__file__).resolve().parent
-    trees = []
-    for path in sorted(package.rglob("*.py")):
-        name = path.relative_to(package).with_suffix("").as_posix()
-        if name.split("/")[0] in _PRESENTATION:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and _is_docstring(body[0]):
-                node.body = body[1:]  # type: ignore[attr-defined]
-        trees.append((name, ast.dump(tree)))
-    return fingerprint(trees)
-
-
-def _is_docstring(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    )
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions and commit, as far as they can be told."""
-    try:
-        here = Path(__file__).resolve().parent
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = "unknown"
-    import lightning
-    import transformers
-
-    return {
-        "mgsr": __version__,
-        "commit": commit,
-        "code": code_fingerprint(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }

@@ -99,6 +99,9 @@ class TrainConfig:
     weight_decay: float = key(0.01, "AdamW weight decay of the student's matrices", low=0.0)
     betas: List[float] = key([0.9, 0.95], "AdamW betas")
     grad_clip: float = key(1.0, "largest gradient norm, student and clip network apart (0: no clipping)", low=0.0)
+    max_nonfinite_steps: int = key(
+        0, "optimiser steps with a NaN or infinite loss that are left out before the run stops (0: none)", low=0
+    )
     gradient_checkpointing: bool = key(False, "recompute the student's activations in backward, to save memory")
 
 
@@ -219,6 +222,7 @@ class ScrgConfig:
     every_n_epochs: int = key(1, "epochs that train on one round of text", low=1)
     max_new_tokens: int = key(256, "tokens of a written response", low=1)
     batch_size: int = key(64, "sequences written at once on one rank", low=1)
+    shard_size: int = key(0, "sequences of a file of text; a killed round keeps whole ones (0: batch_size)", low=0)
     backend: str = key("transformers", "what writes rollouts of text student", choices=("transformers", "vllm"))
     vllm_memory: float = key(0.3, "backend vllm: share of the device's memory it may take", low=0.01, high=1.0)
     max_cache_slots: int = key(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,21 +19,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
 from mgsr.config import ExperimentConfig, fingerprint
-from mgsr.data.corpus import write_atomically
-from mgsr.data.prompts import Example, pad_id, render, require_eos
+from mgsr.data.prompts import Example, pad_id
 from mgsr.data.rows import Row
-from mgsr.data.tokenizer import train_tokenizer
 from mgsr.datamodule import DistillationDataModule
 from mgsr.devices import placed, working_device
 from mgsr.distillation import DistillationModule
+from mgsr.durable import remove_leftovers, write_atomically
 from mgsr.evaluation import Predictor, evaluate
+from mgsr.failpoints import reach
 from mgsr.fitting import fit
-from mgsr.heads import check_output_head
+from mgsr.locks import locked
 from mgsr.material import Annotation, encode, read_split, rows_fingerprint
 from mgsr.objective import Objective
 from mgsr.optimisation import training_length
+from mgsr.origins import build_model, build_student, build_tokenizer, quiet_transformers
 from mgsr.progress import say
-from mgsr.schema import ModelConfig, SftConfig, StudentConfig
+from mgsr.schema import ModelConfig, SftConfig
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,6 @@ class Prepared:
     folder: Path
 
 
-def quiet_transformers() -> None:
-    """Loading a model of this size is not worth a bar of its own; what it warns of is decided here."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
 def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | None:
     """The teacher, fine-tuned first where the config says so; None where no teacher is configured."""
     quiet_transformers()
@@ -65,11 +57,10 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     key = _key(config, teacher, rows)
     folder = cache_folder(config) / f"teacher-{key}"
     if (folder / "config.json").exists():
-        say(f"teacher: taken from {folder}")
-        return _from_folder(folder, teacher, key)
-    tokenizer = _tokenizer(config, teacher, rows)
-    model = _load(config, teacher, tokenizer, seed=_seed(config, teacher.sft))
-    return _fine_tuned(config, teacher.sft, "teacher", model, tokenizer, rows, dev, key, folder)
+        return _taken(folder, "teacher", teacher, key)
+    tokenizer = build_tokenizer(config, teacher, rows)
+    model = build_model(config, teacher, tokenizer, seed=_seed(config, teacher.sft))
+    return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
 
 
 def prepare_student(
@@ -83,11 +74,12 @@ def prepare_student(
     key = _key(config, student, train, origin)
     folder = cache_folder(config) / f"student-{key}"
     if (folder / "config.json").exists():
-        say(f"student: taken from {folder}")
-        return _from_folder(folder, student, key)
-    tokenizer = teacher.tokenizer if teacher and origin else _tokenizer(config, student, train)
-    model = _initial_student(config, student, teacher, tokenizer, seed=_seed(config, student.sft))
-    return _fine_tuned(config, student.sft, "student", model, tokenizer, train, dev, key, folder)
+        return _taken(folder, "student", student, key)
+    tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
+    model = build_student(
+        config, student, None if teacher is None else teacher.model, tokenizer, seed=_seed(config, student.sft)
+    )
+    return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
 
 
 def cache_folder(config: ExperimentConfig) -> Path:
@@ -134,87 +126,8 @@ def _seed(config: ExperimentConfig, sft: SftConfig) -> int:
     return config.seed if sft.seed is None else sft.seed
 
 
-def _tokenizer(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
-    if model.source == "init":
-        template = config.data.template
-        texts = [text for row in rows for text in (render(row, template), *row.references)]
-        return train_tokenizer(texts, vocab_size=config.data.synthetic.vocab_size)
-    tokenizer = configured_tokenizer(model)
-    require_eos(tokenizer)
-    return tokenizer
-
-
-def configured_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that comes from elsewhere."""
-    return models.load_tokenizer(
-        model.source,
-        gguf_file=model.gguf_file or None,
-        revision=model.revision or None,
-        trust_remote_code=model.trust_remote_code,
-    )
-
-
-def check_tokenizers(config: ExperimentConfig) -> None:
-    """Refuse tokenizers that disagree before anything is trained, where both come from elsewhere."""
-    sources = config.teacher.source, config.student.source
-    if sources[0] == sources[1] or any(source in ("", "init", "teacher") for source in sources):
-        return
-    quiet_transformers()
-    models.require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
-
-
-def _load(
-    config: ExperimentConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
-) -> PreTrainedModel:
-    if model.source == "init":
-        shape = model.architecture
-        return models.build_causal_lm(
-            shape.family,
-            vocab_size=len(tokenizer),
-            hidden_size=shape.hidden_size,
-            num_layers=shape.num_layers,
-            num_heads=shape.num_heads,
-            num_kv_heads=shape.num_kv_heads or None,
-            intermediate_size=shape.intermediate_size or None,
-            tie_word_embeddings=shape.tie_word_embeddings,
-            dropout=shape.dropout,
-            initializer_range=shape.initializer_range,
-            dtype=model.dtype,
-            attn_implementation=model.attn_implementation or None,
-            eos_token_id=require_eos(tokenizer),
-            pad_token_id=pad_id(tokenizer),
-            max_position_embeddings=config.data.max_length + 8,
-            seed=seed,
-        )
-    loaded = models.load_causal_lm(
-        model.source,
-        gguf_file=model.gguf_file or None,
-        revision=model.revision or None,
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation or None,
-        trust_remote_code=model.trust_remote_code,
-    )
-    check_output_head(loaded)
-    return loaded
-
-
-def _initial_student(
-    config: ExperimentConfig,
-    student: StudentConfig,
-    teacher: Prepared | None,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-) -> PreTrainedModel:
-    if student.source == "teacher":
-        assert teacher is not None
-        layers = student.keep_layers or range(teacher.model.config.num_hidden_layers)
-        return models.prune_depth(teacher.model, list(layers))
-    model = _load(config, student, tokenizer, seed=seed)
-    return models.prune_depth(model, student.keep_layers) if student.keep_layers else model
-
-
-def _from_folder(folder: Path, model: ModelConfig, key: str) -> Prepared:
+def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
+    say(f"{name}: taken from {folder}")
     tokenizer = models.load_tokenizer(str(folder))
     loaded = models.load_causal_lm(
         str(folder),
@@ -227,7 +140,7 @@ def _from_folder(folder: Path, model: ModelConfig, key: str) -> Prepared:
 
 def _fine_tuned(
     config: ExperimentConfig,
-    sft: SftConfig,
+    settings: ModelConfig,
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -237,21 +150,22 @@ def _fine_tuned(
     folder: Path,
 ) -> Prepared:
     """Fine-tune on ground truth in `<folder>.partial`, then move the finished model to `folder`."""
-    if not sft.enabled:
+    if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
         return Prepared(model, tokenizer, key, folder)
     partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    parameters = models.count_parameters(model)
-    say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
-    _supervise(config, sft, name, model, tokenizer, rows, dev, partial)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        finished = Path(scratch) / folder.name
-        models.save_model_folder(model, tokenizer, finished)
-        if folder.exists():
-            shutil.rmtree(folder)
-        finished.replace(folder)
-    shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+    # runs side by side may want the same model: one makes it, the others wait and take it
+    with locked(partial, wait=True):
+        if (folder / "config.json").exists():
+            return _taken(folder, name, settings, key)
+        remove_leftovers(partial)
+        parameters = models.count_parameters(model)
+        say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
+        _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
+        reach("stage.trained")
+        models.save_model_folder(model, tokenizer, folder)
+        reach("stage.saved")
+        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
     model.eval()
     return Prepared(model, tokenizer, key, folder)
 

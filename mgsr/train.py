@@ -12,22 +12,26 @@ import torch
 
 from mgsr.config import ExperimentConfig
 from mgsr.cost_log import CostLog
-from mgsr.data.corpus import read_manifest, write_atomically
+from mgsr.data.corpus import read_manifest
 from mgsr.data.prompts import Example, pad_id
 from mgsr.data.rows import Row
 from mgsr.devices import check_compiler, placed, working_device
 from mgsr.distillation import DistillationModule
+from mgsr.durable import remove_leftovers, write_atomically
+from mgsr.errors import UserError
 from mgsr.evaluation import Predictor, evaluate
 from mgsr.fitting import load_student
 from mgsr.job import Job, build_job, mean_bounds, shared_vocabulary
-from mgsr.material import encode, read_split
+from mgsr.locks import locked
+from mgsr.material import encode, read_split, rows_fingerprint
 from mgsr.measures import correction_quality, exposure_bias, rounds_of, text_diversity
+from mgsr.models import content_fingerprint
+from mgsr.origins import check_tokenizers
 from mgsr.progress import say
 from mgsr.runs import keep_shape, open_run_folder, run_folder
 from mgsr.stages import (
     Prepared,
     cached_evaluation,
-    check_tokenizers,
     prepare_student,
     prepare_teacher,
 )
@@ -52,18 +56,31 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         check_compiler(device)
     mean_bounds(config)
     folder = run_folder(config)
+    if resume and not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     if not (folder / "metrics.json").exists():
         check_tokenizers(config)
-    open_run_folder(folder, config, resume=resume)
-    done = folder / "metrics.json"
-    if done.exists():
-        say(f"{folder}: complete already")
-        return json.loads(done.read_text(encoding="utf-8"))
+    with locked(folder):
+        remove_leftovers(folder)
+        open_run_folder(folder, config, resume=resume, data={k: rows_fingerprint(v) for k, v in rows.items()})
+        done = folder / "metrics.json"
+        if done.exists():
+            say(f"{folder}: complete already")
+            return json.loads(done.read_text(encoding="utf-8"))
+        metrics = _run(config, rows, folder, device)
+        metrics["seconds"] = time.monotonic() - began
+        write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics")
+    return metrics
 
+
+def _run(
+    config: ExperimentConfig, rows: dict[str, list[Row]], folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """What `metrics.json` holds, time aside."""
     teacher, student, tests, known = _prepared(config, rows)
     tokenizer = student.tokenizer
     vocab_size = shared_vocabulary(teacher, student)
-    keep_shape(folder, student.model, tokenizer, None if teacher is None else teacher.folder.name)
+    keep_shape(folder, student.model, tokenizer, _identity(config, teacher))
     metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
 
     started = time.monotonic()
@@ -84,9 +101,21 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     if teacher is not None:
         examples = tests["test"][1]
         metrics["exposure"] = exposure_bias(config, module.student, teacher.model, tokenizer, examples, vocab_size)
-    metrics["seconds"] = time.monotonic() - began
-    write_atomically(done, json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def _identity(config: ExperimentConfig, teacher: Prepared | None) -> dict[str, Any]:
+    """Who the teacher is: checkpoints refer to it and do not hold it."""
+    if teacher is None:
+        return {"cache": None, "source": "", "revision": "", "content": None}
+    content = content_fingerprint(teacher.model)
+    source = config.teacher.source
+    return {
+        "cache": teacher.folder.name,
+        "source": source,
+        "revision": config.teacher.revision,
+        "content": content,
+    }
 
 
 Tests = dict[str, tuple[list[Row], list[Example]]]
@@ -122,9 +151,11 @@ def _figures(job: Job) -> dict[str, Any]:
     """What the training itself showed: rounds of text, clipping bounds, dev figures."""
     trainer, data = job.module.trainer, job.data
     figures: dict[str, Any] = {"steps": trainer.global_step}
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    figures["val"] = {k.removeprefix("val/"): v for k, v in metrics.items() if k.startswith("val/")}
-    figures["dac"] = {k.removeprefix("dac/"): v for k, v in metrics.items() if k.startswith("dac/")}
+    if job.module.skipped:
+        figures["steps_left_out"] = job.module.skipped
+    latest = job.module.latest
+    figures["val"] = {k.removeprefix("val/"): v for k, v in latest.items() if k.startswith("val/")}
+    figures["dac"] = {k.removeprefix("dac/"): v for k, v in latest.items() if k.startswith("dac/")}
     best: list[Any] = list(trainer.checkpoint_callbacks)
     scores = [float(c.best_model_score) for c in best if getattr(c, "best_model_score", None) is not None]
     if scores:

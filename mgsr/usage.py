@@ -48,3 +48,10 @@ works on a fresh clone; the same results give the same bytes.
 
   mgsr report experiments/grid/study.yaml
 """
+DOCTOR_HELP = """\
+Check a configuration before it runs, without loading a weight: keys, rows one by one, tokenizers, lengths and what
+is cut, memory per device in each phase with the largest batch that fits, disk. Exit code 0 if it is ready, else 1.
+
+  mgsr doctor configs/demo.yaml
+  mgsr doctor configs/demo.yaml train.batch_size=512 train.micro_batch_size=512 --memory 24GB --json
+"""

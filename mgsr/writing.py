@@ -14,10 +14,11 @@ from mgsr.config import ExperimentConfig
 from mgsr.costs import Meter
 from mgsr.data.corpus import RoundEntry
 from mgsr.data.prompts import pad_id, require_eos
+from mgsr.failpoints import reach
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.engine_writer import Engine, EngineWriter, VllmEngine
 from mgsr.material import Annotation
-from mgsr.progress import progress
+from mgsr.memory import FittingBatches
 from mgsr.rendering import decode
 from mgsr.scrg import Prompt, RevisedSequence, revise
 
@@ -58,36 +59,39 @@ def build_write(
     """
 
     engines: list[Engine] = []
+    loaded: list[int] = []
+    cut = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
 
     def write(prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
-        if config.scrg.backend == "vllm":
+        if config.scrg.backend == "vllm" and loaded != [round_]:
             if not engines:
                 engines.append(_vllm_engine(config, student, tokenizer, vocab_size))
+            # once per round: the student does not change within one
             engines[0].load_weights(student.state_dict().items())
+            loaded[:] = [round_]
         entries: list[RoundEntry] = []
         meter = Meter()
         # batches of like length: the engine sorts within a batch, this sorts between them
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][1]))
-        size = config.scrg.batch_size
-        with progress(f"round {round_}", len(prompts), unit="sequences") as advance:
-            for start in range(0, len(order), size):
-                check()
-                batch = [prompts[i] for i in order[start : start + size]]
-                revised, extra = _texts(
-                    config, student, teacher, tokenizer, batch, round_, vocab_size, meter, *engines
+
+        def texts(batch: Sequence[int]) -> Texts:
+            check()
+            reach("round.batch")
+            part = [prompts[i] for i in batch]
+            return _texts(config, student, teacher, tokenizer, part, round_, vocab_size, meter, *engines)
+
+        for _, (revised, extra) in cut.map(order, texts):
+            spans = annotation.spans([r.response_ids for r in revised])
+            entries += [
+                RoundEntry(
+                    sequence,
+                    ids,
+                    rollout=decode(tokenizer, sequence.rollout_ids),
+                    response=decode(tokenizer, sequence.response_ids),
+                    **more,
                 )
-                spans = annotation.spans([r.response_ids for r in revised])
-                entries += [
-                    RoundEntry(
-                        sequence,
-                        ids,
-                        rollout=decode(tokenizer, sequence.rollout_ids),
-                        response=decode(tokenizer, sequence.response_ids),
-                        **more,
-                    )
-                    for sequence, ids, more in zip(revised, spans, extra, strict=True)
-                ]
-                advance(len(batch))
+                for sequence, ids, more in zip(revised, spans, extra, strict=True)
+            ]
         place = {i: k for k, i in enumerate(order)}
         return [entries[place[i]] for i in range(len(prompts))], meter.totals()
 

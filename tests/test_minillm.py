@@ -24,6 +24,7 @@ from mgsr.objective import Objective, build_clip, build_objective, clip_network
 from mgsr.runs import run_folder
 from mgsr.schema import ExperimentConfig, TrainConfig, TrainerConfig
 from mgsr.train import train
+from tests.reading import resume_content
 
 EOS = 2  # the padding id as well
 VOCABULARY = 20
@@ -268,7 +269,7 @@ def test_whole_run_on_mixed_text(make_config: Callable[..., ExperimentConfig]) -
     config = make_config(*MINILLM, "train.epochs=2", "train.micro_batch_size=4")
     metrics = train(config)
     assert metrics["scrg"]["rounds"] == 2 and math.isfinite(metrics["val"]["loss"])
-    state = torch.load(run_folder(config) / "checkpoints" / "resume.ckpt", weights_only=True)["state_dict"]
+    state = resume_content(run_folder(config))["state_dict"]
     assert state and not any("clip" in name for name in state)
 
 

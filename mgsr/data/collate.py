@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -79,9 +79,11 @@ class StepCounts:
         return self.ground_truth_tokens, self.response_tokens, self.span_pairs
 
 
-@dataclass(frozen=True)
 class Batch:
     """A right-padded micro-batch, `[B, L]`, with the denominators of its whole optimiser step.
+
+    No dataclass: Lightning would go into one and cast its numbers to the precision of the weights, log-probabilities
+    included.
 
     `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
     position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none. `teacher_top`
@@ -89,15 +91,21 @@ class Batch:
     B (L - 1) states that predict a token.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
-    span_ids: Tensor
-    is_ground_truth: Tensor
-    example_ids: Tensor
-    behaviour_log_probs: Tensor | None
-    counts: StepCounts
-    teacher_top: CachedRows | None = None
+    def __init__(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        span_ids: Tensor,
+        is_ground_truth: Tensor,
+        example_ids: Tensor,
+        behaviour_log_probs: Tensor | None,
+        counts: StepCounts,
+        teacher_top: CachedRows | None = None,
+    ) -> None:
+        self.input_ids, self.attention_mask, self.labels = input_ids, attention_mask, labels
+        self.span_ids, self.is_ground_truth, self.example_ids = span_ids, is_ground_truth, example_ids
+        self.behaviour_log_probs, self.counts, self.teacher_top = behaviour_log_probs, counts, teacher_top
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -106,7 +114,7 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        values: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
+        values: dict[str, Any] = dict(vars(self))
         for name, value in values.items():
             if isinstance(value, CachedRows):
                 values[name] = CachedRows(*map(function, value))

@@ -1,24 +1,26 @@
 """Rounds of model-written text on disk: JSON-lines shards, and a manifest that is written last.
 
-    scrg/round=<k>/shard-<rank>.jsonl   one sequence per line, every correction record with it
-    scrg/round=<k>/manifest.json        key, shards with their checksums, statistics of the round
-    scrg/round=<k>/after.jsonl          teacher log-likelihood per token after the correction
+    scrg/round=<k>/shard-<rank>-<n>.jsonl   one sequence per line, every correction record with it
+    scrg/round=<k>/shard-<rank>-<n>.json    key, checksum and costs of the shard: with it the shard is finished
+    scrg/round=<k>/manifest.json            key, shards with their checksums, statistics of the round
+    scrg/round=<k>/after.jsonl              teacher log-likelihood per token after the correction
 
-A round is whole when its manifest is there and its key is the one asked for; anything else is written again.
+A round is whole when its manifest is there and its key is the one asked for. Of a round that is not, finished
+shards stay and the others are written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from mgsr.costs import added
 from mgsr.data.collate import TrainingSequence
+from mgsr.durable import write_atomically
 from mgsr.errors import DataError
 from mgsr.metrics import diversity
 from mgsr.scrg import RevisedSequence
@@ -54,14 +56,26 @@ class RoundEntry:
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> RoundEntry:
-        return RoundEntry(
+        """What `to_dict` describes.
+
+        Raises:
+            ValueError, KeyError, TypeError: it describes something else.
+        """
+        entry = RoundEntry(
             RevisedSequence.from_dict({field.name: record[field.name] for field in fields(RevisedSequence)}),
-            tuple(int(i) for i in record["span_ids"]),
+            tuple(record["span_ids"]),
             str(record.get("rollout", "")),
             str(record.get("response", "")),
             tuple(float(x) for x in record.get("behaviour_log_probs", ())),
-            tuple(int(i) for i in record.get("replaced", ())),
+            tuple(record.get("replaced", ())),
         )
+        revised = entry.revised
+        _require_ids((revised.example_id, *revised.prompt_ids, *revised.rollout_ids, *revised.response_ids))
+        _require_ids(entry.replaced)
+        _require_ids(i + 1 for i in entry.span_ids)
+        if len(entry.span_ids) != len(revised.response_ids):
+            raise ValueError("as many span ids as response ids are needed")
+        return entry
 
     def training_sequence(self, *, cross_entropy: bool = False) -> TrainingSequence:
         """What the student trains on; `cross_entropy`: as on ground truth, for text a teacher has written."""
@@ -76,46 +90,77 @@ class RoundEntry:
         )
 
 
+def _require_ids(ids: Iterable[Any]) -> None:
+    if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
+        raise ValueError("ids are whole numbers from 0")
+
+
 def round_folder(run_folder: str | Path, round_: int) -> Path:
     return Path(run_folder) / "scrg" / f"round={round_}"
 
 
+def shard_name(rank: int, number: int) -> str:
+    return f"shard-{rank:05d}-{number:05d}.jsonl"
+
+
 def write_shard(
-    folder: Path, rank: int, entries: Sequence[RoundEntry], costs: Mapping[str, float] | None = None
+    path: Path, key: str, entries: Sequence[RoundEntry], costs: Mapping[str, float] | None = None
 ) -> None:
-    """Write one rank's part of a round: to a temporary name first, so a torn file is never taken for a shard.
+    """Write a part of a round, then the record that makes it a finished one.
 
-    `costs`: what the writing took, see `mgsr.costs`.
+    Args:
+        key: changes with whatever changes the shard's text.
+        costs: what the writing took, see `mgsr.costs`.
     """
-    write_atomically(folder / f"costs-{rank:05d}.json", json.dumps(dict(costs or {})) + "\n")
     lines = (json.dumps(entry.to_dict(), ensure_ascii=False) + "\n" for entry in entries)
-    write_atomically(folder / f"shard-{rank:05d}.jsonl", "".join(lines))
+    content = "".join(lines)
+    write_atomically(path, content, kind="shard")
+    record = {
+        "key": key,
+        "sequences": len(entries),
+        "sha256": _sha256(content.encode()),
+        "costs": dict(costs or {}),
+    }
+    write_atomically(path.with_suffix(".json"), json.dumps(record) + "\n", kind="shard.record")
 
 
-def finish_round(folder: Path, key: str, world_size: int) -> None:
-    """Write the manifest, which makes the round whole. Called by one rank, when every shard is written."""
+def is_finished(path: Path, key: str) -> bool:
+    """Whether the shard is there, for this key, and as its record describes it."""
+    record = _record(path.with_suffix(".json"))
+    if record is None or record.get("key") != key:
+        return False
+    try:
+        return _sha256(path.read_bytes()) == record.get("sha256")
+    except OSError:
+        return False
+
+
+def finish_round(folder: Path, key: str, names: Sequence[str]) -> None:
+    """Write the manifest, which makes the round whole. Called by one rank, when every shard is finished.
+
+    Args:
+        names: the round's shards; what another number of ranks has left behind is removed.
+    """
     shards: list[dict[str, Any]] = []
     entries: list[RoundEntry] = []
-    for rank in range(world_size):
-        path = folder / f"shard-{rank:05d}.jsonl"
-        content = path.read_bytes()
-        shards.append(
-            {
-                "file": path.name,
-                "sequences": content.count(b"\n"),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-        )
-        entries += _parse(content)
+    costs: dict[str, float] = {}
+    for name in names:
+        content = (folder / name).read_bytes()
+        record = _record((folder / name).with_suffix(".json")) or {}
+        shards.append({"file": name, "sequences": content.count(b"\n"), "sha256": _sha256(content)})
+        costs = added(costs, record.get("costs", {}))
+        entries += _parse(content, folder / name)
+    for old in folder.glob("shard-*"):
+        if old.with_suffix(".jsonl").name not in names:
+            old.unlink()
     (folder / AFTER).unlink(missing_ok=True)
     # statistics come from the shards: what is logged is what is trained on
-    costs = added(*(json.loads((folder / f"costs-{r:05d}.json").read_text()) for r in range(world_size)))
     manifest = {"key": key, "shards": shards, "statistics": round_statistics(entries), "costs": costs}
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n", kind="manifest")
 
 
 def read_round(folder: Path, key: str) -> list[RoundEntry] | None:
-    """The round's sequences, or None where it must be written (again).
+    """The round's sequences, shortest prompts first, or None where it must be written (again).
 
     Raises:
         DataError: the manifest names a shard that is missing, truncated or changed since.
@@ -124,30 +169,59 @@ def read_round(folder: Path, key: str) -> list[RoundEntry] | None:
     if manifest is None or manifest.get("key") != key:
         return None
     entries = []
-    for shard in manifest["shards"]:
-        path = folder / str(shard["file"])
-        advice = f"delete {folder} to have the round written again"
+    for name, wanted in _named_shards(folder, manifest):
+        path = folder / name
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-        if hashlib.sha256(content).hexdigest() != shard["sha256"]:
-            raise DataError(f"{path}: not the shard its manifest describes (checksum differs); {advice}")
-        entries += _parse(content)
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        if _sha256(content) != wanted:
+            raise DataError(f"{path}: not the shard its manifest describes (checksum differs)")
+        entries += _parse(content, path)
+    # an order that doesn't depend on the number of ranks: the replay buffer draws by place
+    return sorted(entries, key=lambda entry: (len(entry.revised.prompt_ids), entry.revised.example_id))
+
+
+def _named_shards(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    try:
+        named = [(str(shard["file"]), str(shard["sha256"])) for shard in manifest["shards"]]
+    except (KeyError, TypeError):
+        raise DataError(f"{folder / MANIFEST}: names no shards; delete {folder}") from None
+    for name, _ in named:
+        if Path(name).name != name:
+            raise DataError(f"{folder / MANIFEST}: {name!r} is no file of this folder: refused; delete {folder}")
+    return named
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _parse(content: bytes, path: Path) -> list[RoundEntry]:
+    entries = []
+    # split at line feeds alone: text may hold other line separators, which JSON leaves as they are
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line:
+            continue
+        try:
+            entries.append(RoundEntry.from_dict(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            raise DataError(
+                f"{path}:{number}: not a sequence of a round ({type(error).__name__}); delete {path.parent}"
+            ) from None
     return entries
 
 
-def _parse(content: bytes) -> list[RoundEntry]:
-    # split at line feeds alone: text may hold other line separators, which JSON leaves as they are
-    return [RoundEntry.from_dict(json.loads(line)) for line in content.decode().split("\n") if line]
-
-
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
+    return _record(folder / MANIFEST)
 
 
 def write_after(folder: Path, likelihoods: Mapping[int, float]) -> None:
@@ -159,15 +233,20 @@ def write_after(folder: Path, likelihoods: Mapping[int, float]) -> None:
     write_atomically(folder / AFTER, "".join(rows))
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def read_after(folder: Path) -> dict[int, float]:
+    """What `write_after` has written, as far as it is there.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    path = folder / AFTER
+    if not path.exists():
+        return {}
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {int(row["example_id"]): float(row["teacher_log_likelihood_after"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the likelihoods of a round ({type(error).__name__}); delete it") from None
 
 
 def round_statistics(entries: Sequence[RoundEntry]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgsr.errors import DataError, UserError, did_you_mean
+from mgsr.errors import DataError, RowsError, UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def rows_from_objects(
     An object that could not be parsed is given as the DataError that says why.
 
     Raises:
-        DataError: the first bad object, and how many more there are; or no object at all.
+        RowsError: the first bad object, and how many more there are.
+        DataError: no object at all.
     """
     rows: list[Row] = []
     bad: list[str] = []
@@ -100,8 +101,7 @@ def rows_from_objects(
         except DataError as error:
             bad.append(str(error))
     if bad:
-        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise DataError(bad[0] + more)
+        raise RowsError(bad)
     if not rows:
         raise DataError(f"{source}:1: holds no rows; give it at least one object with `{fields.instruction}`")
     return rows

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgsr.data.collate import TeacherTop, TextKey, TrainingSequence
-from mgsr.data.corpus import write_atomically
+from mgsr.durable import write_atomically
 from mgsr.errors import DataError
 
 INDEX, TENSORS = "index.json", "top.safetensors"

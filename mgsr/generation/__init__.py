@@ -42,6 +42,7 @@ def sample(
     stream: Stream | int = Stream.EVALUATION,
     round: int = 0,
     progress: Callable[[int], None] | None = None,
+    memory_key: str | None = None,
 ) -> list[list[int]]:
     """Responses of a model, for evaluation: sampled with keyed draws, or greedy.
 
@@ -52,7 +53,7 @@ def sample(
         greedy: take the most probable token instead of drawing one.
         stream, round: further parts of the key.
         eos_token_id, max_new_tokens, pad_token_id, batch_size, temperature, top_p, top_k, vocab_size,
-        progress:
+        progress, memory_key:
             see `LanguageModel`.
 
     Returns:
@@ -71,6 +72,7 @@ def sample(
         vocab_size=vocab_size,
         stream=stream,
         progress=progress,
+        memory_key=memory_key,
     )
     written = writer.write(prompts, seed=seed, round=round)
     writer.release()

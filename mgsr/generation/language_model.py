@@ -8,7 +8,7 @@ Shapes: B rows of a batch, T new tokens, N response positions end to end, H hidd
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from mgsr.counter import Stream, uniform
 from mgsr.errors import UserError
+from mgsr.failpoints import reach
 from mgsr.generation.decoding import Sampling, decode
 from mgsr.generation.kept import KeptCache, keeps_every_slot
 from mgsr.generation.reading import HiddenLogits, Reader, evaluating
 from mgsr.generation.recorded import RecordedStates
 from mgsr.heads import causal_lm, last_hidden, output_head
+from mgsr.memory import FittingBatches
 from mgsr.scrg import Prefix, Prompt
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,11 @@ def draws(
     return torch.from_numpy(uniform(seed, stream, round, ids_B1, pass_, positions_BT))
 
 
+def _by_length(texts: Sequence[Sequence[int]]) -> list[int]:
+    """Indices of the texts, short ones first."""
+    return sorted(range(len(texts)), key=lambda index: len(texts[index]))
+
+
 class LanguageModel:
     """Text of one model, every token drawn with a uniform of its own key, so that batches do not matter.
 
@@ -58,6 +65,8 @@ class LanguageModel:
             and continuing, but read the prefix afresh; None for no limit, 0 to never keep one.
         stream: of the draws.
         progress: called after every batch that was written, with its number of prompts.
+        memory_key: name of the setting behind `batch_size`: batches that memory does not suffice for are then
+            halved; None leaves the error to the caller.
     """
 
     def __init__(
@@ -76,6 +85,7 @@ class LanguageModel:
         max_cache_slots: int | None = None,
         stream: Stream | int = Stream.ROLLOUT,
         progress: Callable[[int], None] | None = None,
+        memory_key: str | None = None,
     ) -> None:
         for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if number < 1:
@@ -93,6 +103,7 @@ class LanguageModel:
         config = causal_lm(model).config.get_text_config(decoder=True)
         self._position_limit: int | None = getattr(config, "max_position_embeddings", None)
         self._progress = progress
+        self._cut = FittingBatches(batch_size, memory_key)
         self._kept: KeptCache | None = None
         self._recorded = RecordedStates()
         self._said: set[str] = set()
@@ -150,8 +161,8 @@ class LanguageModel:
             self._check_length(example_id, len(prompt_ids), len(response))
         hidden: dict[int, Tensor] = {}
         with evaluating(self.model):
-            for batch in self._batches([len(text) for text in texts]):
-                states_BTH = self._states([texts[index] for index in batch])
+            read = self._cut.map(_by_length(texts), lambda batch: self._states([texts[i] for i in batch]))
+            for batch, states_BTH in read:
                 for row, index in enumerate(batch):
                     # The state of the token before predicts a token, so the last token's own is not needed.
                     begin = len(texts[index]) - len(responses[index]) - 1
@@ -169,12 +180,6 @@ class LanguageModel:
             ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.int64)
         device = causal_lm(self.model).get_input_embeddings().weight.device
         return last_hidden(self.model, ids.to(device))
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of the lengths in batches, short ones first."""
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
 
     def _check_length(self, example_id: int, prompt: int, response: int) -> None:
         """Refuse an empty prompt, and a text beyond the model's positions."""
@@ -207,11 +212,15 @@ class LanguageModel:
         ]
         # Kept rows are found by example id, so ids that occur twice rule keeping out.
         keep = len(rows) <= self.batch_size and len({prefixes[row].example_id for row in rows}) == len(rows)
-        lengths = [len(prefixes[row].prompt_ids) + len(results[row]) for row in rows]
+
+        def run(batch: Sequence[int]) -> list[list[int]]:
+            chosen = [prefixes[rows[index]] for index in batch]
+            whole = keep and len(batch) == len(rows)
+            return self._write_batch(chosen, whole, seed=seed, round=round, pass_=pass_)
+
+        order = _by_length([(*prefixes[row].prompt_ids, *results[row]) for row in rows])
         with evaluating(self.model):
-            for batch in self._batches(lengths):
-                chosen = [prefixes[rows[index]] for index in batch]
-                written = self._write_batch(chosen, keep, seed=seed, round=round, pass_=pass_)
+            for batch, written in self._cut.map(order, run):
                 for index, tokens in zip(batch, written, strict=True):
                     results[rows[index]] += tokens
                 if self._progress is not None and pass_ == 0:
@@ -222,6 +231,7 @@ class LanguageModel:
         self, prefixes: list[Prefix], keep: bool, *, seed: int, round: int, pass_: int
     ) -> list[list[int]]:
         """The new tokens of one batch."""
+        reach("generation.batch")
         texts = [prefix.prompt_ids + prefix.response_ids for prefix in prefixes]
         ids = [prefix.example_id for prefix in prefixes]
         starts = [len(prefix.response_ids) for prefix in prefixes]

@@ -4,8 +4,8 @@ from mgsr.models.building import FAMILIES, build_causal_lm
 from mgsr.models.folders import content_fingerprint, save_model_folder
 from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
 from mgsr.models.lora import add_lora, merge_lora
-from mgsr.models.pruning import ParameterCounts, count_parameters, freeze, prune_depth
-from mgsr.models.sources import ModelSource, resolve_source
+from mgsr.models.pruning import ParameterCounts, count_parameters, freeze, prune_depth, pruned_config
+from mgsr.models.sources import ModelSource, one_line_errors, resolve_source
 from mgsr.models.vocabulary import (
     VocabularyConflict,
     VocabularyReport,
@@ -33,8 +33,10 @@ __all__ = [
     "load_tokenizer",
     "logits_width",
     "merge_lora",
+    "one_line_errors",
     "parse_dtype",
     "prune_depth",
+    "pruned_config",
     "require_shared_ids",
     "resolve_source",
     "save_model_folder",

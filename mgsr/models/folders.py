@@ -53,6 +53,10 @@ def save_model_folder(
         model.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         if target.exists():
             target.rename(retired)
         partial.rename(target)

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from mgsr.errors import UserError
 from mgsr.models.loading import rebuild
@@ -31,21 +31,8 @@ def prune_depth(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
         UserError: `keep` is empty, not ascending, or names a layer that is not there; or the model keeps its
             layers in no list as long as `config.num_hidden_layers`.
     """
-    config = copy.deepcopy(model.config)
-    depth = config.num_hidden_layers
+    config = pruned_config(model.config, keep)
     kept = [int(layer) for layer in keep]
-    outside = [layer for layer in kept if not 0 <= layer < depth]
-    if outside:
-        raise UserError(f"layer {outside[0]} cannot be kept: the model has layers 0 to {depth - 1}")
-    if not kept or any(later <= earlier for earlier, later in pairwise(kept)):
-        raise UserError(f"the layers to keep must be ascending and at least one, not {kept}")
-
-    for name, value in config.to_dict().items():
-        # `layer_types` and its kin: one entry per layer
-        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
-            setattr(config, name, [value[layer] for layer in kept])
-    config.num_hidden_layers = len(kept)
-
     prefix = _layer_list(model) + "."
     renumbered = {str(old): str(new) for new, old in enumerate(kept)}
     state: dict[str, torch.Tensor] = {}
@@ -59,6 +46,29 @@ def prune_depth(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
     pruned = rebuild(model, config, state)
     pruned.generation_config = copy.deepcopy(model.generation_config)
     return pruned.train(model.training)
+
+
+def pruned_config(config: PretrainedConfig, keep: Sequence[int]) -> PretrainedConfig:
+    """The configuration of a model that has only the listed decoder layers of one with `config`.
+
+    Raises:
+        UserError: `keep` is empty, not ascending, or names a layer that is not there.
+    """
+    config = copy.deepcopy(config)
+    depth = config.num_hidden_layers
+    kept = [int(layer) for layer in keep]
+    outside = [layer for layer in kept if not 0 <= layer < depth]
+    if outside:
+        raise UserError(f"layer {outside[0]} cannot be kept: the model has layers 0 to {depth - 1}")
+    if not kept or any(later <= earlier for earlier, later in pairwise(kept)):
+        raise UserError(f"the layers to keep must be ascending and at least one, not {kept}")
+
+    for name, value in config.to_dict().items():
+        # `layer_types` and its kin: one entry per layer
+        if "layer" in name and isinstance(value, list | tuple) and len(value) == depth:
+            setattr(config, name, [value[layer] for layer in kept])
+    config.num_hidden_layers = len(kept)
+    return config
 
 
 def _layer_list(model: PreTrainedModel) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgsr.data.corpus import write_atomically
+from mgsr.durable import write_atomically
 from mgsr.errors import UserError
 from mgsr.report.answers import answers, facts
 from mgsr.report.evidence import read_evidence

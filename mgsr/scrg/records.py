@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -144,11 +144,23 @@ class RevisedSequence:
         """The sequence that `to_dict`, or JSON made of it, describes.
 
         Raises:
-            ValueError: a field is missing or unknown.
+            ValueError: a field is missing, unknown, or of another type.
         """
         known = {field.name for field in fields(cls)}
         if set(data) != known:
             raise ValueError(f"not a revised sequence: wrong or missing fields {sorted(known ^ set(data))}")
         ids = {name: tuple(data[name]) for name in ("prompt_ids", "rollout_ids", "response_ids")}
-        corrections = tuple(Correction(**correction) for correction in data["corrections"])
-        return cls(**{**data, **ids, "corrections": corrections})
+        corrections = tuple(_numbers(Correction(**correction)) for correction in data["corrections"])
+        if data["status"] not in get_args(Status):
+            raise ValueError(f"not a status: {data['status']!r}")
+        return _numbers(cls(**{**data, **ids, "corrections": corrections}))
+
+
+def _numbers(record: Any) -> Any:
+    """The record, if what it calls int and float are numbers of that kind."""
+    kinds = {"int": (int,), "float": (int, float)}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if field.type in kinds and (isinstance(value, bool) or not isinstance(value, kinds[str(field.type)])):
+            raise ValueError(f"{field.name} is {value!r}, not a number of type {field.type}")
+    return record

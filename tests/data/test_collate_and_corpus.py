@@ -12,10 +12,12 @@ from mgsr.data.collate import IGNORE, StepCounts, TrainingSequence, collate
 from mgsr.data.corpus import (
     RoundEntry,
     finish_round,
+    is_finished,
     read_manifest,
     read_round,
     round_folder,
     round_statistics,
+    shard_name,
     write_after,
     write_shard,
 )
@@ -89,26 +91,34 @@ def entry(example: int, corrected: bool) -> RoundEntry:
 def test_a_round_reads_back_as_it_was_written(tmp_path: Path) -> None:
     folder = round_folder(tmp_path, 0)
     shards = [[entry(0, True), entry(1, False)], [entry(2, True)]]
-    for rank, part in enumerate(shards):
-        write_shard(folder, rank, part)
+    names = [shard_name(rank, 0) for rank in range(2)]
+    left_behind = shard_name(2, 0)
+    for name, part in zip([*names, left_behind], [*shards, shards[0]], strict=True):
+        assert not is_finished(folder / name, "s")
+        write_shard(folder / name, "s", part, {"tokens_scoring": 5})
+        assert is_finished(folder / name, "s") and not is_finished(folder / name, "another key")
     assert read_round(folder, "k") is None, "a round without a manifest is not there"
-    finish_round(folder, "k", 2)
+    finish_round(folder, "k", names)
+    assert not list(folder.glob("shard-00002-*")), "of another number of ranks"
+    manifest = read_manifest(folder)
+    assert manifest is not None and manifest["costs"] == {"tokens_scoring": 10}
     assert read_round(folder, "k") == [*shards[0], *shards[1]]
     assert read_round(folder, "another key") is None
-    line = json.loads((folder / "shard-00000.jsonl").read_text().split("\n")[0])
+    line = json.loads((folder / names[0]).read_text().split("\n")[0])
     assert line["corrections"][0]["position"] == 1 and line["rollout"] == "a\u2028b"
 
 
 @pytest.mark.parametrize("harm", ["truncate", "remove"])
 def test_a_damaged_shard_is_named(tmp_path: Path, harm: str) -> None:
     folder = round_folder(tmp_path, 3)
-    write_shard(folder, 0, [entry(0, True)])
-    finish_round(folder, "k", 1)
-    shard = folder / "shard-00000.jsonl"
+    shard = folder / shard_name(0, 0)
+    write_shard(shard, "s", [entry(0, True)])
+    finish_round(folder, "k", [shard.name])
     if harm == "remove":
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[:-5])
+    assert not is_finished(shard, "s")
     with pytest.raises(DataError, match="shard-00000"):
         read_round(folder, "k")
 

@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
 
-import mgsr.callbacks
+import mgsr.resume
 import mgsr.train
 from mgsr.data.corpus import read_manifest
 from mgsr.datamodule import DistillationDataModule
@@ -26,13 +26,13 @@ from mgsr.objective import Objective
 from mgsr.runs import open_run_folder, run_folder
 from mgsr.schema import ExperimentConfig
 from mgsr.train import train
+from tests.reading import resume_content
 
 Make = Callable[..., ExperimentConfig]
 
 
-def weights(folder: Path, name: str = "resume.ckpt") -> dict[str, torch.Tensor]:
-    content = torch.load(folder / "checkpoints" / name, weights_only=True)
-    return content["state_dict"]
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return resume_content(folder)["state_dict"]
 
 
 def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -40,10 +40,6 @@ def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in metrics.items() if not k.startswith("seconds")}
     # the tokens of a resumed run are those of the uninterrupted one
     kept |= {name: _rateless(metrics[name]) for name in ("dac", "costs")}
-    # likelihoods after the correction are collected by the epoch, not in the checkpoint: a run that stops within
-    # an epoch lacks those of the steps before
-    likelihoods = "teacher_log_likelihood"
-    kept["corrections"] = {k: v for k, v in metrics["corrections"].items() if not k.startswith(likelihoods)}
     return kept
 
 
@@ -74,7 +70,7 @@ def test_rounds_cover_half_of_each_epoch_and_keep_their_records(make_config: Mak
         folder = run_folder(config) / "scrg" / f"round={round_}"
         manifest = read_manifest(folder)
         assert manifest is not None and manifest["shards"][0]["sequences"] == 16
-        records = [json.loads(line) for line in (folder / "shard-00000.jsonl").read_text().splitlines()]
+        records = [json.loads(line) for line in (folder / "shard-00000-00000.jsonl").read_text().splitlines()]
         corrected = [r for r in records if r["corrections"]]
         assert corrected
         for record in corrected:
@@ -141,7 +137,7 @@ def test_tensorboard_holds_every_promised_curve(make_config: Make) -> None:
         assert value == pytest.approx(sum(part[step] for part in parts), rel=1e-5)
 
 
-@pytest.mark.parametrize("stop_at", [8, 6], ids=["epoch_end", "mid_epoch"])
+@pytest.mark.parametrize("stop_at", [8, 6, 11, 12], ids=["epoch_end", "mid_epoch", "before_last", "last"])
 def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     make_config: Make, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
@@ -149,16 +145,17 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     expected = train(whole)
     halved = make_config("arm=halved", "student.architecture.family=gpt2", "student.architecture.dropout=0.1")
     with monkeypatch.context() as patch:
-        original = mgsr.callbacks.ResumePoint.on_train_batch_end
+        original = mgsr.resume.ResumePoint.on_train_batch_end
 
         def stop(self: Any, trainer: Any, module: Any, *args: Any) -> None:
             if trainer.global_step == stop_at and module.objective.needs_teacher:
-                self._asked = 2
+                self._asked = 15
             original(self, trainer, module, *args)
 
-        patch.setattr(mgsr.callbacks.ResumePoint, "on_train_batch_end", stop)
-        with pytest.raises(RunInterruptedError, match="--resume"):
+        patch.setattr(mgsr.resume.ResumePoint, "on_train_batch_end", stop)
+        with pytest.raises(RunInterruptedError, match="--resume") as stopped:
             train(halved)
+    assert stopped.value.exit_code == 143
     assert not (run_folder(halved) / "metrics.json").exists()
     resumed = train(halved, resume=True)
     left, right = weights(run_folder(whole)), weights(run_folder(halved))
@@ -199,6 +196,8 @@ def test_ground_truth_only_needs_no_teacher(make_config: Make) -> None:
         ["student.lora.r=2", "student.lora.target_modules=[q_proj]"],
         ["student.source=teacher", "student.keep_layers=[0]"],
         ["trainer.precision=bf16-mixed"],
+        ["trainer.precision=bf16-true"],
+        ["trainer.precision=64-true", "teacher.dtype=float64", "student.dtype=float64"],
         ["evaluation.temperature=0", "evaluation.val_every_n_epochs=2"],
     ],
     ids=",".join,
@@ -268,8 +267,7 @@ def test_a_loss_that_becomes_nan_stops_and_keeps_the_checkpoint(
     assert "\n" not in str(caught.value)
     kept = weights(run_folder(config))
     assert all(bool(torch.isfinite(v).all()) for v in kept.values())
-    content = torch.load(run_folder(config) / "checkpoints" / "resume.ckpt", weights_only=True)
-    assert content["global_step"] == 4
+    assert resume_content(run_folder(config))["global_step"] == 4
 
 
 def test_a_folder_with_another_config_is_left_alone(make_config: Make) -> None:
@@ -325,5 +323,5 @@ def test_an_epoch_keeps_its_share_of_student_text_when_it_is_planned_again(make_
         patch.setattr(DistillationDataModule, "selection", watched)
         train(config)
     assert set(seen) == {0, 1}
-    state = torch.load(run_folder(config) / "checkpoints" / "resume.ckpt", weights_only=True)
+    state = resume_content(run_folder(config))
     assert state["DistillationDataModule"]["epoch_fractions"] == {0: 0.5, 1: 0.5}

@@ -14,12 +14,13 @@ from mgsr.errors import ConfigError, DataError
 from mgsr.runs import run_folder
 from mgsr.schema import ExperimentConfig
 from mgsr.train import train
+from tests.reading import resume_content
 
 Make = Callable[..., ExperimentConfig]
 
 
 def weights(config: ExperimentConfig) -> dict[str, torch.Tensor]:
-    return torch.load(run_folder(config) / "checkpoints" / "resume.ckpt", weights_only=True)["state_dict"]
+    return resume_content(run_folder(config))["state_dict"]
 
 
 class Reads:

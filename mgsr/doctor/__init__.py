@@ -1,0 +1,42 @@
+"""`mgsr doctor`: what would go wrong with a run, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgsr.config import load_config
+from mgsr.doctor.data import look_at_rows
+from mgsr.doctor.findings import Finding, Report
+from mgsr.doctor.memory import look_at_memory
+from mgsr.doctor.text import look_at_lengths, look_at_tokenizers
+from mgsr.errors import UserError
+
+__all__ = ["Finding", "Report", "examine"]
+
+
+def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
+    """Configuration, rows, tokenizers, lengths, memory and disk of a run.
+
+    Args:
+        path: configuration file; overrides: `key=value` words on top.
+        available: bytes of one device to plan for; None: what this machine has free.
+    """
+    report = Report()
+    try:
+        config = load_config(path, overrides)
+    except UserError as error:
+        report.say("error", "config", str(error))
+        return report
+    report.say("ok", "config", f"{path}: {config.experiment}/{config.arm}, seed {config.seed}")
+    for name, model in (("teacher", config.teacher), ("student", config.student)):
+        if model.trust_remote_code:
+            report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")
+    rows = look_at_rows(config, report)
+    tokenizer = look_at_tokenizers(config, report)
+    if tokenizer is None:
+        return report
+    if "train" in rows:
+        look_at_lengths(config, tokenizer, rows, report)
+    look_at_memory(config, tokenizer, report, available)
+    return report

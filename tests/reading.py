@@ -1,0 +1,15 @@
+"""Reading what runs leave behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mgsr.checkpoints import newest_whole, read_checkpoint
+
+
+def resume_content(folder: Path) -> dict[str, Any]:
+    """What the newest resume point of a run folder holds."""
+    newest = newest_whole(folder)
+    assert newest is not None
+    return read_checkpoint(newest)

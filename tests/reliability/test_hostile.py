@@ -1,0 +1,283 @@
+"""Files from strangers: what carries code is refused and nothing runs; broken ones are clean errors.
+
+`make fuzz` gives every reader 10,000 inputs; here each gets fewer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from mgsr.checkpoints import read_checkpoint, resume_path
+from mgsr.cli import main
+from mgsr.config import config_from_tree, load_config, read_yaml
+from mgsr.data.corpus import RoundEntry, finish_round, read_round, shard_name, write_shard
+from mgsr.data.rows import read_rows
+from mgsr.durable import write_checked
+from mgsr.errors import ConfigError, DataError, UserError
+from mgsr.models import load_causal_lm
+from mgsr.rendering import markdown_revision
+from mgsr.report.page import page
+from mgsr.schema import ExperimentConfig
+from mgsr.scrg import RevisedSequence
+from mgsr.train import train
+
+Make = Callable[..., ExperimentConfig]
+COUNT = int(os.environ.get("MGSR_FUZZ", "120"))
+fuzz = settings(
+    max_examples=COUNT,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return (os.system, (f"touch {self.proof}",))
+
+
+@pytest.fixture
+def proof(tmp_path: Path) -> Path:
+    """What a payload would leave behind."""
+    return tmp_path / "proof"
+
+
+def test_the_payload_works(proof: Path) -> None:
+    """Otherwise its absence would prove nothing."""
+    pickle.loads(pickle.dumps(Payload(proof)))
+    assert proof.exists()
+
+
+def test_a_checkpoint_with_a_payload_is_refused(proof: Path, tmp_path: Path) -> None:
+    path = resume_path(tmp_path, 3)
+    # by someone who can write checksums too
+    write_checked(path, lambda file: torch.save({"state_dict": {}, "x": Payload(proof)}, file))
+    with pytest.raises(DataError, match="more than tensors and plain values"):
+        read_checkpoint(path)
+    write_checked(path, lambda file: file.write(pickle.dumps(Payload(proof))))
+    with pytest.raises(DataError, match="refused"):
+        read_checkpoint(path)
+    assert not proof.exists()
+
+
+def test_resuming_from_a_checkpoint_with_a_payload_is_one_line(
+    make_config: Make, proof: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config("train.epochs=1")
+    folder = Path(config.run_root) / config.experiment / "mgsr" / "seed=0"
+    train(config)
+    (folder / "metrics.json").unlink()
+    for path in (folder / "checkpoints").glob("resume-*.ckpt"):
+        content = torch.load(path, weights_only=True)
+        content["callbacks"]["x"] = Payload(proof)
+        write_checked(path, lambda file, content=content: torch.save(content, file))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "refused" in error and len(error.strip().splitlines()) == 1 and not proof.exists()
+
+
+def test_a_config_with_a_payload_is_refused(proof: Path, tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text(f"train: !!python/object/apply:os.system ['touch {proof}']\n")
+    with pytest.raises(ConfigError, match=r"evil\.yaml:1: not valid YAML"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="does not parse"):
+        config_from_tree({}, [f"train=!!python/object/apply:os.system ['touch {proof}']"])
+    assert not proof.exists()
+
+
+def test_pickled_weights_are_refused(proof: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(proof)))
+    with pytest.raises(UserError, match="pickled weights"):
+        load_causal_lm(str(tmp_path))
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("key", ["experiment", "arm"])
+@pytest.mark.parametrize("value", ["../other", "/etc", "..", "a/b", "a\\b", ".hidden", "", "a\0b"])
+def test_a_config_names_folders_and_no_paths(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"`{key}`"):
+        config_from_tree({key: value})
+
+
+@pytest.mark.parametrize("root", ["/etc", "../elsewhere", "a/../../b", "~/x"])
+def test_a_file_does_not_say_where_on_the_machine_is_written(tmp_path: Path, root: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"run_root": root}))
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: `run_root`.*command line"):
+        load_config(path)
+    base = ["student.source=x", "teacher.source=y"]
+    assert load_config(path, [*base, f"run_root={root}"]).run_root == root
+
+
+def test_remote_code_is_off_unless_the_config_says_so() -> None:
+    config = ExperimentConfig()
+    assert not config.teacher.trust_remote_code and not config.student.trust_remote_code
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("")
+    folder = tmp_path / "round=0"
+    folder.mkdir()
+    shards = [{"file": "../secret", "sha256": "0"}]
+    (folder / "manifest.json").write_text(json.dumps({"key": "k", "shards": shards}))
+    with pytest.raises(DataError, match="no file of this folder"):
+        read_round(folder, "k")
+
+
+ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)> [x](javascript:alert(1)) | `a` |"
+
+
+class _Words:
+    """A tokenizer that knows one text."""
+
+    eos_token_id = 1
+
+    def decode(self, ids: Any, **kwargs: Any) -> str:
+        return ATTACK
+
+    def convert_ids_to_tokens(self, ids: Any) -> Any:
+        return ATTACK if isinstance(ids, int) else [ATTACK for _ in ids]
+
+
+def test_text_of_models_is_escaped_in_tensorboard_and_html() -> None:
+    text = markdown_revision(RevisedSequence(0, (2,), (3,), (3,), (), "not_searched", 0, 0), _Words())  # type: ignore[arg-type]
+    assert "<script" not in text and "<img" not in text
+    html = page(ATTACK, ["said " + ATTACK], {"commit": ATTACK}, ATTACK, [], {})
+    assert "<script>alert" not in html and "<img src=x" not in html
+
+
+# -- fuzzing ------------------------------------------------------------------------------------------------
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = ("instruction", "input", "output", "context", "response", "category")
+row_like = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), plain, max_size=5)
+line = (
+    row_like.map(lambda row: json.dumps(row).encode()) | plain.map(lambda v: json.dumps(v).encode()) | st.binary()
+)
+
+
+@fuzz
+@given(st.lists(line, max_size=5).map(b"\n".join), st.sampled_from([".jsonl", ".json"]))
+@example(b"[" * 100_000, ".json")
+@example(b'{"instruction": ' * 3_000, ".jsonl")
+@example(b'{"instruction": "a", "output": "\\ud800"}', ".jsonl")
+def test_fuzz_rows(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(content)
+    try:
+        rows = read_rows(path)
+    except DataError as error:
+        assert "\n" not in str(error) and str(error).startswith(str(path))
+    else:
+        assert all(row.instruction.strip() and row.references for row in rows)
+
+
+TOP = ("experiment", "data", "teacher", "student", "objective", "clip", "scrg", "train", "trainer", "run_root")
+tree_like = st.dictionaries(
+    st.sampled_from(TOP) | st.text(max_size=6),
+    plain | st.dictionaries(st.sampled_from(("lr", "epochs", "source", "sft", "passes", "betas")), plain),
+    max_size=4,
+)
+
+
+@fuzz
+@given(tree_like.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True).encode()) | st.binary(max_size=60))
+@example(b"a: &a [*a]")
+@example(b"[" * 5_000)
+@example(b"train: {lr: 1e999}")
+@example(b"seed: 0x" + b"f" * 400)
+@example(b"? {a: 1}\n: 2")
+@example(b"2024-13-45: x")
+def test_fuzz_config(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    try:
+        config = load_config(path)
+    except UserError:
+        return
+    assert isinstance(config, ExperimentConfig)
+
+
+@fuzz
+@given(st.text(max_size=20), plain)
+def test_fuzz_overrides(name: str, value: Any) -> None:
+    try:
+        config = config_from_tree({}, [f"{name}={json.dumps(value)}"])
+    except UserError:
+        return
+    assert isinstance(config, ExperimentConfig)
+
+
+def _good_line() -> dict[str, Any]:
+    revised = RevisedSequence(0, (2, 3), (4, 1), (4, 1), (), "no_disagreement", 0, 2)
+    return RoundEntry(revised, (-1, -1), "a", "b").to_dict()
+
+
+FIELDS = tuple(_good_line())
+record_like = st.dictionaries(st.sampled_from(FIELDS), plain, min_size=1, max_size=3).map(
+    lambda changed: json.dumps({**_good_line(), **changed}).encode()
+)
+
+
+@fuzz
+@given(st.lists(record_like | line, max_size=3).map(b"\n".join), plain)
+@example(b"[" * 100_000, None)
+@example(json.dumps({**_good_line(), "response_ids": [True, 1]}).encode(), None)
+@example(json.dumps({**_good_line(), "span_ids": [0.5, 1]}).encode(), None)
+def test_fuzz_shards(tmp_path: Path, content: bytes, manifest: Any) -> None:
+    """With a manifest that vouches for whatever the shard holds, and with one that holds anything."""
+    folder = tmp_path / "round=0"
+    path = folder / shard_name(0, 0)
+    write_shard(path, "k", [])
+    path.write_bytes(content)
+    try:
+        finish_round(folder, "k", [path.name])
+        entries = read_round(folder, "k")
+        assert entries is not None
+        for entry in entries:
+            sequence = entry.training_sequence()
+            assert all(type(i) is int for i in (*sequence.prompt_ids, *sequence.response_ids, *sequence.span_ids))
+    except DataError as error:
+        assert "\n" not in str(error)
+    (folder / "manifest.json").write_text(json.dumps({"key": "k", "shards": manifest}))
+    try:
+        read_round(folder, "k")
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+@fuzz
+@given(st.binary(max_size=300))
+def test_fuzz_checkpoints(tmp_path: Path, content: bytes) -> None:
+    path = resume_path(tmp_path, 1)
+    write_checked(path, lambda file: file.write(content))
+    with pytest.raises(DataError):
+        read_checkpoint(path)
+
+
+def test_yaml_is_read_safely(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("a: 1\n")
+    assert read_yaml(path) == {"a": 1}

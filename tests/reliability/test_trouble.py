@@ -1,0 +1,279 @@
+"""What a machine, a disk or a number can do to a run: one line, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mgsr import failpoints
+from mgsr.checkpoints import newest_whole, resume_points
+from mgsr.config import load_config
+from mgsr.errors import ConfigError, DataError, NonFiniteLossError, UserError
+from mgsr.export import load_run
+from mgsr.locks import locked
+from mgsr.memory import FittingBatches
+from mgsr.objective import Objective
+from mgsr.runs import run_folder
+from mgsr.schema import ExperimentConfig
+from mgsr.train import train
+from tests.reliability.harness import differences, small_config
+
+Make = Callable[..., ExperimentConfig]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def no_points_left() -> Any:
+    yield
+    failpoints.arm("")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(tmp_path_factory.mktemp("expected"))
+    train(config)
+    return run_folder(config)
+
+
+@pytest.mark.parametrize("point", ["checkpoint.half@3", "shard.begin@4", "best.written", "metrics.half"])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(expected: Path, tmp_path: Path, point: str) -> None:
+    name, _, visit = point.partition("@")
+    failpoints.arm(f"{name}=full@{visit or 1}")
+    config = small_config(tmp_path)
+    with pytest.raises(UserError, match=r"No space left on device.*--resume") as caught:
+        train(config)
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob(".*.tmp"))
+    failpoints.arm("")
+    train(config, resume=True)
+    assert differences(expected, run_folder(config)) == []
+
+
+def test_a_run_folder_in_use_is_refused(make_config: Make) -> None:
+    config = make_config("train.epochs=1")
+    with locked(run_folder(config)), pytest.raises(UserError, match=r"in use by process \d+ on"):
+        train(config)
+    assert not (run_folder(config) / "config.yaml").exists()
+
+
+def test_the_lock_goes_with_the_process(tmp_path: Path) -> None:
+    words = (
+        "import sys; from pathlib import Path; from mgsr.locks import locked\nwith locked(Path(sys.argv[1])):\n"
+    )
+    hold = f"{words}    print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {holder.pid}"), locked(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(make_config(f"run_root={tmp_path}/file/runs", "train.epochs=1"))
+
+
+@pytest.mark.parametrize("harm", ["remove", "truncate"])
+def test_a_damaged_shard_is_written_again_while_the_student_is_who_wrote_it(
+    expected: Path, tmp_path: Path, harm: str, capsys: Capture
+) -> None:
+    config = small_config(tmp_path)
+    failpoints.arm("manifest.renamed=full@2")  # stopped when round 1 is whole, before it is trained on
+    with pytest.raises(UserError):
+        train(config)
+    failpoints.arm("")
+    shard = run_folder(config) / "scrg/round=1/shard-00000-00001.jsonl"
+    if harm == "remove":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-3])
+    train(config, resume=True)
+    said = capsys.readouterr().out
+    assert f"{shard}" in said and "written again" in said and "2 of 3 shards are there already" in said
+    assert differences(expected, run_folder(config)) == []
+
+
+def test_a_shard_that_was_damaged_within_its_epoch_is_named(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    failpoints.arm("step.begin=full@14")
+    with pytest.raises(OSError, match="No space"):
+        train(config)
+    failpoints.arm("")
+    shard = run_folder(config) / "scrg/round=1/shard-00000-00000.jsonl"
+    shard.write_text("")
+    with pytest.raises(DataError, match=r"shard-00000-00000\.jsonl.*cannot write it again"):
+        train(config, resume=True)
+
+
+def test_data_that_have_changed_since_are_named(make_config: Make, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Say {i}.", "output": f"{i}"} for i in range(20)]
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "dev", "test")}
+    for path in files.values():
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"data.{name}={path}" for name, path in files.items()]
+    config = make_config("train.epochs=2", "train.batch_size=8", *words)
+    failpoints.arm("step.begin=full@12")
+    with pytest.raises(OSError):
+        train(config)
+    failpoints.arm("")
+    files["train"].write_text(files["train"].read_text().replace("Say 3.", "Say three."))
+    with pytest.raises(UserError, match=r"rows of data\.train are not those it began with"):
+        train(config, resume=True)
+    files["train"].unlink()
+    with pytest.raises(DataError, match="no such file"):
+        train(config, resume=True)
+
+
+def test_memory_that_does_not_suffice_halves_the_batch_and_says_so_once(
+    expected: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    failpoints.arm("round.batch=oom@1")
+    config = small_config(tmp_path)
+    train(config)
+    said = capsys.readouterr().out
+    assert said.count("out of memory") == 1 and "going on with 1; set scrg.batch_size lower" in said
+    records = [
+        [json.loads(line) for line in (folder / "scrg/round=0/shard-00000-00000.jsonl").open()]
+        for folder in (expected, run_folder(config))
+    ]
+    assert [r["rollout_ids"] for r in records[0]] == [r["rollout_ids"] for r in records[1]]
+
+
+def test_batches_shrink_until_they_fit() -> None:
+    tried: list[int] = []
+
+    def run(batch: Any) -> list[int]:
+        tried.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [2 * item for item in batch]
+
+    found = [r for _, result in FittingBatches(16, "a.batch_size").map(range(10), run) for r in result]
+    assert found == [2 * i for i in range(10)] and tried == [10, 5, 2, 2, 2, 2, 2]
+
+    def never(batch: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    with pytest.raises(UserError, match="one sequence at a time"):
+        list(FittingBatches(4, "a.batch_size").map([1, 2, 3], never))
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        list(FittingBatches(4, None).map([1, 2, 3], never))
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """The token-level loss of these steps of the main job becomes NaN."""
+    original, calls = Objective.__call__, [-1]
+
+    def call(self: Objective, *args: Any, **kwargs: Any) -> Any:
+        terms = original(self, *args, **kwargs)
+        if not self.needs_teacher or "collect_rows" not in kwargs:
+            return terms
+        calls[0] += 1
+        if calls[0] not in steps:
+            return terms
+        return terms._replace(total=terms.total * float("nan"), dac_kl=terms.dac_kl * float("nan"))
+
+    monkeypatch.setattr(Objective, "__call__", call)
+
+
+def test_steps_with_nan_are_left_out_up_to_a_limit(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    _poison(monkeypatch, {3, 5})
+    metrics = train(make_config("train.max_nonfinite_steps=2"))
+    assert metrics["steps_left_out"] == 2 and metrics["steps"] == 12
+    assert "step 3: loss_dac_kl became nan: left out (1 of 2)" in capsys.readouterr().out
+    _poison(monkeypatch, {3, 5, 6})
+    config = make_config("arm=three", "train.max_nonfinite_steps=2", "trainer.checkpoint_every_n_steps=1")
+    with pytest.raises(NonFiniteLossError, match=r"step 6: loss_dac_kl became nan"):
+        train(config)
+    newest = newest_whole(run_folder(config))
+    assert newest is not None and newest.name == "resume-00000006.ckpt"
+    state = torch.load(newest, weights_only=True)
+    assert state["figures"]["skipped"] == 2
+    assert all(bool(v.isfinite().all()) for v in state["state_dict"].values())
+
+
+def test_a_step_that_is_left_out_changes_no_weight(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    _poison(monkeypatch, {2})
+    config = make_config(
+        "train.max_nonfinite_steps=1", "trainer.checkpoint_every_n_steps=1", "train.epochs=1", "train.lr=0.1"
+    )
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    import mgsr.resume
+
+    original = mgsr.resume.prune
+
+    def keep(folder: Path, number: int = 2) -> None:
+        for path in resume_points(folder):
+            content = torch.load(path, weights_only=True)
+            kept[content["global_step"]] = content["state_dict"]
+        original(folder, number)
+
+    monkeypatch.setattr(mgsr.resume, "prune", keep)
+    train(config)
+    name = next(n for n in kept[3] if n.startswith("student."))
+    assert torch.equal(kept[2][name], kept[3][name]) and not torch.equal(kept[1][name], kept[2][name])
+
+
+def test_another_config_is_refused_key_by_key_and_more_epochs_are_taken(
+    make_config: Make, capsys: Capture
+) -> None:
+    config = make_config("train.epochs=1")
+    first = train(config)
+    with pytest.raises(
+        ConfigError, match=r"train\.lr: 0\.01 -> 0\.5, scrg\.passes: 1 -> 2|scrg\.passes.*train\.lr"
+    ):
+        train(make_config("train.epochs=1", "train.lr=0.5", "scrg.passes=2"), resume=True)
+    with pytest.raises(ConfigError, match=r"train\.epochs"):
+        train(make_config("train.epochs=1", "train.max_steps=2"), resume=True)
+    longer = train(make_config("train.epochs=3", "trainer.log_every_n_steps=5"), resume=True)
+    folder = run_folder(config)
+    assert first["steps"] == 4 and longer["steps"] == 12 and longer["scrg"]["rounds"] == 3
+    assert "train.epochs 1 -> 3" in capsys.readouterr().out
+    assert json.loads((folder / "metrics-4-steps.json").read_text())["steps"] == 4
+    assert load_config(folder / "config.yaml", [f"run_root={config.run_root}"]).train.epochs == 3
+    with pytest.raises(ConfigError, match=r"train\.epochs: 3 -> 2"):
+        train(make_config("train.epochs=2"), resume=True)
+
+
+def test_a_teacher_that_has_changed_is_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    failpoints.arm("step.begin=full@10")
+    with pytest.raises(OSError):
+        train(config)
+    failpoints.arm("")
+    from safetensors.torch import load_file, save_file
+
+    weights = next((tmp_path / "runs/cache").glob("teacher-*[0-9a-f]/model.safetensors"))
+    tensors = load_file(weights)
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] + 1e-3
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="the teacher is not the one it began with"):
+        train(config, resume=True)
+
+
+def test_a_moved_run_goes_on_and_still_knows_its_best(expected: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path / "before")
+    failpoints.arm("step.begin=full@13")
+    with pytest.raises(OSError):
+        train(config)
+    failpoints.arm("")
+    (tmp_path / "before").rename(tmp_path / "after")
+    config.run_root = str(tmp_path / "after/runs")
+    train(config, resume=True)
+    assert differences(expected, run_folder(config)) == []
+    load_run(run_folder(config))
