@@ -23,6 +23,7 @@ from mgsr.progress import progress, say
 from mgsr.provenance import code_fingerprint
 from mgsr.results import collect, hashes, plain, read_result, recorded, result_path, write_result
 from mgsr.runs import run_folder
+from mgsr.same_code import read_groups, same_hashes
 from mgsr.studies import Study
 from mgsr.summary import summarise
 from mgsr.train import prepare, train
@@ -77,8 +78,8 @@ def run_study(
         say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
     # an arm that reads another's result comes after it
     reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
-    _run_all(study, [run for run in pending if run not in reads], jobs)
-    _run_all(study, reads, jobs)
+    run_all(study, [run for run in pending if run not in reads], jobs)
+    run_all(study, reads, jobs)
     for run in pending:
         found = read_result(run.path)
         assert found is not None
@@ -142,16 +143,18 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
     """The run's result where it is there, or where another study has recorded the very same run."""
     result = read_result(run.path)
     if result is not None:
-        changed = [name for name, value in run.hashes.items() if result["hashes"].get(name) != value]
+        changed = same_hashes(run.hashes, result["hashes"], read_groups(study.path.parent.parent))
         if changed:
             raise UserError(
                 f"{run.path}: comes from another {', '.join(changed)} (commit {_commit(result['environment'])}); "
-                f"results are never mixed: check that commit out, or delete those of {study.name} to run it anew"
+                f"results are never mixed: check that commit out, delete those of {study.name} to run it anew, or "
+                f"show that the code gives the same numbers by mgsr verify {study.path}"
             )
         return result
     if record:
+        groups = read_groups(study.path.parent.parent)
         for other in recorded(study.path.parent.parent):
-            if other["hashes"] == run.hashes:
+            if not same_hashes(run.hashes, other["hashes"], groups):
                 mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
                 write_result(run.path, mine)
                 say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
@@ -178,7 +181,8 @@ def _commit(environment: Mapping[str, Any]) -> str:
     return str(environment.get("commit", "unknown"))[:7]
 
 
-def _run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
+def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
+    """Run them and write their result files, `jobs` side by side."""
     if not pending:
         return
     with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
@@ -244,7 +248,7 @@ def _in_process(run: Run, jobs: int, device: str | None) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
-    command = [sys.executable, "-m", "mgsr", "train", str(queue)]
+    command = [sys.executable, "-m", "mgsr", "train", str(queue), f"run_root={run.config.run_root}"]
     if _begun(run):
         command += ["--resume", str(run.folder)]
     with log.open("a", encoding="utf-8") as out:

@@ -35,13 +35,18 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
             the wrong type, out of range, or that contradicts another.
     """
     tree = read_yaml(path) if path is not None else {}
-    if not any(override.partition("=")[0].strip() == "run_root" for override in overrides):
-        _keep_inside(tree, str(path))
+    keep_inside(tree, overrides, str(path))
     return config_from_tree(tree, overrides, source=str(path) if path is not None else "")
 
 
-def _keep_inside(tree: Mapping[str, Any], source: str) -> None:
-    """A file that comes from elsewhere must not say where on this machine is written; a command may."""
+def keep_inside(tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> None:
+    """A file that comes from elsewhere must not say where on this machine is written; a command may.
+
+    Raises:
+        ConfigError: its `run_root` is no folder below the working folder, and no override names another.
+    """
+    if any(override.partition("=")[0].strip() == "run_root" for override in overrides):
+        return
     root = tree.get("run_root", "runs")
     if isinstance(root, str) and (Path(root).is_absolute() or ".." in Path(root).parts or root.startswith("~")):
         raise ConfigError(

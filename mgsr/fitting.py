@@ -16,6 +16,7 @@ from mgsr.checkpoints import BEST, DurableIO, newest_whole, read_checkpoint, ste
 from mgsr.config import ExperimentConfig, flat_tree
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
+from mgsr.errors import DataError
 from mgsr.evaluation import Predictor
 from mgsr.optimisation import Length
 from mgsr.strategies import build_strategy
@@ -117,7 +118,12 @@ def fit(
 
 def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
     """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries."""
-    content = read_checkpoint(checkpoint)
+    try:
+        content = read_checkpoint(checkpoint)
+    except DataError as error:
+        if checkpoint.name != BEST:
+            raise
+        raise DataError(f"{error}; delete it to take the student of the last resume point instead") from None
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     student.load_state_dict(weights)

@@ -19,6 +19,7 @@ _PRESENTATION = (
     "__init__",
     "__main__",
     "ablate",
+    "arguments",
     "cli",
     "costs",
     "doctor",
@@ -31,6 +32,7 @@ _PRESENTATION = (
     "report",
     "results",
     "runs",
+    "same_code",
     "statistics",
     "studies",
     "summary",
@@ -38,6 +40,7 @@ _PRESENTATION = (
     "texts",
     "usage",
     "verdicts",
+    "verify",
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mgsr.config import ExperimentConfig, fingerprint
+from mgsr.config import ExperimentConfig, fingerprint, flat_tree
 from mgsr.durable import write_atomically
 from mgsr.errors import DataError
 from mgsr.material import SPLITS, read_split, rows_fingerprint
@@ -52,22 +52,15 @@ def hashes(config: ExperimentConfig, base: ExperimentConfig, code: str) -> dict[
 
 
 def _config_hash(config: ExperimentConfig, seed: int | None) -> str:
-    tree = asdict(config)
-    for name in (*FIXED, *NEUTRAL):
-        _drop(tree, name.split("."))
-    names = sorted(tree["data"]["test_sets"])
+    tree, defaults = flat_tree(asdict(config)), flat_tree(asdict(ExperimentConfig()))
+    names = sorted(tree["data.test_sets"])
+    aside = {*FIXED, *NEUTRAL, "data.train", "data.dev", "data.test", "data.test_sets"}
+    # what stands at its default is left out: a key that is new changes no hash
+    kept = {name: value for name, value in tree.items() if name not in aside and value != defaults[name]}
     if config.clip.run:
         # whose bounds they are, not where that study lies
-        tree["clip"]["run"] = "/".join(Path(config.clip.run).parts[-2:])
-    for name in ("train", "dev", "test", "test_sets"):
-        tree["data"].pop(name)
-    return fingerprint(tree, seed, names)
-
-
-def _drop(tree: dict[str, Any], parts: Sequence[str]) -> None:
-    for part in parts[:-1]:
-        tree = tree[part]
-    tree.pop(parts[-1], None)
+        kept["clip.run"] = "/".join(Path(config.clip.run).parts[-2:])
+    return fingerprint(kept, seed, names)
 
 
 @lru_cache(maxsize=32)

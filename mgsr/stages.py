@@ -149,7 +149,7 @@ def _fine_tuned(
     key: str,
     folder: Path,
 ) -> Prepared:
-    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model to `folder`."""
+    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`."""
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
         return Prepared(model, tokenizer, key, folder)
@@ -165,7 +165,10 @@ def _fine_tuned(
         reach("stage.trained")
         models.save_model_folder(model, tokenizer, folder)
         reach("stage.saved")
-        shutil.rmtree(partial / "checkpoints", ignore_errors=True)
+        # its curves go along; whoever waits for the lock finds the model
+        for events in partial.glob("events.*"):
+            events.replace(folder / events.name)
+        shutil.rmtree(partial, ignore_errors=True)
     model.eval()
     return Prepared(model, tokenizer, key, folder)
 

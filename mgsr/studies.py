@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, read_yaml
+from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, keep_inside, read_yaml
 from mgsr.errors import ConfigError, did_you_mean
 
 STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer")
@@ -58,6 +58,7 @@ class Study:
             ConfigError: an override of experiment, arm or seed, which the study sets itself; any other mistake.
         """
         tree = self._tree()
+        keep_inside({**tree, **self.arms[arm]}, overrides, self.base)
         tree.update(arm=arm, seed=seed)
         places = {"{seed}": str(seed), "{results}": str(results or self.results)}
         arm_overrides = [f"{name}={json.dumps(_filled(value, places))}" for name, value in self.arms[arm].items()]
@@ -70,7 +71,9 @@ class Study:
     def base_config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """What all arms have in common: base and command line."""
         self._refuse_fixed(overrides)
-        return config_from_tree(self._tree(), overrides, source=self.base)
+        tree = self._tree()
+        keep_inside(tree, overrides, self.base)
+        return config_from_tree(tree, overrides, source=self.base)
 
     def _tree(self) -> dict[str, Any]:
         return {**flat_tree(read_yaml(self.base)), "experiment": self.name}

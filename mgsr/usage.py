@@ -55,3 +55,10 @@ is cut, memory per device in each phase with the largest batch that fits, disk. 
   mgsr doctor configs/demo.yaml
   mgsr doctor configs/demo.yaml train.batch_size=512 train.micro_batch_size=512 --memory 24GB --json
 """
+VERIFY_HELP = """\
+Repeat recorded runs of a study with the code as it is and compare every number, times aside. If all are identical
+the code is noted beside the studies (same_code.json) as one whose results may stand beside the recorded ones.
+Exit code 0 if they are, else 1.
+
+  mgsr verify experiments/scrg/study.yaml --arms full removed --seeds 0
+"""

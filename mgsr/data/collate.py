@@ -82,8 +82,8 @@ class StepCounts:
 class Batch:
     """A right-padded micro-batch, `[B, L]`, with the denominators of its whole optimiser step.
 
-    No dataclass: Lightning would go into one and cast its numbers to the precision of the weights, log-probabilities
-    included.
+    No dataclass: Lightning would go into one and cast its numbers to the precision of the weights,
+    log-probabilities included.
 
     `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
     position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none. `teacher_top`

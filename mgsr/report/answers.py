@@ -92,6 +92,7 @@ def facts(evidence: Evidence) -> list[str]:
     threads = ", ".join(sorted({str(r["environment"].get("threads")) for r in runs}))
     said = [
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
+        f"{runs[0]['metrics']['steps']} optimiser steps, "
         f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}; "
         f"{first['machine']}, {threads} thread(s) per run{_devices(first)}."
     ]

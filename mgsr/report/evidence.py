@@ -9,6 +9,7 @@ from typing import Any
 
 from mgsr.errors import UserError
 from mgsr.results import plain, read_result, result_path
+from mgsr.same_code import canonical, read_groups
 from mgsr.studies import Study
 from mgsr.verdicts import Values, Verdict, verdicts
 
@@ -99,9 +100,11 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
 
 def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
     seen: dict[str, str] = {}
+    groups = read_groups(evidence.study.path.parent.parent) if what == "code" else []
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
-            seen.setdefault(str(result["hashes"].get(what)), str(result_path(folder, arm, seed)))
+            found = canonical(str(result["hashes"].get(what)), groups)
+            seen.setdefault(found, str(result_path(folder, arm, seed)))
     if len(seen) > 1:
         first, second = list(seen.values())[:2]
         raise UserError(

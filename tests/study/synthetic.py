@@ -62,6 +62,7 @@ def make_result(study: Study, arm: str, seed: int, rouge_l: float, **changes: An
             "devices": [],
         },
         "metrics": {
+            "steps": 20,
             "result": {"test": test},
             "costs": {"seconds_training": 10.0, "tokens_training": 1000, "seconds_generation": 2.0},
             "training_text": {"ground_truth": {"distinct_1": 0.2}, "written": {"distinct_1": 0.3}},
