@@ -59,6 +59,12 @@ class RoundLog(L.Callback):
         self.tokenizer, self.config = tokenizer, config
         self._logged: int | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._logged = state_dict["logged"]
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         if data.round is None or data.round == self._logged or not trainer.is_global_zero:

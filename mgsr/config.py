@@ -63,7 +63,11 @@ def config_from_tree(
     merged = _merge(merged, tree, source)
     for override in overrides:
         merged = _merge(merged, parse_override(override), "")
-    config = OmegaConf.to_object(merged)
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        name = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{_where(source, name)}`{name}`: {str(error).splitlines()[0]}") from None
     assert isinstance(config, ExperimentConfig)
     for name, value, meta in walk(config):
         _check_value(name, value, meta, source)
@@ -200,6 +204,17 @@ def _check_names(tree: Mapping[str, Any], cls: type, prefix: str, source: str) -
             _check_names(value, hints[name], f"{full}.", source)
         elif isinstance(value, Mapping) and full not in _FREE_MAPPINGS:
             raise ConfigError(f"{_where(source, full)}`{full}` is a single value, not a section")
+        else:
+            _refuse_references(value, full, source)
+
+
+def _refuse_references(value: Any, name: str, source: str) -> None:
+    """OmegaConf would put other keys, environment variables or nothing at all in their place."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for one in inner:
+        _refuse_references(one, name, source)
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        raise ConfigError(f"{_where(source, name)}`{name}` is {value!r}: write the value itself, not a reference")
 
 
 def _where(source: str, full_key: str) -> str:

@@ -193,7 +193,9 @@ class DistillationDataModule(L.LightningDataModule):
         trainer = self.trainer
         ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
         prompts = self._round_prompts(round_, steps)
-        self.entries = self.rounds.ensure(round_, prompts, trainer.global_step, ranks)
+        first = self._first_use(round_, epoch)
+        written_now = first is not None and trainer.global_step == first * self.length.steps_per_epoch
+        self.entries = self.rounds.ensure(round_, prompts, ranks, written_now=written_now)
         self.round = round_
         if self._replays:
             buffer = self._replay_buffer(round_)
@@ -201,6 +203,12 @@ class DistillationDataModule(L.LightningDataModule):
             return [[buffer[i] for i in draw.integers(len(buffer), size=len(step.student))] for step in steps]
         by_id = {entry.revised.example_id: self._row(entry) for entry in self.entries}
         return [[by_id[self.train_rows[i].example_id] for i in step.student] for step in steps]
+
+    def _first_use(self, round_: int, last: int) -> int | None:
+        """The epoch that a round is written for, of its epochs up to `last`: the first that trains on text."""
+        first = round_ * self.config.scrg.every_n_epochs
+        used = (e for e in range(first, last + 1) if any(step.student for step in self.selection(e)))
+        return next(used, None)
 
     @property
     def _replays(self) -> bool:
@@ -230,6 +238,8 @@ class DistillationDataModule(L.LightningDataModule):
         for k in range(round_, -1, -1):
             if len(rows) >= self.config.mixture.replay_capacity:
                 break
+            if k < round_ and self._first_use(k, (k + 1) * self.config.scrg.every_n_epochs - 1) is None:
+                continue
             entries = self.entries if k == round_ else self.rounds.finished(k)
             rows += [self._row(entry) for entry in reversed(entries)]
         return rows[: self.config.mixture.replay_capacity]

@@ -77,8 +77,8 @@ class DistillationModule(L.LightningModule):
         self.total_steps, self.micro_batches = total_steps, micro_batches
         self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
         self._advice = (
-            f"the last good checkpoints are kept; lower {section}.lr, raise {section}.warmup_ratio, or leave out "
-            f"some steps by {section}.max_nonfinite_steps"
+            f"the last good checkpoints are kept; resume with {section}.max_nonfinite_steps=N to leave some steps "
+            f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"
         )
         self.skipped = 0
         self.rouge_l = RougeL()
@@ -101,12 +101,15 @@ class DistillationModule(L.LightningModule):
             "latest": dict(self.latest),
             "likelihood_after": dict(self.figures.likelihood_after),
             "skipped": self.skipped,
+            "tokens": self.figures.tokens,
+            "slots": self.figures.slots,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.figures.likelihood_after = dict(figures["likelihood_after"])
+        self.figures.tokens, self.figures.slots = int(figures["tokens"]), int(figures["slots"])
 
     def take_likelihoods(self) -> dict[int, float]:
         """Example id -> teacher log-likelihood per token of its model-written text; each is handed out once."""

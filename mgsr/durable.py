@@ -24,12 +24,20 @@ _BLOCK = 1 << 20
 class _Hashing:
     """A binary file that is hashed as it is written."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, point: str, path: Path) -> None:
         self._file, self._digest = file, hashlib.sha256()
+        self._point, self._path = point, path
+        # kept: whoever writes through this may turn it into an error of another kind
+        self.error: OSError | None = None
 
     def write(self, content: Any) -> int:
         self._digest.update(content)
-        return self._file.write(content)
+        try:
+            reach(self._point, self._path)
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
@@ -63,8 +71,11 @@ def write_whole(
         path.parent.mkdir(parents=True, exist_ok=True)
         reach(f"{kind}.begin", path)
         with temporary.open("wb") as file:
-            hashing = _Hashing(file)
-            write(hashing)
+            hashing = _Hashing(file, f"{kind}.write", temporary)
+            try:
+                write(hashing)
+            except Exception as error:
+                raise hashing.error or error from error
             file.flush()
             reach(f"{kind}.half", temporary)
             os.fsync(file.fileno())

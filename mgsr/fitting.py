@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.callbacks import build_callbacks
-from mgsr.checkpoints import BEST, DurableIO, newest_whole, read_checkpoint, step_of
+from mgsr.checkpoints import BEST, DurableIO, newest_whole, read_checkpoint, resume_points, step_of
 from mgsr.config import ExperimentConfig, flat_tree
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
@@ -122,6 +122,8 @@ def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
         content = read_checkpoint(checkpoint)
     except DataError as error:
         if checkpoint.name != BEST:
+            raise
+        if not resume_points(checkpoint.parent.parent):
             raise
         raise DataError(f"{error}; delete it to take the student of the last resume point instead") from None
     prefix = "student."

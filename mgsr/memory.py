@@ -14,6 +14,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+# keys that were named already: once per process
+_SAID: set[str] = set()
+
+
 class FittingBatches:
     """Cuts work into batches, smaller ones from the first that memory does not suffice for.
 
@@ -24,7 +28,7 @@ class FittingBatches:
 
     def __init__(self, size: int, key: str | None) -> None:
         self.size, self.key = size, key
-        self._said = False
+        self._first = size
 
     def map(self, items: Sequence[T], run: Callable[[Sequence[T]], R]) -> Iterator[tuple[Sequence[T], R]]:
         """Every batch with its result, in order.
@@ -42,7 +46,7 @@ class FittingBatches:
                     raise
                 if len(batch) == 1:
                     raise UserError(
-                        f"out of memory with one sequence at a time (`{self.key}` was {self.size}): shorten "
+                        f"out of memory with one sequence at a time (`{self.key}` is {self._first}): shorten "
                         "data.max_length or max_new_tokens, or take a smaller model"
                     ) from None
                 self._halve(len(batch))
@@ -52,9 +56,10 @@ class FittingBatches:
 
     def _halve(self, tried: int) -> None:
         self.size = tried // 2
-        if not self._said:
+        assert self.key is not None
+        if self.key not in _SAID:
             say(f"out of memory with {tried} sequences at once: going on with {self.size}; set {self.key} lower")
-            self._said = True
+            _SAID.add(self.key)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

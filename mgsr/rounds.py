@@ -74,29 +74,34 @@ class Rounds:
         tree = asdict(self.config)
         for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
             tree.pop(name)
-        # a run that is made longer keeps the rounds it has
-        for name in ("epochs", "max_steps"):
+        # a run that is made longer, or writes in other batches, keeps the rounds it has
+        for name in ("epochs", "max_steps", "max_nonfinite_steps"):
             tree["train"].pop(name)
+        for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
+            tree["scrg"].pop(name)
         start = self.first_step(round_)
         return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
 
     def ensure(
-        self, round_: int, prompts: Sequence[TrainingSequence], step: int, ranks: Ranks
+        self, round_: int, prompts: Sequence[TrainingSequence], ranks: Ranks, *, written_now: bool
     ) -> list[RoundEntry]:
         """Read a round that is whole; write what is missing otherwise, each rank its part, the manifest last.
 
         Args:
             prompts: of all ranks.
-            step: optimiser steps done: a damaged round is written again only by the student that wrote it.
+            written_now: this is the step before which the round is written; later on the student has changed, and
+                what is missing or damaged cannot be written again.
 
         Raises:
             DataError: the round is damaged, and the student has trained on since.
         """
         folder, key = round_folder(self.run_folder, round_), self.key(round_, prompts)
-        entries = self._whole(folder, key, written_now=step == self.first_step(round_))
+        entries = self._whole(folder, key, written_now)
         if entries is not None:
             return entries
         shards = self.shards(key, prompts, ranks.world)
+        if not written_now and not all(is_finished(folder / shard.name, shard.key) for shard in shards):
+            self._refuse_too_late(f"{folder}: text of this round is missing or damaged")
         self._write_missing(folder, round_, [shard for shard in shards if shard.rank == ranks.rank])
         ranks.barrier(f"scrg-{round_}-shards")
         if ranks.rank == 0:
@@ -106,17 +111,20 @@ class Rounds:
         assert entries is not None
         return entries
 
-    def _whole(self, folder: Path, key: str, *, written_now: bool) -> list[RoundEntry] | None:
+    def _whole(self, folder: Path, key: str, written_now: bool) -> list[RoundEntry] | None:
         try:
             return read_round(folder, key)
         except DataError as error:
             if not written_now:
-                raise DataError(
-                    f"{error}; the student has trained on since and cannot write it again: restore the file, or "
-                    f"delete {self.run_folder} to start anew"
-                ) from None
+                self._refuse_too_late(str(error))
             say(f"{error}: written again")
             return None
+
+    def _refuse_too_late(self, what: str) -> None:
+        raise DataError(
+            f"{what}; the student has trained on since and cannot write it again: restore the file, or delete "
+            f"{self.run_folder} to start anew"
+        )
 
     def shards(self, key: str, prompts: Sequence[TrainingSequence], world: int) -> list[Shard]:
         """Which rank writes which prompts to which file."""
@@ -142,9 +150,16 @@ class Rounds:
                 advance(len(written))
 
     def finished(self, round_: int) -> list[RoundEntry]:
-        """A round as it lies on the disk, whatever its key; empty where there is none."""
+        """A round that has been trained on, as it lies on the disk.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
         folder = round_folder(self.run_folder, round_)
-        manifest = read_manifest(folder) or {}
+        manifest = read_manifest(folder)
+        if manifest is None:
+            self._refuse_too_late(f"{folder}: its manifest is missing or damaged")
+        assert manifest is not None
         return read_round(folder, str(manifest.get("key"))) or []
 
     def note_likelihoods(self, round_: int, likelihoods: dict[int, float]) -> None:

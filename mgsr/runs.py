@@ -29,6 +29,8 @@ NEUTRAL = (
 )
 # a run may be made longer: it goes on from where it is, with the longer schedule
 LONGER = "train.epochs"
+# may change the rounding of what is still to come, and are what one changes when a run cannot go on as it is
+WAYS_OUT = ("train.max_nonfinite_steps", "scrg.batch_size", "scrg.shard_size", "evaluation.batch_size")
 
 
 def run_folder(config: ExperimentConfig) -> Path:
@@ -65,8 +67,8 @@ def open_run_folder(
         if begun:
             _take_up(folder, there, config, changed, data or {})
             return
-        if not changed:
-            return
+        # whose teacher it was is not yet settled either
+        (folder / TEACHER).unlink(missing_ok=True)
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     write_atomically(folder / DATA, json.dumps(dict(data or {}), indent=2) + "\n")
     write_atomically(written, dump(config))
@@ -80,14 +82,14 @@ def _take_up(
     data: Mapping[str, str],
 ) -> None:
     """A begun run goes on with the same configuration and data, but for what is safe to change."""
-    longer = config.train.epochs > there.train.epochs and not there.train.max_steps
-    refused = [name for name in changed if not (name == LONGER and longer)]
+    taken = {*WAYS_OUT, LONGER} if _can_be_longer(there, config) else {*WAYS_OUT}
+    refused = [name for name in changed if name not in taken]
     if refused:
         left, right = flat_tree(asdict(there)), flat_tree(asdict(config))
         named = ", ".join(f"{name}: {left[name]} -> {right[name]}" for name in refused)
         raise ConfigError(
             f"{folder}: resuming with another config ({named}); leave these, or begin another arm "
-            "(safe to change: more train.epochs, how often things are logged)"
+            "(safe to change: more train.epochs, batch sizes of writing, how often things are logged)"
         )
     known = _json(folder / DATA)
     other = [name for name, value in data.items() if name in known and known[name] != value]
@@ -99,11 +101,19 @@ def _take_up(
     if begun.get("code") != code_fingerprint():
         say(f"{folder}: begun with other code (commit {str(begun.get('commit'))[:7]}): the rest may differ")
     if changed:
-        say(f"{folder}: {LONGER} {there.train.epochs} -> {config.train.epochs}")
+        before, now = flat_tree(asdict(there)), flat_tree(asdict(config))
+        say(f"{folder}: " + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed))
         done = _json(folder / "metrics.json")
         if done:
             (folder / "metrics.json").rename(folder / f"metrics-{done.get('steps')}-steps.json")
         write_atomically(folder / "config.yaml", dump(config))
+
+
+def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
+    """Whether more epochs leave what is behind as it is: no round is half used, no share depends on the end."""
+    whole_rounds = there.train.epochs % there.scrg.every_n_epochs == 0 or not there.scrg.enabled
+    longer = config.train.epochs > there.train.epochs and not there.train.max_steps
+    return longer and whole_rounds and there.mixture.kind != "linear"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -159,6 +159,7 @@ def _fine_tuned(
         if (folder / "config.json").exists():
             return _taken(folder, name, settings, key)
         remove_leftovers(partial)
+        models.remove_half_folders(folder)
         parameters = models.count_parameters(model)
         say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
         _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)

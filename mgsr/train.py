@@ -163,7 +163,8 @@ def _figures(job: Job) -> dict[str, Any]:
     costs = next(c for c in trainer.callbacks if isinstance(c, CostLog))  # type: ignore[attr-defined]
     figures["costs"] = costs.totals(data)
     if job.cache_report is not None:
-        figures["teacher_cache"] = asdict(job.cache_report)
+        # who wrote it is chance: this run, one before it, or another one
+        figures["teacher_cache"] = {k: v for k, v in asdict(job.cache_report).items() if k != "written"}
     rounds = [read_manifest(path) or {} for path in sorted((data.run_folder / "scrg").glob("round=*"))]
     statistics = [r["statistics"] for r in rounds if r.get("statistics")]
     if statistics:

@@ -40,7 +40,8 @@ def verify(
             other = [name for name in ("config", "base", "data") if there["hashes"].get(name) != found[name]]
             if other:
                 raise UserError(f"{study.path}: {arm}, seed {seed} was recorded for another {', '.join(other)}")
-            config.experiment = f"verify-{study.name}"
+            # a place of its own, with caches of its own: teacher and SFT student are made by this code too
+            config.run_root = str(Path(config.run_root) / "verify" / code_fingerprint())
             place = result_path(Path(config.run_root) / config.experiment / "results", arm, seed)
             runs.append(Run(arm, seed, config, found, place))
             recorded[arm, seed] = there

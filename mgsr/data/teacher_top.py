@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mgsr.data.collate import TeacherTop, TextKey, TrainingSequence
 from mgsr.durable import write_atomically
-from mgsr.errors import DataError
+from mgsr.errors import DataError, UserError
 
 INDEX, TENSORS = "index.json", "top.safetensors"
 BYTES_PER_CLASS = 8
@@ -106,7 +106,13 @@ def _write(folder: Path, index: Mapping[str, Any], tensors: dict[str, Tensor]) -
     folder.mkdir(parents=True, exist_ok=True)
     # named by what it holds: of two writers, the last index names its own tensors
     name = f"{hashlib.sha256(json.dumps(index['texts']).encode()).hexdigest()[:16]}-{TENSORS}"
-    save_file(tensors, folder / name)
+    try:
+        save_file(tensors, folder / name)
+    except (OSError, SafetensorError) as error:
+        (folder / name).unlink(missing_ok=True)
+        raise UserError(
+            f"{folder / name}: the teacher cache cannot be written: {error}; free some space"
+        ) from None
     write_atomically(folder / INDEX, json.dumps({**index, "file": name}))
     for old in folder.glob(f"*-{TENSORS}"):
         if old.name != name:

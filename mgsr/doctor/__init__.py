@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgsr.config import load_config
+from mgsr.config import ExperimentConfig, load_config
+from mgsr.data.rows import Row
 from mgsr.doctor.data import look_at_rows
 from mgsr.doctor.findings import Finding, Report
 from mgsr.doctor.memory import look_at_memory
 from mgsr.doctor.text import look_at_lengths, look_at_tokenizers
 from mgsr.errors import UserError
+from mgsr.job import mean_bounds
+from mgsr.optimisation import training_length
 
 __all__ = ["Finding", "Report", "examine"]
 
@@ -33,10 +36,26 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
         if model.trust_remote_code:
             report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")
     rows = look_at_rows(config, report)
+    look_at_plan(config, rows, report)
     tokenizer = look_at_tokenizers(config, report)
     if tokenizer is None:
         return report
     if "train" in rows:
         look_at_lengths(config, tokenizer, rows, report)
-    look_at_memory(config, tokenizer, report, available)
+    try:
+        look_at_memory(config, tokenizer, report, available)
+    except UserError as error:
+        report.say("error", "memory", str(error))
     return report
+
+
+def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: Report) -> None:
+    """Optimiser steps of the main job, and what else it needs from elsewhere."""
+    try:
+        mean_bounds(config)
+        if "train" in rows:
+            length = training_length(config.train, len(rows["train"]), config.trainer.devices)
+            report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
+            report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
+    except UserError as error:
+        report.say("error", "plan", str(error))

@@ -35,6 +35,7 @@ from mgsr.doctor.sizes import (
 )
 from mgsr.doctor.text import text_bytes
 from mgsr.errors import UserError
+from mgsr.schema import SftConfig
 
 FLOAT = 4
 # resident memory of a training step over the bytes of its tensors, glibc; measured, see tests/reliability
@@ -87,7 +88,23 @@ def look_at_memory(
     for phase in ("training", "generation"):
         account[phase] = static + int(holes * account[f"{phase}_added"])
     report.figures["memory"] = account
-    _compare(config, report, own, taught, kept, length, device, available)
+    room = device_memory(device) if available is None else available
+    mixed = MIXED.get(config.trainer.precision)
+    for name, model, its_size in (("teacher", teacher, taught), ("student", student, own)):
+        sft: SftConfig = getattr(config, name).sft
+        if its_size is None or not sft.enabled:
+            continue
+        before = activations(mode, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
+        rows_at_once = min(sft.micro_batch_size, sft.batch_size)
+        added = training_added(config, its_size, None, before, rows_at_once, length, device.type)
+        needs = its_size.weights + its_size.optimiser + int(holes * added)
+        account[f"{name}_sft"] = needs
+        text = f"{size(needs)} of {size(room)} on {device.type}"
+        if needs > room:
+            report.say("error", f"memory.{name}.sft", f"{text}: lower {name}.sft.micro_batch_size")
+        else:
+            report.say("ok", f"memory.{name}.sft", text)
+    _compare(config, report, own, taught, kept, length, device, room)
     _look_at_disk(config, own, taught, report)
 
 
@@ -150,10 +167,9 @@ def _compare(
     kept: Activations,
     length: int,
     device: torch.device,
-    available: int | None,
+    room: int,
 ) -> None:
     account = report.figures["memory"]
-    room = device_memory(device) if available is None else available
     account["available"] = room
     holes = HEAP_HOLES.get(device.type, 1.0)
 
@@ -218,8 +234,9 @@ def device_memory(device: torch.device) -> int:
 
 def _look_at_disk(config: ExperimentConfig, own: ModelSize, taught: ModelSize | None, report: Report) -> None:
     """What a run and its cached models write, against what is free where `run_root` lies."""
-    point = own.trained + own.optimiser
-    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * own.trained, "text": text_bytes(config, report)}
+    # of a student with adapters, too, all weights are in a checkpoint
+    point = own.weights + own.optimiser
+    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * own.weights, "text": text_bytes(config, report)}
     if taught is not None and config.teacher.sft.enabled:
         needs["teacher"] = taught.weights + (KEPT + 1) * 3 * taught.weights
     if config.student.sft.enabled:

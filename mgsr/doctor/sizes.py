@@ -73,7 +73,7 @@ def fake_models(config: ExperimentConfig, vocab_size: int) -> tuple[FakeTensorMo
                 shape = models.pruned_config(student.config, config.student.keep_layers)
                 student = AutoModelForCausalLM.from_config(shape, dtype=student.dtype)
         student = adapted(student, config)
-    return mode, teacher, student.train()
+    return mode, None if teacher is None else teacher.train(), student.train()
 
 
 def _fake(config: ExperimentConfig, model: ModelConfig, vocab_size: int, *, trained: bool = False) -> Any:

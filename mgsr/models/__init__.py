@@ -1,7 +1,7 @@
 """Teachers and students: load, build, prune, adapt, compare vocabularies, save."""
 
 from mgsr.models.building import FAMILIES, build_causal_lm
-from mgsr.models.folders import content_fingerprint, save_model_folder
+from mgsr.models.folders import content_fingerprint, remove_half_folders, save_model_folder
 from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
 from mgsr.models.lora import add_lora, merge_lora
 from mgsr.models.pruning import ParameterCounts, count_parameters, freeze, prune_depth, pruned_config
@@ -37,6 +37,7 @@ __all__ = [
     "parse_dtype",
     "prune_depth",
     "pruned_config",
+    "remove_half_folders",
     "require_shared_ids",
     "resolve_source",
     "save_model_folder",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mgsr.durable import sync_folder
 from mgsr.errors import UserError
+from mgsr.failpoints import reach
 from mgsr.models.sources import check_weights_folder
 
 # what a config says about its writer or its run, not about the function the model computes
@@ -46,8 +49,9 @@ def save_model_folder(
     target = Path(folder).expanduser().absolute()
     if target.exists() and not _may_replace(target):
         raise UserError(f"`{target}` exists and is no model folder: choose another or remove it")
-    partial = target.parent / f".{target.name}.{os.getpid()}.partial"
-    retired = target.parent / f".{target.name}.{os.getpid()}.old"
+    mark = uuid.uuid4().hex[:8]
+    partial = target.parent / f".{target.name}.{mark}.partial"
+    retired = target.parent / f".{target.name}.{mark}.old"
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
@@ -57,10 +61,13 @@ def save_model_folder(
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
+        reach("folder.written")
         if target.exists():
             target.rename(retired)
+            reach("folder.retired")
         partial.rename(target)
-    except OSError as error:
+        sync_folder(target.parent)
+    except (OSError, SafetensorError) as error:
         if retired.exists() and not target.exists():
             retired.rename(target)
         raise UserError(f"model folder `{target}` cannot be written: {error}") from error
@@ -68,6 +75,12 @@ def save_model_folder(
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)
     return target
+
+
+def remove_half_folders(folder: Path) -> None:
+    """Remove what killed processes have left of `folder`; only for whoever alone may write it."""
+    for path in (*folder.parent.glob(f".{folder.name}.*.partial"), *folder.parent.glob(f".{folder.name}.*.old")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _may_replace(target: Path) -> bool:

@@ -50,6 +50,20 @@ trainer: {accelerator: cpu, checkpoint_every_n_steps: 2, log_every_n_steps: 1, g
 """
 
 
+# rounds that last two epochs, a replay buffer, a cached teacher, curves that are thinned
+OTHER = (
+    "mixture.kind=adaptive",
+    "mixture.student_fraction_start=0.5",
+    "mixture.adaptive_eps=0.0",
+    "scrg.every_n_epochs=2",
+    "train.epochs=4",
+    "objective.teacher_top_k=20",
+    "trainer.log_every_n_steps=5",
+    "evaluation.val_every_n_epochs=2",
+)
+CONFIGS: dict[str, tuple[str, ...]] = {"plain": (), "replay": OTHER}
+
+
 def small_config(root: Path, *overrides: str) -> ExperimentConfig:
     root.mkdir(parents=True, exist_ok=True)
     path = root / "torture.yaml"
@@ -118,7 +132,9 @@ def differences(expected: Path, found: Path) -> list[str]:
         ("predictions", *((f / "predictions/test.jsonl").read_bytes() for f in (expected, found))),
     ):
         wrong += [f"{name}{where}" for where in _unequal(a, b)]
-    wrong += [f"left over: {path}" for path in found.rglob(".*.tmp")]
+    cache = found.parents[2] / "cache"
+    left_over = [*found.rglob(".*.tmp"), *cache.glob(".*"), *cache.glob("*.partial")]
+    wrong += [f"left over: {path}" for path in left_over]
     return wrong
 
 

@@ -127,6 +127,25 @@ def test_a_file_does_not_say_where_on_the_machine_is_written(tmp_path: Path, roo
     assert load_config(path, [*base, f"run_root={root}"]).run_root == root
 
 
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"run_root": "${oc.env:HOME}/x"}, "run_root"),
+        ({"run_root": "${data.train}", "data": {"train": "/etc/x"}}, "run_root"),
+        ({"train": {"lr": "${nope}"}}, "train.lr"),
+        ({"arm": "???"}, "arm"),
+        ({"train": {"betas": [0.9, "${seed}"]}}, "train.betas"),
+        ({"data": {"test_sets": {"a": "${oc.env:HOME}"}}}, "data.test_sets"),
+    ],
+)
+def test_a_value_is_a_value_and_no_reference(tree: dict[str, Any], key: str, tmp_path: Path) -> None:
+    """OmegaConf would put environment variables and other keys in their place."""
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=f"`{key}`.*not a reference"):
+        load_config(path)
+
+
 def test_remote_code_is_off_unless_the_config_says_so() -> None:
     config = ExperimentConfig()
     assert not config.teacher.trust_remote_code and not config.student.trust_remote_code
@@ -205,6 +224,8 @@ tree_like = st.dictionaries(
 @fuzz
 @given(tree_like.map(lambda tree: yaml.safe_dump(tree, allow_unicode=True).encode()) | st.binary(max_size=60))
 @example(b"a: &a [*a]")
+@example(b"arm: ${arm}")
+@example(b"arm: ???")
 @example(b"[" * 5_000)
 @example(b"train: {lr: 1e999}")
 @example(b"seed: 0x" + b"f" * 400)

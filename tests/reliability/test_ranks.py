@@ -45,7 +45,7 @@ def written(parts: tuple[ExperimentConfig, Any], folder: Path, world: int, shard
             shards = [s for s in rounds.shards(rounds.key(0, prompts), prompts, world) if s.rank == rank]
             rounds._write_missing(round_folder(folder, 0), 0, shards)
         else:
-            found = rounds.ensure(0, prompts, 0, Ranks(0, world, lambda name: None))
+            found = rounds.ensure(0, prompts, Ranks(0, world, lambda name: None), written_now=True)
     manifest_key = rounds.key(0, prompts)
     assert read_round(round_folder(folder, 0), manifest_key) == found
     return found

@@ -12,7 +12,7 @@ import pytest
 
 from mgsr.data.corpus import read_manifest
 from mgsr.runs import run_folder
-from tests.reliability.harness import count_visits, differences, forked, one_run, small_config
+from tests.reliability.harness import CONFIGS, count_visits, differences, forked, one_run, small_config
 from tests.reliability.torture import Blow, attempt, plan
 
 POINTS = [
@@ -93,11 +93,21 @@ def test_a_torn_resume_point_is_said_and_the_one_before_is_used(
         assert differences(run_folder(small_config(reference)), run_folder(config)) == []
 
 
-def test_a_plan_reaches_every_point() -> None:
-    visits = {f"point-{i}": 1 + i % 3 for i in range(30)}
-    blows = plan(visits, 50, 3.0, random.Random(0))
-    hit = {first.points.partition("=")[0] for first, *_ in blows if first.points}
-    assert hit == set(visits) and sum(first.after is not None for first, *_ in blows) == 16
+def test_a_plan_reaches_every_point(reference: Path) -> None:
+    visits = json.loads((reference / "visits.json").read_text())
+    for times in (10, 50, 200):
+        blows = plan(visits, times, 3.0, random.Random(0))
+        hit = [first.points.partition("=")[0] for first, *_ in blows if first.points]
+        assert sorted(hit) == sorted(visits) and len(blows) >= times
+        assert any(first.after is not None for first, *_ in blows)
+
+
+@pytest.mark.parametrize("point", ["step.end=kill@14", "checkpoint.pruned=kill@8", "validation.begin=kill@1"])
+def test_replay_and_rounds_of_two_epochs_survive_too(tmp_path: Path, point: str) -> None:
+    expected = small_config(tmp_path / "expected", *CONFIGS["replay"])
+    assert forked(lambda: one_run(expected), tmp_path / "log") == 0, (tmp_path / "log").read_text()[-2000:]
+    outcome = attempt(tmp_path / "killed", [Blow(point)], run_folder(expected), "replay")
+    assert outcome == (True, []), (tmp_path / "killed/log").read_text()[-2000:]
 
 
 def test_sigterm_ends_with_a_checkpoint_and_says_so(reference: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from mgsr.export import load_run
 from mgsr.locks import locked
 from mgsr.memory import FittingBatches
 from mgsr.objective import Objective
-from mgsr.runs import run_folder
+from mgsr.runs import open_run_folder, run_folder
 from mgsr.schema import ExperimentConfig
 from mgsr.train import train
 from tests.reliability.harness import differences, small_config
@@ -42,7 +43,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_folder(config)
 
 
-@pytest.mark.parametrize("point", ["checkpoint.half@3", "shard.begin@4", "best.written", "metrics.half"])
+@pytest.mark.parametrize(
+    "point", ["checkpoint.half@3", "checkpoint.write@200", "shard.begin@4", "best.written", "metrics.half"]
+)
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(expected: Path, tmp_path: Path, point: str) -> None:
     name, _, visit = point.partition("@")
     failpoints.arm(f"{name}=full@{visit or 1}")
@@ -115,6 +118,66 @@ def test_a_shard_that_was_damaged_within_its_epoch_is_named(tmp_path: Path) -> N
     shard.write_text("")
     with pytest.raises(DataError, match=r"shard-00000-00000\.jsonl.*cannot write it again"):
         train(config, resume=True)
+
+
+def test_a_lost_manifest_is_rebuilt_from_whole_shards_or_refused(expected: Path, tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    failpoints.arm("step.begin=full@14")
+    with pytest.raises(OSError, match="No space"):
+        train(config)
+    failpoints.arm("")
+    folder = run_folder(config) / "scrg/round=1"
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    (folder / "manifest.json").unlink()
+    train(config, resume=True)
+    assert differences(expected, run_folder(config)) == []
+    other = small_config(tmp_path.with_name("copy"))
+    folder = run_folder(other) / "scrg/round=1"
+    (folder / "manifest.json").write_text("{")
+    (folder / "shard-00000-00002.jsonl").unlink()
+    with pytest.raises(DataError, match="cannot write it again"):
+        train(other, resume=True)
+
+
+def test_a_lost_round_of_the_replay_buffer_is_not_passed_over(tmp_path: Path) -> None:
+    replay = ("mixture.kind=adaptive", "mixture.student_fraction_start=0.5")
+    config = small_config(tmp_path, *replay)
+    failpoints.arm("step.begin=full@14")
+    with pytest.raises(OSError, match="No space"):
+        train(config)
+    failpoints.arm("")
+    (run_folder(config) / "scrg/round=0/manifest.json").unlink()
+    with pytest.raises(DataError, match=r"round=0: its manifest is missing"):
+        train(config, resume=True)
+
+
+def test_a_claimed_folder_forgets_the_data_of_the_first_try(make_config: Make) -> None:
+    config = make_config()
+    folder = run_folder(config)
+    open_run_folder(folder, config, resume=False, data={"train": "old"})
+    open_run_folder(folder, config, resume=False, data={"train": "new"})
+    assert json.loads((folder / "data.json").read_text()) == {"train": "new"}
+
+
+def test_ways_out_are_taken_on_resume_and_a_linear_share_is_not_made_longer(
+    expected: Path, tmp_path: Path
+) -> None:
+    config = small_config(tmp_path)
+    failpoints.arm("step.begin=full@14")
+    with pytest.raises(OSError, match="No space"):
+        train(config)
+    failpoints.arm("")
+    train(small_config(tmp_path, "scrg.batch_size=1", "train.max_nonfinite_steps=1"), resume=True)
+    assert load_config(run_folder(config) / "config.yaml", ["run_root=x"]).scrg.batch_size == 1
+    assert differences(expected, run_folder(config)) == []
+    for words in (["mixture.kind=linear"], ["scrg.every_n_epochs=2", "train.epochs=3"]):
+        there = small_config(tmp_path / "linear", *words)
+        longer = small_config(tmp_path / "linear", *words, "train.epochs=5")
+        open_run_folder(run_folder(there), there, resume=False)
+        (run_folder(there) / "scrg").mkdir()
+        with pytest.raises(ConfigError, match=r"train\.epochs: "):
+            open_run_folder(run_folder(there), longer, resume=True)
+        shutil.rmtree(run_folder(there))
 
 
 def test_data_that_have_changed_since_are_named(make_config: Make, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgsr.runs import run_folder
-from tests.reliability.harness import count_visits, differences, forked, one_run, small_config
+from tests.reliability.harness import CONFIGS, count_visits, differences, forked, one_run, small_config
 
 MAX_TRIES = 12
 
@@ -40,29 +40,30 @@ class Blow:
 
 
 def plan(visits: dict[str, int], times: int, seconds: float, draw: random.Random) -> list[list[Blow]]:
-    """Blows of every attempt: all points in turn, at a visit drawn at random; every third at a random time."""
-    points = sorted(visits)
-    draw.shuffle(points)
-    attempts = []
-    for number in range(times):
-        if number % 3 == 2:
-            first = Blow(after=draw.uniform(0.05, seconds))
-        else:
-            name = points[(number - number // 3) % len(points)]
-            action = "tear" if name.endswith((".half", ".renamed")) and draw.random() < 0.5 else "kill"
-            # a torn file under its final name is what bad hardware leaves; of rounds and the last files of a
-            # run there is no older copy to fall back to, so those are only killed
-            if action == "tear" and name.endswith(".renamed") and name != "checkpoint.renamed":
-                action = "kill"
-            first = Blow(f"{name}={action}@{draw.randint(1, visits[name])}")
-        more = [Blow(after=draw.uniform(0.05, seconds)) for _ in range(draw.choice((0, 0, 1, 2)))]
-        attempts.append([first, *more])
-    return attempts
+    """Blows of every attempt: each point once, at a visit drawn at random; random times for the rest, 1 in 4.
+
+    Returns:
+        `times` attempts, or as many as it takes to reach every point.
+    """
+    blows = []
+    for name in sorted(visits):
+        tears = name.endswith(".half") or name == "checkpoint.renamed"
+        # a torn file under its final name is what bad hardware leaves; of rounds and the last files of a run there
+        # is no older copy to fall back to, so those are only killed
+        action = "tear" if tears and draw.random() < 0.5 else "kill"
+        blows.append(Blow(f"{name}={action}@{draw.randint(1, visits[name])}"))
+    timed = max(times - len(blows), len(blows) // 3)
+    blows += [Blow(after=draw.uniform(0.05, seconds)) for _ in range(timed)]
+    draw.shuffle(blows)
+    return [
+        [first, *(Blow(after=draw.uniform(0.05, seconds)) for _ in range(draw.choice((0, 0, 1, 2))))]
+        for first in blows
+    ]
 
 
-def attempt(root: Path, blows: list[Blow], expected: Path) -> tuple[bool, list[str]]:
+def attempt(root: Path, blows: list[Blow], expected: Path, kind: str = "plain") -> tuple[bool, list[str]]:
     """Whether the run came to its end, and in what it differs."""
-    config = small_config(root)
+    config = small_config(root, *CONFIGS[kind])
     for number in range(MAX_TRIES):
         blow = blows[number] if number < len(blows) else Blow()
         code = forked(lambda blow=blow: one_run(config, blow.points), root / "log", blow.after)  # type: ignore[misc]
@@ -102,21 +103,25 @@ def _last_line(log: Path) -> str:
 def torture(root: Path, times: int, command_line: int, seed: int, jobs: int) -> bool:
     """All of it; prints a line per attempt and the counts at the end."""
     draw = random.Random(seed)
-    reference = small_config(root / "reference")
     began = time.monotonic()
-    code = forked(lambda: count_visits(reference, root / "visits.json"), root / "reference" / "log")
-    if code:
-        print(f"torture: the run that is left alone failed: {_last_line(root / 'reference' / 'log')}")
-        return False
-    seconds, expected = time.monotonic() - began, run_folder(reference)
-    visits = json.loads((root / "visits.json").read_text())
-    attempts = plan(visits, times, seconds, draw)
-    print(f"torture: a run takes {seconds:.1f} s and passes {len(visits)} fail points", flush=True)
+    expected, attempts = {}, []
+    for kind, overrides in CONFIGS.items():
+        place = root / f"reference-{kind}"
+        reference, counts = small_config(place, *overrides), place / "visits.json"
+        start = time.monotonic()
+        code = forked(lambda reference=reference, counts=counts: count_visits(reference, counts), place / "log")  # type: ignore[misc]
+        if code:
+            print(f"torture: the run that is left alone failed: {_last_line(place / 'log')}")
+            return False
+        seconds, expected[kind] = time.monotonic() - start, run_folder(reference)
+        visits = json.loads(counts.read_text())
+        attempts += [(kind, blows) for blows in plan(visits, times // len(CONFIGS), seconds, draw)]
+        print(f"torture: {kind}: a run takes {seconds:.1f} s and passes {len(visits)} fail points", flush=True)
 
-    def one(numbered: tuple[int, list[Blow]]) -> tuple[bool, list[str]]:
-        number, blows = numbered
-        outcome = attempt(root / f"attempt-{number}", blows, expected)
-        _report(f"[{number + 1}/{times}]", "; ".join(map(str, blows)), outcome, began)
+    def one(numbered: tuple[int, tuple[str, list[Blow]]]) -> tuple[bool, list[str]]:
+        number, (kind, blows) = numbered
+        outcome = attempt(root / f"attempt-{number}", blows, expected[kind], kind)
+        _report(f"[{number + 1}/{len(attempts)}] {kind}:", "; ".join(map(str, blows)), outcome, began)
         return outcome
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -124,8 +129,8 @@ def torture(root: Path, times: int, command_line: int, seed: int, jobs: int) -> 
     real = []
     for number in range(command_line):
         # the first seconds of a process import what it needs: nothing to lose there
-        after = draw.uniform(3.0, 10.0 + 2 * seconds)
-        outcome = command_line_attempt(root / f"command-{number}", after, expected)
+        after = draw.uniform(3.0, 10.0 + seconds)
+        outcome = command_line_attempt(root / f"command-{number}", after, expected["plain"])
         _report(f"[command line {number + 1}/{command_line}]", f"killed after {after:.2f} s", outcome, began)
         real.append(outcome)
     print(f"torture, command line: {_counts(real)}")
@@ -149,7 +154,7 @@ def _counts(outcomes: list[tuple[bool, list[str]]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=50, help="attempts in forked workers")
+    parser.add_argument("--times", type=int, default=50, help="attempts in forked workers, at least (default: 50)")
     parser.add_argument("--command-line", type=int, default=5, help="attempts with the real command line")
     parser.add_argument("--seed", type=int, default=0, help="of the plan")
     parser.add_argument("--jobs", type=int, default=1, help="attempts side by side")
