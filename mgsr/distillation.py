@@ -223,7 +223,8 @@ class DistillationModule(L.LightningModule):
         for name, value in curves.items():
             self.log(name, value, logger=False)
         points = {k: float(v) for k, v in curves.items()}
-        self.latest.update(points)
+        # as Lightning keeps them
+        self.latest.update({k: float(torch.tensor(v, dtype=torch.float32)) for k, v in points.items()})
         if self.logger is not None:
             self.logger.log_metrics(points, self.global_step)
 
