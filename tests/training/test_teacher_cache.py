@@ -50,7 +50,7 @@ def test_whole_distributions_cached_train_the_same_student(
     metrics = train(cached)
     # half of every step is ground truth
     assert reads.sequences - every == every // 2 == 32
-    assert metrics["teacher_cache"]["written"] == metrics["teacher_cache"]["tokens"] > 0
+    assert metrics["teacher_cache"]["tokens"] > 0 and "written" not in metrics["teacher_cache"]
     assert metrics["teacher_cache"]["kl_max"] < 1e-5
     left, right = weights(plain), weights(cached)
     for name, value in left.items():
@@ -58,7 +58,7 @@ def test_whole_distributions_cached_train_the_same_student(
     # what another arm or epoch finds needs no forward at all
     reads.sequences = 0
     again = make_config("arm=again", "train.epochs=2", "objective.teacher_top_k=1000", "scrg.enabled=false")
-    assert train(again)["teacher_cache"]["written"] == 0
+    assert train(again)["teacher_cache"]["tokens"] > 0
     assert reads.sequences == 0
 
 
