@@ -51,7 +51,9 @@ def plan(visits: dict[str, int], times: int, seconds: float, draw: random.Random
         # a torn file under its final name is what bad hardware leaves; of rounds and the last files of a run there
         # is no older copy to fall back to, so those are only killed
         action = "tear" if tears and draw.random() < 0.5 else "kill"
-        blows.append(Blow(f"{name}={action}@{draw.randint(1, visits[name])}"))
+        # the first resume point of all has none before it: torn, it is refused by name and not survived
+        torn = action == "tear" and name == "checkpoint.renamed"
+        blows.append(Blow(f"{name}={action}@{visits[name] if torn else draw.randint(1, visits[name])}"))
     timed = max(times - len(blows), len(blows) // 3)
     blows += [Blow(after=draw.uniform(0.05, seconds)) for _ in range(timed)]
     draw.shuffle(blows)
