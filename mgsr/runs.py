@@ -47,11 +47,9 @@ def open_run_folder(
 
     Raises:
         ConfigError: it holds a run of another configuration, or one to be resumed.
-        UserError: there is nothing to resume; the data have changed; the folder cannot be written to.
+        UserError: the data have changed; the folder cannot be written to.
     """
     written = folder / "config.yaml"
-    if not written.exists() and resume:
-        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     if written.exists():
         there = config_from_tree(read_yaml(written), source=str(written))
         changed = changed_keys(there, config)

@@ -34,7 +34,6 @@ from mgsr.doctor.sizes import (
     workspace,
 )
 from mgsr.doctor.text import text_bytes
-from mgsr.errors import UserError
 from mgsr.schema import SftConfig
 
 FLOAT = 4
@@ -50,24 +49,27 @@ def look_at_memory(
 
     Args:
         available: bytes of one device; None asks the machine.
+
+    Raises:
+        UserError: a model's configuration cannot be had, or the accelerator is not there.
     """
-    try:
-        mode, teacher, student = fake_models(config, len(tokenizer))
-    except UserError as error:
-        report.say("error", "memory", str(error))
-        return
+    mode, teacher, student = fake_models(config, len(tokenizer))
     length = _longest(config, report)
     own = model_size(student)
     taught = None if teacher is None else model_size(teacher)
+    mixed = MIXED.get(config.trainer.precision)
     kept = activations(
         mode,
         student,
         length,
         checkpointing=config.train.gradient_checkpointing,
-        mixed=MIXED.get(config.trainer.precision),
+        mixed=mixed,
     )
     device = working_device(config.trainer.accelerator)
-    rows = -(-config.train.batch_size // micro_batches_per_step(config.train.batch_size, _micro(config), 1))
+    rows = -(
+        -config.train.batch_size
+        // micro_batches_per_step(config.train.batch_size, config.train.micro_batch_size, 1)
+    )
     static = own.weights + own.optimiser + clip_bytes(config, own.classes) + (taught.weights if taught else 0)
     account = {
         "student_weights": own.weights,
@@ -89,7 +91,6 @@ def look_at_memory(
         account[phase] = static + int(holes * account[f"{phase}_added"])
     report.figures["memory"] = account
     room = device_memory(device) if available is None else available
-    mixed = MIXED.get(config.trainer.precision)
     for name, model, its_size in (("teacher", teacher, taught), ("student", student, own)):
         sft: SftConfig = getattr(config, name).sft
         if its_size is None or not sft.enabled:
@@ -106,10 +107,6 @@ def look_at_memory(
             report.say("ok", f"memory.{name}.sft", text)
     _compare(config, report, own, taught, kept, length, device, room)
     _look_at_disk(config, own, taught, report)
-
-
-def _micro(config: ExperimentConfig) -> int:
-    return config.train.micro_batch_size
 
 
 def _longest(config: ExperimentConfig, report: Report) -> int:
