@@ -60,7 +60,9 @@ def curve_plot(evidence: Evidence, name: str, label: str) -> str | None:
     styles = ["-", "--", ":", "-."]
     for number, (arm, (steps, values)) in enumerate(curves.items()):
         style = styles[number // 10 % len(styles)]
-        axes.plot(steps, values, style, label=arm, linewidth=1.4, color=f"C{number % 10}")
+        # a line through one point is not seen
+        marker = "o" if len(steps) == 1 else None
+        axes.plot(steps, values, style, marker=marker, label=arm, linewidth=1.4, color=f"C{number % 10}")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(label)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
