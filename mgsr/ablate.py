@@ -186,10 +186,16 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
     if not pending:
         return
     with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
+        several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
+        if several and jobs > 1:
+            raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
         if jobs == 1:
             for number, run in enumerate(pending, 1):
                 say(f"[{number}/{len(pending)}] {study.name}: {run.arm}, seed {run.seed}")
-                train(run.config, resume=_begun(run))
+                if run in several:
+                    _in_process(run, 1, None)
+                else:
+                    train(run.config, resume=_begun(run))
                 _record(study, run)
                 advance(1)
             return

@@ -41,7 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = command("train", "distil a student", TRAIN_HELP)
     train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
     train.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
-    train.add_argument("--resume", metavar="RUN", help="a run folder: go on where it stopped")
+    train.add_argument(
+        "--resume", metavar="RUN", help="a run folder: go on where it stopped; `auto`: if CONFIG's has begun"
+    )
 
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
@@ -151,5 +153,5 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
     if overrides and arguments.command not in ("train", "ablate", "verify", "doctor", "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    arguments.overrides = overrides
+    arguments.overrides, arguments.words = overrides, words
     return arguments

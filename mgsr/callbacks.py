@@ -103,7 +103,7 @@ class RoundLog(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, DistillationModule)
-        data.note_likelihoods(pl_module.take_likelihoods())
+        data.note_likelihoods(pl_module.figures.take_likelihoods())
 
 
 def spread_of_bounds(clip: Any, lower: Tensor, upper: Tensor) -> dict[str, float]:
@@ -192,7 +192,7 @@ def build_callbacks(
     Args:
         go_on: the command that takes up a stopped stage.
     """
-    resume = ResumePoint(folder, config.checkpoint_every_n_steps, go_on)
+    resume = ResumePoint(folder, config.checkpoint_every_n_steps, go_on, length)
     callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config), CostLog()]
     callbacks.append(Validation(val_every_n_epochs, length.epochs))
     if validates:

@@ -47,8 +47,7 @@ def check_together(config: ExperimentConfig) -> None:
                 f"`data.test_sets`: {name!r} names a file of predictions; no slash, no leading dot, "
                 f"none of {', '.join(RESERVED_SETS)}"
             )
-    if config.trainer.devices * config.trainer.num_nodes > 1:
-        raise ConfigError("`trainer.devices`: a run takes one device for now; set trainer.devices=1")
+    _check_devices(config)
     if config.objective.divergence == "jensen_shannon" and not 0 < config.objective.beta < 1:
         raise ConfigError("`objective.beta` of jensen_shannon must lie strictly between 0 and 1")
     if not config.evaluation.seeds:
@@ -86,3 +85,26 @@ def check_together(config: ExperimentConfig) -> None:
             raise ConfigError("`objective.kind=minillm` needs the whole teacher: set objective.teacher_top_k=0")
         if config.objective.temperature != 1:
             raise ConfigError("`objective.kind=minillm` works at temperature 1; set objective.temperature=1")
+
+
+def _check_devices(config: ExperimentConfig) -> None:
+    trainer, placement = config.trainer, config.teacher.placement
+    if placement == "sharded" and trainer.strategy != "fsdp2":
+        raise ConfigError("`teacher.placement=sharded` is part of `trainer.strategy=fsdp2`; set that too")
+    if placement == "sharded" and config.objective.teacher_top_k:
+        raise ConfigError(
+            "`teacher.placement=sharded` with `objective.teacher_top_k`: ranks would call the teacher a different "
+            "number of times; set one of them"
+        )
+    if trainer.strategy == "fsdp2":
+        if trainer.precision == "16-mixed":
+            raise ConfigError(
+                "`trainer.strategy=fsdp2` takes no `trainer.precision=16-mixed` (its scaler reads gradients); "
+                "use bf16-mixed"
+            )
+        if trainer.compile:
+            raise ConfigError("`trainer.strategy=fsdp2` with `trainer.compile` is not supported; set one of them")
+    if config.scrg.backend == "vllm" and trainer.devices * trainer.num_nodes > 1:
+        raise ConfigError(
+            "`scrg.backend=vllm` writes on one device; set trainer.devices=1, or scrg.backend=transformers"
+        )

@@ -32,8 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if arguments.debug:
             raise
-        print(f"mgsr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"mgsr: error: {_who()}{' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:
+        if arguments.debug or not _who() or not any(word in str(error) for word in BROKEN):
+            raise
+        # a rank that dies takes the connections of the others with it
+        print(f"mgsr: error: {_who()}another rank is gone, and this one ends too", file=sys.stderr)
+        return 1
     except OSError as error:
         # a full disk, a folder that cannot be read: the system's own words name it
         if arguments.debug:
@@ -46,15 +52,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    from mgsr.config import load_config
-    from mgsr.runs import load_run_config, run_folder
-    from mgsr.train import train
+BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
 
-    if arguments.resume is None:
+
+def _who() -> str:
+    """Which of several ranks speaks."""
+    ranks = sys.modules.get("mgsr.ranks")
+    return f"rank {ranks.rank()}: " if ranks is not None and ranks.several() else ""
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mgsr.config import load_config
+    from mgsr.launch import joined, launch, must_launch
+    from mgsr.ranks import is_first
+    from mgsr.runs import load_run_config, run_folder
+
+    resume = arguments.resume is not None
+    if arguments.resume in (None, "auto"):
         if arguments.config is None:
             raise UserError("train: name a CONFIG, such as configs/demo.yaml, or --resume RUN")
         config = load_config(arguments.config, arguments.overrides)
+        resume = resume and (run_folder(config) / "config.yaml").exists()
     else:
         folder = Path(arguments.resume)
         there = load_run_config(folder)
@@ -63,10 +81,18 @@ def _train(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.config or folder / "config.yaml", moved)
         if run_folder(config).resolve() != folder.resolve():
             raise UserError(f"{folder}: a run folder ends in {run_folder(there).relative_to(there.run_root)}")
-    metrics = train(config, resume=arguments.resume is not None)
+    if must_launch(config.trainer):
+        return launch(arguments.words, config.trainer)
+    from mgsr.train import train
+
+    with joined(config.trainer):
+        metrics = train(config, resume=resume)
+        if not is_first():
+            return 0
     for name, value in metrics["result"].items():
         print(f"{name}: ROUGE-L {value['rouge_l']:.2f} (std {value['rouge_l_std']:.2f} over {value['std_over']})")
     print(f"written to {run_folder(config)}")
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

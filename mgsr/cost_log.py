@@ -12,10 +12,13 @@ from mgsr.costs import Meter, added, overall
 from mgsr.data.corpus import read_manifest
 from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
+from mgsr.ranks import gathered, is_first
 
 
 class CostLog(L.Callback):
     """Seconds and tokens of training steps and of the dev set; checkpointed, so that a resumed run counts on.
+
+    Seconds are those of all devices together, as those of the rounds are.
 
     After every look at the dev set `cost/seconds` and `cost/tokens` say what had been spent until then, text
     included: arms can be compared at equal cost.
@@ -26,10 +29,12 @@ class CostLog(L.Callback):
         self._start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": dict(self.meter.seconds), "tokens": dict(self.meter.tokens)}
+        meters = gathered((self.meter.seconds, self.meter.tokens))
+        return {"seconds": added(*(m[0] for m in meters)), "tokens": added(*(m[1] for m in meters))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.meter.seconds, self.meter.tokens = dict(state_dict["seconds"]), dict(state_dict["tokens"])
+        if is_first():
+            self.meter.seconds, self.meter.tokens = dict(state_dict["seconds"]), dict(state_dict["tokens"])
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._start = time.monotonic()
@@ -48,16 +53,18 @@ class CostLog(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.meter.add("validation", time.monotonic() - self._start)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.logger is None or not isinstance(data, DistillationDataModule):
+        if not isinstance(data, DistillationDataModule):
             return
         spent = self.totals(data)
         # Lightning counts the steps of `val/` from 0: the two must meet
         step = trainer.global_step - 1
+        if trainer.logger is None:
+            return
         trainer.logger.log_metrics({f"cost/{u}": overall(spent, u) for u in ("seconds", "tokens")}, step)
 
     def totals(self, data: DistillationDataModule) -> dict[str, float]:
-        """Everything until now; rounds of text tell their own part."""
-        return added(self.meter.totals(), round_costs(data.run_folder, data.round))
+        """Everything until now, of all ranks, each of which has to ask; rounds of text tell their own part."""
+        return added(*gathered(self.meter.totals()), round_costs(data.run_folder, data.round))
 
 
 def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:

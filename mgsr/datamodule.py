@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -22,6 +23,7 @@ from mgsr.data.sampler import StepSelection, pack, select
 from mgsr.optimisation import Length
 from mgsr.rounds import Ranks, Rounds, Write
 from mgsr.schema import TrainConfig
+from mgsr.scored import Score
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,20 @@ class MicroBatches(Dataset):
     """Planned micro-batches of one rank; item i is collated when it is asked for."""
 
     def __init__(
-        self, items: Sequence[MicroBatch], pad_token_id: int, tops: Mapping[TextKey, TeacherTop] | None = None
+        self,
+        items: Sequence[MicroBatch],
+        pad_token_id: int,
+        tops: Mapping[TextKey, TeacherTop] | None = None,
+        states: Mapping[TextKey, Tensor] | None = None,
     ) -> None:
-        self.items, self.pad_token_id, self.tops = items, pad_token_id, tops
+        self.items, self.pad_token_id, self.tops, self.states = items, pad_token_id, tops, states
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Batch:
         item = self.items[index]
-        return collate(item.rows, item.counts, self.pad_token_id, self.tops)
+        return collate(item.rows, item.counts, self.pad_token_id, self.tops, self.states)
 
 
 class DistillationDataModule(L.LightningDataModule):
@@ -55,6 +61,7 @@ class DistillationDataModule(L.LightningDataModule):
         length: steps and epochs of the stage, from `training_length`.
         run_folder: rounds are kept in its `scrg/`.
         tops: text -> the teacher's cached distributions, of ground truth.
+        score: has the teacher read an epoch's texts before the epoch; None: it reads them step by step.
     """
 
     def __init__(
@@ -70,12 +77,13 @@ class DistillationDataModule(L.LightningDataModule):
         seed: int,
         write: Write | None = None,
         tops: Mapping[TextKey, TeacherTop] | None = None,
+        score: Score | None = None,
     ) -> None:
         super().__init__()
         self.config, self.stage, self.length = config, stage, length
         self.train_rows, self.dev_rows = list(train), list(dev)
         self.pad_token_id, self.run_folder, self.seed = pad_token_id, Path(run_folder), seed
-        self.tops = tops
+        self.tops, self.score = tops, score
         self.rounds: Rounds | None = None
         if write is not None and config.scrg.enabled:
             self.rounds = Rounds(config, write, self.run_folder, seed=seed, steps_per_epoch=length.steps_per_epoch)
@@ -106,7 +114,15 @@ class DistillationDataModule(L.LightningDataModule):
         assert self.trainer is not None
         # of a run taken up behind its last step Lightning asks for one epoch more, and reads nothing
         last = (self.length.total_steps - 1) // self.length.steps_per_epoch
-        return self._loader(self.plan_epoch(min(self.trainer.current_epoch, last)), self.tops)
+        items = self.plan_epoch(min(self.trainer.current_epoch, last))
+        return self._loader(items, self.tops, self._states(items))
+
+    def _states(self, items: Sequence[MicroBatch]) -> Mapping[TextKey, Tensor] | None:
+        assert self.trainer is not None
+        if self.score is None or self.trainer.global_step >= self.length.total_steps:
+            return None
+        unknown = [row for item in items for row in item.rows if row.key not in (self.tops or {})]
+        return self.score(unknown, self.run_folder / "scored" / f"rank-{self.trainer.global_rank}.bin")
 
     def val_dataloader(self) -> StatefulDataLoader:
         assert self.trainer is not None
@@ -116,11 +132,10 @@ class DistillationDataModule(L.LightningDataModule):
         chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
         return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
 
-    def _loader(
-        self, items: Sequence[MicroBatch], tops: Mapping[TextKey, TeacherTop] | None = None
-    ) -> StatefulDataLoader:
+    def _loader(self, items: Sequence[MicroBatch], *known: Any) -> StatefulDataLoader:
         # stateful: a run resumed within an epoch goes on behind the last batch it has trained on
-        return StatefulDataLoader(MicroBatches(items, self.pad_token_id, tops), batch_size=None, shuffle=False)
+        batches = MicroBatches(items, self.pad_token_id, *known)
+        return StatefulDataLoader(batches, batch_size=None, shuffle=False)
 
     def observe_dev_loss(self, loss: float) -> None:
         """Raise the share of student text when dev loss has worsened (DistiLLM, Ko et al. 2024)."""
@@ -245,10 +260,10 @@ class DistillationDataModule(L.LightningDataModule):
         return rows[: self.config.mixture.replay_capacity]
 
     def note_likelihoods(self, likelihoods: dict[int, float]) -> None:
-        """Keep the teacher's log-likelihood of the round's text as trained on, beside the round."""
+        """Keep the teacher's log-likelihood of the round's text as trained on, of all ranks, beside the round."""
         assert self.trainer is not None
         # replayed text comes from other rounds too
         if self.rounds is None or self.round is None or not likelihoods or self._replays:
             return
-        if self.trainer.world_size == 1:
+        if self.trainer.is_global_zero:
             self.rounds.note_likelihoods(self.round, likelihoods)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -22,13 +23,16 @@ from mgsr.clip_network import ClipNetwork
 from mgsr.data.collate import Batch
 from mgsr.errors import NonFiniteLossError
 from mgsr.figures import StepFigures, non_finite, term_gradient_norms
-from mgsr.forwards import seed_dropout, teacher_states
+from mgsr.forwards import seed_dropout
 from mgsr.heads import OutputHead, last_hidden, output_head
+from mgsr.losses import LossTerms
 from mgsr.metrics import RougeL
 from mgsr.objective import Objective, clip_network
 from mgsr.optimisation import build_optimizer
 from mgsr.progress import say
+from mgsr.residence import Residence
 from mgsr.schema import TrainConfig, TrainerConfig
+from mgsr.sharding import whole
 
 # dev prompts of one rank -> (predictions, references)
 Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
@@ -39,8 +43,7 @@ class DistillationModule(L.LightningModule):
 
     Args:
         student: the model that is trained, exported and checkpointed.
-        teacher: frozen; None for supervised fine-tuning. Held beside the module tree, so it is neither
-            checkpointed nor optimised.
+        teacher: frozen; None for supervised fine-tuning.
         objective: the loss with its clipping bounds; a clip network in it is trained along.
         train: optimisation; trainer: how often things are logged; total_steps: length of the schedule.
         micro_batches: forwards per rank and optimiser step.
@@ -49,6 +52,7 @@ class DistillationModule(L.LightningModule):
         predict: writes the dev set with the student as it stands, for `val/rouge_l`.
         seed: of dropout, per step and rank.
         section: of the configuration that `train` is, for advice.
+        placement: of the teacher, see `teacher.placement`.
     """
 
     def __init__(
@@ -66,12 +70,13 @@ class DistillationModule(L.LightningModule):
         predict: Predict | None = None,
         seed: int = 0,
         section: str = "train",
+        placement: str = "replicated",
     ) -> None:
         super().__init__()
         self.student = student
         self.clip = clip_network(objective)
-        # a tuple hides the teacher from nn.Module's registration
-        self._teacher = (teacher,)
+        self.residence = Residence(student, teacher, placement)
+        self._dev_phase = ExitStack()
         self.objective = objective
         self.config, self.logging = train, trainer
         self.total_steps, self.micro_batches = total_steps, micro_batches
@@ -89,43 +94,41 @@ class DistillationModule(L.LightningModule):
         # writing and the dev set keep the plain forward: their shapes change with every token
         self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
         self._clock = time.monotonic()
+        if trainer.precision == "64-true":
+            # now: Lightning casts behind the loading of a checkpoint, which would round it
+            self.double()
         if train.gradient_checkpointing:
             student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     @property
     def teacher(self) -> PreTrainedModel | None:
-        return self._teacher[0]
+        return self.residence.teacher
+
+    @property
+    def has_idle_parameters(self) -> bool:
+        """Whether some trained parameters never get a gradient: a clip network without weight."""
+        return self.clip is not None and not self.objective.weights[1]
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            self.residence.shard(self, self.device_mesh["data_parallel"], "losses")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["figures"] = {
-            "latest": dict(self.latest),
-            "likelihood_after": dict(self.figures.likelihood_after),
-            "skipped": self.skipped,
-            "tokens": self.figures.tokens,
-            "slots": self.figures.slots,
-        }
+        own = {"latest": dict(self.latest), "skipped": self.skipped}
+        checkpoint["figures"] = own | self.figures.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
-        self.figures.likelihood_after = dict(figures["likelihood_after"])
-        self.figures.tokens, self.figures.slots = int(figures["tokens"]), int(figures["slots"])
-
-    def take_likelihoods(self) -> dict[int, float]:
-        """Example id -> teacher log-likelihood per token of its model-written text; each is handed out once."""
-        taken, self.figures.likelihood_after = self.figures.likelihood_after, {}
-        return taken
+        self.figures.load(figures)
 
     def check_stop(self) -> None:
         """Stop between two batches of long work, where the user has asked for it."""
         if self.stop_check is not None:
             self.stop_check()
 
-    # -- training ---------------------------------------------------------------------------------------
-
     def on_fit_start(self) -> None:
-        if self.teacher is not None:
-            self.teacher.to(self.device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self.residence.settle(self.device)
 
     def on_train_start(self) -> None:
         # from_pretrained hands out eval mode; a run resumed within an epoch doesn't call on_train_epoch_start
@@ -138,39 +141,50 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
         first = batch_idx % self.micro_batches == 0
-        student, teacher, head, teacher_head = self._forward(batch)
-        terms = self.objective(
-            batch,
-            student,
-            head,
-            teacher,
-            teacher_head,
-            vocab_size=self.vocab_size,
-            collect_rows=self._wants_rows(batch, first),
-        )
-        if first and self.global_step % self.logging.grad_norm_every_n_steps == 0:
-            # a compiled graph can go backward only once: measure on a plain one
-            plain = self._read is last_hidden
-            states = student if plain else last_hidden(self.student, batch.input_ids, batch.attention_mask)
-            norms = term_gradient_norms(
-                partial(self.objective, batch, states, head, teacher, teacher_head, vocab_size=self.vocab_size),
-                self.objective.weights,
-                [p for p in self.student.parameters() if p.requires_grad],
-            )
-            self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
+        teacher = teacher_head = None
+        if self.teacher is not None and self.objective.needs_teacher:
+            teacher, teacher_head = self.residence.taught(self._read, batch)
+        terms, student = self.losses(batch, teacher, teacher_head, self._wants_rows(batch, first))
+        due = first and self.global_step % self.logging.grad_norm_every_n_steps == 0
+        # a gradient of a sharded model exists only in parts, and only after backward
+        if due and student is not None:
+            self._log_term_norms(batch, student, teacher, teacher_head)
         self.figures.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None, OutputHead, OutputHead | None]:
-        teacher_hidden = teacher_head = None
-        if self.teacher is not None and self.objective.needs_teacher:
-            # no_grad and not inference_mode: backward refuses inference tensors
-            with torch.no_grad():
-                teacher_head = output_head(self.teacher)
-                teacher_hidden = teacher_states(self._read, self.teacher, batch, teacher_head)
-        student_hidden = self._read(self.student, batch.input_ids, batch.attention_mask)
-        return student_hidden, teacher_hidden, output_head(self.student), teacher_head
+    def losses(
+        self, batch: Batch, teacher: Tensor | None, teacher_head: OutputHead | None, collect_rows: bool
+    ) -> tuple[LossTerms, Tensor | None]:
+        """The terms of a micro-batch, and the student's last hidden states `[B, L, H]` unless it is sharded.
+
+        Under FSDP2 the output layer and the clip network are whole within this method alone.
+        """
+        student = self._read(self.student, batch.input_ids, batch.attention_mask)
+        terms = self.objective(
+            batch,
+            student,
+            output_head(self.student),
+            teacher,
+            teacher_head,
+            vocab_size=self.vocab_size,
+            collect_rows=collect_rows,
+        )
+        return terms, None if self.residence.sharded else student
+
+    def _log_term_norms(
+        self, batch: Batch, student: Tensor, teacher: Tensor | None, teacher_head: OutputHead | None
+    ) -> None:
+        # a compiled graph can go backward only once: measure on a plain one
+        if self._read is not last_hidden:
+            student = last_hidden(self.student, batch.input_ids, batch.attention_mask)
+        head = output_head(self.student)
+        norms = term_gradient_norms(
+            partial(self.objective, batch, student, head, teacher, teacher_head, vocab_size=self.vocab_size),
+            self.objective.weights,
+            [p for p in self.student.parameters() if p.requires_grad],
+        )
+        self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
@@ -200,16 +214,10 @@ class DistillationModule(L.LightningModule):
         say(f"step {self.global_step}: {what}: left out ({self.skipped} of {self.config.max_nonfinite_steps})")
 
     def _log_step(self, step: dict[str, float]) -> None:
-        curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
-        if self.global_step:
-            tokens, seconds = self.figures.tokens * self.trainer.world_size, time.monotonic() - self._clock
-            curves["train/tokens_per_second"] = tokens / max(1e-9, seconds)
-        if self.figures.slots:
-            curves["train/padding"] = 1.0 - self.figures.tokens / self.figures.slots
+        curves = self.figures.curves(step, time.monotonic() - self._clock)
+        if not self.global_step:
+            del curves["train/tokens_per_second"]
         self._restart_rate()
-        for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
-            if step.get("rows") and name in step:
-                curves[f"dac/{name}"] = step[name] / step["rows"]
         if isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced":
             curves["dac/price"] = float(self.clip.price)
         self._log_curves(curves)
@@ -234,19 +242,19 @@ class DistillationModule(L.LightningModule):
             rows = step["rows"]
             self.clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
 
-    # -- dev set ----------------------------------------------------------------------------------------
-
     def on_validation_epoch_start(self) -> None:
         self.student.eval()
+        self._dev_phase.enter_context(self.residence.whole())
         self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
-        hidden = last_hidden(self.student, batch.input_ids, batch.attention_mask)
+        student = self.residence.acting
+        hidden = last_hidden(student, batch.input_ids, batch.attention_mask)
         terms = self.objective(
             batch,
             hidden,
-            output_head(self.student),
+            output_head(student),
             None,
             None,
             weights=(1.0, 0.0, 0.0),
@@ -263,15 +271,14 @@ class DistillationModule(L.LightningModule):
         self.log("val/loss", loss, rank_zero_only=False)
         self.latest["val/loss"] = float(loss)
         if self.predict is not None:
-            predictions, references = self.predict(self.student)
+            predictions, references = self.predict(self.residence.acting)
             self.rouge_l.update(predictions, references)
             rouge_l = self.rouge_l.compute().float()
             self.log("val/rouge_l", rouge_l, prog_bar=True)
             self.latest["val/rouge_l"] = float(rouge_l)
             self.rouge_l.reset()
+        self._dev_phase.close()
         self.student.train()
-
-    # -- optimisation -----------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = build_optimizer(
@@ -282,7 +289,7 @@ class DistillationModule(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Student and clip network have norms of their own: one must not shrink the other's step."""
         limit = self.config.grad_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), limit)
+        norm = whole(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
         # a scaler of float16 gradients provokes overflows and skips such a step itself
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if not torch.isfinite(norm) and not scaled:
@@ -290,6 +297,6 @@ class DistillationModule(L.LightningModule):
             return
         norms = {"train/grad_norm": norm}
         if self.clip is not None:
-            norms["train/grad_norm_clip"] = nn.utils.clip_grad_norm_(self.clip.parameters(), limit)
+            norms["train/grad_norm_clip"] = whole(nn.utils.clip_grad_norm_(self.clip.parameters(), limit))
         if self.global_step % self.logging.log_every_n_steps == 0:
             self._log_curves(norms)

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mgsr import ranks
 from mgsr.data.prompts import Example
 from mgsr.generation import sample
 from mgsr.metrics import distinct_n, exact_match, mean_std, rouge_l, self_bleu
@@ -17,10 +18,9 @@ from mgsr.schema import EvaluationConfig
 
 @dataclass
 class Predictor:
-    """Writes responses to examples with a student as it stands.
+    """Writes responses to examples with a student as it stands; of several ranks each writes its share.
 
     Args:
-        rank, world_size: this process writes every `world_size`-th example.
         check: called between batches; may raise to stop. advance: called with the number of responses.
     """
 
@@ -29,14 +29,12 @@ class Predictor:
     config: EvaluationConfig
     vocab_size: int | None = None
     pad_token_id: int = 0
-    rank: int = 0
-    world_size: int = 1
     check: Callable[[], None] | None = None
     advance: Callable[[int], None] | None = None
 
     def write(self, model: PreTrainedModel, seed: int) -> list[str]:
         """One response per example of this rank, in order."""
-        prompts = [(e.id, e.prompt_ids) for e in self.examples[self.rank :: self.world_size]]
+        prompts = [(e.id, e.prompt_ids) for e in self._mine]
         ids = sample(
             model,
             prompts,
@@ -54,6 +52,14 @@ class Predictor:
         )
         return [decode(self.tokenizer, tokens).strip() for tokens in ids]
 
+    @property
+    def _mine(self) -> Sequence[Example]:
+        return self.examples[ranks.rank() :: ranks.world_size()]
+
+    def write_all(self, model: PreTrainedModel, seed: int) -> list[str]:
+        """One response per example, of all ranks; every rank has to call this."""
+        return ranks.interleaved(ranks.gathered(self.write(model, seed)))
+
     def _after_batch(self, count: int) -> None:
         if self.advance is not None:
             self.advance(count)
@@ -62,7 +68,7 @@ class Predictor:
 
     def __call__(self, model: PreTrainedModel) -> tuple[list[str], list[tuple[str, ...]]]:
         """Responses and references of this rank's dev examples, at the dev seed."""
-        references = [e.references for e in self.examples[self.rank :: self.world_size]]
+        references = [e.references for e in self._mine]
         return self.write(model, self.config.val_seed), references
 
 
@@ -89,7 +95,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     records: list[dict[str, Any]] = []
     by_category: dict[str, list[float]] = {}
     for seed in seeds:
-        texts = predictor.write(model, seed)
+        texts = predictor.write_all(model, seed)
         each = [rouge_l(text, e.references) for text, e in zip(texts, examples, strict=True)]
         scores[seed] = sum(each) / len(each)
         for text, example, score in zip(texts, examples, each, strict=True):

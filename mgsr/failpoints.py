@@ -2,7 +2,7 @@
 
 `MGSR_FAILPOINTS="checkpoint.written=kill@2,shard.half=tear"` arms them before the process starts: at the second
 visit of the first point the process is killed, at the first visit of the second one the file is cut in half and
-the process killed. Nothing armed: a visit costs one look at a variable.
+the process killed. `kill@2#1` is for rank 1 alone. Nothing armed: a visit costs one look at a variable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-ACTIONS = ("kill", "tear", "stop", "full", "oom")
+ACTIONS = ("kill", "tear", "stop", "announce", "full", "oom")
 VARIABLE = "MGSR_FAILPOINTS"
 
 _armed: dict[str, tuple[str, int]] = {}
@@ -28,7 +28,7 @@ def reach(name: str, path: Path | None = None) -> None:
 
 
 def arm(text: str) -> None:
-    """Arm points: `name=action@visit`, comma-separated; `@visit` counts from 1 and may be left out.
+    """Arm points: `name=action@visit#rank`, comma-separated; `@visit` counts from 1, both may be left out.
 
     Raises:
         ValueError: an unknown action, or no number behind the @.
@@ -37,11 +37,14 @@ def arm(text: str) -> None:
     _armed.clear()
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, rest = item.partition("=")
+        rest, _, rank = rest.partition("#")
         action, _, visit = rest.partition("@")
         if action not in ACTIONS:
             raise ValueError(
                 f"{VARIABLE}: {item!r} is not name=action@visit with an action of {', '.join(ACTIONS)}"
             )
+        if rank and rank != os.environ.get("RANK", "0"):
+            continue
         _armed[name] = (action, int(visit or 1))
     _visits = Counter()
 
@@ -62,6 +65,8 @@ def _act(name: str, path: Path | None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
         os.kill(os.getpid(), signal.SIGTERM)
+    elif action == "announce":
+        os.kill(os.getpid(), signal.SIGUSR1)
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path or name))
     elif action == "oom":

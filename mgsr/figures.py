@@ -6,6 +6,7 @@ Shapes: N response rows of a micro-batch, B sequences.
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms
 from mgsr.objective import Objective, Weights, clip_network
+from mgsr.ranks import gathered, is_first
 
 TERMS = ("sft", "dac_kl", "span")
 ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
@@ -74,6 +76,22 @@ class StepFigures:
         self._sums = {}
         return {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if name in reported}
 
+    def curves(self, step: Mapping[str, float], seconds: float) -> dict[str, float]:
+        """What is drawn of a step: its terms, means over its tokens; of all ranks, each of which has to ask.
+
+        Args:
+            seconds: since `restart`, for the rate; the share of padding is since then too.
+        """
+        curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
+        tokens, slots = (sum(counted) for counted in zip(*gathered((self.tokens, self.slots)), strict=True))
+        curves["train/tokens_per_second"] = tokens / max(1e-9, seconds)
+        if slots:
+            curves["train/padding"] = 1.0 - tokens / slots
+        for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
+            if step.get("rows") and name in step:
+                curves[f"dac/{name}"] = step[name] / step["rows"]
+        return curves
+
     def _reported(self) -> Iterator[str]:
         """What some rank has collected, by what the objective is."""
         yield from ("loss", "clip_penalty")
@@ -87,6 +105,23 @@ class StepFigures:
                 yield from ("lower", "upper")
                 if getattr(self.objective.clip, "objective", "") == "priced":
                     yield from ("clipped_min", "clipped_max")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: of all ranks, so that any number of them can go on; every rank has to ask."""
+        everyone = gathered((self.likelihood_after, self.tokens, self.slots))
+        likelihoods, tokens, slots = zip(*everyone, strict=True)
+        return {"likelihood_after": dict(ChainMap(*likelihoods)), "tokens": sum(tokens), "slots": sum(slots)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`: one rank takes what all had counted, as it is added up in the end."""
+        if is_first():
+            self.likelihood_after = dict(state["likelihood_after"])
+            self.tokens, self.slots = int(state["tokens"]), int(state["slots"])
+
+    def take_likelihoods(self) -> dict[int, float]:
+        """`likelihood_after` of all ranks, each of which has to ask; each is handed out once."""
+        taken, self.likelihood_after = self.likelihood_after, {}
+        return dict(ChainMap(*gathered(taken)))
 
     def restart(self) -> None:
         """Count tokens and slots from here on."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import DoublePrecision
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.callbacks import build_callbacks
@@ -18,7 +19,9 @@ from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
 from mgsr.errors import DataError
 from mgsr.evaluation import Predictor
+from mgsr.launch import environment
 from mgsr.optimisation import Length
+from mgsr.ranks import agreed, barrier, is_first
 from mgsr.strategies import build_strategy
 
 
@@ -35,6 +38,8 @@ def quiet_lightning() -> None:
         ".*treespec.*",
         ".*set_vital.*",
         ".*Precision .* is not supported by the model summary.*",
+        # reduced already, or the same on every rank
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
     ):
         warnings.filterwarnings("ignore", pattern)
 
@@ -80,7 +85,13 @@ def fit(
     if predictor is not None:
         predictor.check = check
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    resume = newest_whole(folder)
+    resume = agreed(newest_whole(folder) if is_first() else None)
+    place = environment(config.trainer)
+    plugins: list[Any] = [DurableIO()] if place is None else [DurableIO(), place]
+    # ModelParallelStrategy takes float64 by this way alone
+    double = config.trainer.strategy == "fsdp2" and config.trainer.precision == "64-true"
+    if double:
+        plugins.append(DoublePrecision())
     # what was logged behind the resume point is logged again: TensorBoard is told to forget the first time
     purge: dict[str, Any] = {"purge_step": 0 if resume is None else step_of(resume)}
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
@@ -88,8 +99,8 @@ def fit(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        strategy=build_strategy(config.trainer),
-        precision=config.trainer.precision,  # type: ignore[arg-type]
+        strategy=build_strategy(config.trainer, unused_parameters=module.has_idle_parameters),
+        precision=None if double else config.trainer.precision,  # type: ignore[arg-type]
         max_steps=length.total_steps,
         max_epochs=-1,
         accumulate_grad_batches=length.micro_batches,
@@ -103,7 +114,7 @@ def fit(
         log_every_n_steps=1,
         logger=logger,
         callbacks=callbacks,
-        plugins=[DurableIO()],
+        plugins=plugins,
         enable_model_summary=False,
         enable_progress_bar=False,
         enable_checkpointing=True,
@@ -112,6 +123,7 @@ def fit(
     if hyper_parameters is not None:
         logger.log_hyperparams(_plain(flat_tree(hyper_parameters)), {"hp/rouge_l": float("nan")})
     trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    barrier("trained")
     best = folder / "checkpoints" / BEST
     return best if best.exists() else None
 

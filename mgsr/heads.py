@@ -8,7 +8,7 @@ Shapes: B sequences, T tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,11 @@ class OutputHead:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def to(self, device: torch.device) -> OutputHead:
+        """The same on another device; where it is there already nothing is copied."""
+        bias = None if self.bias is None else self.bias.detach().to(device)
+        return replace(self, weight=self.weight.detach().to(device), bias=bias)
 
     def project(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
         """Logits `[..., V]` of states `[..., H]`, float32 or wider; V is `vocab_size` if given."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config import ExperimentConfig
@@ -24,8 +26,10 @@ from mgsr.fitting import fit
 from mgsr.material import build_annotation, encode
 from mgsr.objective import build_clip, build_objective
 from mgsr.optimisation import Length, training_length
+from mgsr.ranks import first_alone
+from mgsr.scored import Score, build_score
 from mgsr.stages import Prepared, cache_folder
-from mgsr.teacher_cache import cached_teacher
+from mgsr.teacher_cache import cached_teacher, response_states
 from mgsr.writing import build_write
 
 
@@ -81,7 +85,9 @@ def build_job(
     )
     train_examples = encode(train_rows, tokenizer, config.data, "training rows").examples
     dev_examples = encode(dev_rows, tokenizer, config.data, "dev rows").examples
-    train_sequences = annotation.ground_truth(train_examples)
+    with first_alone():
+        train_sequences = annotation.ground_truth(train_examples)
+        dev_sequences = annotation.ground_truth(dev_examples)
     length = training_length(config.train, len(train_sequences), config.trainer.devices * config.trainer.num_nodes)
     objective = build_objective(config, build_clip(config, vocab_size, mean_bounds(config)))
     needs_teacher = objective.needs_teacher or config.scrg.enabled
@@ -97,11 +103,11 @@ def build_job(
         vocab_size=vocab_size,
         clip_lr=config.clip.lr,
         seed=config.seed,
+        placement=config.teacher.placement,
     )
     write = build_write(
         config,
-        module.student,
-        teacher_model,
+        module.residence,
         tokenizer,
         annotation,
         vocab_size=vocab_size,
@@ -109,7 +115,8 @@ def build_job(
     )
     tops, report = None, None
     if config.objective.teacher_top_k and teacher_model is not None:
-        with placed(working_device(config.trainer.accelerator), teacher_model):
+        # the first rank writes what is missing, the others read it
+        with first_alone(), placed(working_device(config.trainer.accelerator), teacher_model):
             tops, report = cached_teacher(
                 cache_folder(config),
                 teacher_model,
@@ -122,7 +129,7 @@ def build_job(
     data = DistillationDataModule(
         config,
         train_sequences,
-        annotation.ground_truth(dev_examples),
+        dev_sequences,
         stage=config.train,
         length=length,
         pad_token_id=pad_id(tokenizer),
@@ -130,12 +137,28 @@ def build_job(
         seed=config.seed,
         write=write if config.scrg.enabled else None,
         tops=tops,
+        score=_score(config, module, tokenizer) if config.teacher.placement == "cpu" and teacher_model else None,
     )
     shown = dev_examples[: config.evaluation.val_rows or None]
     predictor = Predictor(
         tokenizer, shown, config.evaluation, vocab_size=vocab_size, pad_token_id=pad_id(tokenizer)
     )
     return Job(module, data, predictor, length, report)
+
+
+def _score(
+    config: ExperimentConfig, module: DistillationModule, tokenizer: PreTrainedTokenizerBase
+) -> Score | None:
+    """For a teacher that is on the device in phases of its own."""
+    if not module.objective.needs_teacher:
+        return None
+    read = partial(
+        response_states,
+        eos_token_id=require_eos(tokenizer),
+        pad_token_id=pad_id(tokenizer),
+        batch_size=config.train.micro_batch_size,
+    )
+    return build_score(module.residence, read, working_device(config.trainer.accelerator))
 
 
 def adapted(student: Any, config: ExperimentConfig) -> Any:

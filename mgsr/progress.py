@@ -9,10 +9,20 @@ from contextlib import contextmanager
 
 Advance = Callable[[int], None]
 
+# of several processes that do the same work one speaks
+_silent = False
+
+
+def silence(on: bool) -> None:
+    """Whether this process keeps quiet; errors are printed all the same."""
+    global _silent  # noqa: PLW0603
+    _silent = on
+
 
 def say(message: str) -> None:
     """One plain line, seen at once."""
-    print(message, flush=True)
+    if not _silent:
+        print(message, flush=True)
 
 
 @contextmanager
@@ -23,7 +33,7 @@ def progress(
 
     In a terminal: a bar with rate and time left. Elsewhere: a line at most every `every` seconds.
     """
-    if not enabled:
+    if not enabled or _silent:
         yield lambda n: None
     elif sys.stdout.isatty():
         yield from _bar(description, total, unit)

@@ -10,9 +10,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from mgsr.checkpoints import BEST, prune, resume_path
-from mgsr.errors import RunInterruptedError
+from mgsr.errors import RunInterruptedError, UserError
 from mgsr.failpoints import reach
+from mgsr.launch import in_slurm, requeue
+from mgsr.optimisation import Length
 from mgsr.progress import say
+from mgsr.ranks import barrier, gathered, is_first
 
 
 class ResumePoint(Checkpoint):
@@ -23,8 +26,8 @@ class ResumePoint(Checkpoint):
     that step: whoever is stopped while looking at the dev set repeats one step.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, go_on: str) -> None:
-        self.folder, self.every_n_steps, self.go_on = folder, every_n_steps, go_on
+    def __init__(self, folder: Path, every_n_steps: int, go_on: str, length: Length) -> None:
+        self.folder, self.every_n_steps, self.go_on, self.length = folder, every_n_steps, go_on, length
         self._asked: int | None = None
         self._between_epochs = False
         self._previous: dict[int, Any] = {}
@@ -32,16 +35,18 @@ class ResumePoint(Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # SLURM announces the end of a job's time by SIGUSR1, as in `#SBATCH --signal=USR1@120`
+        announced = (signal.SIGUSR1,) if in_slurm() else ()
+        for number in (signal.SIGINT, signal.SIGTERM, *announced):
             try:
                 self._previous[number] = signal.signal(number, self._ask)
             except ValueError:  # not the main thread: whoever runs us there handles signals
                 return
 
-    def _take_sigterm(self) -> None:
+    def _take_signals(self) -> None:
         """Lightning puts a handler of its own on top, which ends a run wherever it stands, unsaved."""
-        if signal.SIGTERM in self._previous:
-            signal.signal(signal.SIGTERM, self._ask)
+        for number in self._previous:
+            signal.signal(number, self._ask)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
@@ -58,6 +63,8 @@ class ResumePoint(Checkpoint):
         """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
         if self._asked is not None:
             name = signal.Signals(self._asked).name
+            if self._asked == signal.SIGUSR1 and is_first():
+                requeue()
             raise RunInterruptedError(f"stopped by {name}; go on with: {self.go_on}", self._asked)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -72,6 +79,8 @@ class ResumePoint(Checkpoint):
         if within or left == 0:
             return
         before_dev = left == 1 and self._validates(trainer)
+        # all ranks stop behind the same step, whichever of them was asked
+        self._asked = max((asked for asked in gathered(self._asked) if asked), default=None)
         if self._asked is not None or trainer.global_step % self.every_n_steps == 0 or before_dev:
             self._save(trainer)
         self.check()
@@ -92,6 +101,8 @@ class ResumePoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint["between_epochs"] = self._between_epochs
+        checkpoint["micro_batches"] = self.length.micro_batches
+        checkpoint["steps_per_epoch"] = self.length.steps_per_epoch
         if self._between_epochs:
             settle(checkpoint["loops"]["fit_loop"])
 
@@ -99,9 +110,16 @@ class ResumePoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._between_epochs = bool(checkpoint["between_epochs"])
+        steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
+        if steps != now:
+            raise UserError(
+                f"{self.folder}: an epoch had {steps} steps and would have {now} with these devices and batches; "
+                "resume with the number of devices it began with"
+            )
+        rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._take_sigterm()
+        self._take_signals()
         if self._between_epochs:
             # an epoch begins, as in a run that was never stopped
             self._between_epochs = False
@@ -119,7 +137,7 @@ class ResumePoint(Checkpoint):
         if trainer.is_global_zero:
             prune(self.folder)
             reach("checkpoint.pruned")
-        trainer.strategy.barrier("resume-point")
+        barrier("resume point")
 
 
 def settle(fit_loop: dict[str, Any]) -> None:
@@ -135,6 +153,24 @@ def settle(fit_loop: dict[str, Any]) -> None:
     optimiser = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     for part in (batches, fit_loop["epoch_loop.scheduler_progress"], optimiser["step"], optimiser["zero_grad"]):
         part["current"] = dict.fromkeys(part["current"], 0)
+
+
+def rescale(fit_loop: dict[str, Any], before: int, now: int) -> None:
+    """Count an epoch's micro-batches until now as another number of devices cuts them.
+
+    Args:
+        before, now: micro-batches per optimiser step, on one rank.
+    """
+    if before == now:
+        return
+    current = fit_loop["epoch_loop.batch_progress"]["current"]
+    for name in ("ready", "started", "processed"):
+        current[name] = current[name] * now // before
+    # a point within an epoch is written before its last micro-batch counts as completed
+    current["completed"] = max(0, current["processed"] - 1)
+    for loader in fit_loop["state_dict"].get("combined_loader", ()):
+        for name in ("_sampler_iter_yielded", "_num_yielded"):
+            loader[name] = loader[name] * now // before
 
 
 class BestCheckpoint(ModelCheckpoint):

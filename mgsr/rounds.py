@@ -6,6 +6,7 @@ A round is keyed by what changes its text, so that asking for it twice writes it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from mgsr.data.corpus import (
 )
 from mgsr.errors import DataError
 from mgsr.progress import progress, say
+from mgsr.ranks import agreed
 
 Prompt = tuple[int, Sequence[int]]
 # (prompts, round) -> one entry per prompt, in their order; called shard by shard
@@ -72,6 +74,7 @@ class Rounds:
     def key(self, round_: int, prompts: Sequence[TrainingSequence]) -> str:
         """Changes with whatever changes the round's text: configuration, start step, prompts."""
         tree = asdict(self.config)
+        tree["teacher"].pop("placement")
         for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
             tree.pop(name)
         # a run that is made longer, or writes in other batches, keeps the rounds it has
@@ -97,12 +100,17 @@ class Rounds:
         """
         folder, key = round_folder(self.run_folder, round_), self.key(round_, prompts)
         entries = self._whole(folder, key, written_now)
-        if entries is not None:
+        if agreed(entries is not None):
+            if entries is None:
+                raise DataError(
+                    f"{folder}: not there on this node; `run_root` must lie on a disk that all nodes share"
+                )
             return entries
         shards = self.shards(key, prompts, ranks.world)
         if not written_now and not all(is_finished(folder / shard.name, shard.key) for shard in shards):
             self._refuse_too_late(f"{folder}: text of this round is missing or damaged")
-        self._write_missing(folder, round_, [shard for shard in shards if shard.rank == ranks.rank])
+        with getattr(self.write, "phase", nullcontext)():
+            self._write_missing(folder, round_, [shard for shard in shards if shard.rank == ranks.rank])
         ranks.barrier(f"scrg-{round_}-shards")
         if ranks.rank == 0:
             finish_round(folder, key, [shard.name for shard in shards])

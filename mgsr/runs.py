@@ -30,7 +30,17 @@ NEUTRAL = (
 # a run may be made longer: it goes on from where it is, with the longer schedule
 LONGER = "train.epochs"
 # may change the rounding of what is still to come, and are what one changes when a run cannot go on as it is
-WAYS_OUT = ("train.max_nonfinite_steps", "scrg.batch_size", "scrg.shard_size", "evaluation.batch_size")
+WAYS_OUT = (
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.timeout_minutes",
+    "teacher.placement",
+    "train.max_nonfinite_steps",
+    "scrg.batch_size",
+    "scrg.shard_size",
+    "evaluation.batch_size",
+)
 
 
 def run_folder(config: ExperimentConfig) -> Path:

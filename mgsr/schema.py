@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Union
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Union
+
+from mgsr.fields import key, section
 
 DIVERGENCE_NAMES = (
     "dac_kl",
@@ -18,26 +20,6 @@ DIVERGENCE_NAMES = (
     "skewed_reverse_kl",
     "total_variation",
 )
-
-
-def key(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[Any, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A config field with its one-line explanation and the values it takes (checked by `load_config`)."""
-    metadata = {"help": help, "choices": choices, "low": low, "high": high}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def section(cls: type, help: str) -> Any:
-    """A config field that is a section of its own."""
-    return field(default_factory=cls, metadata={"help": help})
 
 
 @dataclass
@@ -121,6 +103,15 @@ class ModelConfig:
     trust_remote_code: bool = key(False, "run code that comes with the model; off unless you write it here")
     architecture: ArchitectureConfig = section(ArchitectureConfig, "shape of a model built by `source: init`")
     sft: SftConfig = section(SftConfig, "supervised fine-tuning before the main job, cached by content")
+
+
+@dataclass
+class TeacherConfig(ModelConfig):
+    placement: str = key(
+        "replicated",
+        "where its weights are: on every device; in parts on all (fsdp2); in CPU memory between phases",
+        choices=("replicated", "sharded", "cpu"),
+    )
 
 
 @dataclass
@@ -262,7 +253,12 @@ class TrainerConfig:
     accelerator: str = key("auto", "Lightning accelerator", choices=("auto", "cpu", "gpu", "cuda", "mps"))
     devices: int = key(1, "devices per node", low=1)
     num_nodes: int = key(1, "nodes", low=1)
-    strategy: str = key("auto", "how several devices share the work", choices=("auto", "ddp"))
+    strategy: str = key(
+        "auto",
+        "how devices share the work: each holds the student (ddp) or a part of it (fsdp2); auto: ddp on several",
+        choices=("auto", "ddp", "fsdp2"),
+    )
+    timeout_minutes: int = key(240, "how long a rank waits for the slowest one, as for its round of text", low=1)
     precision: str = key(
         "32-true",
         "Lightning precision",
@@ -284,7 +280,7 @@ class ExperimentConfig:
     seed: int = key(0, "seed of initialisation, order and sampling", low=0)
     run_root: str = key("runs", "where runs and caches are written")
     data: DataConfig = section(DataConfig, "rows, prompts and lengths")
-    teacher: ModelConfig = section(ModelConfig, "the frozen teacher")
+    teacher: TeacherConfig = section(TeacherConfig, "the frozen teacher")
     student: StudentConfig = section(StudentConfig, "the trained student")
     objective: ObjectiveConfig = section(ObjectiveConfig, "the loss")
     clip: ClipConfig = section(ClipConfig, "DAC-KL's bounds")

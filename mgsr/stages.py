@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from mgsr.objective import Objective
 from mgsr.optimisation import training_length
 from mgsr.origins import build_model, build_student, build_tokenizer, quiet_transformers
 from mgsr.progress import say
+from mgsr.ranks import agreed, is_first, on_first
 from mgsr.schema import ModelConfig, SftConfig
 
 
@@ -56,7 +58,7 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     rows = read_split(config.data, "teacher") if teacher.sft.enabled or teacher.source == "init" else []
     key = _key(config, teacher, rows)
     folder = cache_folder(config) / f"teacher-{key}"
-    if (folder / "config.json").exists():
+    if agreed((folder / "config.json").exists()):
         return _taken(folder, "teacher", teacher, key)
     tokenizer = build_tokenizer(config, teacher, rows)
     model = build_model(config, teacher, tokenizer, seed=_seed(config, teacher.sft))
@@ -73,7 +75,7 @@ def prepare_student(
     origin = teacher.key if teacher and student.source in ("teacher", "init") else ""
     key = _key(config, student, train, origin)
     folder = cache_folder(config) / f"student-{key}"
-    if (folder / "config.json").exists():
+    if agreed((folder / "config.json").exists()):
         return _taken(folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
     model = build_student(
@@ -93,7 +95,7 @@ def cached_evaluation(
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in sets.items()}
     key = fingerprint(asdict(config.evaluation), asdict(config.data), rows)
     path = prepared.folder / f"evaluation-{key}.json"
-    if path.exists():
+    if agreed(path.exists()):
         return json.loads(path.read_text(encoding="utf-8"))
     say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
     results = {}
@@ -107,7 +109,7 @@ def cached_evaluation(
                 pad_token_id=pad_id(prepared.tokenizer),
             )
             results[set_name] = evaluate(prepared.model, predictor).summary
-    write_atomically(path, json.dumps(results, indent=2) + "\n")
+    on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
 
 
@@ -118,6 +120,8 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
         relevant["vocab_size"] = config.data.synthetic.vocab_size
     precision = config.trainer.precision
     tree = asdict(model)
+    # where it is held does not change it
+    tree.pop("placement", None)
     seed = _seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
     return fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 
@@ -155,23 +159,28 @@ def _fine_tuned(
         return Prepared(model, tokenizer, key, folder)
     partial = folder.with_name(folder.name + ".partial")
     # runs side by side may want the same model: one makes it, the others wait and take it
-    with locked(partial, wait=True):
-        if (folder / "config.json").exists():
+    with locked(partial, wait=True) if is_first() else nullcontext():
+        if agreed((folder / "config.json").exists()):
             return _taken(folder, name, settings, key)
-        remove_leftovers(partial)
-        models.remove_half_folders(folder)
+        if is_first():
+            remove_leftovers(partial)
+            models.remove_half_folders(folder)
         parameters = models.count_parameters(model)
         say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
-        _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
+        model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
         reach("stage.trained")
-        models.save_model_folder(model, tokenizer, folder)
-        reach("stage.saved")
-        # its curves go along; whoever waits for the lock finds the model
-        for events in partial.glob("events.*"):
-            events.replace(folder / events.name)
-        shutil.rmtree(partial, ignore_errors=True)
-    model.eval()
-    return Prepared(model, tokenizer, key, folder)
+        on_first(lambda: _keep(model, tokenizer, partial, folder))
+    # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
+    return _taken(folder, name, settings, key)
+
+
+def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
+    models.save_model_folder(model, tokenizer, folder)
+    reach("stage.saved")
+    # its curves go along; whoever waits for the lock finds the model
+    for events in partial.glob("events.*"):
+        events.replace(folder / events.name)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _supervise(
@@ -183,7 +192,7 @@ def _supervise(
     rows: Sequence[Row],
     dev: Sequence[Row],
     folder: Path,
-) -> None:
+) -> PreTrainedModel:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
     seed = _seed(config, sft)
     unannotated = Annotation(None)
@@ -214,3 +223,4 @@ def _supervise(
     )
     go_on = "the same command, which takes this stage up again"
     fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", go_on=go_on)
+    return module.residence.last()

@@ -55,6 +55,31 @@ def cached_teacher(
     return tops, report
 
 
+def response_states(
+    teacher: Any,
+    rows: Sequence[TrainingSequence],
+    *,
+    eos_token_id: int,
+    pad_token_id: int,
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """The teacher's last hidden states `[T, H]` that predict the response tokens of every text, in order."""
+    reader = LanguageModel(
+        teacher,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        max_new_tokens=1,
+        batch_size=batch_size,
+        memory_key="train.micro_batch_size",
+    )
+    with progress("teacher", len(rows), unit="sequences") as advance:
+        for start in range(0, len(rows), batch_size):
+            chunk = rows[start : start + batch_size]
+            scores = reader.score([(r.example_id, r.prompt_ids) for r in chunk], [r.response_ids for r in chunk])
+            yield from scores.hidden_NH.split([len(row.response_ids) for row in chunk])
+            advance(len(chunk))
+
+
 def _score(
     rows: Sequence[TrainingSequence],
     *,

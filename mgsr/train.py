@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from mgsr.measures import correction_quality, exposure_bias, rounds_of, text_div
 from mgsr.models import content_fingerprint
 from mgsr.origins import check_tokenizers
 from mgsr.progress import say
+from mgsr.ranks import agreed, first_alone, is_first, on_first
 from mgsr.runs import keep_shape, open_run_folder, run_folder
 from mgsr.stages import (
     Prepared,
@@ -50,7 +52,8 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     # read before anything is written: a bad row leaves no folder behind
-    rows = _rows(config)
+    with first_alone():
+        rows = _rows(config)
     device = working_device(config.trainer.accelerator)
     if config.trainer.compile:
         check_compiler(device)
@@ -60,16 +63,18 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     if not (folder / "metrics.json").exists():
         check_tokenizers(config)
-    with locked(folder):
-        remove_leftovers(folder)
-        open_run_folder(folder, config, resume=resume, data={k: rows_fingerprint(v) for k, v in rows.items()})
+    fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
+    with locked(folder) if is_first() else nullcontext():
+        if is_first():
+            remove_leftovers(folder)
+            open_run_folder(folder, config, resume=resume, data=fingerprints)
         done = folder / "metrics.json"
-        if done.exists():
+        if agreed(done.exists()):
             say(f"{folder}: complete already")
             return json.loads(done.read_text(encoding="utf-8"))
         metrics = _run(config, rows, folder, device)
         metrics["seconds"] = time.monotonic() - began
-        write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics")
+        on_first(lambda: write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics"))
     return metrics
 
 
@@ -80,7 +85,8 @@ def _run(
     teacher, student, tests, known = _prepared(config, rows)
     tokenizer = student.tokenizer
     vocab_size = shared_vocabulary(teacher, student)
-    keep_shape(folder, student.model, tokenizer, _identity(config, teacher))
+    identity = _identity(config, teacher)
+    on_first(lambda: keep_shape(folder, student.model, tokenizer, identity))
     metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
 
     started = time.monotonic()
@@ -88,19 +94,20 @@ def _run(
     best = job.fit(config, folder)
     module = job.module
     metrics["seconds_training"] = time.monotonic() - started
+    trained = module.residence.last()
     if best is not None:
-        load_student(module.student, best)
+        load_student(trained, best)
     metrics.update(_figures(job))
     finished = rounds_of(folder)
     metrics["training_text"] = text_diversity(finished, [row.response_ids for row in job.data.train_rows])
     quality = correction_quality(finished, {row.id: row.references for row in rows["train"]})
     if quality is not None:
         metrics["corrections"] = quality
-    with placed(device, module.student):
-        metrics["result"] = _test(config, module, student, tests, folder, vocab_size)
+    with placed(device, trained):
+        metrics["result"] = _test(config, module, trained, student, tests, folder, vocab_size)
     if teacher is not None:
         examples = tests["test"][1]
-        metrics["exposure"] = exposure_bias(config, module.student, teacher.model, tokenizer, examples, vocab_size)
+        metrics["exposure"] = exposure_bias(config, trained, teacher.model, tokenizer, examples, vocab_size)
     return metrics
 
 
@@ -181,6 +188,7 @@ def _figures(job: Job) -> dict[str, Any]:
 def _test(
     config: ExperimentConfig,
     module: DistillationModule,
+    trained: Any,
     student: Prepared,
     tests: Tests,
     folder: Path,
@@ -197,9 +205,10 @@ def _test(
             vocab_size=vocab_size,
             pad_token_id=pad_id(student.tokenizer),
         )
-        evaluation = evaluate(module.student, predictor)
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions)
-        write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
+        evaluation = evaluate(trained, predictor)
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
+        if is_first():
+            write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
         results[name] = evaluation.summary
     logger = module.logger
     if logger is not None:

@@ -12,6 +12,10 @@ config asks for it; both are cached in <run_root>/cache and taken from there the
   mgsr train configs/demo.yaml
   mgsr train configs/demo.yaml arm=no_scrg scrg.enabled=false seed=1
   mgsr train --resume runs/demo/mgsr/seed=0
+
+On several GPUs of one machine it starts one process each; torchrun and srun start them on several machines.
+
+  mgsr train configs/llama2.yaml trainer.devices=8 trainer.strategy=fsdp2
 """
 EVALUATE_HELP = """\
 Write the answers to every row of the data files and measure them (ROUGE-L F x 100, maximum over references).

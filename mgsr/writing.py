@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +15,31 @@ from mgsr.config import ExperimentConfig
 from mgsr.costs import Meter
 from mgsr.data.corpus import RoundEntry
 from mgsr.data.prompts import pad_id, require_eos
+from mgsr.devices import working_device
 from mgsr.failpoints import reach
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.engine_writer import Engine, EngineWriter, VllmEngine
 from mgsr.material import Annotation
 from mgsr.memory import FittingBatches
 from mgsr.rendering import decode
+from mgsr.residence import Residence
 from mgsr.scrg import Prompt, RevisedSequence, revise
 
 Texts = tuple[list[RevisedSequence], list[dict[str, Any]]]
 
 
 class RoundWriter:
-    """Called with prompts and the round's number; `costs` are those of the last call, see `mgsr.costs`."""
+    """Called with prompts and the round's number; `costs` are those of the last call, see `mgsr.costs`.
+
+    `phase` is open while a round is written: on every rank, also where it has nothing to write.
+    """
 
     def __init__(
-        self, write: Callable[[Sequence[Prompt], int], tuple[list[RoundEntry], dict[str, float]]]
+        self,
+        write: Callable[[Sequence[Prompt], int], tuple[list[RoundEntry], dict[str, float]]],
+        phase: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._write = write
+        self._write, self.phase = write, phase
         self.costs: dict[str, float] = {}
 
     def __call__(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
@@ -41,28 +49,29 @@ class RoundWriter:
 
 def build_write(
     config: ExperimentConfig,
-    student: Any,
-    teacher: Any,
+    residence: Residence,
     tokenizer: PreTrainedTokenizerBase,
     annotation: Annotation,
     *,
     vocab_size: int,
     check: Callable[[], None] = lambda: None,
 ) -> RoundWriter:
-    """Writes one round with `student` (and `teacher`) as they stand when it is called.
+    """Writes one round with student and teacher as they stand when it is called.
 
     Args:
-        student, teacher: causal language models; the teacher may be None for plain student text.
+        residence: of both models; the teacher may be None for plain student text.
         annotation: finds the spans of what was written.
         vocab_size: token ids that both models share; no other is ever written.
         check: called between batches; may raise to stop.
     """
 
+    device = working_device(config.trainer.accelerator)
     engines: list[Engine] = []
     loaded: list[int] = []
     cut = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
 
     def write(prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
+        student, teacher = residence.acting, residence.teacher
         if config.scrg.backend == "vllm" and loaded != [round_]:
             if not engines:
                 engines.append(_vllm_engine(config, student, tokenizer, vocab_size))
@@ -95,7 +104,7 @@ def build_write(
         place = {i: k for k, i in enumerate(order)}
         return [entries[place[i]] for i in range(len(prompts))], meter.totals()
 
-    return RoundWriter(write)
+    return RoundWriter(write, lambda: residence.writing(device))
 
 
 def _texts(

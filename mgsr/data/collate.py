@@ -88,7 +88,8 @@ class Batch:
     `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
     position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none. `teacher_top`
     has the teacher's distributions of sequences that need no forward; a row of it is a state's place among the
-    B (L - 1) states that predict a token.
+    B (L - 1) states that predict a token. `teacher_states` `[B, L, H]` are the teacher's last hidden states, where
+    it has read the text in a phase of its own.
     """
 
     def __init__(
@@ -102,10 +103,12 @@ class Batch:
         behaviour_log_probs: Tensor | None,
         counts: StepCounts,
         teacher_top: CachedRows | None = None,
+        teacher_states: Tensor | None = None,
     ) -> None:
         self.input_ids, self.attention_mask, self.labels = input_ids, attention_mask, labels
         self.span_ids, self.is_ground_truth, self.example_ids = span_ids, is_ground_truth, example_ids
         self.behaviour_log_probs, self.counts, self.teacher_top = behaviour_log_probs, counts, teacher_top
+        self.teacher_states = teacher_states
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -128,11 +131,13 @@ def collate(
     counts: StepCounts,
     pad_token_id: int,
     tops: Mapping[TextKey, TeacherTop] | None = None,
+    states: Mapping[TextKey, Tensor] | None = None,
 ) -> Batch:
     """Pad sequences on the right to the longest of them.
 
     Args:
         tops: text -> the teacher's distributions of it, where they are cached.
+        states: text -> the teacher's last hidden states `[T, H]` of its response, where they are kept.
     """
     length = max(len(row) for row in rows)
     shape = (len(rows), length)
@@ -161,7 +166,23 @@ def collate(
         behaviour,
         counts,
         _teacher_top(rows, length, tops or {}),
+        _teacher_states(rows, length, states or {}),
     )
+
+
+def _teacher_states(
+    rows: Sequence[TrainingSequence], length: int, states: Mapping[TextKey, Tensor]
+) -> Tensor | None:
+    """`[B, L, H]`, 0 wherever nothing is predicted."""
+    known = [(b, row, states[row.key]) for b, row in enumerate(rows) if row.key in states]
+    if not known:
+        return None
+    first = known[0][2]
+    padded = first.new_zeros(len(rows), length, first.shape[1])
+    for b, row, found in known:
+        # the state before a token predicts it
+        padded[b, len(row.prompt_ids) - 1 : len(row) - 1] = found
+    return padded
 
 
 def _teacher_top(

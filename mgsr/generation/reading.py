@@ -8,6 +8,7 @@ included).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,7 @@ class Reader:
         self.config = causal_lm(model).config
         self.pad_id, self.vocab_size = pad_id, vocab_size
         self.cache = DynamicCache(config=self.config)
+        self._cache_name = cache_argument(self.body)
         self.device = causal_lm(model).get_input_embeddings().weight.device
         self.width = 0
         self.padding_B = torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -106,8 +108,8 @@ class Reader:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self._cache_name: self.cache},
         )
         self.state = output.last_hidden_state[:, -1]
         return self.head.project(self.state, self.vocab_size)
@@ -121,6 +123,11 @@ class Reader:
         self.padding_B = self.padding_B[rows]
 
 
+def cache_argument(body: Any) -> str:
+    """What a model calls its KV cache: transformers 5.24 has begun to rename it."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
+
+
 class HiddenLogits:
     """Logits of response positions, made from their hidden states a slice at a time.
 
@@ -131,11 +138,11 @@ class HiddenLogits:
     """
 
     def __init__(self, hidden_NH: Tensor, head: OutputHead, vocab_size: int | None = None) -> None:
-        self._hidden_NH, self._head, self._vocab_size = hidden_NH, head, vocab_size
+        self.hidden_NH, self._head, self._vocab_size = hidden_NH, head, vocab_size
 
     def __len__(self) -> int:
-        return self._hidden_NH.shape[0]
+        return self.hidden_NH.shape[0]
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> Tensor:
-        return self._head.project(self._hidden_NH[rows], self._vocab_size)
+        return self._head.project(self.hidden_NH[rows], self._vocab_size)

@@ -4,7 +4,14 @@ from mgsr.models.building import FAMILIES, build_causal_lm
 from mgsr.models.folders import content_fingerprint, remove_half_folders, save_model_folder
 from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
 from mgsr.models.lora import add_lora, merge_lora
-from mgsr.models.pruning import ParameterCounts, count_parameters, freeze, prune_depth, pruned_config
+from mgsr.models.pruning import (
+    ParameterCounts,
+    count_parameters,
+    decoder_layers,
+    freeze,
+    prune_depth,
+    pruned_config,
+)
 from mgsr.models.sources import ModelSource, one_line_errors, resolve_source
 from mgsr.models.vocabulary import (
     VocabularyConflict,
@@ -28,6 +35,7 @@ __all__ = [
     "build_causal_lm",
     "content_fingerprint",
     "count_parameters",
+    "decoder_layers",
     "freeze",
     "load_causal_lm",
     "load_tokenizer",

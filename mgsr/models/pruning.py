@@ -71,6 +71,17 @@ def pruned_config(config: PretrainedConfig, keep: Sequence[int]) -> PretrainedCo
     return config
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder layers of a causal language model, first to last.
+
+    Raises:
+        UserError: the model keeps them in no list as long as its config says.
+    """
+    layers = model.get_submodule(_layer_list(model))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
 def _layer_list(model: PreTrainedModel) -> str:
     """The name of the list of decoder layers: the outermost one that is as long as the config says."""
     depth = model.config.num_hidden_layers
@@ -80,7 +91,7 @@ def _layer_list(model: PreTrainedModel) -> str:
         if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     if not lists:
-        raise UserError(f"{type(model).__name__} has no list of {depth} layers, so its depth cannot be pruned")
+        raise UserError(f"{type(model).__name__} has no list of {depth} layers: choose another model")
     return min(lists, key=lambda name: name.count("."))
 
 

@@ -1,0 +1,239 @@
+"""Runs on one and on two processes, to be compared by test_ranks.py.
+
+`python -m tests.distributed.cases FOLDER` imports everything once and forks the ranks of every case; what they
+computed lies in FOLDER/<case>. Arithmetic is in float64 and the optimiser is SGD where numbers are compared: AdamW
+would hide a constant factor in the gradients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import mgsr.distillation
+from mgsr import failpoints
+from mgsr.config import load_config
+from mgsr.distillation import DistillationModule
+from mgsr.launch import joined
+from mgsr.optimisation import schedule
+from mgsr.ranks import is_first
+from mgsr.runs import run_folder
+from mgsr.schema import ExperimentConfig
+from mgsr.sharding import whole
+from mgsr.train import train
+
+SMALL = """
+experiment: ranks
+arm: mgsr
+data:
+  train: synthetic
+  template: plain
+  max_length: 80
+  max_prompt_length: 64
+  synthetic: {teacher_rows: 16, train_rows: 12, dev_rows: 3, test_rows: 3, vocab_size: 270}
+teacher:
+  source: init
+  dtype: float64
+  architecture: {family: llama, hidden_size: 8, num_layers: 2, num_heads: 2, intermediate_size: 16}
+  sft: {enabled: true, max_steps: 2, batch_size: 8, micro_batch_size: 8, lr: 1.0e-2, seed: 0}
+student:
+  source: init
+  dtype: float64
+  architecture: {family: gpt2, hidden_size: 8, num_layers: 2, num_heads: 2, intermediate_size: 16}
+  sft: {enabled: true, max_steps: 2, batch_size: 8, micro_batch_size: 8, lr: 1.0e-2}
+scrg: {max_new_tokens: 5, batch_size: 2, shard_size: 2}
+clip: {objective: priced}
+train: {epochs: 7, batch_size: 4, micro_batch_size: 1, lr: 0.05, grad_clip: 0}
+evaluation: {seeds: [10], batch_size: 2, max_new_tokens: 5, val_every_n_epochs: 3}
+trainer: {accelerator: cpu, precision: 64-true, checkpoint_every_n_steps: 2, log_every_n_steps: 1,
+          grad_norm_every_n_steps: 1000, histogram_every_n_steps: 1000, timeout_minutes: 1}
+"""
+STEPS = 21
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: on how many ranks, with which overrides, and where it is killed."""
+
+    name: str
+    ranks: int
+    overrides: tuple[str, ...] = ()
+    sgd: bool = False
+    kill: str = ""
+    resumes: str = ""
+
+
+FSDP2 = ("trainer.strategy=fsdp2", "teacher.placement=sharded")
+# the optimiser that runs have
+ADAMW = ("train.epochs=3", "train.lr=0.01", "train.grad_clip=1")
+# rank 1 dies behind step 4 of 9, within the second epoch
+DIES = "step.end=kill@9#1"
+CASES = (
+    Case("one", 1, sgd=True),
+    Case("ddp", 2, sgd=True),
+    Case("fsdp2", 2, FSDP2, sgd=True),
+    # each its own stages before the main job, on two ranks too
+    Case("fsdp2_stages", 2, (*FSDP2, "run_root={folder}/fsdp2_runs", "scrg.text=interleaved"), sgd=True),
+    Case("one_stages", 1, ("run_root={folder}/one_runs", "scrg.text=interleaved"), sgd=True),
+    Case("offloaded", 2, ("teacher.placement=cpu",), sgd=True),
+    Case("adamw", 2, ADAMW),
+    Case("killed", 2, ADAMW, kill=DIES),
+    Case("killed", 2, ADAMW, resumes="same"),
+    Case("crossing", 2, ADAMW, kill=DIES),
+    Case("crossing", 1, ADAMW, resumes="fewer"),
+    Case("sharded", 2, (*ADAMW, *FSDP2)),
+    Case("sharded_killed", 2, (*ADAMW, *FSDP2), kill=DIES),
+    Case("sharded_killed", 2, (*ADAMW, *FSDP2), resumes="same"),
+    Case("changing", 2, ADAMW, kill=DIES),
+    Case("changing", 2, (*ADAMW, *FSDP2), resumes="sharded"),
+)
+
+
+def configuration(folder: Path, case: Case) -> ExperimentConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "small.yaml"
+    path.write_text(SMALL)
+    own = [text.format(folder=folder) for text in case.overrides]
+    return load_config(
+        path, [f"run_root={folder}/runs", f"arm={case.name}", f"trainer.devices={case.ranks}", *own]
+    )
+
+
+def _sgd(student: Any, clip: Any, train_config: Any, *, clip_lr: float, total_steps: int) -> Any:
+    parameters = [p for m in (student, clip) if m is not None for p in m.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=train_config.lr)
+    rate = partial(schedule, total_steps=total_steps, warmup_ratio=0.0, min_lr_ratio=0.1)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def _record_first_gradients(path: Path) -> None:
+    """Keep the gradients of the main job's first step, as the optimiser sees them."""
+    clipping = DistillationModule.configure_gradient_clipping
+
+    def record(self: DistillationModule, *args: Any, **kwargs: Any) -> None:
+        if self.global_step == 0 and self.teacher is not None:
+            gradients = {n: whole(p.grad).clone() for n, p in self.named_parameters() if p.grad is not None}
+            if is_first():
+                torch.save(gradients, path)
+        clipping(self, *args, **kwargs)
+
+    DistillationModule.configure_gradient_clipping = record  # type: ignore[method-assign]
+
+
+def work(folder: Path, case: Case) -> None:
+    """One rank of one case."""
+    if case.sgd:
+        mgsr.distillation.build_optimizer = _sgd  # type: ignore[assignment]
+        _record_first_gradients(folder / f"{case.name}.gradients.pt")
+    failpoints.arm(case.kill)
+    config = configuration(folder, case)
+    with joined(config.trainer):
+        train(config, resume=bool(case.resumes))
+
+
+def averaging(folder: Path) -> None:
+    """What becomes of two ranks' gradients 1 and 3, by `fully_shard` and by DistributedDataParallel alone."""
+    place = TorchElasticEnvironment()
+    dist.init_process_group("gloo", rank=place.global_rank(), world_size=2)
+    found = {}
+    for name in ("fully_shard", "ddp"):
+        layer = torch.nn.Linear(1, 2, bias=False).double()
+        wrapped: Any = layer
+        if name == "ddp":
+            wrapped = DistributedDataParallel(layer)
+        else:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+        inputs = torch.full((1, 1), 1.0 + 2.0 * dist.get_rank(), dtype=torch.float64)
+        wrapped(inputs).sum().backward()
+        assert layer.weight.grad is not None
+        found[name] = whole(layer.weight.grad).flatten().tolist()
+    if dist.get_rank() == 0:
+        (folder / "averaging.json").write_text(json.dumps(found))
+
+
+def run_ranks(ranks: int, task: Callable[[], None], log: Path, seconds: float = 120.0) -> list[int | None]:
+    """Fork `ranks` processes as torchrun would start them; their exit codes, None for one that had to be killed.
+
+    A rank that fails takes the others with it after a while, as an agent does.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [_fork(rank, ranks, port, task, log) for rank in range(ranks)]
+    codes: dict[int, int | None] = {}
+    deadline = time.monotonic() + seconds
+    while len(codes) < ranks:
+        for rank, child in enumerate(children):
+            if rank not in codes:
+                done, status = os.waitpid(child, os.WNOHANG)
+                if done:
+                    codes[rank] = os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            for rank, child in enumerate(children):
+                if rank not in codes:
+                    os.kill(child, 9)
+                    os.waitpid(child, 0)
+                    codes[rank] = None
+        time.sleep(0.01)
+    return [codes[rank] for rank in range(ranks)]
+
+
+def _fork(rank: int, ranks: int, port: int, task: Callable[[], None], log: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        out = log.open("a", buffering=1)
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        sys.stdout = sys.stderr = out
+        torch.set_num_threads(1)
+        if ranks > 1:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0, "ROLE_RANK": rank}
+            os.environ.update({name: str(value) for name, value in place.items()}, TORCHELASTIC_RUN_ID="test")
+        task()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder = Path(arguments[0])
+    chosen = arguments[1:]
+    notes: list[dict[str, Any]] = []
+    if not chosen:
+        codes = run_ranks(2, partial(averaging, folder), folder / "averaging.log")
+        print(f"averaging: {codes}", flush=True)
+    for case in CASES:
+        if chosen and case.name not in chosen:
+            continue
+        started = time.monotonic()
+        codes = run_ranks(case.ranks, partial(work, folder, case), folder / f"{case.name}.log")
+        note = {"name": case.name, "resumes": case.resumes, "codes": codes, "kill": case.kill}
+        notes.append({**note, "folder": str(run_folder(configuration(folder, case)))})
+        print(f"{case.name}: {codes}, {time.monotonic() - started:.1f} s", flush=True)
+    (folder / "cases.json").write_text(json.dumps(notes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
