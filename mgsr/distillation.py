@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mgsr import models
 from mgsr.clip_network import ClipNetwork
 from mgsr.data.collate import Batch
 from mgsr.errors import NonFiniteLossError
@@ -97,6 +98,8 @@ class DistillationModule(L.LightningModule):
         return self._teacher[0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # what adapters stand on is frozen, and known by its fingerprint
+        checkpoint["state_dict"] = models.without_base(checkpoint["state_dict"], self.student, "student.")
         checkpoint["figures"] = {
             "latest": dict(self.latest),
             "likelihood_after": dict(self.figures.likelihood_after),
@@ -106,6 +109,7 @@ class DistillationModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.figures.likelihood_after = dict(figures["likelihood_after"])

@@ -18,6 +18,7 @@ from mgsr.datamodule import DistillationDataModule
 from mgsr.distillation import DistillationModule
 from mgsr.errors import DataError
 from mgsr.evaluation import Predictor
+from mgsr.models import with_base
 from mgsr.optimisation import Length
 from mgsr.strategies import build_strategy
 
@@ -128,7 +129,7 @@ def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
         raise DataError(f"{error}; delete it to take the student of the last resume point instead") from None
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    student.load_state_dict(weights)
+    student.load_state_dict(with_base(weights, student))
     return content
 
 

@@ -59,7 +59,7 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     if (folder / "config.json").exists():
         return _taken(folder, "teacher", teacher, key)
     tokenizer = build_tokenizer(config, teacher, rows)
-    model = build_model(config, teacher, tokenizer, seed=_seed(config, teacher.sft))
+    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
     return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
 
 
@@ -77,7 +77,11 @@ def prepare_student(
         return _taken(folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
     model = build_student(
-        config, student, None if teacher is None else teacher.model, tokenizer, seed=_seed(config, student.sft)
+        config,
+        student,
+        None if teacher is None else teacher.model,
+        tokenizer,
+        seed=stage_seed(config, student.sft),
     )
     return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
 
@@ -118,11 +122,12 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
         relevant["vocab_size"] = config.data.synthetic.vocab_size
     precision = config.trainer.precision
     tree = asdict(model)
-    seed = _seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
+    seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
     return fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 
 
-def _seed(config: ExperimentConfig, sft: SftConfig) -> int:
+def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
+    """The seed of a model's initialisation and fine-tuning."""
     return config.seed if sft.seed is None else sft.seed
 
 
@@ -170,6 +175,9 @@ def _fine_tuned(
         for events in partial.glob("events.*"):
             events.replace(folder / events.name)
         shutil.rmtree(partial, ignore_errors=True)
+    if model.dtype != models.parse_dtype(settings.dtype):
+        # a precision such as bf16-true leaves its type on the weights; later runs get the configured one
+        return _taken(folder, name, settings, key)
     model.eval()
     return Prepared(model, tokenizer, key, folder)
 
@@ -185,7 +193,7 @@ def _supervise(
     folder: Path,
 ) -> None:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
-    seed = _seed(config, sft)
+    seed = stage_seed(config, sft)
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
     dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)

@@ -28,6 +28,7 @@ from mgsr.measures import correction_quality, exposure_bias, rounds_of, text_div
 from mgsr.models import content_fingerprint
 from mgsr.origins import check_tokenizers
 from mgsr.progress import say
+from mgsr.referred import keep_base
 from mgsr.runs import keep_shape, open_run_folder, run_folder
 from mgsr.stages import (
     Prepared,
@@ -81,6 +82,7 @@ def _run(
     tokenizer = student.tokenizer
     vocab_size = shared_vocabulary(teacher, student)
     keep_shape(folder, student.model, tokenizer, _identity(config, teacher))
+    keep_base(folder, config, student)
     metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
 
     started = time.monotonic()

@@ -23,6 +23,7 @@ from mgsr.job import adapted
 from mgsr.losses.inputs import rows_per_part, rows_per_tile
 from mgsr.objective import build_clip
 from mgsr.origins import build_initial
+from mgsr.referred import TRUE_TYPES
 from mgsr.schema import ModelConfig
 
 # AdamW: two moments of a parameter's type, and a float32 step count per parameter tensor
@@ -96,8 +97,7 @@ def _fake(config: ExperimentConfig, model: ModelConfig, vocab_size: int, *, trai
 
 def _weights_dtype(config: ExperimentConfig, model: ModelConfig) -> torch.dtype:
     """What Lightning's precision makes of the student's weights."""
-    true = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
-    return true.get(config.trainer.precision, models.parse_dtype(model.dtype))
+    return TRUE_TYPES.get(config.trainer.precision, models.parse_dtype(model.dtype))
 
 
 def model_size(model: Any) -> ModelSize:
