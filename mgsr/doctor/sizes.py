@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from mgsr import models
@@ -73,7 +73,13 @@ def fake_models(config: ExperimentConfig, vocab_size: int) -> tuple[FakeTensorMo
             if config.student.keep_layers:
                 shape = models.pruned_config(student.config, config.student.keep_layers)
                 student = AutoModelForCausalLM.from_config(shape, dtype=student.dtype)
-        student = adapted(student, config)
+    # peft moves what it makes, which parameters without content do not allow
+    student = adapted(student, config)
+    for module in student.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, FakeTensor):
+                fake = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
+                setattr(module, name, fake)
     return mode, None if teacher is None else teacher.train(), student.train()
 
 
