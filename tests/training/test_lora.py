@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -276,12 +277,23 @@ def test_a_precision_of_its_own_type_knows_its_models_again(tmp_path: Path) -> N
     assert embedding.dtype == torch.float32 and torch.equal(embedding, embedding.bfloat16().float())
 
 
-def test_checkpointed_activations_train_the_same_adapters(run: Path, root: Path) -> None:
+def test_checkpointed_activations_train_the_same_adapters(
+    run: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout included: what is gone through again draws the same numbers."""
+    layers = []
+    original = transformers.modeling_utils.checkpoint
+
+    def watched(function: Any, *args: Any, **kwargs: Any) -> Any:
+        layers.append(function)
+        return original(function, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.modeling_utils, "checkpoint", watched)
     words = ["student.lora.dropout=0.2", "train.gradient_checkpointing=true", *LORA]
     config = small_config(root, "arm=checkpointing", *words)
     train(config)
     found, expected = (resume_content(folder)["state_dict"] for folder in (run_folder(config), run))
-    assert found.keys() == expected.keys()
+    assert layers and found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
 
