@@ -18,10 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from mgsr import failpoints, models
-from mgsr.checkpoints import BEST, KEPT, read_checkpoint
+from mgsr.checkpoints import BEST, read_checkpoint
 from mgsr.cli import main
-from mgsr.doctor.findings import Report
-from mgsr.doctor.memory import look_at_memory
 from mgsr.errors import UserError
 from mgsr.export import load_run
 from mgsr.runs import run_folder
@@ -296,23 +294,3 @@ def test_checkpointed_activations_train_the_same_adapters(
     assert layers and found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=name)
-
-
-def test_the_disk_estimate_counts_what_is_written(run: Path, root: Path) -> None:
-    config = small_config(root, "arm=lora", "student.lora.dropout=0.2", *LORA)
-    tokenizer = models.load_tokenizer(base_of(run))
-    said = {}
-    for name, rank in (("lora", 2), ("plain", 0)):
-        config.student.lora.r = rank
-        report = Report()
-        look_at_memory(config, tokenizer, report, available=1 << 40)
-        said[name] = report.figures
-    content = resume_content(run)
-    adapters = [v for k, v in content["state_dict"].items() if k.startswith("student.")]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in adapters)
-    # two moments as large as the weights, a count of four bytes per tensor
-    assert said["lora"]["disk"]["best"] == 2 * size
-    assert said["lora"]["disk"]["resume_points"] == (KEPT + 1) * (3 * size + 4 * len(adapters))
-    assert said["plain"]["disk"]["best"] > 4 * said["lora"]["disk"]["best"]
-    # fine-tuning comes before the adapters and trains all weights
-    assert said["lora"]["memory"]["student_sft"] == said["plain"]["memory"]["student_sft"]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mgsr import models
+from mgsr import job, models
+from mgsr.checkpoints import KEPT
 from mgsr.clip_network import ClipNetwork
 from mgsr.config import load_config
+from mgsr.data.tokenizer import train_tokenizer
+from mgsr.doctor.findings import Report
+from mgsr.doctor.memory import look_at_memory
 from mgsr.doctor.sizes import fake_models, model_size
 from mgsr.errors import DataError, UserError
 from mgsr.heads import last_hidden, output_head
 from mgsr.optimisation import build_optimizer
+from mgsr.origins import build_initial
 from mgsr.schema import TrainConfig
+from tests.reliability.harness import small_config
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 15, 16]])
 # every kind of layer that the family has, and what all linear ones are
@@ -160,3 +167,24 @@ def test_the_doctors_account_of_adapters_is_that_of_the_real_model(family: str) 
     size, trained = model_size(fake), [p for p in real.parameters() if p.requires_grad]
     assert size.trained == 4 * sum(p.numel() for p in trained)
     assert size.optimiser == 2 * size.trained + 4 * len(trained)
+
+
+def test_the_disk_estimate_counts_what_checkpoints_hold(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "student.lora.r=2", "student.lora.target_modules=[c_attn,c_fc]")
+    tokenizer = train_tokenizer(["a red cat"], vocab_size=258)
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": 1, "pad_token_id": 0, "seed": 0}
+    model = job.adapted(build_initial(config, config.student, **ids), config)
+    said = {}
+    for name, rank in (("lora", 2), ("plain", 0)):
+        config.student.lora.r = rank
+        report = Report()
+        look_at_memory(config, tokenizer, report, available=1 << 40)
+        said[name] = report.figures
+    kept = models.without_base(model.state_dict(), model).values()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    # two moments as large as the weights, a count of four bytes per tensor
+    assert said["lora"]["disk"]["best"] == 2 * size
+    assert said["lora"]["disk"]["resume_points"] == (KEPT + 1) * (3 * size + 4 * len(kept))
+    assert said["plain"]["disk"]["best"] > 4 * said["lora"]["disk"]["best"]
+    # fine-tuning comes before the adapters and trains all weights
+    assert said["lora"]["memory"]["student_sft"] == said["plain"]["memory"]["student_sft"]
