@@ -70,9 +70,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
 
-    export = command("export", "a plain transformers folder of a run's student", EXPORT_HELP)
+    export = command("export", "a run's student as a folder for transformers or peft", EXPORT_HELP)
     export.add_argument("run", metavar="RUN")
     export.add_argument("out", metavar="OUT")
+    export.add_argument(
+        "--merge",
+        action="store_true",
+        help="add adapters into the weights: a plain folder (without adapters this changes nothing)",
+    )
 
     ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP)
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")

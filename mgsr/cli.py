@@ -118,7 +118,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from mgsr.export import export
 
-    out = export(arguments.run, arguments.out)
+    out = export(arguments.run, arguments.out, merge=arguments.merge)
     print(f"written to {out}")
 
 

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mgsr import models
 from mgsr.clip_network import ClipNetwork
 from mgsr.data.collate import Batch
 from mgsr.errors import NonFiniteLossError
@@ -104,20 +105,17 @@ class DistillationModule(L.LightningModule):
     def teacher(self) -> PreTrainedModel | None:
         return self.residence.teacher
 
-    @property
-    def has_idle_parameters(self) -> bool:
-        """Whether some trained parameters never get a gradient: a clip network without weight."""
-        return self.clip is not None and not self.objective.weights[1]
-
     def configure_model(self) -> None:
         if self.device_mesh is not None:
             self.residence.shard(self, self.device_mesh["data_parallel"], "losses")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = {"latest": dict(self.latest), "skipped": self.skipped}
-        checkpoint["figures"] = own | self.figures.state()
+        # what adapters stand on is frozen, and known by its fingerprint
+        checkpoint["state_dict"] = models.without_base(checkpoint["state_dict"], self.student, "student.")
+        checkpoint["figures"] = {"latest": dict(self.latest), "skipped": self.skipped} | self.figures.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.figures.load(figures)

@@ -16,10 +16,11 @@ from mgsr.devices import working_device
 from mgsr.durable import write_atomically
 from mgsr.errors import UserError
 from mgsr.evaluation import Predictor, evaluate
-from mgsr.export import load_run, load_run_teacher
+from mgsr.export import load_run
 from mgsr.exposure import exposure
 from mgsr.material import encode
 from mgsr.progress import progress, say
+from mgsr.referred import load_run_teacher
 from mgsr.runs import load_run_config
 from mgsr.schema import DataConfig, EvaluationConfig
 

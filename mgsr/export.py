@@ -1,4 +1,4 @@
-"""`mgsr export`: a run's student as a plain transformers folder, with tokenizer and model card."""
+"""`mgsr export`: a run's student as a plain transformers folder, or its adapters as peft's, with a model card."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ from mgsr.errors import UserError
 from mgsr.fitting import load_student
 from mgsr.job import adapted
 from mgsr.origins import quiet_transformers
-from mgsr.runs import STUDENT, TEACHER, load_run_config
-from mgsr.stages import prepare_teacher
+from mgsr.referred import Base, as_trained, base_location, load_base
+from mgsr.runs import STUDENT, load_run_config
 
 
 def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The best student of a run (the last one where no dev set chose), adapters merged, and its tokenizer.
 
-    Needs nothing but the run's own folder.
+    Needs nothing but the run's own folder; with adapters, also the model they stand on.
 
     Raises:
-        UserError: not a run folder, or no checkpoint in it yet.
+        UserError: not a run folder, no checkpoint in it yet, or the adapters' base is gone or has changed.
     """
-    folder = Path(run)
+    model, tokenizer = _load_best(Path(run))
+    merged = models.merge_lora(model) if models.has_adapters(model) else model
+    return merged.eval(), tokenizer
+
+
+def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """As `load_run`, adapters not merged."""
     config = load_run_config(folder)
     best = folder / "checkpoints" / BEST
     checkpoint = best if best.exists() else newest_whole(folder)
@@ -36,10 +42,12 @@ def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         raise UserError(f"{folder}: no checkpoint yet; finish the run with mgsr train --resume {folder}")
     quiet_transformers()
     tokenizer = models.load_tokenizer(str(folder / STUDENT))
-    model = adapted(_shape(folder / STUDENT, config), config)
+    if config.student.lora.r:
+        model = adapted(as_trained(load_base(folder, config, tokenizer), config.trainer.precision), config)
+    else:
+        model = _shape(folder / STUDENT, config)
     load_student(model, checkpoint)
-    merged = models.merge_lora(model) if config.student.lora.r else model
-    return merged.eval(), tokenizer
+    return model, tokenizer
 
 
 def _shape(folder: Path, config: ExperimentConfig) -> PreTrainedModel:
@@ -51,47 +59,29 @@ def _shape(folder: Path, config: ExperimentConfig) -> PreTrainedModel:
     )
 
 
-def load_run_teacher(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The teacher of a run, fine-tuned as it was.
+def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
+    """Write a run's student: as `AutoModelForCausalLM`'s folder, or as peft's folder of its adapters.
+
+    Args:
+        merge: add adapters into the weights, so that neither mgsr nor peft nor the base is needed to load
+            them. A run without adapters has nothing to merge.
 
     Raises:
-        UserError: the run had none, or it is no longer in the cache beside the run.
+        UserError: not a run, no checkpoint, `out` exists and is not empty; with adapters, their base is gone,
+            has changed, or (without `merge`) lies in no folder that peft could load it from.
     """
-    folder = Path(run)
-    config = load_run_config(folder)
-    try:
-        name = json.loads((folder / TEACHER).read_text(encoding="utf-8"))["cache"]
-    except (OSError, ValueError, KeyError):
-        name = None
-    if name is None:
-        raise UserError(f"{run}: this run had no teacher; name one with --teacher FOLDER")
-    quiet_transformers()
-    cached = folder.resolve().parents[2] / "cache" / str(name)
-    if (cached / "config.json").exists():
-        model = models.load_causal_lm(
-            str(cached), dtype=config.teacher.dtype, trust_remote_code=config.teacher.trust_remote_code
-        )
-        return model, models.load_tokenizer(str(cached))
-    if config.teacher.source == "init" or config.teacher.sft.enabled:
-        raise UserError(f"{run}: its teacher is no longer at {cached}; name one with --teacher FOLDER")
-    teacher = prepare_teacher(config, [])
-    assert teacher is not None
-    return teacher.model, teacher.tokenizer
-
-
-def export(run: str | Path, out: str | Path) -> Path:
-    """Write `AutoModelForCausalLM`'s folder of a run's student; mgsr is not needed to load it.
-
-    Raises:
-        UserError: not a run, no checkpoint, or `out` exists and is not empty.
-    """
-    out = Path(out)
+    folder, out = Path(run), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose an empty or new folder")
-    config = load_run_config(run)
-    model, tokenizer = load_run(run)
-    models.save_model_folder(model, tokenizer, out)
-    write_atomically(out / "README.md", model_card(config, _metrics(Path(run))))
+    config = load_run_config(folder)
+    base = base_location(folder, config) if config.student.lora.r and not merge else None
+    if base is None:
+        model, tokenizer = load_run(folder)
+        models.save_model_folder(model, tokenizer, out)
+    else:
+        adapters, tokenizer = _load_best(folder)
+        models.save_adapter_folder(adapters, tokenizer, out, base=base.location, revision=base.revision)
+    write_atomically(out / "README.md", model_card(config, _metrics(folder), base))
     return out
 
 
@@ -102,8 +92,12 @@ def _metrics(run: Path) -> dict[str, Any]:
         return {}
 
 
-def model_card(config: ExperimentConfig, metrics: dict[str, Any]) -> str:
-    """What the model is, how it was made, what was measured."""
+def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | None = None) -> str:
+    """What the model is, how it was made, what was measured.
+
+    Args:
+        base: what the folder's adapters stand on; None where the weights are whole.
+    """
     rows = [
         f"| {name} | {value['rouge_l']:.2f} | {value['rouge_l_std']:.2f} | {value['examples']} |"
         for name, value in metrics.get("result", {}).items()
@@ -115,8 +109,9 @@ def model_card(config: ExperimentConfig, metrics: dict[str, Any]) -> str:
         if scrg.enabled
         else "ground truth only"
     )
+    kept = f"- low-rank adapters on `{base.location}`{_at(base)} (SHA-256 {base.content})\n" if base else ""
     return f"""---
-library_name: transformers
+library_name: {"peft" if base else "transformers"}
 pipeline_tag: text-generation
 tags: [distillation, mgsr]
 ---
@@ -129,15 +124,31 @@ A student distilled from `{config.teacher.source or "no teacher"}` with mgsr {__
 - training data: `{config.data.train}`; prompts follow the `{config.data.template}` template
 - loss weights: SFT {objective.w_sft:g}, {objective.divergence} {objective.w_dac:g}, span {objective.w_span:g}
 - sequences: {made}
-
+{kept}
 {table if rows else "Not evaluated yet."}
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
+{_loading(base)}
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 ```
 
 The licence is that of the student's origin and of the training data; see there.
 """
+
+
+def _at(base: Base) -> str:
+    return f" at revision `{base.revision}`" if base.revision else ""
+
+
+def _loading(base: Base | None) -> str:
+    """The lines of a model card that load the model."""
+    imported = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if base is None:
+        return f'{imported}\n\nmodel = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
+    words = [json.dumps(base.location), *([f"revision={json.dumps(base.revision)}"] if base.revision else [])]
+    lines = [
+        f"from peft import PeftModel\n{imported}\n",
+        f"base = AutoModelForCausalLM.from_pretrained({', '.join(words)})",
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+    ]
+    return "\n".join(lines)

@@ -20,6 +20,7 @@ from mgsr.distillation import DistillationModule
 from mgsr.errors import DataError
 from mgsr.evaluation import Predictor
 from mgsr.launch import environment
+from mgsr.models import with_base
 from mgsr.optimisation import Length
 from mgsr.ranks import agreed, barrier, is_first
 from mgsr.strategies import build_strategy
@@ -99,7 +100,7 @@ def fit(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
-        strategy=build_strategy(config.trainer, unused_parameters=module.has_idle_parameters),
+        strategy=build_strategy(config.trainer, unused_parameters=module.objective.has_idle_parameters),
         precision=None if double else config.trainer.precision,  # type: ignore[arg-type]
         max_steps=length.total_steps,
         max_epochs=-1,
@@ -140,7 +141,7 @@ def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
         raise DataError(f"{error}; delete it to take the student of the last resume point instead") from None
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    student.load_state_dict(weights)
+    student.load_state_dict(with_base(weights, student))
     return content
 
 

@@ -181,7 +181,7 @@ def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
     """Number of token ids that both models share; refuses tokenizers that disagree."""
     require_eos(student.tokenizer)
     if teacher is None:
-        return len(student.tokenizer)
+        return models.written_vocab_size(student.tokenizer, student.model)
     return models.shared_vocab_size(teacher.tokenizer, student.tokenizer, teacher.model, student.model)
 
 

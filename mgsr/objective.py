@@ -29,6 +29,11 @@ class Objective:
     def needs_teacher(self) -> bool:
         return self.weights[1] > 0 or self.weights[2] > 0
 
+    @property
+    def has_idle_parameters(self) -> bool:
+        """Whether some trained parameters never get a gradient: those of a clip network without weight."""
+        return clip_network(self) is not None and not self.weights[1]
+
     def __call__(
         self,
         batch: Batch,

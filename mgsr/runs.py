@@ -16,6 +16,8 @@ from mgsr.provenance import code_fingerprint, environment
 
 # the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
 STUDENT, TEACHER, DATA = "student", "teacher.json", "data.json"
+# what the student's adapters stand on: it is not in the checkpoints
+BASE = "base.json"
 
 # keys that may differ when a run is taken up again: they change no number of it
 NEUTRAL = (
@@ -75,8 +77,9 @@ def open_run_folder(
         if begun:
             _take_up(folder, there, config, changed, data or {})
             return
-        # whose teacher it was is not yet settled either
-        (folder / TEACHER).unlink(missing_ok=True)
+        # whose teacher and base it was is not yet settled either
+        for name in (TEACHER, BASE):
+            (folder / name).unlink(missing_ok=True)
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     write_atomically(folder / DATA, json.dumps(dict(data or {}), indent=2) + "\n")
     write_atomically(written, dump(config))
@@ -99,19 +102,19 @@ def _take_up(
             f"{folder}: resuming with another config ({named}); leave these, or begin another arm "
             "(safe to change: more train.epochs, batch sizes of writing, how often things are logged)"
         )
-    known = _json(folder / DATA)
+    known = read_json(folder / DATA)
     other = [name for name, value in data.items() if name in known and known[name] != value]
     if other:
         raise UserError(
             f"{folder}: the rows of data.{other[0]} are not those it began with; put the file back as it was"
         )
-    begun = _json(folder / "environment.json")
+    begun = read_json(folder / "environment.json")
     if begun.get("code") != code_fingerprint():
         say(f"{folder}: begun with other code (commit {str(begun.get('commit'))[:7]}): the rest may differ")
     if changed:
         before, now = flat_tree(asdict(there)), flat_tree(asdict(config))
         say(f"{folder}: " + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed))
-        done = _json(folder / "metrics.json")
+        done = read_json(folder / "metrics.json")
         if done:
             (folder / "metrics.json").rename(folder / f"metrics-{done.get('steps')}-steps.json")
         write_atomically(folder / "config.yaml", dump(config))
@@ -124,7 +127,8 @@ def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
     return longer and whole_rounds and there.mixture.kind != "linear"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A run's small file; empty where it is not there or does not parse."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -148,7 +152,7 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
     Raises:
         UserError: the teacher is not the one the run began with.
     """
-    known = _json(folder / TEACHER)
+    known = read_json(folder / TEACHER)
     if known.get("content") not in (None, teacher["content"]):
         raise UserError(
             f"{folder}: the teacher is not the one it began with (its weights differ); put that one back "

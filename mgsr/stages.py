@@ -61,7 +61,7 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     if agreed((folder / "config.json").exists()):
         return _taken(folder, "teacher", teacher, key)
     tokenizer = build_tokenizer(config, teacher, rows)
-    model = build_model(config, teacher, tokenizer, seed=_seed(config, teacher.sft))
+    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
     return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
 
 
@@ -79,7 +79,11 @@ def prepare_student(
         return _taken(folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
     model = build_student(
-        config, student, None if teacher is None else teacher.model, tokenizer, seed=_seed(config, student.sft)
+        config,
+        student,
+        None if teacher is None else teacher.model,
+        tokenizer,
+        seed=stage_seed(config, student.sft),
     )
     return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
 
@@ -122,11 +126,12 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
     tree = asdict(model)
     # where it is held does not change it
     tree.pop("placement", None)
-    seed = _seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
+    seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
     return fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 
 
-def _seed(config: ExperimentConfig, sft: SftConfig) -> int:
+def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
+    """The seed of a model's initialisation and fine-tuning."""
     return config.seed if sft.seed is None else sft.seed
 
 
@@ -194,7 +199,7 @@ def _supervise(
     folder: Path,
 ) -> PreTrainedModel:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
-    seed = _seed(config, sft)
+    seed = stage_seed(config, sft)
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
     dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)

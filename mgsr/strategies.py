@@ -24,8 +24,10 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         content = read_checkpoint(Path(self.broadcast(checkpoint_path)))
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, strict=True)
-        set_model_state_dict(self.model, content.pop("state_dict"), options=options)
+        # frozen weights below adapters are in no checkpoint; the module checks the names that are
+        whole = all(parameter.requires_grad for parameter in self.model.parameters())
+        options = StateDictOptions(full_state_dict=True, strict=whole)
+        set_model_state_dict(self.model, dict(content["state_dict"]), options=options)
         for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):
             named = _by_name(state, optimizer, self.model)
             set_optimizer_state_dict(self.model, optimizer, named, options=options)

@@ -30,6 +30,7 @@ from mgsr.models import content_fingerprint
 from mgsr.origins import check_tokenizers
 from mgsr.progress import say
 from mgsr.ranks import agreed, first_alone, is_first, on_first
+from mgsr.referred import keep_base
 from mgsr.runs import keep_shape, open_run_folder, run_folder
 from mgsr.stages import (
     Prepared,
@@ -87,6 +88,7 @@ def _run(
     vocab_size = shared_vocabulary(teacher, student)
     identity = _identity(config, teacher)
     on_first(lambda: keep_shape(folder, student.model, tokenizer, identity))
+    on_first(lambda: keep_base(folder, config, student))
     metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
 
     started = time.monotonic()

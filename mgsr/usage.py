@@ -27,10 +27,15 @@ SOURCE is a run folder (its best student is taken, its template and limits hold)
   mgsr evaluate exported/ --data dolly_test.jsonl self_instruct.jsonl --out figures.json
 """
 EXPORT_HELP = """\
-Write the best student of a run as a plain transformers folder with tokenizer and model card. Adapters are merged.
+Write the best student of a run, with tokenizer and model card, as a plain transformers folder:
 AutoModelForCausalLM.from_pretrained(OUT) then works where mgsr is not installed.
 
+Of a run with adapters (student.lora.r > 0) they alone are written, as a folder that
+peft.PeftModel.from_pretrained(base, OUT) reads; the model card names the base. --merge adds them into the base's
+weights and writes the plain folder, which needs neither mgsr nor peft. Without adapters --merge changes nothing.
+
   mgsr export runs/demo/mgsr/seed=0 exported/
+  mgsr export runs/demo/lora/seed=0 exported/ --merge
 """
 ABLATE_HELP = """\
 Run every arm of a study with every seed, one after another. What is complete is skipped, what was begun goes on.

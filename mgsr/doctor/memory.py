@@ -13,6 +13,7 @@ what comes and goes; whether a batch fits is judged with them.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from mgsr.doctor.sizes import (
     workspace,
 )
 from mgsr.doctor.text import text_bytes
-from mgsr.schema import SftConfig
+from mgsr.schema import LoraConfig, SftConfig
 
 FLOAT = 4
 # resident memory of a training step over the bytes of its tensors, glibc; measured, see tests/reliability
@@ -91,11 +92,17 @@ def look_at_memory(
         account[phase] = static + int(holes * account[f"{phase}_added"])
     report.figures["memory"] = account
     room = device_memory(device) if available is None else available
-    for name, model, its_size in (("teacher", teacher, taught), ("student", student, own)):
+    first, whole, its_own = mode, student, own
+    if config.student.lora.r and config.student.sft.enabled:
+        # adapters come behind the fine-tuning, which trains all weights
+        plain = replace(config, student=replace(config.student, lora=LoraConfig()))
+        first, _, whole = fake_models(plain, len(tokenizer))
+        its_own = model_size(whole)
+    for name, fakes, model, its_size in (("teacher", mode, teacher, taught), ("student", first, whole, its_own)):
         sft: SftConfig = getattr(config, name).sft
         if its_size is None or not sft.enabled:
             continue
-        before = activations(mode, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
+        before = activations(fakes, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
         rows_at_once = min(sft.micro_batch_size, sft.batch_size)
         added = training_added(config, its_size, None, before, rows_at_once, length, device.type)
         needs = its_size.weights + its_size.optimiser + int(holes * added)
@@ -231,9 +238,10 @@ def device_memory(device: torch.device) -> int:
 
 def _look_at_disk(config: ExperimentConfig, own: ModelSize, taught: ModelSize | None, report: Report) -> None:
     """What a run and its cached models write, against what is free where `run_root` lies."""
-    # of a student with adapters, too, all weights are in a checkpoint
-    point = own.weights + own.optimiser
-    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * own.weights, "text": text_bytes(config, report)}
+    # of a student with adapters, they alone are in a checkpoint
+    kept = own.trained if config.student.lora.r else own.weights
+    point = kept + own.optimiser
+    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * kept, "text": text_bytes(config, report)}
     if taught is not None and config.teacher.sft.enabled:
         needs["teacher"] = taught.weights + (KEPT + 1) * 3 * taught.weights
     if config.student.sft.enabled:

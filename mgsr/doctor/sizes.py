@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from mgsr import models
@@ -23,6 +23,7 @@ from mgsr.job import adapted
 from mgsr.losses.inputs import rows_per_part, rows_per_tile
 from mgsr.objective import build_clip
 from mgsr.origins import build_initial
+from mgsr.referred import TRUE_TYPES
 from mgsr.schema import ModelConfig
 
 # AdamW: two moments of a parameter's type, and a float32 step count per parameter tensor
@@ -72,7 +73,13 @@ def fake_models(config: ExperimentConfig, vocab_size: int) -> tuple[FakeTensorMo
             if config.student.keep_layers:
                 shape = models.pruned_config(student.config, config.student.keep_layers)
                 student = AutoModelForCausalLM.from_config(shape, dtype=student.dtype)
-        student = adapted(student, config)
+    # peft moves what it makes, which parameters without content do not allow
+    student = adapted(student, config)
+    for module in student.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, FakeTensor):
+                fake = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
+                setattr(module, name, fake)
     return mode, None if teacher is None else teacher.train(), student.train()
 
 
@@ -96,8 +103,7 @@ def _fake(config: ExperimentConfig, model: ModelConfig, vocab_size: int, *, trai
 
 def _weights_dtype(config: ExperimentConfig, model: ModelConfig) -> torch.dtype:
     """What Lightning's precision makes of the student's weights."""
-    true = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
-    return true.get(config.trainer.precision, models.parse_dtype(model.dtype))
+    return TRUE_TYPES.get(config.trainer.precision, models.parse_dtype(model.dtype))
 
 
 def model_size(model: Any) -> ModelSize:

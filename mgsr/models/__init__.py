@@ -1,9 +1,9 @@
 """Teachers and students: load, build, prune, adapt, compare vocabularies, save."""
 
 from mgsr.models.building import FAMILIES, build_causal_lm
-from mgsr.models.folders import content_fingerprint, remove_half_folders, save_model_folder
+from mgsr.models.folders import content_fingerprint, remove_half_folders, save_adapter_folder, save_model_folder
 from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
-from mgsr.models.lora import add_lora, merge_lora
+from mgsr.models.lora import add_lora, has_adapters, merge_lora, with_base, without_base
 from mgsr.models.pruning import (
     ParameterCounts,
     count_parameters,
@@ -37,6 +37,7 @@ __all__ = [
     "count_parameters",
     "decoder_layers",
     "freeze",
+    "has_adapters",
     "load_causal_lm",
     "load_tokenizer",
     "logits_width",
@@ -48,8 +49,11 @@ __all__ = [
     "remove_half_folders",
     "require_shared_ids",
     "resolve_source",
+    "save_adapter_folder",
     "save_model_folder",
     "shared_vocab_size",
     "vocabulary_report",
+    "with_base",
+    "without_base",
     "written_vocab_size",
 ]

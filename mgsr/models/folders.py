@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.durable import sync_folder
 from mgsr.errors import UserError
 from mgsr.failpoints import reach
+from mgsr.models.lora import has_adapters
 from mgsr.models.sources import check_weights_folder
 
 # what a config says about its writer or its run, not about the function the model computes
@@ -46,6 +47,53 @@ def save_model_folder(
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"a plain transformers model is needed, not {type(model).__name__}: merge adapters first")
+
+    def write(partial: Path) -> None:
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+
+    return _write_folder(folder, write)
+
+
+def save_adapter_folder(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    base: str,
+    revision: str | None = None,
+) -> Path:
+    """Write the adapters of `add_lora` and the tokenizer as a folder that `PeftModel.from_pretrained` reads.
+
+    As whole as `save_model_folder` writes a model. The base's weights are not in it.
+
+    Args:
+        base: folder or hub id of the model below the adapters; revision: of the hub.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: `folder` is a file, or holds something else than a model; the disk refuses.
+        ValueError: `model` carries no adapters.
+    """
+    if not has_adapters(model):
+        raise ValueError(f"{type(model).__name__} carries no adapters")
+    adapted: Any = model
+
+    def write(partial: Path) -> None:
+        for config in adapted.peft_config.values():
+            config.base_model_name_or_path, config.revision = base, revision
+        # the embeddings are the base's: looking for resized ones would ask the hub
+        adapted.save_pretrained(partial, save_embedding_layers=False)
+        tokenizer.save_pretrained(partial)
+
+    return _write_folder(folder, write)
+
+
+def _write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
+    """Have `write` fill a hidden folder, then give it the name `folder`."""
     target = Path(folder).expanduser().absolute()
     if target.exists() and not _may_replace(target):
         raise UserError(f"`{target}` exists and is no model folder: choose another or remove it")
@@ -54,9 +102,7 @@ def save_model_folder(
     retired = target.parent / f".{target.name}.{mark}.old"
     try:
         partial.mkdir(parents=True)
-        model.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+        write(partial)
         for path in partial.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgsr.errors import UserError
+from mgsr.errors import DataError, UserError
 
 
 def add_lora(
@@ -33,16 +33,17 @@ def add_lora(
         A peft model around `model`, to be undone by `merge_lora`.
 
     Raises:
-        UserError: peft is missing, a value is out of range, or a target is not in the model; the output
-            head as a target where it is tied to the input embedding, which merging would change along.
+        UserError: peft is missing, a value is out of range, or a target is not in the model; an embedding as
+            a target where input and output share one, since merging would change the other along.
     """
     if r < 1:
         raise UserError(f"lora r must be 1 or more, not {r}")
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"lora dropout must be in [0, 1), not {dropout}")
     names = [target_modules] if isinstance(target_modules, str) else list(target_modules or ())
-    if "lm_head" in names and model.config.tie_word_embeddings:
-        raise UserError("lora target `lm_head` is tied to the input embedding: leave it out")
+    for name in names:
+        if name.rpartition(".")[2] in _tied_layers(model):
+            raise UserError(f"lora target `{name}` is tied to the other embedding: leave it out")
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -65,6 +66,14 @@ def add_lora(
         raise UserError(f"lora on {type(model).__name__}: {str(error).splitlines()[0]}") from error
 
 
+def _tied_layers(model: PreTrainedModel) -> set[str]:
+    """Last parts of the names of input and output embedding, where the two share a weight."""
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return set()
+    return {name.rpartition(".")[2] for name, module in model.named_modules() if any(module is e for e in ends)}
+
+
 def _has_transposed_layers(model: nn.Module) -> bool:
     """GPT-2 keeps its weights as [in, out]."""
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
@@ -80,3 +89,48 @@ def merge_lora(model: nn.Module) -> PreTrainedModel:
     if merge is None:
         raise ValueError(f"{type(model).__name__} carries no adapters")
     return merge()
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether `add_lora` has made `model`."""
+    return hasattr(model, "merge_and_unload")
+
+
+def without_base(state: Mapping[str, Tensor], model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """`state` without the frozen weights below an adapted `model`; all of it where there are no adapters.
+
+    Args:
+        state: a state dict in which the names of `model` begin with `prefix`; other names are kept.
+    """
+    frozen = {f"{prefix}{name}" for name in _frozen(model)}
+    return {name: tensor for name, tensor in state.items() if name not in frozen}
+
+
+def with_base(state: Mapping[str, Tensor], model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """The reverse of `without_base`: `state` with the frozen weights that `model` has; ready for a strict load.
+
+    Raises:
+        DataError: an adapted `model` and `state` do not have the same adapters, or `state` holds frozen weights.
+    """
+    if not has_adapters(model):
+        return dict(state)
+    frozen, own = _frozen(model), model.state_dict()
+    held = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    shapes = {name: tuple(value.shape) for name, value in held.items()}
+    expected = {name: tuple(value.shape) for name, value in own.items() if name not in frozen}
+    differ = sorted(name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name))
+    if differ:
+        what = "is missing" if differ[0] not in held else "does not fit"
+        raise DataError(
+            f"the checkpoint's adapters are not those of this student (`{differ[0]}` {what}, {len(differ)} in "
+            "all): refused; take a checkpoint of this run"
+        )
+    return {**state, **{f"{prefix}{name}": own[name] for name in frozen}}
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """Names of the weights below the adapters, every name of a tied one; none without adapters."""
+    if not has_adapters(model):
+        return set()
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}

@@ -98,7 +98,8 @@ def _conflicts(teacher_vocab: dict[str, int], student_vocab: dict[str, int]) -> 
 
 def written_vocab_size(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """Ids that a model may write: those that its tokenizer knows, none of the embedding's padding."""
-    return min(len(tokenizer), logits_width(model))
+    # ids may have gaps, so that the number of tokens says little
+    return min(max(tokenizer.get_vocab().values()) + 1, logits_width(model))
 
 
 def logits_width(model: PreTrainedModel) -> int:
