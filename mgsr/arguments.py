@@ -108,10 +108,14 @@ def build_parser() -> argparse.ArgumentParser:
     plan = command("plan", "what a run costs on several devices, and whether it fits", PLAN_HELP)
     plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/llama2.yaml")
     plan.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
-    plan.add_argument("--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)")
+    plan.add_argument(
+        "--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)"
+    )
     plan.add_argument("--nodes", type=_number(int, 1), default=1, metavar="N", help="nodes (default: 1)")
     plan.add_argument("--gpu", default="80GB", metavar="SIZE", help="memory of one device (default: 80GB)")
-    plan.add_argument("--rows", type=_number(int, 1), metavar="N", help="training rows (default: those of data.train)")
+    plan.add_argument(
+        "--rows", type=_number(int, 1), metavar="N", help="training rows (default: those of data.train)"
+    )
     for name, default, unit, text in (
         ("flops", 312, "TFLOPS", "peak of 16-bit products"),
         ("flops-float32", 19.5, "TFLOPS", "peak of float32 products"),

@@ -1,4 +1,5 @@
-"""The command line: `mgsr train | evaluate | export | ablate | report | verify | doctor | plan | texts | config`."""
+"""The command line: `mgsr train | evaluate | export | ablate | report | verify | doctor | plan | texts |
+config`."""
 
 from __future__ import annotations
 
@@ -147,7 +148,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
     from mgsr.doctor.show import parse_size
     from mgsr.plan import Hardware, plan
-    from mgsr.plan.show import heading, memory_table, traffic_table, verdict, work_table
+    from mgsr.plan.show import configured, heading, memory_table, traffic_table, verdict, work_table
     from mgsr.tables import show
 
     giga, tera = 1e9, 1e12
@@ -175,7 +176,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         print("\n".join(heading(found)))
         for table in (work_table(found), memory_table(found), traffic_table(found)):
             show(table)
-        print(verdict(found))
+        print(f"{configured(found)}\n{verdict(found)}")
     return 0 if found.recommended is not None else 1
 
 

@@ -101,9 +101,9 @@ def fake_models(
 
 @contextmanager
 def _staying() -> Iterator[None]:
-    """`Module.to` does nothing: peft moves new adapters to where their layer is, and fake tensors cannot be moved."""
+    """`Module.to` does nothing: peft moves new adapters to their layer, and fake tensors cannot be moved."""
     to = nn.Module.to
-    nn.Module.to = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
+    nn.Module.to = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     try:
         yield
     finally:

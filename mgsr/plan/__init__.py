@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mgsr.config import ExperimentConfig, load_config
 from mgsr.doctor.memory import MIXED
-from mgsr.doctor.sizes import fake_models, model_size
+from mgsr.doctor.sizes import Activations, fake_models, model_size
 from mgsr.errors import ConfigError
 from mgsr.origins import quiet_transformers
 from mgsr.plan.communication import Traffic, traffic
@@ -70,6 +71,15 @@ class Plan:
         fitting = [option for option in self.options if option.account.fits]
         return min(fitting, key=lambda option: option.seconds) if fitting else None
 
+    @property
+    def configured(self) -> Option | None:
+        """What the configuration itself asks for, if it exists on so many devices."""
+        several = self.world_size > 1
+        strategy = self.config.trainer.strategy if several else "auto"
+        strategy = "ddp" if several and strategy == "auto" else strategy
+        wanted = strategy, getattr(self.config.teacher, "placement", "replicated")
+        return next((o for o in self.options if (o.account.strategy, o.account.placement) == wanted), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Machine-readable; bytes, seconds and FLOPs."""
         best = self.recommended
@@ -96,9 +106,8 @@ class Plan:
                 }
                 for option in self.options
             ],
-            "recommended": None
-            if best is None
-            else {"strategy": best.account.strategy, "placement": best.account.placement, "seconds": best.seconds},
+            "recommended": _named(best),
+            "configured": _named(self.configured),
             "fits": best is not None,
         }
 
@@ -106,6 +115,13 @@ class Plan:
     def tokens_per_epoch(self) -> float:
         length = self.main.length
         return self.main.tokens(self.text) * length.steps_per_epoch / length.total_steps
+
+
+def _named(option: Option | None) -> dict[str, Any] | None:
+    if option is None:
+        return None
+    row = option.account
+    return {"strategy": row.strategy, "placement": row.placement, "seconds": option.seconds, "fits": row.fits}
 
 
 def plan(
@@ -142,13 +158,14 @@ def plan(
     speakers = {name: _speaker(config, name, model, sized[name]) for name, model in people.items()}
     stages, phases, trained = [], [], []
 
+    @cache
+    def kept(name: str, checkpointing: bool) -> Activations:
+        mixed, size = MIXED.get(config.trainer.precision), sized[name].size
+        return kept_for_backward(mode, people[name], size, text.longest, checkpointing=checkpointing, mixed=mixed)
+
     def memory_of(stage: Stage, name: str, checkpointing: bool) -> Trained:
-        mixed = MIXED.get(config.trainer.precision)
-        kept = kept_for_backward(
-            mode, people[name], sized[name].size, text.longest, checkpointing=checkpointing, mixed=mixed
-        )
-        micro_batches = stage.length.micro_batches
-        return Trained(stage.name, sized[name], kept, stage.forward_rows, text.longest, micro_batches)
+        rows, micro_batches = stage.forward_rows, stage.length.micro_batches
+        return Trained(stage.name, sized[name], kept(name, checkpointing), rows, text.longest, micro_batches)
 
     for name in people:
         sft = getattr(config, name).sft
@@ -172,19 +189,20 @@ def plan(
         )  # fmt: skip
         sent, seconds = _communication(config, stages, sized, strategy, placement, hardware, world)
         options.append(Option(row, sent, seconds, computing + seconds))
-    described = {name: _described(config, name, sized[name], finder) for name in people}
-    return Plan(
-        config, str(path), devices, nodes, available, hardware, text, described, stages, phases, options
-    )
+    described = {
+        name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
+    }
+    return Plan(config, str(path), devices, nodes, available, hardware, text, described, stages, phases, options)
 
 
 def _check_positions(config: ExperimentConfig, people: dict[str, Any], text: Text) -> None:
     for name, model in people.items():
         most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if most is not None and text.longest > most:
+            source = getattr(config, name).source
             raise ConfigError(
-                f"`data.max_length`: sequences of {text.longest} tokens, and {name} {getattr(config, name).source} "
-                f"has {most} positions; lower data.max_length or scrg.max_new_tokens"
+                f"`data.max_length`: sequences of {text.longest} tokens, and {name} {source} has {most} positions; "
+                "lower data.max_length or scrg.max_new_tokens"
             )
 
 
@@ -233,14 +251,16 @@ def _communication(
     return sent, seconds
 
 
-def _described(config: ExperimentConfig, name: str, model: Model, finder: ShapeFinder) -> dict[str, Any]:
+def _described(
+    config: ExperimentConfig, name: str, model: Model, adapters: int, finder: ShapeFinder
+) -> dict[str, Any]:
     source = getattr(config, name).source
     origin = {"init": "the configuration", "teacher": "the teacher"}.get(source) or finder.origins[source]
     return {
         "source": source,
         "shape_from": origin,
         "parameters": model.size.parameters,
-        "trained": model.parts.trained,
+        "adapters": adapters,
         "weights": model.size.weights,
         "layers": model.size.layers,
         "width": model.size.width,

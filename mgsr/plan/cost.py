@@ -19,8 +19,8 @@ class Hardware:
     Attributes:
         flops: peak of 16-bit products, per second; flops_float32: of float32 ones (TF32 is off in torch).
         mfu: share of the peak that is reached (model FLOPs utilisation, Chowdhery et al. 2022).
-        bandwidth: of the device's memory; interconnect: between devices, one direction; host: to the host's memory.
-            All in bytes per second.
+        bandwidth, interconnect, host: bytes per second of the device's memory; between devices, one direction; and
+            to the host's memory.
     """
 
     flops: float = 312 * TERA
@@ -117,7 +117,8 @@ def _round_phases(
     count, scrg = stage.written, config.scrg
     if not count:
         return []
-    writers = {"student": [student], "teacher": [teacher]}.get(scrg.text, [student, teacher])
+    everyone: list[Speaker | None] = [student, teacher]
+    writers = {"student": everyone[:1], "teacher": everyone[1:]}.get(scrg.text, everyone)
     found = []
     for writer in writers:
         assert writer is not None, "checked with the configuration"
@@ -180,7 +181,9 @@ def _decoding(
 ) -> Phase:
     """Writing token by token: every step reads all weights once for its batch, and the cache of each of its rows.
 
-        bytes per device = batches * steps * weights + sequences / devices * new * (context + new / 2) * cache per token
+        bytes per device = batches * steps * weights + own * new * (context + new / 2) * cache per token
+
+    own = sequences / devices, batches = own / batch.
 
     Args:
         steps: of a batch: it goes on until its last row ends, here at the limit of new tokens.

@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of one layer that every token is multiplied with: `H d (2 n + 2 k) + m H I`, m = 3 gated, 2 not."""
+        """Weights of one layer that a token is multiplied with: `H d (2 n + 2 k) + m H I`, m = 3 gated, 2 not."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
 
@@ -132,9 +132,14 @@ def backward(shape: Shape, sequences: float, length: float, rows: float) -> Flop
 
 
 def training(shape: Shape, sequences: float, length: float, rows: float, *, checkpointing: bool = False) -> Flops:
-    """Forward and backward; `checkpointing` goes through the layers forward once more."""
+    """Forward and backward.
+
+    `checkpointing` goes through every layer forward once more, but for its last product, `H I` weights: torch
+    stops there, because nothing of what comes out is needed.
+    """
     once = forward(shape, sequences, length, rows)
-    again = Flops(once.trunk) if checkpointing else Flops()
+    last = 2 * sequences * length * shape.layers * shape.hidden * shape.intermediate
+    again = Flops(once.trunk - last) if checkpointing else Flops()
     return once + again + backward(shape, sequences, length, rows)
 
 

@@ -189,9 +189,7 @@ def _held(stage: Trained, strategy: str, world_size: int) -> int:
     return stage.model.parts.trained // shards if stays else 0
 
 
-def _added(
-    config: ExperimentConfig, stage: Trained, teacher: Model | None, strategy: str, world_size: int
-) -> int:
+def _added(config: ExperimentConfig, stage: Trained, teacher: Model | None, strategy: str, world_size: int) -> int:
     """Highest point of a step above weights and moments."""
     shards, held = world_size if strategy == "fsdp2" else 1, _held(stage, strategy, world_size)
     trained = 0 if held else stage.model.parts.trained // shards
@@ -214,5 +212,5 @@ def _tiles(config: ExperimentConfig, stage: Trained, teacher: Model | None) -> i
 
 
 def as_dict(found: Account) -> dict[str, Any]:
-    names = [name for name in found.__dataclass_fields__]
-    return {name: getattr(found, name) for name in names} | {"peak": found.peak, "peak_in": found.phase}
+    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    return fields | {"peak": found.peak, "peak_in": found.phase}

@@ -53,7 +53,13 @@ def parts_of(model: Any, size: ModelSize) -> Parts:
 
 
 def kept_for_backward(
-    mode: FakeTensorMode, model: Any, size: ModelSize, length: int, *, checkpointing: bool, mixed: torch.dtype | None
+    mode: FakeTensorMode,
+    model: Any,
+    size: ModelSize,
+    length: int,
+    *,
+    checkpointing: bool,
+    mixed: torch.dtype | None,
 ) -> Activations:
     """`doctor.sizes.activations` of a deep model, from its first two and its first four layers.
 

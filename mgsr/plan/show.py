@@ -14,8 +14,13 @@ def heading(plan: Plan) -> list[str]:
     """Models, rows, lengths and hardware, each with where it comes from."""
     out = []
     for name, model in plan.models.items():
-        origin = model["shape_from"]
-        out.append(f"{name:<9} {model['source']}, {model['parameters']:,} parameters, shape from {origin}")
+        adapters = f" with {model['adapters']:,} of adapters" if model["adapters"] else ""
+        origin = {"table": "the table of known shapes", "hub cache": "the hub cache"}.get(
+            model["shape_from"], f"the {model['shape_from']}".replace("the the", "the")
+        )
+        out.append(
+            f"{name:<9} {model['source']}, {model['parameters']:,} parameters{adapters}, shape from {origin}"
+        )
     text, hardware = plan.text, plan.hardware
     out.append(f"rows      {text.rows:,}, {text.rows_from}")
     out.append(
@@ -27,8 +32,8 @@ def heading(plan: Plan) -> list[str]:
         f"{hardware.flops_float32 / TERA:.1f} in float32, MFU {hardware.mfu:g}"
     )
     out.append(
-        f"bandwidth {hardware.bandwidth / GIGA:.0f} GB/s of memory, {hardware.interconnect / GIGA:.0f} GB/s between "
-        f"devices, {hardware.host / GIGA:.0f} GB/s to the host"
+        f"bandwidth {hardware.bandwidth / GIGA:.0f} GB/s of memory, {hardware.interconnect / GIGA:.0f} GB/s "
+        f"between devices, {hardware.host / GIGA:.0f} GB/s to the host"
     )
     for stage in plan.stages:
         length = stage.length
@@ -97,8 +102,8 @@ def memory_table(plan: Plan) -> Table:
     table.add_row("fits", *("yes" if row.fits else "no" for row in accounts))
     table.add_row("largest micro-batch", *(str(row.largest_micro_batch) for row in accounts))
     table.caption = (
-        f"{usable(plan.available) / 2**30:.1f} of {plan.available / 2**30:.1f} GiB may be used: {RESERVED:.0%} is left "
-        "to the CUDA context and to holes"
+        f"{usable(plan.available) / 2**30:.1f} of {plan.available / 2**30:.1f} GiB may be used: {RESERVED:.0%} is "
+        "left to the CUDA context and to holes"
     )
     return table
 
@@ -119,6 +124,14 @@ def traffic_table(plan: Plan) -> Table:
             f"{option.seconds / 3600:.2f}",
         )
     return table
+
+
+def configured(plan: Plan) -> str:
+    """One line: whether it fits as the configuration stands."""
+    option = plan.configured
+    if option is None:
+        return "as configured: no such strategy on these devices"
+    return f"as configured: {_name(option)}, {'fits' if option.account.fits else 'does not fit'}"
 
 
 def verdict(plan: Plan) -> str:
@@ -145,6 +158,6 @@ def _advice(plan: Plan) -> str:
     stages = {f"{name} SFT": f"{name}.sft.micro_batch_size" for name in ("teacher", "student")}
     key = (keys | stages)[nearest.phase]
     return (
-        f"{nearest.strategy} {nearest.placement} is nearest, {over} too much in {nearest.phase}; lower {key}, or give "
-        "more devices"
+        f"{nearest.strategy} {nearest.placement} is nearest, {over} too much in {nearest.phase}; lower {key}, or "
+        "give more devices"
     )

@@ -87,7 +87,10 @@ def find_text(config: ExperimentConfig, rows: int | None) -> tuple[Text, PreTrai
         count, rows_from = len(found), f"read from {config.data.train}"
     elif config.data.train == DOLLY:
         # the training split of MiniLLM and DistiLLM, without rows that stand in their dev or test split too
-        count, rows_from = DOLLY_ROWS, "assumed: Dolly's training split in the paper's protocol; --rows N for another"
+        count, rows_from = (
+            DOLLY_ROWS,
+            "assumed: Dolly's training split in the paper's protocol; --rows N for another",
+        )
         count = min(count, config.data.train_limit or count)
     else:
         raise UserError(f"plan: `data.train` {config.data.train} is not on this machine; give --rows N or a file")
@@ -202,6 +205,6 @@ def _forward_rows(train: TrainConfig, length: Length, world_size: int) -> int:
 
 
 def _sequences(train: TrainConfig, length: Length, rows: int) -> float:
-    """Sequences trained on in all: a last step of an epoch may be smaller, or be left out where it is too small."""
+    """Sequences trained on in all: an epoch's last step may be smaller, or be left out where it is too small."""
     per_epoch = min(rows, length.steps_per_epoch * train.batch_size)
     return per_epoch * length.total_steps / length.steps_per_epoch
