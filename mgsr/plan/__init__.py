@@ -201,8 +201,8 @@ def _check_positions(config: ExperimentConfig, people: dict[str, Any], text: Tex
         if most is not None and text.longest > most:
             source = getattr(config, name).source
             raise ConfigError(
-                f"`data.max_length`: sequences of {text.longest} tokens, and {name} {source} has {most} positions; "
-                "lower data.max_length or scrg.max_new_tokens"
+                f"`data.max_length`: sequences of {text.longest} tokens, and {name} {source} has {most} positions"
+                "; lower data.max_length or scrg.max_new_tokens"
             )
 
 

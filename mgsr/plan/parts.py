@@ -61,22 +61,22 @@ def kept_for_backward(
     checkpointing: bool,
     mixed: torch.dtype | None,
 ) -> Activations:
-    """`doctor.sizes.activations` of a deep model, from its first two and its first four layers.
+    """`doctor.sizes.activations` of a deep model, from its first two and its first three layers.
 
-    All layers of one of the known families are alike, so that what they keep is a + b L; running all of them takes
-    long even on tensors without content.
+    The layers of one of the known families are alike, so that what they keep is a + b L; running all of them takes
+    long even on tensors without content. Two at least: with adapters the first layer keeps less than the others.
     """
 
     def first(count: int) -> Activations:
         with _cut(_layers(model, size.layers), count):
             return activations(mode, model, length, checkpointing=False, mixed=mixed)
 
-    if size.layers <= 4:
+    if size.layers <= 3:
         return activations(mode, model, length, checkpointing=checkpointing, mixed=mixed)
-    two, four = first(2), first(4)
+    two, three = first(2), first(3)
     plain = Activations(
-        two.per_sequence + (size.layers - 2) * (four.per_sequence - two.per_sequence) // 2,
-        two.fixed + (size.layers - 2) * (four.fixed - two.fixed) // 2,
+        two.per_sequence + (size.layers - 2) * (three.per_sequence - two.per_sequence),
+        two.fixed + (size.layers - 2) * (three.fixed - two.fixed),
     )
     return checkpointed(plain, model, length) if checkpointing else plain
 

@@ -19,7 +19,7 @@ ROTARY = ("llama", "qwen2", "qwen3")
 FAMILIES = (*ROTARY, "gpt2", "opt")
 
 
-def tiny(family: str, layers: int = 3, **sizes: Any) -> Any:
+def tiny(family: str, layers: int = 2, **sizes: Any) -> Any:
     """Eager attention: torch counts every product of it, and nothing else."""
     grouped = {"num_kv_heads": 2} if family in ROTARY else {}
     shape = {"hidden_size": 24, "num_layers": layers, "num_heads": 4, "intermediate_size": 40, **grouped, **sizes}
@@ -98,11 +98,11 @@ def test_reading_prompts_and_writing_token_by_token(family: str) -> None:
     assert flops.decoding(shape, B, T, 1).total == flops.decoding(shape, B, T, 0.5).total == 0
 
 
-@pytest.mark.parametrize(("family", "targets"), [("llama", None), ("llama", "all-linear"), ("gpt2", None)])
+@pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("gpt2", None)])
 def test_frozen_weights_have_no_gradient(family: str, targets: str | None) -> None:
     """Backward with adapters: exact but for the first layer, which has nothing to send gradients to."""
     pytest.importorskip("peft")
-    model, rows = tiny(family, layers=6), ids()
+    model, rows = tiny(family, layers=4), ids()
     plain = shape_of(model.config)
     adapted: Any = models.add_lora(model, r=2, alpha=4, target_modules=targets)
     adapters = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
@@ -117,7 +117,7 @@ def test_frozen_weights_have_no_gradient(family: str, targets: str | None) -> No
     expected = flops.training(shape, B, T, B * T).total
     assert found <= expected
     # at most the gradients of the first layer's inputs: its products, its comparisons, its adapters
-    spared = 2 * B * T * (shape.layer_weights + adapters / 6) + 4 * B * T * T * 24
+    spared = 2 * B * T * (shape.layer_weights + adapters / 4) + 4 * B * T * T * 24
     assert expected - found <= spared
     assert expected < flops.training(plain, B, T, B * T).total
 

@@ -26,9 +26,15 @@ def deep(tiny_file: Path, *words: str) -> ExperimentConfig:
     return load_config(tiny_file, ["run_root=runs", *sizes, *words])
 
 
-@pytest.mark.parametrize(("family", "mixed"), [("llama", None), ("gpt2", torch.bfloat16)])
-def test_four_layers_tell_what_five_keep(tiny_file: Path, family: str, mixed: torch.dtype | None) -> None:
-    mode, _, student = fake_models(deep(tiny_file, f"student.architecture.family={family}"), 300)
+@pytest.mark.parametrize(
+    ("family", "mixed"), [("llama", None), ("gpt2", torch.bfloat16), ("adapters", torch.bfloat16)]
+)
+def test_three_layers_tell_what_five_keep(tiny_file: Path, family: str, mixed: torch.dtype | None) -> None:
+    words = [f"student.architecture.family={family}"]
+    if family == "adapters":
+        pytest.importorskip("peft")
+        words = ["student.lora.r=2"]
+    mode, _, student = fake_models(deep(tiny_file, *words), 300)
     size = model_size(student)
     for checkpointing in (False, True):
         whole = activations(mode, student, 16, checkpointing=checkpointing, mixed=mixed)
@@ -148,6 +154,12 @@ def test_by_hand() -> None:
     away = row("ddp", "cpu")
     assert close(away.training, 54) and close(away.generation, 9) and close(away.teacher, 5)
     assert row("ddp", "replicated", 2).phase == "training"
+    # where it is larger than all that the student's step adds, it is the higher point
+    config, main, teacher = stage(w, 1)
+    main = replace(main, kept=replace(main.kept, fixed=2 * w))
+    options: dict[str, Any] = {"world_size": 1, "strategy": "auto", "available": 80 * w}
+    assert close(account(config, main, teacher, [], placement="cpu", **options).training, 3 + 5)
+    assert close(account(config, main, teacher, [], placement="replicated", **options).training, 3 + 5 + 2)
 
 
 def test_what_fits() -> None:

@@ -12,7 +12,7 @@ from mgsr.material import encode, read_split
 from mgsr.plan import plan
 from mgsr.plan.communication import Traffic, all_reduce, gather, student_step, traffic
 from mgsr.plan.cost import Hardware, Speaker, main_phases
-from mgsr.plan.flops import Flops, Shape
+from mgsr.plan.flops import Flops, Shape, decoding
 from mgsr.plan.parts import Parts
 from mgsr.plan.work import Text, find_text, fine_tuning, main_job
 from mgsr.schema import ExperimentConfig, TrainConfig
@@ -168,6 +168,10 @@ def test_what_is_switched_off_costs_nothing() -> None:
     config.scrg.passes = 3
     three = phases(config)
     assert {"continuation 1", "continuation 2", "continuation 3"} <= set(three)
+    # 30 tokens: what is left behind the error is 15, then 7.5, then 3.75 of them
+    for number, left in enumerate((15, 7.5, 3.75), 1):
+        written = main_job(config, 64, 1).written
+        assert three[f"continuation {number}"] == decoding(shape, written, 40 - left, left)
     config.scrg.passes = 1
     assert three["scoring"].total == 3 * phases(config)["scoring"].total
     config.scrg.passes = 0
