@@ -187,7 +187,7 @@ def plan(
             config, working, sized.get("teacher"), trained,
             world_size=world, strategy=strategy, placement=placement, available=available,
         )  # fmt: skip
-        sent, seconds = _communication(config, stages, sized, strategy, placement, hardware, world)
+        sent, seconds = _communication(config, text, stages, sized, strategy, placement, hardware, world)
         options.append(Option(row, sent, seconds, computing + seconds))
     described = {
         name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
@@ -221,6 +221,7 @@ def _speaker(config: ExperimentConfig, name: str, model: Any, sized: Model) -> S
 
 def _communication(
     config: ExperimentConfig,
+    text: Text,
     stages: list[Stage],
     sized: dict[str, Model],
     strategy: str,
@@ -236,6 +237,11 @@ def _communication(
         teacher = sized.get("teacher") if main else None
         scored = config.scrg.passes if config.scrg.text == "student" else 0
         batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
+        states = 0.0
+        if teacher is not None:
+            answers = stage.truth * text.response + stage.text * text.written
+            width = teacher.size.width * (teacher.size.weights // teacher.size.parameters)
+            states = answers / stage.length.total_steps / world * width
         sent = traffic(
             sized[name].parts,
             None if teacher is None else teacher.parts,
@@ -245,9 +251,13 @@ def _communication(
             micro_batches=stage.length.micro_batches,
             teacher_forwards=stage.length.micro_batches if needs_teacher(config) else 0,
             scoring_batches=batches * scored,
+            state_bytes=states,
             writes=stage.written > 0,
         )
-        seconds += sent.seconds(stage.length.total_steps, stage.rounds, hardware.interconnect, hardware.host)
+        length = stage.length
+        seconds += sent.seconds(
+            length.total_steps, length.epochs, stage.rounds, hardware.interconnect, hardware.host
+        )
     return sent, seconds
 
 

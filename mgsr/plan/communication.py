@@ -32,16 +32,24 @@ def all_reduce(size: float, devices: int) -> float:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes of one device: between devices in an optimiser step, between devices around a round of text, and over
-    the link to the host in a step."""
+    """Bytes of one device.
 
-    step: float
-    round: float
-    host: float
+    Attributes:
+        step, round: between devices, in an optimiser step and around a round of text.
+        host_step, host_epoch, host_round: over the link to the host's memory.
+    """
 
-    def seconds(self, steps: float, rounds: float, interconnect: float, host: float) -> float:
+    step: float = 0.0
+    round: float = 0.0
+    host_step: float = 0.0
+    host_epoch: float = 0.0
+    host_round: float = 0.0
+
+    def seconds(self, steps: float, epochs: float, rounds: float, interconnect: float, host: float) -> float:
         """All of it, at bytes per second; nothing is hidden behind computing, so this is an upper bound."""
-        return (steps * self.step + rounds * self.round) / interconnect + steps * self.host / host
+        between = steps * self.step + rounds * self.round
+        moved = steps * self.host_step + epochs * self.host_epoch + rounds * self.host_round
+        return between / interconnect + moved / host
 
 
 def student_step(parts: Parts, devices: int, strategy: str, micro_batches: int) -> float:
@@ -68,21 +76,28 @@ def traffic(
     micro_batches: int,
     teacher_forwards: int,
     scoring_batches: float,
+    state_bytes: float,
     writes: bool,
 ) -> Traffic:
     """What one strategy and placement send.
 
     Args:
         teacher_forwards: of one device in an optimiser step; scoring_batches: of one device in a round.
+        state_bytes: the teacher's hidden states that one device needs in an optimiser step.
         writes: there are rounds of text. With fsdp2 a round gathers the student whole.
+
+    A teacher in CPU memory comes to the device and leaves again, once before every epoch to read its text, when a
+    student that is not sharded makes room, and once for every round; its states are read in every step.
     """
     step = student_step(student, devices, strategy, micro_batches)
     round_ = gather(student.weights, devices) if strategy == "fsdp2" and writes else 0.0
-    host = 0.0
     if teacher is not None and placement == "sharded":
         step += teacher_forwards * gather(teacher.layers, devices)
         round_ += scoring_batches * gather(teacher.layers, devices)
-    if teacher is not None and placement == "cpu":
-        # to the device and back
-        host = 2 * teacher_forwards * teacher.weights
-    return Traffic(step, round_, host)
+    if teacher is None or placement != "cpu":
+        return Traffic(step, round_)
+    room = 0 if strategy == "fsdp2" else student.weights
+    epoch = 2 * (teacher.weights + room) if teacher_forwards else 0
+    return Traffic(
+        step, round_, state_bytes if teacher_forwards else 0, epoch, 2 * teacher.weights if writes else 0
+    )

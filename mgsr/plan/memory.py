@@ -7,7 +7,8 @@ The strategies are those of `trainer.strategy` and `teacher.placement`:
                 While text is written a whole copy of the student stands beside the parts.
     replicated  a whole teacher
     sharded     a part of the teacher's layers; its embeddings and output layer whole. With fsdp2 alone.
-    cpu         the teacher is on the device for as long as it is used: before the student's forward, and in rounds
+    cpu         the teacher is on the device before an epoch, to read its text, and while text is written; training
+                needs its output layer alone
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class Account:
             go, and the higher point of the two counts.
         gathered: what FSDP2 holds whole for a while; tiles: logits, their gradients and hidden states.
         kv_cache: and logits and states of a round's batch.
-        training, generation: highest point of each phase of the main job; sft: of each stage before it.
+        training, generation: highest point of each phase of the main job; without rounds generation is the phase
+            in which a teacher from CPU memory reads. sft: of each stage before it.
         largest_micro_batch: the most sequences of one forward that fit.
     """
 
@@ -120,26 +122,29 @@ def account(
     room = usable(available)
     student, shards = main.model, world_size if strategy == "fsdp2" else 1
     clip = clip_bytes(config, student.size.classes)
-    resident = 0 if teacher is None else _resident(teacher.parts, placement, shards)
+    resident = 0 if teacher is None else _resident(teacher, placement, shards)
     visiting = teacher.parts.weights if teacher is not None and placement == "cpu" else 0
 
     def training(rows: int) -> int:
-        # a teacher that visits is gone again when the student's forward begins
-        static = _static(student, strategy, shards) + clip + resident
-        return static + max(_added(config, replace(main, rows=rows), teacher, strategy, world_size), visiting)
+        static = _static(student, shards) + clip + resident
+        return static + _added(config, replace(main, rows=rows), teacher, strategy, world_size)
 
     copy = student.parts.weights if strategy == "fsdp2" else 0
     cache = generation_added(config, student.size, _size(teacher), config.scrg.batch_size)
     buckets = _held(main, strategy, world_size)
-    generation = _static(student, strategy, shards) - _gathered(student.parts, shards) + clip + resident + visiting
-    generation += copy + buckets + cache if config.scrg.enabled else 0
+    moments = student.size.optimiser // shards + clip + buckets
+    generation = student.parts.weights // shards + moments + resident + visiting
+    generation += copy + cache if config.scrg.enabled else 0
+    if visiting and not config.scrg.enabled and strategy != "fsdp2":
+        # it comes to read an epoch's text alone, and a whole student makes room
+        generation -= student.parts.weights
     found = Account(
         strategy=strategy,
         placement=placement,
         weights=student.parts.weights // shards,
         gradients=student.parts.trained // shards,
         optimiser=student.size.optimiser // shards + clip,
-        teacher=resident + visiting,
+        teacher=visiting or resident,
         gathered=max(_gathered(student.parts, shards), copy),
         activations=main.kept.of(main.rows),
         tiles=_tiles(config, main, teacher),
@@ -147,7 +152,7 @@ def account(
         training=training(main.rows),
         generation=generation,
         sft={
-            stage.name: _static(stage.model, strategy, shards) + _added(config, stage, None, strategy, world_size)
+            stage.name: _static(stage.model, shards) + _added(config, stage, None, strategy, world_size)
             for stage in before
         },
         largest_micro_batch=largest(lambda rows: training(rows) <= room),
@@ -164,7 +169,7 @@ def _size(model: Model | None) -> ModelSize | None:
     return None if model is None else model.size
 
 
-def _static(model: Model, strategy: str, shards: int) -> int:
+def _static(model: Model, shards: int) -> int:
     """Weights, moments, and what is whole for a while."""
     return (model.parts.weights + model.size.optimiser) // shards + _gathered(model.parts, shards)
 
@@ -176,9 +181,12 @@ def _gathered(parts: Parts, shards: int) -> int:
     return parts.root + parts.root_trained + 2 * (parts.layer + parts.layer_trained)
 
 
-def _resident(parts: Parts, placement: str, shards: int) -> int:
+def _resident(teacher: Model, placement: str, shards: int) -> int:
+    """Bytes of the teacher that are there in training."""
+    parts = teacher.parts
     if placement == "cpu":
-        return 0
+        size = teacher.size
+        return size.classes * size.width * (size.weights // size.parameters)
     return parts.weights if placement == "replicated" else parts.layers // shards + parts.root + 2 * parts.layer
 
 

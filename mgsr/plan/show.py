@@ -111,7 +111,7 @@ def memory_table(plan: Plan) -> Table:
 def traffic_table(plan: Plan) -> Table:
     """What devices send, and the run's time with it."""
     table = Table(title="sent by each device in the main job; time of all stages, nothing overlapped")
-    for name in ("strategy", "per step", "per round", "to host", "hours sent", "hours in all"):
+    for name in ("strategy", "per step", "per round", "host, per epoch", "hours sent", "hours in all"):
         table.add_column(name, justify="left" if name == "strategy" else "right")
     for option in plan.options:
         sent = option.traffic
@@ -119,7 +119,7 @@ def traffic_table(plan: Plan) -> Table:
             f"{option.account.strategy} {option.account.placement}",
             size(sent.step),
             size(sent.round),
-            size(sent.host),
+            size(sent.host_epoch + sent.host_step * plan.main.length.steps_per_epoch),
             f"{option.communication_seconds / 3600:.2f}",
             f"{option.seconds / 3600:.2f}",
         )

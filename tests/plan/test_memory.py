@@ -150,16 +150,20 @@ def test_by_hand() -> None:
     sharded = 5 * (0.8 / 4 + 0.2 + 2 * 0.08)
     assert close(row("fsdp2", "sharded").training, 3 / 4 + gathered + sharded + 50)
     assert close(row("fsdp2", "sharded").generation, 3 / 4 + 1 + sharded)
-    # the teacher has left when the student's forward begins, and is there in a round
+    # only the teacher's output layer, one weight here, is there in training; all of it while text is written
     away = row("ddp", "cpu")
     assert close(away.training, 54) and close(away.generation, 9) and close(away.teacher, 5)
+    assert close(row("fsdp2", "cpu").training, 3 / 4 + gathered + 50)
     assert row("ddp", "replicated", 2).phase == "training"
-    # where it is larger than all that the student's step adds, it is the higher point
+    # without rounds a whole student makes room for it
     config, main, teacher = stage(w, 1)
-    main = replace(main, kept=replace(main.kept, fixed=2 * w))
-    options: dict[str, Any] = {"world_size": 1, "strategy": "auto", "available": 80 * w}
-    assert close(account(config, main, teacher, [], placement="cpu", **options).training, 3 + 5)
-    assert close(account(config, main, teacher, [], placement="replicated", **options).training, 3 + 5 + 2)
+    config.scrg.enabled = False
+    options: dict[str, Any] = {"world_size": 1, "strategy": "auto", "placement": "cpu", "available": 80 * w}
+    assert close(account(config, main, teacher, [], **options).generation, 2 + 5)
+    head = replace(teacher, size=replace(teacher.size, classes=w // 100, width=25))
+    larger = account(config, main, head, [], **options).training
+    added = 4 * 25 - 4
+    assert close(larger - account(config, main, teacher, [], **options).training - added, 1)
 
 
 def test_what_fits() -> None:
