@@ -15,6 +15,7 @@ from mgsr.usage import (
     DOCTOR_HELP,
     EVALUATE_HELP,
     EXPORT_HELP,
+    PLAN_HELP,
     REPORT_HELP,
     TEXTS_HELP,
     TRAIN_HELP,
@@ -111,6 +112,31 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory", metavar="SIZE", help="bytes of one device, as 80GB (default: what is free here)"
     )
 
+    plan = command("plan", "what a run costs on several devices, and whether it fits", PLAN_HELP)
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/llama2.yaml")
+    plan.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    plan.add_argument(
+        "--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)"
+    )
+    plan.add_argument("--nodes", type=_number(int, 1), default=1, metavar="N", help="nodes (default: 1)")
+    plan.add_argument("--gpu", default="80GB", metavar="SIZE", help="memory of one device (default: 80GB)")
+    plan.add_argument(
+        "--rows", type=_number(int, 1), metavar="N", help="training rows (default: those of data.train)"
+    )
+    for name, default, unit, text in (
+        ("flops", 312, "TFLOPS", "peak of 16-bit products"),
+        ("flops-float32", 19.5, "TFLOPS", "peak of float32 products"),
+        ("mfu", 0.4, "SHARE", "share of the peak that is reached, at most 1"),
+        ("bandwidth", 2039, "GB/s", "memory bandwidth of a device"),
+        ("interconnect", 300, "GB/s", "between devices, one direction"),
+        ("host", 25, "GB/s", "between a device and its host"),
+    ):
+        most = 1.0 if name == "mfu" else float("inf")
+        plan.add_argument(
+            f"--{name}", type=_number(float, 1e-6, most), default=default, metavar=unit, help=f"{text} ({default})"
+        )
+    plan.add_argument("--json", action="store_true", help="everything as JSON, in bytes, seconds and FLOPs")
+
     verify = command("verify", "repeat recorded runs and compare every number", VERIFY_HELP)
     verify.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
     verify.add_argument(
@@ -133,13 +159,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(kind: type, least: float) -> Callable[[str], Any]:
-    """An argument that is a number of at least so much."""
+def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], Any]:
+    """An argument that is a finite number of at least so much, and at most so much."""
 
     def read(text: str) -> Any:
         value = kind(text)
         if not least <= value < float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {most:g}")
         return value
 
     read.__name__ = kind.__name__
@@ -156,7 +184,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if getattr(arguments, "ignored", None):
         # what argparse shows as key=value is no override
         parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
-    if overrides and arguments.command not in ("train", "ablate", "verify", "doctor", "config"):
+    if overrides and arguments.command not in ("train", "ablate", "verify", "doctor", "plan", "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     arguments.overrides, arguments.words = overrides, words
     return arguments

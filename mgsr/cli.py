@@ -1,4 +1,5 @@
-"""The command line: `mgsr train | evaluate | export | ablate | report | verify | doctor | texts | config`."""
+"""The command line: `mgsr train | evaluate | export | ablate | report | verify | doctor | plan | texts |
+config`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from mgsr.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
-    0; 2 for an error that is the user's to mend; 1 where `doctor` found one; 130 and 143 for a run that was
+    0; 2 for an error that is the user's to mend; 1 where `doctor` found one, or `plan` no strategy that
+    fits; 130 and 143 for a run that was
     stopped by Ctrl-C or SIGTERM.
     """
     arguments = parse(argv)
@@ -167,6 +169,43 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if report.well else 1
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    import json
+
+    from mgsr.doctor.show import parse_size
+    from mgsr.plan import Hardware, plan
+    from mgsr.plan.show import configured, heading, memory_table, traffic_table, verdict, work_table
+    from mgsr.tables import show
+
+    giga, tera = 1e9, 1e12
+    hardware = Hardware(
+        flops=arguments.flops * tera,
+        flops_float32=arguments.flops_float32 * tera,
+        mfu=arguments.mfu,
+        bandwidth=arguments.bandwidth * giga,
+        interconnect=arguments.interconnect * giga,
+        host=arguments.host * giga,
+    )
+    with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
+        found = plan(
+            arguments.config,
+            arguments.overrides,
+            devices=arguments.devices,
+            nodes=arguments.nodes,
+            available=parse_size(arguments.gpu),
+            hardware=hardware,
+            rows=arguments.rows,
+        )
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(heading(found)))
+        for table in (work_table(found), memory_table(found), traffic_table(found)):
+            show(table)
+        print(f"{configured(found)}\n{verdict(found)}")
+    return 0 if found.recommended is not None else 1
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from mgsr.studies import load_study
     from mgsr.verify import verify
@@ -203,6 +242,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "ablate": _ablate,
     "report": _report,
     "doctor": _doctor,
+    "plan": _plan,
     "verify": _verify,
     "texts": _texts,
     "config": _config,

@@ -64,6 +64,16 @@ is cut, memory per device in each phase with the largest batch that fits, disk. 
   mgsr doctor configs/demo.yaml
   mgsr doctor configs/demo.yaml train.batch_size=512 train.micro_batch_size=512 --memory 24GB --json
 """
+PLAN_HELP = """\
+Say what a run costs before a device is rented: steps, tokens, FLOPs, time, memory of a device under every strategy
+and placement of the teacher, and what devices send one another. No weight is loaded. Shapes of models that are not
+on this machine come from a table of known ones. Exit code 0 if some strategy fits, else 1.
+
+The defaults of the hardware are an A100 SXM's with 80 GB; the configuration's trainer.devices is not looked at.
+
+  mgsr plan configs/llama2.yaml --devices 8 --gpu 80GB
+  mgsr plan configs/gpt2.yaml train.micro_batch_size=16 --devices 2 --gpu 24GB --flops 165 --bandwidth 1008 --json
+"""
 VERIFY_HELP = """\
 Repeat recorded runs of a study with the code as it is and compare every number, times aside. If all are identical
 the code is noted beside the studies (same_code.json) as one whose results may stand beside the recorded ones.

@@ -55,7 +55,7 @@ def look_at_memory(
         UserError: a model's configuration cannot be had, or the accelerator is not there.
     """
     mode, teacher, student = fake_models(config, len(tokenizer))
-    length = _longest(config, report)
+    length = longest_sequence(config, report)
     own = model_size(student)
     taught = None if teacher is None else model_size(teacher)
     mixed = MIXED.get(config.trainer.precision)
@@ -116,7 +116,7 @@ def look_at_memory(
     _look_at_disk(config, own, taught, report)
 
 
-def _longest(config: ExperimentConfig, report: Report) -> int:
+def longest_sequence(config: ExperimentConfig, report: Report) -> int:
     """The longest sequence of a training batch: of the rows, or a prompt with the longest written answer."""
     train = report.figures.get("lengths.train")
     if train is None:

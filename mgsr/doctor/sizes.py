@@ -6,7 +6,7 @@ as it happens, for whatever architecture transformers knows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,18 +58,40 @@ class Activations:
         return self.fixed + sequences * self.per_sequence
 
 
-def fake_models(config: ExperimentConfig, vocab_size: int) -> tuple[FakeTensorMode, Any, Any]:
-    """Teacher (or None) and student of a configuration, as they are trained, without content."""
+def read_shape(model: ModelConfig) -> PretrainedConfig:
+    """The configuration of a model that comes from elsewhere.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    found = models.resolve_source(model.source, gguf_file=model.gguf_file or None, revision=model.revision or None)
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    if found.gguf_file:
+        options["gguf_file"] = found.gguf_file
+    if model.revision:
+        options["revision"] = model.revision
+    with models.one_line_errors(model.source):
+        return AutoConfig.from_pretrained(found.location, **options)
+
+
+def fake_models(
+    config: ExperimentConfig, vocab_size: int, *, shape_of: Callable[[ModelConfig], PretrainedConfig] = read_shape
+) -> tuple[FakeTensorMode, Any, Any]:
+    """Teacher (or None) and student of a configuration, as they are trained, without content.
+
+    Args:
+        shape_of: finds the configuration of a model that comes from elsewhere.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
-        teacher = _fake(config, config.teacher, vocab_size) if config.teacher.source else None
+        teacher = _fake(config, config.teacher, vocab_size, shape_of) if config.teacher.source else None
         if config.student.source == "teacher":
             assert teacher is not None
             layers = config.student.keep_layers or range(teacher.config.num_hidden_layers)
             shape = models.pruned_config(teacher.config, list(layers))
             student: Any = AutoModelForCausalLM.from_config(shape, dtype=_weights_dtype(config, config.teacher))
         else:
-            student = _fake(config, config.student, vocab_size, trained=True)
+            student = _fake(config, config.student, vocab_size, shape_of, trained=True)
             if config.student.keep_layers:
                 shape = models.pruned_config(student.config, config.student.keep_layers)
                 student = AutoModelForCausalLM.from_config(shape, dtype=student.dtype)
@@ -83,21 +105,19 @@ def fake_models(config: ExperimentConfig, vocab_size: int) -> tuple[FakeTensorMo
     return mode, None if teacher is None else teacher.train(), student.train()
 
 
-def _fake(config: ExperimentConfig, model: ModelConfig, vocab_size: int, *, trained: bool = False) -> Any:
+def _fake(
+    config: ExperimentConfig,
+    model: ModelConfig,
+    vocab_size: int,
+    shape_of: Callable[[ModelConfig], PretrainedConfig],
+    *,
+    trained: bool = False,
+) -> Any:
     dtype = _weights_dtype(config, model) if trained else models.parse_dtype(model.dtype)
     if model.source == "init":
         typed = replace(model, dtype=str(dtype).removeprefix("torch."))
         return build_initial(config, typed, vocab_size=vocab_size, eos_token_id=0, pad_token_id=0, seed=0)
-    found = models.resolve_source(model.source, gguf_file=model.gguf_file or None, revision=model.revision or None)
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    if found.gguf_file:
-        options["gguf_file"] = found.gguf_file
-    if model.revision:
-        options["revision"] = model.revision
-    with models.one_line_errors(model.source):
-        shape: PretrainedConfig = AutoConfig.from_pretrained(found.location, **options)
-    if model.attn_implementation:
-        options["attn_implementation"] = model.attn_implementation
+    shape = shape_of(model)
     return AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=model.trust_remote_code)
 
 
@@ -150,12 +170,16 @@ def activations(
     one, three = (_kept(mode, student, count, length, mixed) for count in (1, 3))
     per_sequence = (three - one) // 2
     fixed = max(0, one - per_sequence)
-    if not checkpointing:
-        return Activations(per_sequence, fixed)
+    plain = Activations(per_sequence, fixed)
+    return checkpointed(plain, student, length) if checkpointing else plain
+
+
+def checkpointed(plain: Activations, student: Any, length: int) -> Activations:
+    """What is kept of `plain` where layers are gone through again: their inputs, and one layer's inside."""
     size = model_size(student)
     element = next(iter(student.parameters())).element_size()
     inputs = size.layers * length * size.width * element
-    return Activations(inputs + per_sequence // size.layers, fixed)
+    return Activations(inputs + plain.per_sequence // size.layers, plain.fixed)
 
 
 def _kept(mode: FakeTensorMode, model: Any, count: int, length: int, mixed: torch.dtype | None) -> int:

@@ -104,6 +104,7 @@ def _lengths(lengths: Sequence[int], prompts: Sequence[int]) -> dict[str, Any]:
         "median": ordered[len(ordered) // 2],
         "longest": ordered[-1],
         "longest_prompt": max(prompts),
+        "prompt_tokens": sum(prompts),
         "tokens": sum(lengths),
     }
 

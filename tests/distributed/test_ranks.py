@@ -101,13 +101,14 @@ def test_weights_after_21_steps_of_sgd_are_those_of_one_process(results: Results
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "offloaded"])
 def test_losses_and_curves_are_those_of_one_process(results: Results, name: str) -> None:
     alone, together = (read_curves(run_of(results, n)) for n in ("one", name))
-    assert len(alone["train/loss"]) == STEPS
+    assert len(alone["train/loss"]["steps"]) == STEPS
     timed = {"cost/seconds", "train/tokens_per_second"}
     # the gradient of a term alone is not to be had of a sharded model; padding is the micro-batches' own
     different = {c for c in alone if c.startswith("grad_norm/")} | {"train/padding", "train/grad_norm"}
     for curve in set(alone) - timed - different:
-        # TensorBoard keeps float32
-        assert together[curve] == pytest.approx(alone[curve], rel=1e-6, abs=1e-9), curve
+        assert together[curve]["steps"] == alone[curve]["steps"], curve
+        # five digits are read
+        assert together[curve]["values"] == pytest.approx(alone[curve]["values"], rel=3e-5, abs=1e-9), curve
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert set(a) == set(b), where
         for key in a:
             _same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, float):
+    elif isinstance(a, (float, list)):
         assert b == pytest.approx(a, rel=1e-6, abs=1e-9), where
     else:
         assert a == b, where
