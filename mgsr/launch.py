@@ -39,6 +39,8 @@ def environment(config: TrainerConfig) -> ClusterEnvironment | None:
         tasks = int(os.environ.get("SLURM_NTASKS", "1"))
         # the one task of a job may start its own ranks
         if tasks > 1 or config.devices * config.num_nodes == 1:
+            if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+                raise ConfigError(f"SLURM has {tasks} tasks by --ntasks; ask for them by --ntasks-per-node")
             # Lightning would save wherever a run stands, and queue it again: see ResumePoint
             return SLURMEnvironment(auto_requeue=False)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from mgsr.data.collate import Batch
 from mgsr.devices import placed
 from mgsr.forwards import teacher_states
+from mgsr.generation.reading import HiddenLogits
 from mgsr.heads import OutputHead, output_head
 from mgsr.sharding import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher
 
@@ -93,16 +95,39 @@ class Residence:
             stack.enter_context(placed(device, self.teacher))
             yield
 
+    @property
+    def alternates(self) -> bool:
+        """Whether one model makes room for the other while text is written and scored."""
+        return self.teacher is not None and self.placement == "cpu"
+
+    def turn(self, model: Any, device: torch.device) -> None:
+        """Put `model` on the device, and the other one of student and teacher off it."""
+        if not self.alternates:
+            return
+        other = self.teacher if model is self.acting else self.acting
+        other.to("cpu")
+        model.to(device)
+
     @contextmanager
-    def writing(self, device: torch.device) -> Iterator[None]:
-        """Both models ready to write and score, each rank at its own pace; every rank has to open this."""
+    def writing(self, device: torch.device, *, together: bool) -> Iterator[None]:
+        """Both models ready to write and score, each rank at its own pace; every rank has to open this.
+
+        Args:
+            together: both are needed at every token, so that neither can make room for the other.
+        """
         with ExitStack() as stack:
             stack.enter_context(self.whole())
-            if self.teacher is not None and self.placement == "cpu":
+            if self.alternates and together:
                 stack.enter_context(placed(device, self.teacher))
+            elif self.alternates:
+                stack.callback(lambda: self.turn(self.acting, device))
             if self.teacher is not None and is_sharded(self.teacher):
                 stack.enter_context(Lockstep(self.teacher).phase(device))
             yield
+
+    def in_turn(self, writer: Any, device: torch.device) -> Any:
+        """A writer or scorer of one of the two models, which takes its turn before it works."""
+        return InTurn(writer, partial(self.turn, writer.model, device)) if self.alternates else writer
 
     def last(self) -> Any:
         """After training: the student as one plain model, which stays; every rank has to call this."""
@@ -110,3 +135,29 @@ class Residence:
             self.acting = self._copy.fill(self.student)
             self._copy = None
         return self.acting
+
+
+class InTurn:
+    """A model that writes, continues and scores, and is on the device only while it does.
+
+    What it scores stays readable when it has left: the output layer is held.
+    """
+
+    def __init__(self, writer: Any, turn: Callable[[], None]) -> None:
+        self._writer, self._turn = writer, turn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def write(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        self._turn()
+        return self._writer.write(*args, **kwargs)
+
+    def continue_from(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        self._turn()
+        return self._writer.continue_from(*args, **kwargs)
+
+    def score(self, *args: Any, **kwargs: Any) -> HiddenLogits:
+        self._turn()
+        scores = self._writer.score(*args, **kwargs)
+        return HiddenLogits(scores.hidden_NH, scores.head.to(scores.hidden_NH.device), scores.vocab_size)

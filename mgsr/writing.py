@@ -87,7 +87,10 @@ def build_write(
             check()
             reach("round.batch")
             part = [prompts[i] for i in batch]
-            return _texts(config, student, teacher, tokenizer, part, round_, vocab_size, meter, *engines)
+            pair = [_language_model(config, model, tokenizer, vocab_size) for model in (student, teacher) if model]
+            if not together:
+                pair = [residence.in_turn(model, device) for model in pair]
+            return _texts(config, pair, tokenizer, part, round_, vocab_size, meter, *engines)
 
         for _, (revised, extra) in cut.map(order, texts):
             spans = annotation.spans([r.response_ids for r in revised])
@@ -104,13 +107,28 @@ def build_write(
         place = {i: k for k, i in enumerate(order)}
         return [entries[place[i]] for i in range(len(prompts))], meter.totals()
 
-    return RoundWriter(write, lambda: residence.writing(device))
+    together = config.scrg.text in ("mixed", "interleaved")
+    return RoundWriter(write, lambda: residence.writing(device, together=together))
+
+
+def _language_model(
+    config: ExperimentConfig, model: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> LanguageModel:
+    scrg = config.scrg
+    return LanguageModel(
+        model,
+        eos_token_id=require_eos(tokenizer),
+        pad_token_id=pad_id(tokenizer),
+        max_new_tokens=scrg.max_new_tokens,
+        batch_size=scrg.batch_size,
+        vocab_size=vocab_size,
+        max_cache_slots=scrg.max_cache_slots or None,
+    )
 
 
 def _texts(
     config: ExperimentConfig,
-    student: Any,
-    teacher: Any,
+    pair: Sequence[Any],
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     round_: int,
@@ -118,30 +136,20 @@ def _texts(
     meter: Meter,
     engine: Engine | None = None,
 ) -> Texts:
-    """The sequences of one batch of prompts, and what else their entries hold."""
+    """The sequences of one batch of prompts, and what else their entries hold.
+
+    Args:
+        pair: `LanguageModel`s of student and teacher; the teacher may be missing for plain student text.
+    """
     scrg, seed = config.scrg, config.seed
-    eos = require_eos(tokenizer)
-
-    def language_model(model: Any) -> LanguageModel:
-        return LanguageModel(
-            model,
-            eos_token_id=eos,
-            pad_token_id=pad_id(tokenizer),
-            max_new_tokens=scrg.max_new_tokens,
-            batch_size=scrg.batch_size,
-            vocab_size=vocab_size,
-            max_cache_slots=scrg.max_cache_slots or None,
-        )
-
     if scrg.text == "student":
-        writer = language_model(student)
         revised = revise(
-            writer if engine is None else EngineWriter(engine, writer),
-            language_model(teacher) if scrg.passes else None,
+            pair[0] if engine is None else EngineWriter(engine, pair[0]),
+            pair[1] if scrg.passes else None,
             prompts,
             passes=scrg.passes,
             max_new_tokens=scrg.max_new_tokens,
-            eos_token_id=eos,
+            eos_token_id=require_eos(tokenizer),
             seed=seed,
             round=round_,
             teacher_token=scrg.teacher_token,  # type: ignore[arg-type]
@@ -152,7 +160,7 @@ def _texts(
         )
         return revised, [{} for _ in revised]
     with meter.phase("generation"):
-        texts, extra = _joint_texts(config, language_model(student), language_model(teacher), prompts, round_)
+        texts, extra = _joint_texts(config, pair[0], pair[1], prompts, round_)
     read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, texts))
     meter.add("generation", tokens=read * (1 if scrg.text == "teacher" else 2))
     return _unrevised(prompts, texts), extra

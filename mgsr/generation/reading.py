@@ -138,11 +138,11 @@ class HiddenLogits:
     """
 
     def __init__(self, hidden_NH: Tensor, head: OutputHead, vocab_size: int | None = None) -> None:
-        self.hidden_NH, self._head, self._vocab_size = hidden_NH, head, vocab_size
+        self.hidden_NH, self.head, self.vocab_size = hidden_NH, head, vocab_size
 
     def __len__(self) -> int:
         return self.hidden_NH.shape[0]
 
     @torch.no_grad()
     def __getitem__(self, rows: slice) -> Tensor:
-        return self._head.project(self.hidden_NH[rows], self._vocab_size)
+        return self.head.project(self.hidden_NH[rows], self.vocab_size)

@@ -87,7 +87,8 @@ def traffic(
         writes: there are rounds of text. With fsdp2 a round gathers the student whole.
 
     A teacher in CPU memory comes to the device and leaves again, once before every epoch to read its text, when a
-    student that is not sharded makes room, and once for every round; its states are read in every step.
+    student that is not sharded makes room, and in a round of text for every batch that it scores, when the student
+    makes room; its states are read in every step.
     """
     step = student_step(student, devices, strategy, micro_batches)
     round_ = gather(student.weights, devices) if strategy == "fsdp2" and writes else 0.0
@@ -98,6 +99,5 @@ def traffic(
         return Traffic(step, round_)
     room = 0 if strategy == "fsdp2" else student.weights
     epoch = 2 * (teacher.weights + room) if teacher_forwards else 0
-    return Traffic(
-        step, round_, state_bytes if teacher_forwards else 0, epoch, 2 * teacher.weights if writes else 0
-    )
+    turns = scoring_batches * 2 * (teacher.weights + student.weights) or 2 * teacher.weights
+    return Traffic(step, round_, state_bytes if teacher_forwards else 0, epoch, turns if writes else 0)

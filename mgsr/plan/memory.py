@@ -132,12 +132,13 @@ def account(
     copy = student.parts.weights if strategy == "fsdp2" else 0
     cache = generation_added(config, student.size, _size(teacher), config.scrg.batch_size)
     buckets = _held(main, strategy, world_size)
-    moments = student.size.optimiser // shards + clip + buckets
-    generation = student.parts.weights // shards + moments + resident + visiting
-    generation += copy + cache if config.scrg.enabled else 0
-    if visiting and not config.scrg.enabled and strategy != "fsdp2":
-        # it comes to read an epoch's text alone, and a whole student makes room
-        generation -= student.parts.weights
+    generation = student.size.optimiser // shards + clip + buckets + resident
+    generation += student.parts.weights // shards if strategy == "fsdp2" else 0
+    # the student in one piece; a teacher from CPU memory takes turns with it, unless every token needs both
+    piece = student.parts.weights if config.scrg.enabled else 0
+    joint = config.scrg.enabled and config.scrg.text in ("mixed", "interleaved")
+    generation += piece + visiting if joint else max(piece, visiting)
+    generation += cache if config.scrg.enabled else 0
     found = Account(
         strategy=strategy,
         placement=placement,

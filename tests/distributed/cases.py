@@ -91,7 +91,8 @@ CASES = (
     # each its own stages before the main job, on two ranks too
     Case("fsdp2_stages", 2, (*FSDP2, "run_root={folder}/fsdp2_runs", "scrg.text=interleaved"), sgd=True),
     Case("one_stages", 1, ("run_root={folder}/one_runs", "scrg.text=interleaved"), sgd=True),
-    Case("offloaded", 2, ("teacher.placement=cpu",), sgd=True),
+    Case("offloaded", 2, ("teacher.placement=cpu", "scrg.passes=2"), sgd=True),
+    Case("one_passes", 1, ("scrg.passes=2",), sgd=True),
     Case("adamw", 2, ADAMW),
     Case("killed", 2, ADAMW, kill=DIES),
     Case("killed", 2, ADAMW, resumes="same"),

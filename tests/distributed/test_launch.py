@@ -17,8 +17,11 @@ from mgsr.checkpoints import newest_whole, step_of
 from mgsr.config import load_config
 from mgsr.errors import ConfigError, UserError
 from mgsr.failpoints import VARIABLE
+from mgsr.generation.reading import HiddenLogits
+from mgsr.heads import OutputHead
 from mgsr.launch import environment, in_slurm, joined, must_launch
 from mgsr.optimisation import Length
+from mgsr.residence import Residence
 from mgsr.resume import ResumePoint, rescale
 from mgsr.schema import TrainerConfig
 from tests.reliability.harness import SMALL
@@ -49,7 +52,7 @@ def lines(text: str) -> list[str]:
 @pytest.mark.timeout(900)
 def test_two_ranks_one_of_which_dies_and_one_of_which_is_asked_to_stop(tmp_path: Path) -> None:
     run = tmp_path / "runs/torture/mgsr/seed=0"
-    died = mgsr(tmp_path, "small.yaml", "trainer.devices=2", points="step.end=kill@10#1")
+    died = mgsr(tmp_path, "small.yaml", "trainer.devices=2", points="step.end=kill@8#1")
     assert died.returncode == 1, died.stderr
     said = lines(died.stderr)
     assert any("rank 1 was killed (SIGKILL)" in line and "--resume" in line for line in said), died.stderr
@@ -57,7 +60,7 @@ def test_two_ranks_one_of_which_dies_and_one_of_which_is_asked_to_stop(tmp_path:
     first = newest_whole(run)
     assert first is not None
 
-    stopped = mgsr(tmp_path, "--resume", str(run), points="step.end=stop@2#1")
+    stopped = mgsr(tmp_path, "--resume", str(run), points="step.end=stop@1#1")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert any("stopped by SIGTERM" in line for line in lines(stopped.stderr)), stopped.stderr
     second = newest_whole(run)
@@ -126,6 +129,9 @@ def test_slurm_tasks_are_ranks_and_a_lone_task_starts_its_own(bare: pytest.Monke
     assert found is not None and not found.auto_requeue  # type: ignore[attr-defined]
     assert must_launch(config(2))
     bare.setenv("SLURM_NTASKS", "8")
+    with pytest.raises(ConfigError, match="--ntasks-per-node"):
+        must_launch(config(8))
+    bare.setenv("SLURM_NTASKS_PER_NODE", "8")
     assert not must_launch(config(8))
 
 
@@ -189,3 +195,44 @@ def test_a_gpu_that_is_not_there_is_refused(bare: pytest.MonkeyPatch) -> None:
     wanted = TrainerConfig(accelerator="cuda", devices=2)
     with pytest.raises(ConfigError, match="this machine has 0 GPU"), joined(wanted):
         pass
+
+
+class Model(torch.nn.Module):
+    """Knows where it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there = "cpu"
+
+    def to(self, device: object) -> Model:  # type: ignore[override]
+        self.there = str(device)
+        return self
+
+
+def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> None:
+    student, teacher, device = Model(), Model(), torch.device("meta")
+    pair = Residence(student, teacher, "cpu")
+    calls: list[tuple[str, str, str]] = []
+
+    class Writer:
+        def __init__(self, name: str, model: Model) -> None:
+            self.name, self.model, self.batch_size = name, model, 3
+
+        def write(self) -> list[list[int]]:
+            calls.append((self.name, student.there, teacher.there))
+            return []
+
+        def score(self) -> HiddenLogits:
+            calls.append((self.name, student.there, teacher.there))
+            return HiddenLogits(torch.ones(1, 2), OutputHead(torch.nn.Parameter(torch.ones(3, 2))), 2)
+
+    own, other = (pair.in_turn(Writer(n, m), device) for n, m in (("student", student), ("teacher", teacher)))
+    with pair.writing(device, together=False):
+        own.write()
+        scores = other.score()
+        own.write()
+    assert calls == [("student", "meta", "cpu"), ("teacher", "cpu", "meta"), ("student", "meta", "cpu")]
+    assert (student.there, teacher.there) == ("meta", "cpu") and own.batch_size == 3
+    # readable when the teacher has left
+    assert scores[0:1].tolist() == [[2.0, 2.0]] and not scores.head.weight.requires_grad
+    assert Residence(student, teacher).in_turn(own, device) is own

@@ -24,6 +24,7 @@ from tests.distributed.cases import STEPS
 from tests.reliability.harness import differences
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
+SAME_RUN = [("ddp", "one"), ("fsdp2", "one"), ("offloaded", "one_passes")]
 Results = tuple[Path, list[dict[str, Any]]]
 
 
@@ -77,19 +78,19 @@ def test_gloo_averages_gradients_under_fully_shard_and_under_ddp(results: Result
     assert found == {"fully_shard": [2.0, 2.0], "ddp": [2.0, 2.0]}
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "offloaded"])
-def test_first_gradients_are_those_of_one_process(results: Results, name: str) -> None:
-    alone, together = (torch.load(results[0] / f"{n}.gradients.pt") for n in ("one", name))
-    assert set(alone) == set(together) and any(n.startswith("clip.") for n in alone)
-    for parameter, gradient in alone.items():
+@pytest.mark.parametrize(("name", "alone"), SAME_RUN)
+def test_first_gradients_are_those_of_one_process(results: Results, name: str, alone: str) -> None:
+    expected, found = (torch.load(results[0] / f"{n}.gradients.pt") for n in (alone, name))
+    assert set(expected) == set(found) and any(n.startswith("clip.") for n in expected)
+    for parameter, gradient in expected.items():
         # the clip network's last layer starts at zero: nothing reaches the first one yet
         assert gradient.abs().max() > 1e-9 or parameter.startswith("clip.inner"), parameter
-        torch.testing.assert_close(together[parameter], gradient, **CLOSE, msg=parameter)
+        torch.testing.assert_close(found[parameter], gradient, **CLOSE, msg=parameter)
 
 
 @pytest.mark.parametrize(
     ("name", "alone"),
-    [("ddp", "one"), ("fsdp2", "one"), ("offloaded", "one"), ("fsdp2_stages", "one_stages")],
+    [*SAME_RUN, ("fsdp2_stages", "one_stages")],
 )
 def test_weights_after_21_steps_of_sgd_are_those_of_one_process(results: Results, name: str, alone: str) -> None:
     expected, found = state(results, alone), state(results, name)
@@ -98,9 +99,9 @@ def test_weights_after_21_steps_of_sgd_are_those_of_one_process(results: Results
         torch.testing.assert_close(found[parameter], value, **CLOSE, msg=parameter)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "offloaded"])
-def test_losses_and_curves_are_those_of_one_process(results: Results, name: str) -> None:
-    alone, together = (read_curves(run_of(results, n)) for n in ("one", name))
+@pytest.mark.parametrize(("name", "one"), SAME_RUN)
+def test_losses_and_curves_are_those_of_one_process(results: Results, name: str, one: str) -> None:
+    alone, together = (read_curves(run_of(results, n)) for n in (one, name))
     assert len(alone["train/loss"]["steps"]) == STEPS
     timed = {"cost/seconds", "train/tokens_per_second"}
     # the gradient of a term alone is not to be had of a sharded model; padding is the micro-batches' own
@@ -114,9 +115,7 @@ def test_losses_and_curves_are_those_of_one_process(results: Results, name: str)
 @pytest.mark.parametrize(
     ("name", "alone"),
     [
-        ("ddp", "one"),
-        ("fsdp2", "one"),
-        ("offloaded", "one"),
+        *SAME_RUN,
         ("fsdp2_stages", "one_stages"),
         ("crossing", "adamw"),
     ],
@@ -127,15 +126,15 @@ def test_rounds_are_the_same_text(results: Results, name: str, alone: str) -> No
     assert texts(results, name) == expected
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "offloaded"])
-def test_metrics_are_reduced_exactly_uneven_batches_included(results: Results, name: str) -> None:
+@pytest.mark.parametrize(("name", "one"), SAME_RUN)
+def test_metrics_are_reduced_exactly_uneven_batches_included(results: Results, name: str, one: str) -> None:
     """3 dev and 3 test rows on 2 ranks."""
-    alone, together = (json.loads((run_of(results, n) / "metrics.json").read_text()) for n in ("one", name))
+    alone, together = (json.loads((run_of(results, n) / "metrics.json").read_text()) for n in (one, name))
     for part in ("result", "val", "exposure", "training_text", "scrg", "sft_start", "teacher"):
         _same(alone[part], together[part], part)
     tokens = {k: v for k, v in alone["costs"].items() if k.startswith("tokens")}
     assert {k: v for k, v in together["costs"].items() if k.startswith("tokens")} == tokens
-    predictions = [(run_of(results, n) / "predictions/test.jsonl").read_text() for n in ("one", name)]
+    predictions = [(run_of(results, n) / "predictions/test.jsonl").read_text() for n in (one, name)]
     assert predictions[0] == predictions[1]
 
 

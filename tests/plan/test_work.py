@@ -116,8 +116,9 @@ def test_what_a_step_sends() -> None:
     # the teacher's layers once per forward, 7/8 of 4000
     assert sent("fsdp2", "sharded") == Traffic(4900 + 2 * 3500, 875 + 3 * 3500)
     # states in every step; before an epoch the teacher comes and goes, and a whole student goes and comes
-    assert sent("ddp", "cpu") == Traffic(1750, 0, 70, 2 * 6000, 2 * 5000)
-    assert sent("fsdp2", "cpu") == Traffic(4900, 875, 70, 2 * 5000, 2 * 5000)
+    # and in each of the three batches that are scored both change places
+    assert sent("ddp", "cpu") == Traffic(1750, 0, 70, 2 * 6000, 3 * 2 * 6000)
+    assert sent("fsdp2", "cpu") == Traffic(4900, 875, 70, 2 * 5000, 3 * 2 * 6000)
     # 10 steps, 3 epochs, 2 rounds: 3000 between devices, 500 + 300 + 200 to the host
     assert Traffic(100, 1000, 50, 100, 100).seconds(10, 3, 2, interconnect=30, host=5) == 300
 
