@@ -251,7 +251,8 @@ def _in_process(run: Run, jobs: int, device: str | None) -> None:
     queue = run.folder.parent / f".{run.folder.name}.yaml"
     write_atomically(queue, dump(run.config))
     log = run.folder.parent / f"{run.folder.name}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    processes = jobs * run.config.trainer.devices
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     command = [sys.executable, "-m", "mgsr", "train", str(queue), f"run_root={run.config.run_root}"]

@@ -54,7 +54,9 @@ def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: R
     try:
         mean_bounds(config)
         if "train" in rows:
-            length = training_length(config.train, len(rows["train"]), config.trainer.devices)
+            length = training_length(
+                config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes
+            )
             report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
             report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
     except UserError as error:

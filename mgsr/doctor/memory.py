@@ -67,15 +67,24 @@ def look_at_memory(
         mixed=mixed,
     )
     device = working_device(config.trainer.accelerator)
-    rows = -(
-        -config.train.batch_size
-        // micro_batches_per_step(config.train.batch_size, config.train.micro_batch_size, 1)
-    )
-    static = own.weights + own.optimiser + clip_bytes(config, own.classes) + (taught.weights if taught else 0)
+    trainer, trained = config.trainer, own.trained
+    world = trainer.devices * trainer.num_nodes
+    micro_batches = micro_batches_per_step(config.train.batch_size, config.train.micro_batch_size, world)
+    rows = -(-config.train.batch_size // (micro_batches * world))
+    shards = world if trainer.strategy == "fsdp2" else 1
+    static = (own.weights + own.optimiser) // shards + clip_bytes(config, own.classes)
+    static += 0 if taught is None else _resident(taught, config.teacher.placement, world)
+    if world > 1:
+        report.say("ok", "memory.strategy", _between(config, world))
+    if world > 1 and shards == 1:
+        # gradients stay in the buckets that they are sent in
+        static, own = static + own.trained, replace(own, trained=0)
+    else:
+        own = replace(own, trained=own.trained // shards)
     account = {
         "student_weights": own.weights,
         "student_parameters": own.parameters,
-        "trained": own.trained,
+        "trained": trained,
         "teacher_weights": taught.weights if taught else 0,
         "teacher_parameters": taught.parameters if taught else 0,
         "optimiser": own.optimiser,
@@ -87,11 +96,20 @@ def look_at_memory(
         "training_added": training_added(config, own, taught, kept, rows, length, device.type),
         "generation_added": generation_added(config, own, taught, config.scrg.batch_size),
     }
+    if shards > 1:
+        # text is written by a whole copy of the student
+        account["generation_added"] += own.weights
+    if taught is not None and config.teacher.placement == "cpu" and config.scrg.enabled:
+        # it comes to score, and the student makes room where not every token needs both
+        room_made = 0 if config.scrg.text in ("mixed", "interleaved") else own.weights
+        account["generation_added"] += max(0, taught.weights - room_made)
     holes = HEAP_HOLES.get(device.type, 1.0)
     for phase in ("training", "generation"):
         account[phase] = static + int(holes * account[f"{phase}_added"])
     report.figures["memory"] = account
     room = device_memory(device) if available is None else available
+    if available is None and device.type == "cpu":
+        room //= trainer.devices
     first, whole, its_own = mode, student, own
     if config.student.lora.r and config.student.sft.enabled:
         # adapters come behind the fine-tuning, which trains all weights
@@ -105,7 +123,7 @@ def look_at_memory(
         before = activations(fakes, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
         rows_at_once = min(sft.micro_batch_size, sft.batch_size)
         added = training_added(config, its_size, None, before, rows_at_once, length, device.type)
-        needs = its_size.weights + its_size.optimiser + int(holes * added)
+        needs = (its_size.weights + its_size.optimiser) // shards + int(holes * added)
         account[f"{name}_sft"] = needs
         text = f"{size(needs)} of {size(room)} on {device.type}"
         if needs > room:
@@ -123,6 +141,19 @@ def longest_sequence(config: ExperimentConfig, report: Report) -> int:
         return config.data.max_length
     written = train["longest_prompt"] + config.scrg.max_new_tokens if config.scrg.enabled else 0
     return max(train["longest"], written)
+
+
+def _resident(teacher: ModelSize, placement: str, world: int) -> int:
+    """Bytes of the teacher that are there in training: all, its output layer, or its part."""
+    if placement == "cpu":
+        return teacher.classes * teacher.width * (teacher.weights // teacher.parameters)
+    return teacher.weights // (world if placement == "sharded" else 1)
+
+
+def _between(config: ExperimentConfig, world: int) -> str:
+    strategy = config.trainer.strategy.replace("auto", "ddp")
+    more = "; mgsr plan counts layers that are whole for a while too" if strategy == "fsdp2" else ""
+    return f"{world} devices, {strategy}, teacher {config.teacher.placement}: of one device{more}"
 
 
 def training_added(

@@ -181,3 +181,31 @@ def test_the_account_of_memory_is_true(family: str) -> None:
     for name in ("parameters", "weights", "optimiser"):
         assert found[name] == found[f"said_{name}"], name
     assert 0.8 < found["said_added"] / found["added"] < 1.2
+
+
+def test_memory_of_one_of_several_devices(tiny_file: Path) -> None:
+    def memory(*overrides: str) -> dict[str, int]:
+        words = ["train.batch_size=8", "train.micro_batch_size=8", *overrides]
+        return examine(tiny_file, words, available=10**9).figures["memory"]
+
+    one, ddp = memory(), memory("trainer.devices=2")
+    assert (one["rows"], ddp["rows"]) == (8, 4) and ddp["trained"] == one["trained"]
+    # gradients stay in DDP's buckets
+    assert ddp["static"] == one["static"] + one["trained"]
+    fsdp2 = memory("trainer.devices=2", "trainer.strategy=fsdp2")
+    own = one["student_weights"] + one["optimiser"]
+    assert fsdp2["static"] == one["static"] - own + own // 2
+    sharded = memory("trainer.devices=2", "trainer.strategy=fsdp2", "teacher.placement=sharded")
+    assert fsdp2["static"] - sharded["static"] == one["teacher_weights"] - one["teacher_weights"] // 2
+    away = memory("teacher.placement=cpu")
+    # all but the output layer: 16 wide, in float32
+    vocabulary = (one["static"] - away["static"] - one["teacher_weights"]) // -(16 * 4)
+    assert 250 < vocabulary <= 300
+    assert away["generation_added"] - one["generation_added"] == one["teacher_weights"] - one["student_weights"]
+
+
+def test_a_cpu_is_shared_by_its_ranks(tiny_file: Path) -> None:
+    alone, both = (
+        examine(tiny_file, words).figures["memory"]["available"] for words in ([], ["trainer.devices=2"])
+    )
+    assert both == pytest.approx(alone / 2, rel=0.1)
