@@ -27,7 +27,36 @@ from mgsr.ranks import is_first
 from mgsr.train import train
 
 WARM, PROFILED = 8, 5
-BASE = Path(__file__).parent / "scaling.yaml"
+BASE = Path(__file__).parents[2] / "configs" / "demo.yaml"
+# the demo's data and larger models, not trained before: what is measured is time
+SIZES = [
+    "experiment=scaling",
+    "arm=measured",
+    "data.synthetic.teacher_rows=2000",
+    "data.synthetic.train_rows=512",
+    "data.synthetic.dev_rows=2",
+    "data.synthetic.test_rows=2",
+    "data.synthetic.vocab_size=2048",
+    "teacher.sft.enabled=false",
+    "teacher.architecture.hidden_size=256",
+    "teacher.architecture.num_layers=6",
+    "teacher.architecture.num_heads=8",
+    "teacher.architecture.intermediate_size=0",
+    "student.sft.enabled=false",
+    "student.architecture.hidden_size=128",
+    "student.architecture.num_layers=4",
+    "student.architecture.intermediate_size=0",
+    "scrg.max_new_tokens=24",
+    "scrg.batch_size=128",
+    "scrg.every_n_epochs=10",
+    "train.max_steps=40",
+    "evaluation.seeds=[10]",
+    "evaluation.max_new_tokens=4",
+    "evaluation.val_every_n_epochs=100",
+    "trainer.grad_norm_every_n_steps=1000",
+    "trainer.histogram_every_n_steps=1000",
+    "trainer.log_every_n_steps=1000",
+]
 
 
 class Parts(L.Callback):
@@ -81,7 +110,7 @@ def main(overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         # every rank has to see the same folder
         root = next((o for o in overrides if o.startswith("run_root=")), f"run_root={scratch}")
-        config = load_config(BASE, [*overrides, root])
+        config = load_config(BASE, [*SIZES, *overrides, root])
         parts = Parts(config.train.max_steps)
         build: Callable[..., Any] = build_callbacks
 

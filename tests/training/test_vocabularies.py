@@ -16,6 +16,7 @@ from mgsr.cli import main
 from mgsr.config import load_config
 from mgsr.data.collate import StepCounts, collate
 from mgsr.data.tokenizer import train_tokenizer
+from mgsr.heads import last_hidden
 from mgsr.job import build_job, shared_vocabulary
 from mgsr.losses import dac_kl, global_mean, span_correlation
 from mgsr.material import read_split
@@ -179,8 +180,8 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     teacher.model.double()
     sequences = job.data.train_rows[:4]
     batch = collate(sequences, StepCounts.of(sequences), 0)
-    states, taught, head, teacher_head = module._forward(batch)
-    terms = module.objective(batch, states, head, taught, teacher_head, vocab_size=module.vocab_size)
+    taught, teacher_head = module.residence.taught(last_hidden, batch)
+    terms, _ = module.losses(batch, taught, teacher_head, False)
 
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     q, p = (model(**given).logits[:, :-1, : pair.ids] for model in (student.model, teacher.model))
