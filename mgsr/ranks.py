@@ -61,6 +61,16 @@ def gathered(value: T) -> list[T]:
     return values
 
 
+def largest(value: int) -> int:
+    """The largest of all ranks' values, on every rank; cheap enough for every step."""
+    if not several():
+        return value
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    box = torch.tensor([value], device=device)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box.item())
+
+
 def interleaved(parts: list[list[T]]) -> list[T]:
     """Undo `items[rank::world]`: one list in the order of the items.
 

@@ -15,7 +15,7 @@ from mgsr.failpoints import reach
 from mgsr.launch import in_slurm, requeue
 from mgsr.optimisation import Length
 from mgsr.progress import say
-from mgsr.ranks import barrier, gathered, is_first
+from mgsr.ranks import barrier, is_first, largest
 
 
 class ResumePoint(Checkpoint):
@@ -80,7 +80,7 @@ class ResumePoint(Checkpoint):
             return
         before_dev = left == 1 and self._validates(trainer)
         # all ranks stop behind the same step, whichever of them was asked
-        self._asked = max((asked for asked in gathered(self._asked) if asked), default=None)
+        self._asked = largest(self._asked or 0) or None
         if self._asked is not None or trainer.global_step % self.every_n_steps == 0 or before_dev:
             self._save(trainer)
         self.check()

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from mgsr import models
 from mgsr.heads import causal_lm, last_hidden, trunk
+from mgsr.ranks import largest
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -113,21 +113,16 @@ class Lockstep:
 
         After an error nothing is awaited: the job ends.
         """
-        handle = trunk(self.model).register_forward_pre_hook(
-            lambda *_: self._announce(device, working=True) and None
-        )
+        handle = trunk(self.model).register_forward_pre_hook(_still_working)
         try:
             yield
         finally:
             handle.remove()
         token = torch.zeros(1, 1, dtype=torch.long, device=device)
-        while self._announce(device, working=False):
+        while largest(0):
             with torch.no_grad():
                 last_hidden(self.model, token)
 
-    @staticmethod
-    def _announce(device: torch.device, *, working: bool) -> bool:
-        """Whether any rank still has work."""
-        flag = torch.tensor([int(working)], device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+
+def _still_working(*_: Any) -> None:
+    largest(1)
