@@ -122,7 +122,7 @@ class DistillationDataModule(L.LightningDataModule):
         if self.score is None or self.trainer.global_step >= self.length.total_steps:
             return None
         unknown = [row for item in items for row in item.rows if row.key not in (self.tops or {})]
-        return self.score(unknown, self.run_folder / "scored" / f"rank-{self.trainer.global_rank}.bin")
+        return self.score(unknown, self.run_folder / f".scored-{self.trainer.global_rank}")
 
     def val_dataloader(self) -> StatefulDataLoader:
         assert self.trainer is not None

@@ -26,7 +26,7 @@ class TeacherStates(Mapping[TextKey, Tensor]):
     """Text -> the teacher's states `[T, H]` that predict its response tokens.
 
     Args:
-        path: of the file, which is written anew.
+        path: of the file. Its name goes at once, its content with the last reader, so that nothing is left over.
         rows: the texts it will hold; each once, however often it is trained on.
     """
 
@@ -37,11 +37,13 @@ class TeacherStates(Mapping[TextKey, Tensor]):
             if row.key not in self._places:
                 self._places[row.key] = (tokens, len(row.response_ids))
                 tokens += len(row.response_ids)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not tokens:
+            self._states = torch.empty(0, width, dtype=dtype)
+            return
         path.unlink(missing_ok=True)
-        self._states = torch.from_file(str(path), shared=True, size=tokens * width, dtype=dtype).view(
-            tokens, width
-        )
+        numbers = torch.from_file(str(path), shared=True, size=tokens * width, dtype=dtype)
+        path.unlink()
+        self._states = numbers.view(tokens, width)
 
     def __setitem__(self, key: TextKey, states: Tensor) -> None:
         start, count = self._places[key]

@@ -149,6 +149,10 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert a == b, where
 
 
+def test_nothing_is_left_of_what_the_teacher_has_read(results: Results) -> None:
+    assert not list(run_of(results, "offloaded").glob(".scored*"))
+
+
 @pytest.mark.parametrize(("name", "uninterrupted"), [("killed", "adamw"), ("sharded_killed", "sharded")])
 def test_a_run_whose_rank_died_resumes_bit_identical(results: Results, name: str, uninterrupted: str) -> None:
     found = differences(run_of(results, uninterrupted), run_of(results, name))
