@@ -80,6 +80,8 @@ class Case:
 
 
 FSDP2 = ("trainer.strategy=fsdp2", "teacher.placement=sharded")
+# three prompts a round, one after another: two ranks call the teacher a different number of times
+RAGGED = ("scrg.text=interleaved", "mixture.student_fraction=0.25", "scrg.batch_size=1", "scrg.shard_size=1")
 # the optimiser that runs have
 ADAMW = ("train.epochs=3", "train.lr=0.01", "train.grad_clip=1")
 # rank 1 dies behind step 4 of 9, within the second epoch
@@ -89,8 +91,8 @@ CASES = (
     Case("ddp", 2, sgd=True),
     Case("fsdp2", 2, FSDP2, sgd=True),
     # each its own stages before the main job, on two ranks too
-    Case("fsdp2_stages", 2, (*FSDP2, "run_root={folder}/fsdp2_runs", "scrg.text=interleaved"), sgd=True),
-    Case("one_stages", 1, ("run_root={folder}/one_runs", "scrg.text=interleaved"), sgd=True),
+    Case("fsdp2_stages", 2, (*FSDP2, *RAGGED, "run_root={folder}/fsdp2_runs"), sgd=True),
+    Case("one_stages", 1, (*RAGGED, "run_root={folder}/one_runs"), sgd=True),
     Case("offloaded", 2, ("teacher.placement=cpu", "scrg.passes=2"), sgd=True),
     Case("one_passes", 1, ("scrg.passes=2",), sgd=True),
     Case("adamw", 2, ADAMW),

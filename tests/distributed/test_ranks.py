@@ -72,6 +72,12 @@ def test_no_rank_hangs_and_only_those_fail_that_were_killed(results: Results) ->
         assert note["codes"] == ([1, -9] if note["kill"] else [0] * len(note["codes"])), note
 
 
+def test_the_ranks_of_a_round_have_different_amounts_of_text(results: Results) -> None:
+    """So that a sharded teacher, which is called by all ranks together, has to be called in lockstep."""
+    names = [path.name for path in (run_of(results, "fsdp2_stages") / "scrg" / "round=0").glob("shard-*.jsonl")]
+    assert sorted(name[:11] for name in names) == ["shard-00000", "shard-00000", "shard-00001"]
+
+
 def test_gloo_averages_gradients_under_fully_shard_and_under_ddp(results: Results) -> None:
     """A layer without Lightning: y = x w, loss = y, x = 1 on rank 0 and 3 on rank 1; the mean gradient is 2."""
     found = json.loads((results[0] / "averaging.json").read_text())
