@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 import subprocess
 from functools import cache
@@ -68,6 +69,17 @@ def _is_docstring(node: ast.AST) -> bool:
     )
 
 
+def cpu() -> str:
+    """The processor's name: the same run gives other numbers on another kind."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and commit, as far as they can be told."""
     try:
@@ -93,6 +105,8 @@ def environment() -> dict[str, Any]:
         "lightning": lightning.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
+        "cpu": cpu(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -96,13 +94,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=5, help="repetitions of every measurement (default: 5)")
@@ -123,7 +114,7 @@ def main() -> None:
         text=True,
         check=False,
     )
-    stamp = {**environment(), **versions(), "cpu": cpu(), "cores": os.cpu_count(), "dirty": bool(dirty.stdout)}
+    stamp = {**environment(), **versions(), "dirty": bool(dirty.stdout)}
     if arguments.only == list(GROUPS):
         # the demo's models are made before anything is timed
         worker("rounds", "check")

@@ -98,7 +98,7 @@ python -m experiments.scaling.run --repeats {repeats}
 
 The same global batch (32 sequences) on one and on two processes with one thread each; medians over {repeats} runs,
 and over their steps. `ratio` is the throughput against one process. Commit {str(where.get("commit"))[:7]},
-{where.get("machine")} with {os.cpu_count()} logical cores, torch {where.get("torch")}.
+{where["cores"]} logical cores of {where["cpu"]}, torch {where.get("torch")}.
 
 {table}
 
