@@ -57,7 +57,7 @@ student:
   dtype: float64
   architecture: {family: gpt2, hidden_size: 8, num_layers: 2, num_heads: 2, intermediate_size: 16}
   sft: {enabled: true, max_steps: 2, batch_size: 8, micro_batch_size: 8, lr: 1.0e-2}
-scrg: {max_new_tokens: 5, batch_size: 2, shard_size: 2}
+scrg: {max_new_tokens: 5, batch_size: 2, shard_size: 2, passes: 2}
 clip: {objective: priced}
 train: {epochs: 7, batch_size: 4, micro_batch_size: 1, lr: 0.05, grad_clip: 0}
 evaluation: {seeds: [10], batch_size: 2, max_new_tokens: 5, val_every_n_epochs: 3}
@@ -93,8 +93,7 @@ CASES = (
     # each its own stages before the main job, on two ranks too
     Case("fsdp2_stages", 2, (*FSDP2, *RAGGED, "run_root={folder}/fsdp2_runs"), sgd=True),
     Case("one_stages", 1, (*RAGGED, "run_root={folder}/one_runs"), sgd=True),
-    Case("offloaded", 2, ("teacher.placement=cpu", "scrg.passes=2"), sgd=True),
-    Case("one_passes", 1, ("scrg.passes=2",), sgd=True),
+    Case("offloaded", 2, ("teacher.placement=cpu",), sgd=True),
     Case("adamw", 2, ADAMW),
     Case("killed", 2, ADAMW, kill=DIES),
     Case("killed", 2, ADAMW, resumes="same"),
