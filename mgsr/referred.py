@@ -16,7 +16,7 @@ from mgsr.durable import write_atomically
 from mgsr.errors import UserError
 from mgsr.origins import build_student, quiet_transformers
 from mgsr.runs import BASE, TEACHER, load_run_config, read_json
-from mgsr.stages import Prepared, prepare_teacher, stage_seed
+from mgsr.stages import Prepared, load_cached, prepare_teacher, stage_seed
 
 # precisions that turn all weights into their own type
 TRUE_TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
@@ -73,12 +73,7 @@ def load_base(folder: Path, config: ExperimentConfig, tokenizer: PreTrainedToken
                 f"{folder}: the base of its adapters is no longer at {cached or 'its place'}; put that folder "
                 "back, or begin another run with the same student, which makes it again"
             )
-        model = models.load_causal_lm(
-            str(cached),
-            dtype=student.dtype,
-            attn_implementation=student.attn_implementation or None,
-            trust_remote_code=student.trust_remote_code,
-        )
+        model = load_cached(cached, student)
     else:
         teacher = None
         try:
@@ -155,10 +150,7 @@ def _load_teacher(folder: Path, config: ExperimentConfig) -> tuple[PreTrainedMod
     quiet_transformers()
     cached = _cached(folder, TEACHER)
     if cached is not None and (cached / "config.json").exists():
-        model = models.load_causal_lm(
-            str(cached), dtype=config.teacher.dtype, trust_remote_code=config.teacher.trust_remote_code
-        )
-        return model, models.load_tokenizer(str(cached))
+        return load_cached(cached, config.teacher), models.load_tokenizer(str(cached))
     if config.teacher.source == "init" or config.teacher.sft.enabled:
         raise UserError(f"its teacher is no longer at {cached}")
     teacher = prepare_teacher(config, [])

@@ -137,14 +137,17 @@ def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
 
 def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
     say(f"{name}: taken from {folder}")
-    tokenizer = models.load_tokenizer(str(folder))
-    loaded = models.load_causal_lm(
+    return Prepared(load_cached(folder, model), models.load_tokenizer(str(folder)), key, folder)
+
+
+def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
+    """A model that lies in the cache, as `model` configures it."""
+    return models.load_causal_lm(
         str(folder),
         dtype=model.dtype,
         attn_implementation=model.attn_implementation or None,
         trust_remote_code=model.trust_remote_code,
     )
-    return Prepared(loaded, tokenizer, key, folder)
 
 
 def _fine_tuned(

@@ -28,7 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mgsr.distillation
 from mgsr import failpoints
-from mgsr.config import load_config
 from mgsr.distillation import DistillationModule
 from mgsr.launch import joined
 from mgsr.optimisation import schedule
@@ -37,33 +36,28 @@ from mgsr.runs import run_folder
 from mgsr.schema import ExperimentConfig
 from mgsr.sharding import whole
 from mgsr.train import train
+from tests.reliability.harness import small_config
 
-SMALL = """
-experiment: ranks
-arm: mgsr
-data:
-  train: synthetic
-  template: plain
-  max_length: 80
-  max_prompt_length: 64
-  synthetic: {teacher_rows: 16, train_rows: 12, dev_rows: 3, test_rows: 3, vocab_size: 270}
-teacher:
-  source: init
-  dtype: float64
-  architecture: {family: llama, hidden_size: 8, num_layers: 2, num_heads: 2, intermediate_size: 16}
-  sft: {enabled: true, max_steps: 2, batch_size: 8, micro_batch_size: 8, lr: 1.0e-2, seed: 0}
-student:
-  source: init
-  dtype: float64
-  architecture: {family: gpt2, hidden_size: 8, num_layers: 2, num_heads: 2, intermediate_size: 16}
-  sft: {enabled: true, max_steps: 2, batch_size: 8, micro_batch_size: 8, lr: 1.0e-2}
-scrg: {max_new_tokens: 5, batch_size: 2, shard_size: 2, passes: 2}
-clip: {objective: priced}
-train: {epochs: 7, batch_size: 4, micro_batch_size: 1, lr: 0.05, grad_clip: 0}
-evaluation: {seeds: [10], batch_size: 2, max_new_tokens: 5, val_every_n_epochs: 3}
-trainer: {accelerator: cpu, precision: 64-true, checkpoint_every_n_steps: 2, log_every_n_steps: 1,
-          grad_norm_every_n_steps: 1000, histogram_every_n_steps: 1000, timeout_minutes: 1}
-"""
+# of the reliability tests' small configuration: float64, no dropout, 21 steps, uneven dev and test rows
+OWN = [
+    "experiment=ranks",
+    "teacher.dtype=float64",
+    "student.dtype=float64",
+    "trainer.precision=64-true",
+    "teacher.architecture.num_layers=2",
+    "student.architecture.num_layers=2",
+    "student.architecture.dropout=0",
+    "scrg.passes=2",
+    "train.epochs=7",
+    "train.micro_batch_size=1",
+    "train.lr=0.05",
+    "train.grad_clip=0",
+    "evaluation.batch_size=2",
+    "evaluation.val_every_n_epochs=3",
+    "trainer.timeout_minutes=1",
+    "trainer.grad_norm_every_n_steps=1000",
+    "trainer.histogram_every_n_steps=1000",
+]
 STEPS = 21
 
 
@@ -108,13 +102,8 @@ CASES = (
 
 
 def configuration(folder: Path, case: Case) -> ExperimentConfig:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "small.yaml"
-    path.write_text(SMALL)
     own = [text.format(folder=folder) for text in case.overrides]
-    return load_config(
-        path, [f"run_root={folder}/runs", f"arm={case.name}", f"trainer.devices={case.ranks}", *own]
-    )
+    return small_config(folder, *OWN, f"arm={case.name}", f"trainer.devices={case.ranks}", *own)
 
 
 def _sgd(student: Any, clip: Any, train_config: Any, *, clip_lr: float, total_steps: int) -> Any:

@@ -101,7 +101,6 @@ def test_reading_prompts_and_writing_token_by_token(family: str) -> None:
 @pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("gpt2", None)])
 def test_frozen_weights_have_no_gradient(family: str, targets: str | None) -> None:
     """Backward with adapters: exact but for the first layer, which has nothing to send gradients to."""
-    pytest.importorskip("peft")
     model, rows = tiny(family, layers=4), ids()
     plain = shape_of(model.config)
     adapted: Any = models.add_lora(model, r=2, alpha=4, target_modules=targets)

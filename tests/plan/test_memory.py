@@ -32,7 +32,6 @@ def deep(tiny_file: Path, *words: str) -> ExperimentConfig:
 def test_three_layers_tell_what_five_keep(tiny_file: Path, family: str, mixed: torch.dtype | None) -> None:
     words = [f"student.architecture.family={family}"]
     if family == "adapters":
-        pytest.importorskip("peft")
         words = ["student.lora.r=2"]
     mode, _, student = fake_models(deep(tiny_file, *words), 300)
     size = model_size(student)
@@ -56,7 +55,6 @@ def test_parts_add_up(tiny_file: Path, family: str) -> None:
 
 def test_adapters_are_what_is_trained(tiny_file: Path) -> None:
     """Fake tensors and peft: the doctor and the plan count what a real adapted model has."""
-    pytest.importorskip("peft")
     config = deep(tiny_file, "student.lora.r=2")
     _, _, fake = fake_models(config, 300)
     real = models.build_causal_lm(
