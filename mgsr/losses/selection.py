@@ -22,6 +22,8 @@ DEPTHS = (512, 2048, 8192)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
 
 
+COPIED_ELEMENTS = 650_000
+"""Logits that are copied at a time on a CPU to be ranked again."""
 LEAST_LEFT = 0.05
 """Share of a mass that must be left for a difference to be taken: twenty times its rounding at most."""
 
@@ -86,8 +88,13 @@ def rank_logits(logits_RV: Tensor, features: int = 0) -> Tensor:
 
 def _ranked(teacher: Side, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
     """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
-    logits = teacher.logits if rows is None else room.rows_of("some rows", teacher.logits, rows)
-    ids = top_classes(logits, depth)[1]
+    if rows is None or teacher.logits.device.type != "cpu":
+        logits = teacher.logits if rows is None else teacher.logits[rows]
+        ids = top_classes(logits, depth)[1]
+    else:
+        # a few at a time: how many there are depends on the text, the memory should not
+        few = rows.split(max(1, COPIED_ELEMENTS // teacher.logits.shape[1]))
+        ids = torch.cat([top_classes(room.rows_of("some rows", teacher.logits, r), depth)[1] for r in few])
     return Ranking(teacher.log_probs(ids, rows), ids)
 
 
