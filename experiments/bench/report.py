@@ -71,6 +71,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
         "pair": _rounds,
         "flips": _flips,
         "step": _step,
+        "pair_step": _step,
         "peers": _peers,
     }
     for name, section in sections.items():
@@ -219,13 +220,18 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
         [NAMES[name], f"{1000 * median(each):.1f}", f"{min(each):.3g} to {max(each):.3g}"]
         for name, each in (("lightning", light), ("bare", bare))
     ]
+    what = (
+        "The demo's models, batch 32, all three terms; 200 steps after 5 of warm-up, in one process step by step in turn."
+        if pair is None
+        else f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}, batch 4, all three terms; 6 steps after 2 of warm-up."
+    )
     return [
-        "## A training step",
+        "## A training step" + ("" if pair is None else ", models and rows of one's own"),
         "",
-        "The demo's models, batch 32, all three terms; 200 steps after 5 of warm-up, in one process step by step in turn.",
+        what,
         "The bare loop does the two forwards, the objective, backward, clipping, optimiser and schedule, and nothing else.",
-        f"Lightning takes {median(ratios):.3f} of its time ({min(ratios):.3f} to {max(ratios):.3f}), data loading, curves",
-        "and the gradient norm of every term once in 200 steps included.",
+        f"Lightning takes {median(ratios):.3f} of its time ({min(ratios):.3f} to {max(ratios):.3f}), data loading and curves",
+        "included" + (", and the gradient norm of every term once in 200 steps." if pair is None else "."),
         "",
         *_table(["", "ms per step", "range in s"], rows),
     ]

@@ -21,7 +21,7 @@ from experiments.bench import report
 from mgsr.runs import environment
 
 HERE = Path(__file__).parent
-GROUPS = ("objective", "growth", "rounds", "pair", "flips", "step", "peers")
+GROUPS = ("objective", "growth", "rounds", "pair", "flips", "step", "pair_step", "peers")
 OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products")
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -77,6 +77,10 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
         return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)
     if group == "step":
         return interleaved("step", ("both",), processes, steps=200)
+    if group == "pair_step":
+        if pair is None:
+            return None
+        return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
     found: dict[str, list[Any]] = {}
     for seed in range(min(processes, 3)):
         for case, runs in interleaved("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), 1, seed=seed).items():
@@ -102,7 +106,7 @@ def main() -> None:
         "--pair",
         nargs=3,
         metavar=("TEACHER", "STUDENT", "DATA"),
-        help="also time rounds of two model folders",
+        help="also time rounds and steps of two model folders",
     )
     arguments = parser.parse_args()
     path = HERE / "results.json"
@@ -125,7 +129,7 @@ def main() -> None:
                 group, arguments.processes
             )
             results[group] = {"environment": stamp, "processes": processes, "figures": figures}
-            if group == "pair":
+            if group.startswith("pair"):
                 results[group]["pair"] = [Path(name).name for name in arguments.pair]
             path.write_text(json.dumps(results, indent=1) + "\n")
     report.write(json.loads(path.read_text()), HERE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import lightning as L
 import torch
 from torch import nn
 
-from experiments.bench.pair import demo_config
+from experiments.bench.pair import OVERRIDES, demo_config
 from mgsr.callbacks import StepProgress
+from mgsr.config import load_config
 from mgsr.fitting import quiet_lightning
 from mgsr.heads import last_hidden, output_head
 from mgsr.job import Job, build_job, shared_vocabulary
@@ -26,12 +27,29 @@ from mgsr.optimisation import build_optimizer
 from mgsr.schema import ExperimentConfig
 from mgsr.stages import prepare_student, prepare_teacher
 
-WARM_UP = 5
 
-
-def config_of(steps: int, *overrides: str) -> ExperimentConfig:
+def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
     """Ground truth alone: what a step costs does not depend on who wrote its text."""
-    return demo_config(f"train.max_steps={steps + WARM_UP}", "scrg.enabled=false", *overrides)
+    common = (f"train.max_steps={steps}", "scrg.enabled=false")
+    if pair is None:
+        return demo_config(*common)
+    teacher, student, data = pair
+    return load_config(
+        "configs/smollm2.yaml",
+        [
+            *OVERRIDES,
+            *common,
+            *(f"data.{split}={data}" for split in ("train", "dev", "test")),
+            f"teacher.source={teacher}",
+            f"student.source={student}",
+            "student.keep_layers=null",
+            "teacher.sft.enabled=false",
+            "student.sft.enabled=false",
+            "train.batch_size=4",
+            "train.micro_batch_size=4",
+            "trainer.accelerator=cpu",
+        ],
+    )
 
 
 def job_of(config: ExperimentConfig, folder: Path) -> Job:
@@ -97,20 +115,23 @@ def bare_step(job: Job, config: ExperimentConfig, total_steps: int) -> Callable[
     return step
 
 
-def both(steps: int, *overrides: str) -> dict[str, Any]:
+def both(steps: int, warm_up: int = 5, pair: Sequence[str] | None = None) -> dict[str, Any]:
     """Seconds per step of both, TensorBoard and the step lines on.
+
+    `pair`: folders of a teacher and a student, and a data file; None: the demo's.
 
     Raises:
         AssertionError: the two jobs did not see the same losses.
     """
     quiet_lightning()
-    config = config_of(steps, *overrides)
+    total = steps + warm_up
+    config = config_of(total, pair)
     with tempfile.TemporaryDirectory() as scratch:
         job, other = (job_of(config, Path(scratch) / name) for name in ("light", "bare"))
-        twin = Twin(bare_step(other, config, steps + WARM_UP))
+        twin = Twin(bare_step(other, config, total))
         trainer = L.Trainer(
             accelerator="cpu",
-            max_steps=steps + WARM_UP,
+            max_steps=total,
             max_epochs=-1,
             reload_dataloaders_every_n_epochs=1,
             use_distributed_sampler=False,
@@ -119,7 +140,7 @@ def both(steps: int, *overrides: str) -> dict[str, Any]:
             gradient_clip_val=config.train.grad_clip,
             log_every_n_steps=1,
             logger=L.pytorch.loggers.TensorBoardLogger(scratch, name="", version=""),
-            callbacks=[twin, StepProgress(steps + WARM_UP, "bench")],
+            callbacks=[twin, StepProgress(total, "bench")],
             enable_model_summary=False,
             enable_progress_bar=False,
             enable_checkpointing=False,
@@ -129,7 +150,7 @@ def both(steps: int, *overrides: str) -> dict[str, Any]:
         logged = float(trainer.callback_metrics["train/loss"])
     # the last logged loss is one of the bare job's: both trained alike all the way
     assert any(abs(loss - logged) < 1e-3 * abs(logged) for loss in twin.losses[-10:]), "the jobs differ"
-    light, bare = twin.light[WARM_UP:], twin.bare[WARM_UP:-1]
+    light, bare = twin.light[warm_up:], twin.bare[warm_up:-1]
     return {"seconds": [sum(light) / len(light)], "bare": [sum(bare) / len(bare)]}
 
 

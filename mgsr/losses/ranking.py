@@ -114,7 +114,9 @@ def _top_packed(values_RV: Tensor, k: int) -> Tensor:
     if 2 * k >= width:
         return _smallest(_pack(values_RV, every), k)
     best = values_RV[:, : width * BLOCK].unflatten(1, (BLOCK, width)).amax(dim=1)
-    blocks = _smallest(_pack(best, every[:width]), k + 1)
+    keys = _pack(best, every[:width])
+    keys.numpy().partition(k, axis=-1)
+    blocks = keys[:, : k + 1] & 0xFFFFFFFF
     following = best.gather(1, blocks[:, k:])
     inside = (blocks[:, None, :k] + every[:BLOCK, None] * width).flatten(1)
     beyond = every[width * BLOCK :].expand(len(best), -1)

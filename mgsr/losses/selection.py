@@ -22,6 +22,12 @@ DEPTHS = (512, 2048, 8192)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
 
 
+COPIED_ELEMENTS = 650_000
+"""Logits that are copied at a time on a CPU to be ranked again."""
+LEAST_LEFT = 0.05
+"""Share of a mass that must be left for a difference to be taken: twenty times its rounding at most."""
+
+
 class Ranking(NamedTuple):
     """The K most probable classes of every row, descending: log-probabilities and ids `[R, K]`."""
 
@@ -82,8 +88,13 @@ def rank_logits(logits_RV: Tensor, features: int = 0) -> Tensor:
 
 def _ranked(teacher: Side, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
     """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
-    logits = teacher.logits if rows is None else room.rows_of("some rows", teacher.logits, rows)
-    ids = top_classes(logits, depth)[1]
+    if rows is None or teacher.logits.device.type != "cpu":
+        logits = teacher.logits if rows is None else teacher.logits[rows]
+        ids = top_classes(logits, depth)[1]
+    else:
+        # a few at a time: how many there are depends on the text, the memory should not
+        few = rows.split(max(1, COPIED_ELEMENTS // teacher.logits.shape[1]))
+        ids = torch.cat([top_classes(room.rows_of("some rows", teacher.logits, r), depth)[1] for r in few])
     return Ranking(teacher.log_probs(ids, rows), ids)
 
 
@@ -173,6 +184,7 @@ def _groups(
     left = (~hopeless_R).nonzero().squeeze(1)
     unsettled = [hopeless_R.nonzero().squeeze(1)]
     groups: list[tuple[Tensor | None, Tensor, Selected]] = []
+    before: _Before | None = None
     for depth in DEPTHS:
         if left.numel() == 0 or depth >= width:
             break
@@ -181,9 +193,12 @@ def _groups(
             ranked = _ranked(tile.teacher, rows, depth, tile.room)
         else:
             ranked = ranking if rows is None else Ranking(ranking.values[rows], ranking.ids[rows])
-        ids, part, exact = _most_probable(tile, rows, ranked, target_R[left], options)
+        ids, part, exact = _most_probable(tile, rows, ranked, target_R[left], options, before)
         groups.append((rows, ids, part))
-        left = left[~(exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left]))]
+        open_R = ~(exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left]))
+        left = left[open_R]
+        assert part.outside_p is not None and part.outside_q is not None
+        before = _Before(depth, part.outside_p[open_R], part.outside_q[open_R])
     for rows, ids, part in groups:
         if left.numel() == 0:
             yield rows, ids, part
@@ -212,8 +227,21 @@ def _all_classes(tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOp
     return Selected(teacher.log_probs(), student.log_probs(), teacher.probs, student.probs, c, target)
 
 
+class _Before(NamedTuple):
+    """Of rows whose selection was not deep enough: its depth, and both models' mass outside it, `[r]`."""
+
+    depth: int
+    outside_p: Tensor
+    outside_q: Tensor
+
+
 def _most_probable(
-    tile: Tile, rows: Tensor | None, ranking: Ranking, target_R: Tensor, options: ClipOptions
+    tile: Tile,
+    rows: Tensor | None,
+    ranking: Ranking,
+    target_R: Tensor,
+    options: ClipOptions,
+    before: _Before | None,
 ) -> tuple[Tensor, Selected, Tensor]:
     """The ranked classes of some rows, and whether the mass outside them is exact (not lost to underflow), `[R]`.
 
@@ -230,8 +258,28 @@ def _most_probable(
             ids[:, -1] = torch.where(absent, target_R, ids[:, -1])
             target = (ids == target_R.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)
             log_p = tile.teacher.log_probs(ids, rows)
+            # a label in the last place: the former selection need not lie within this one
+            before = None
     log_q = tile.student.log_probs(ids, rows)
-    outside_p, outside_q = (side.mass_outside(ids, rows, tile.room) for side in (tile.teacher, tile.student))
+    p, q = log_p.exp(), log_q.exp()
+    depth = 0 if before is None else before.depth
+    outside_p = _mass_outside(tile.teacher, ids, rows, tile.room, p[:, depth:], before and before.outside_p)
+    outside_q = _mass_outside(tile.student, ids, rows, tile.room, q[:, depth:], before and before.outside_q)
     exact = outside_q > least_exact(outside_q.dtype)
-    part = Selected(log_p, log_q, log_p.exp(), log_q.exp(), c, target, outside_p, outside_q)
-    return ids, part, exact
+    return ids, Selected(log_p, log_q, p, q, c, target, outside_p, outside_q), exact
+
+
+def _mass_outside(
+    side: Side, ids: Tensor, rows: Tensor | None, room: Workspace, added: Tensor, before: Tensor | None
+) -> Tensor:
+    """`Side.mass_outside`; `before` less the classes that were added spares the pass over all classes.
+
+    Only where that leaves enough for the rounding of what is taken away not to count.
+    """
+    if before is None:
+        return side.mass_outside(ids, rows, room)
+    mass = before - added.sum(dim=-1)
+    unsure = (~(mass > LEAST_LEFT * before)).nonzero().squeeze(1)
+    if unsure.numel():
+        mass[unsure] = side.mass_outside(ids[unsure], unsure if rows is None else rows[unsure], room)
+    return mass

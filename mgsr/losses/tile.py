@@ -29,7 +29,7 @@ from mgsr.losses.selection import (
 )
 from mgsr.losses.side import Side
 from mgsr.losses.span import check_relation
-from mgsr.losses.span_tile import span_tile
+from mgsr.losses.span_tile import SpanPull, span_tile
 from mgsr.losses.workspace import Workspace
 
 BoundsOf = Callable[[Tensor, Tensor, "PairSummary | None"], "tuple[Tensor, Tensor]"]
@@ -209,21 +209,18 @@ def _other_divergence(
     return ClippedTile(loss.detach(), zero, scale, patches, None, None)
 
 
-def _assemble(q: Tensor, clipped: ClippedTile, pull: Tensor | None, out: Tensor) -> Tensor | None:
+def _assemble(q: Tensor, clipped: ClippedTile, pull: SpanPull | None, out: Tensor) -> Tensor | None:
     """Gradient to the logits over the temperature: the tile's rows to `out [R, V]`, a halo row's is returned.
 
     q * row_scale with its patches, and of the span term's gradient g to q (`pull`): q * (g - <g, q>); the halo
-    has the latter alone. Overwrites `pull`.
+    has the latter alone.
     """
     scale, patches, count = clipped.row_scale, clipped.patches, out.shape[0]
     halo = None
     if pull is None:
         torch.mul(q[:count], scale.unsqueeze(1), out=out)
     else:
-        direction = pull
-        # q * g and its sum in two passes: quicker than a dot product, and the last pass needs no g
-        direction.mul_(q)
-        centre = direction.sum(dim=-1)
+        direction, centre = pull
         # before `q` may be overwritten: a patch stands for what row_scale gives, and must keep the span's part
         patches = [_with_span(patch, q, direction, centre) for patch in patches]
         torch.addcmul(direction[:count], q[:count], (scale - centre[:count]).unsqueeze(1), out=out)
