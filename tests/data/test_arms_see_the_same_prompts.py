@@ -7,6 +7,7 @@ Text is of another length in every arm, so the steps of a window share its promp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -29,12 +30,15 @@ def replays(config: ExperimentConfig) -> bool:
 
 
 @lru_cache(maxsize=1)
-def all_arms(base: Path, bucket_steps: int) -> dict[str, ExperimentConfig]:
+def all_arms(base: Path) -> dict[str, ExperimentConfig]:
     # 70 rows in steps of 4: the last step of an epoch is a short one, and so is the last window
-    overrides = [f"train.bucket_steps={bucket_steps}", "train.batch_size=4", "train.micro_batch_size=2"]
-    overrides.append(f"train.epochs={EPOCHS}")
+    overrides = [f"train.epochs={EPOCHS}", "train.batch_size=4", "train.micro_batch_size=2"]
     studies = [load_study(path, base=str(base)) for path in STUDIES]
     return {f"{s.name}/{arm}": s.config(arm, 3, overrides) for s in studies for arm in s.arms}
+
+
+def bucketed(config: ExperimentConfig, bucket_steps: int) -> ExperimentConfig:
+    return replace(config, train=replace(config.train, bucket_steps=bucket_steps))
 
 
 def windows(config: ExperimentConfig, folder: Path) -> Iterator[Windows]:
@@ -49,7 +53,7 @@ def windows(config: ExperimentConfig, folder: Path) -> Iterator[Windows]:
 
 @pytest.mark.parametrize("bucket_steps", [1, 4])
 def test_arms_of_one_seed_see_the_same_prompts(bucket_steps: int, tiny_file: Path, tmp_path: Path) -> None:
-    arms = all_arms(tiny_file, bucket_steps)
+    arms = {name: bucketed(config, bucket_steps) for name, config in all_arms(tiny_file).items()}
     # kinds of text that must not matter: none, the student's, the teacher's, both models', of one round for all
     assert {"scrg/removed", "scrg/uncorrected", "scrg/teacher_text", "scrg/teacher_mixed"} <= set(arms)
     assert {"scrg/round_of_4_epochs", "baselines/seqkd", "real_text/full"} <= set(arms)
@@ -65,10 +69,8 @@ def test_arms_of_one_seed_see_the_same_prompts(bucket_steps: int, tiny_file: Pat
 
 
 def test_within_a_window_steps_differ_between_arms(tiny_file: Path, tmp_path: Path) -> None:
-    arms = all_arms(tiny_file, 4)
-    steps = [
-        planned_steps(data_module(arms[name], ROWS, tmp_path / name), 0) for name in ("scrg/removed", "scrg/full")
-    ]
-    assert [{row.example_id for row in rows} for rows in steps[0]] != [
-        {row.example_id for row in rows} for rows in steps[1]
-    ]
+    ids = []
+    for name in ("scrg/removed", "scrg/full"):
+        data = data_module(bucketed(all_arms(tiny_file)[name], 4), ROWS, tmp_path / name)
+        ids.append([{row.example_id for row in rows} for rows in planned_steps(data, 0)])
+    assert ids[0] != ids[1]
