@@ -105,7 +105,7 @@ def draw_bits(*key: int) -> int:
     Raises:
         TypeError: a part of the key is not whole.
 
-    >>> draw_bits(0, Stream.ROLLOUT, 0, 7, 0, 0) * 2.0**-53 == uniform(0, Stream.ROLLOUT, 0, 7, 0, 0)
+    >>> draw_bits(0, Stream.ROLLOUT, 0, 7, 0, 0) == int(float(uniform(0, Stream.ROLLOUT, 0, 7, 0, 0)) * 2**53)
     True
     """
     gamma, mix1, mix2 = int(_GAMMA), int(_MIX1), int(_MIX2)
