@@ -225,12 +225,12 @@ class DistillationModule(L.LightningModule):
         self._clock = time.monotonic()
 
     def _log_curves(self, curves: dict[str, Any]) -> None:
-        """One point per curve. Left to Lightning, every later step would repeat it until the next one."""
-        for name, value in curves.items():
-            self.log(name, value, logger=False)
+        """One point per curve, and in `trainer.callback_metrics`: `self.log` takes 0.2 ms over each of them."""
         points = {k: float(v) for k, v in curves.items()}
-        # as Lightning keeps them
-        self.latest.update({k: float(torch.tensor(v, dtype=torch.float32)) for k, v in points.items()})
+        # float32, as Lightning keeps them
+        kept = torch.tensor(list(points.values()), dtype=torch.float32)
+        self.latest.update(zip(points, kept.tolist(), strict=True))
+        self.trainer.callback_metrics.update(zip(points, kept.to(self.device).unbind(), strict=True))
         if self.logger is not None:
             self.logger.log_metrics(points, self.global_step)
 

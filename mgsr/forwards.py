@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgsr.counter import Stream, uniform
+from mgsr.counter import Stream, draw_bits
 from mgsr.data.collate import Batch
 from mgsr.heads import OutputHead
 
@@ -38,8 +38,7 @@ def teacher_states(read: Callable[..., Tensor], teacher: Any, batch: Batch, head
 def seed_dropout(key: tuple[int, int, int, int], device: torch.device) -> None:
     """Dropout depends on (seed, step, micro-batch, rank) alone, so a resumed run repeats it."""
     run, step, micro_batch, rank = key
-    draw = uniform(run, Stream.ROLLOUT, step, micro_batch, rank, 0)
-    seed = int(float(draw) * 2**53)
+    seed = draw_bits(run, Stream.ROLLOUT, step, micro_batch, rank, 0)
     # torch.manual_seed would also queue a call for every kind of device that isn't there: milliseconds each
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

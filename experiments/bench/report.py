@@ -168,7 +168,7 @@ def _growth(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
         "",
         "![time and memory against tokens and classes](growth.svg)",
         "",
-        "mgsr's three terms at 50,257 classes. One process each. Added memory includes the gradient to the student's",
+        "mgsr's three terms at 50,257 classes. Added memory includes the gradient to the student's",
         "hidden states, which has their size; the last column leaves it out.",
         "",
         *_table(["tokens", "s", "added MiB", "without that gradient"], rows),

@@ -53,15 +53,27 @@ def interleaved(group: str, cases: Sequence[str], processes: int, **options: Any
     return found
 
 
+def growth(
+    cases: Sequence[str], what: str, sizes: Sequence[int], processes: int
+) -> dict[int, dict[str, list[Any]]]:
+    """The cases at every size, one of each in turn."""
+    found: dict[int, dict[str, list[Any]]] = {size: {case: [] for case in cases} for size in sizes}
+    for _ in range(processes):
+        for size in sizes:
+            for case, runs in interleaved("objective", cases, 1, repeats=1, **{what: size}).items():
+                found[size][case].extend(runs)
+    return found
+
+
 def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any:
     if group == "objective":
         worker("objective", "check")
         return interleaved("objective", OBJECTIVE, processes)
     if group == "growth":
         return {
-            "tokens": {n: interleaved("objective", ["mgsr"], 1, tokens=n, repeats=1) for n in TOKENS},
-            "classes": {n: interleaved("objective", ["mgsr"], 1, classes=n, repeats=1) for n in CLASSES},
-            "peers": {n: interleaved("objective", ["liger", "trl"], 1, tokens=n, repeats=1) for n in TOKENS[:4]},
+            "tokens": growth(["mgsr"], "tokens", TOKENS, processes),
+            "classes": growth(["mgsr"], "classes", CLASSES, processes),
+            "peers": growth(["liger", "trl"], "tokens", TOKENS[:4], processes),
         }
     if group == "rounds":
         worker("rounds", "check")
@@ -82,7 +94,7 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
             return None
         return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
     found: dict[str, list[Any]] = {}
-    for seed in range(min(processes, 3)):
+    for seed in range(processes):
         for case, runs in interleaved("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), 1, seed=seed).items():
             found.setdefault(case, []).extend(runs)
     return found
@@ -125,9 +137,7 @@ def main() -> None:
     for group in arguments.only:
         figures = measure_group(group, arguments.processes, arguments.pair)
         if figures is not None:
-            processes = {"growth": 1, "flips": 1, "peers": min(arguments.processes, 3)}.get(
-                group, arguments.processes
-            )
+            processes = 1 if group == "flips" else arguments.processes
             results[group] = {"environment": stamp, "processes": processes, "figures": figures}
             if group.startswith("pair"):
                 results[group]["pair"] = [Path(name).name for name in arguments.pair]

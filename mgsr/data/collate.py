@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mgsr.losses import CachedRows
@@ -138,29 +140,34 @@ def collate(
     Args:
         tops: text -> the teacher's distributions of it, where they are cached.
         states: text -> the teacher's last hidden states `[T, H]` of its response, where they are kept.
+
+    Raises:
+        ValueError: a row has not one span id, or log-probability, for each token of its response.
     """
-    length = max(len(row) for row in rows)
-    shape = (len(rows), length)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORE, dtype=torch.long)
-    span_ids = torch.full(shape, -1, dtype=torch.long)
-    behaviour = torch.zeros(shape) if any(row.behaviour_log_probs for row in rows) else None
+    # laid end to end, one row's surplus would fill another's gap
+    for row in rows:
+        _require_lengths(row)
+    # numpy, and all rows at once: a dozen small tensor operations per row take a millisecond per step
+    starts_B1 = np.array([[len(row.prompt_ids)] for row in rows])
+    ends_B1 = np.array([[len(row)] for row in rows])
+    length = int(ends_B1.max())
+    places_L = np.arange(length)
+    read = places_L < ends_B1
+    answered = read & (places_L >= starts_B1)
+    input_ids = _filled(read, pad_token_id, (ids for row in rows for ids in (row.prompt_ids, row.response_ids)))
+    labels = np.where(answered, input_ids, IGNORE)
+    span_ids = _filled(answered, -1, (row.span_ids for row in rows))
+    # ids are unique within a sequence; the offset makes them so within the batch
+    span_ids += np.where(span_ids >= 0, np.arange(len(rows))[:, None] * length, 0)
+    behaviour = torch.zeros(read.shape) if any(row.behaviour_log_probs for row in rows) else None
     for b, row in enumerate(rows):
-        start, end = len(row.prompt_ids), len(row)
-        input_ids[b, :end] = torch.tensor(row.prompt_ids + row.response_ids)
-        attention_mask[b, :end] = 1
-        labels[b, start:end] = input_ids[b, start:end]
-        spans = torch.tensor(row.span_ids)
-        # ids are unique within a sequence; the offset makes them so within the batch
-        span_ids[b, start:end] = torch.where(spans >= 0, spans + b * length, spans)
         if behaviour is not None and row.behaviour_log_probs:
-            behaviour[b, start:end] = torch.tensor(row.behaviour_log_probs)
+            behaviour[b, len(row.prompt_ids) : len(row)] = torch.tensor(row.behaviour_log_probs)
     return Batch(
-        input_ids,
-        attention_mask,
-        labels,
-        span_ids,
+        torch.from_numpy(input_ids),
+        torch.from_numpy(read.astype(np.int64)),
+        torch.from_numpy(labels),
+        torch.from_numpy(span_ids),
         torch.tensor([row.is_ground_truth for row in rows]),
         torch.tensor([row.example_id for row in rows]),
         behaviour,
@@ -168,6 +175,22 @@ def collate(
         _teacher_top(rows, length, tops or {}),
         _teacher_states(rows, length, states or {}),
     )
+
+
+def _require_lengths(row: TrainingSequence) -> None:
+    tokens, spans, behaviour = len(row.response_ids), len(row.span_ids), len(row.behaviour_log_probs)
+    if spans != tokens or (behaviour and behaviour != tokens):
+        raise ValueError(
+            f"the row of example {row.example_id} has {tokens} response tokens, {spans} span ids and "
+            f"{behaviour} behaviour log-probabilities"
+        )
+
+
+def _filled(where: NDArray[np.bool_], other: int, parts: Iterable[Sequence[int]]) -> NDArray[np.int64]:
+    """The numbers of `parts`, one after the other, at the places of `where`; `other` elsewhere."""
+    array = np.full(where.shape, other, dtype=np.int64)
+    array[where] = np.fromiter(chain.from_iterable(parts), dtype=np.int64)
+    return array
 
 
 def _teacher_states(

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgsr.counter import Stream, inverse_cdf, uniform
+from mgsr.counter import Stream, draw_bits, inverse_cdf, uniform
+from mgsr.forwards import seed_dropout
 
 from .reference import draw
 
@@ -49,6 +50,7 @@ def test_equals_plain_integers(seed, stream, round_, example, pass_, position):
     expected = python_uniform(seed, int(stream), round_, example, pass_, position)
     value = uniform(seed, stream, round_, example, pass_, position)
     assert value.shape == () and float(value) == expected and 0 <= expected < 1
+    assert draw_bits(seed, stream, round_, example, pass_, position) == int(float(value) * 2**53)
 
 
 def test_broadcasts_and_takes_any_integer_type():
@@ -93,7 +95,26 @@ def test_streams_rounds_and_passes_are_independent():
     assert len(np.unique(np.concatenate(tables))) == len(tables) * 15000
 
 
+@pytest.mark.parametrize(
+    ("key", "seed"),
+    [
+        ((0, 0, 0, 0), 342421626587948),
+        ((7, 1234, 3, 1), 3736708124511542),
+        ((2**63 + 5, 599, 0, 7), 4488112443754661),
+        ((-1, 0, 1, 0), 6144849102779441),
+    ],
+)
+def test_dropout_keeps_its_seeds(key, seed):
+    """Recorded as int(uniform(run, ROLLOUT, step, micro-batch, rank, 0) * 2^53): they may never change."""
+    state = torch.get_rng_state()
+    seed_dropout(key, torch.device("cpu"))
+    assert torch.initial_seed() == seed
+    torch.set_rng_state(state)
+
+
 def test_refuses_what_is_no_key():
+    with pytest.raises(TypeError):
+        draw_bits(0, Stream.ROLLOUT, 0, 0, 0, 0.5)
     with pytest.raises(ValueError, match="9"):
         uniform(0, 9, 0, 0, 0, 0)
     with pytest.raises(ValueError, match="position"):
