@@ -184,7 +184,7 @@ def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     what = (
         "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
         if pair is None
-        else f"Teacher {pair[0]}, student {pair[1]}, 64 prompts of {pair[2]}, at most 64 new tokens."
+        else f"Teacher {pair[0]}, student {pair[1]}, 32 prompts of {pair[2]}, at most 64 new tokens."
     )
     return [
         "## A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),

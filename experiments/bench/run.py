@@ -83,7 +83,7 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
     if group == "pair":
         if pair is None:
             return None
-        options = {"teacher": pair[0], "student": pair[1], "data": pair[2], "prompts": 64}
+        options = {"teacher": pair[0], "student": pair[1], "data": pair[2], "prompts": 32}
         return interleaved("rounds", ROUNDS, processes, **options)
     if group == "flips":
         return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)
