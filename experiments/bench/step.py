@@ -42,7 +42,7 @@ def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
             *(f"data.{split}={data}" for split in ("train", "dev", "test")),
             f"teacher.source={teacher}",
             f"student.source={student}",
-            "student.keep_layers=null",
+            "student.keep_layers=[]",
             "teacher.sft.enabled=false",
             "student.sft.enabled=false",
             "train.batch_size=4",
