@@ -94,7 +94,7 @@ def facts(evidence: Evidence) -> list[str]:
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
         f"{runs[0]['metrics']['steps']} optimiser steps, "
         f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}. "
-        f"Machine: {machines}.",
+        f"Machine: {_different(runs, 'machine')}, {machines}.",
         *([mixed] if mixed else []),
         *evidence.oddities(),
     ]
@@ -105,4 +105,8 @@ def facts(evidence: Evidence) -> list[str]:
 
 
 def _versions(runs: Sequence[Result], name: str) -> str:
-    return f"{name} {' and '.join(sorted({str(r['environment'].get(name, 'unknown')) for r in runs}))}"
+    return f"{name} {_different(runs, name)}"
+
+
+def _different(runs: Sequence[Result], name: str) -> str:
+    return " and ".join(sorted({str(r["environment"].get(name, "unknown")) for r in runs}))

@@ -98,12 +98,14 @@ def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
     text = report(study).read_text()
-    assert "Machine: 1 thread per run, torch 2, no GPU." in text
+    assert "Machine: x86_64, 1 thread per run, torch 2, no GPU." in text
     assert "--seeds 0 1 2 3 --record trainer.threads=1\n" in text
     # an older result doesn't say its processor: named as far as known, and no difference
     environment_of(study, "removed", 0, cpu="a Xeon")
     text = report(study).read_text()
-    assert "Machine: 1 thread per run, torch 2, no GPU (11 runs); 1 thread per run, a Xeon, torch 2, " in text
+    assert (
+        "Machine: x86_64, 1 thread per run, torch 2, no GPU (11 runs); 1 thread per run, a Xeon, torch 2, " in text
+    )
     assert "More than one kind" not in text
     environment_of(study, "removed", 1, cpu="an EPYC", threads=2, torch="3")
     text = report(study).read_text()
