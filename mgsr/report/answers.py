@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mgsr.errors import ConfigError
-from mgsr.report.evidence import Evidence, read_evidence
+from mgsr.machines import machine_lines
+from mgsr.report.evidence import Evidence, Result, read_evidence
 from mgsr.report.tables import number
 from mgsr.studies import load_study
 from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
@@ -87,14 +88,15 @@ def facts(evidence: Evidence) -> list[str]:
     """Where the numbers come from, and what is missing."""
     runs = evidence.runs
     commits = sorted({str(r["environment"].get("commit"))[:7] for r in runs})
-    first = runs[0]["environment"]
-    packages = ", ".join(f"{name} {first[name]}" for name in ("python", "torch", "lightning", "transformers"))
-    threads = ", ".join(sorted({str(r["environment"].get("threads")) for r in runs}))
+    packages = ", ".join(_versions(runs, name) for name in ("python", "lightning", "transformers"))
+    machines, mixed = machine_lines(r["environment"] for r in runs)
     said = [
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
         f"{runs[0]['metrics']['steps']} optimiser steps, "
-        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}; "
-        f"{first['machine']}, {threads} thread(s) per run{_devices(first)}."
+        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}. "
+        f"Machine: {_different(runs, 'machine')}, {machines}.",
+        *([mixed] if mixed else []),
+        *evidence.oddities(),
     ]
     missing = evidence.missing()
     if missing:
@@ -102,6 +104,9 @@ def facts(evidence: Evidence) -> list[str]:
     return said
 
 
-def _devices(environment: Mapping[str, Any]) -> str:
-    devices = environment.get("devices") or []
-    return f", {', '.join(devices)}" if devices else ", no GPU"
+def _versions(runs: Sequence[Result], name: str) -> str:
+    return f"{name} {_different(runs, name)}"
+
+
+def _different(runs: Sequence[Result], name: str) -> str:
+    return " and ".join(sorted({str(r["environment"].get(name, "unknown")) for r in runs}))
