@@ -7,8 +7,8 @@ CONFIG ?=
 ARGS ?=
 LOGS ?= runs
 JOBS ?= 1
-# another configuration must not meet the recorded results
-RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record)
+# another configuration must not meet the recorded results, which have one thread per run
+RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record trainer.threads=1)
 ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) --seeds $(SEEDS) --jobs $(JOBS) $(RECORD) $(ARGS)
 REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 

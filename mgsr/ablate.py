@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ import torch
 from mgsr.config import ExperimentConfig, dump, fingerprint
 from mgsr.durable import write_atomically
 from mgsr.errors import ConfigError, UserError
-from mgsr.progress import progress, say
+from mgsr.machines import agree_on_threads, threads_of, torch_threads
+from mgsr.origins import check_tokenizers
+from mgsr.progress import Advance, progress, say
 from mgsr.provenance import code_fingerprint
 from mgsr.results import collect, hashes, plain, read_result, recorded, result_path, write_result
 from mgsr.runs import run_folder
@@ -64,12 +67,14 @@ def run_study(
         The summary that is written to `<run_root>/<study>/metrics.json`.
 
     Raises:
-        UserError: a result or a begun run comes from other code, another configuration or other data.
+        UserError: a result or a begun run comes from other code, another configuration, other data or another
+            number of threads.
     """
     unknown = [arm for arm in arms if arm not in study.arms]
     if unknown:
         raise ConfigError(f"{study.path}: no arm `{unknown[0]}`; it has {', '.join(study.arms)}")
     runs = _plan(study, seeds, overrides, arms or list(study.arms), record)
+    agree_on_threads(study, [(run.config, run.path) for run in runs], jobs)
     done = {(run.arm, run.seed): result for run in runs if (result := _complete(run, study, record)) is not None}
     pending = [run for run in runs if (run.arm, run.seed) not in done]
     for run in pending:
@@ -154,7 +159,8 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
     if record:
         groups = read_groups(study.path.parent.parent)
         for other in recorded(study.path.parent.parent):
-            if not same_hashes(run.hashes, other["hashes"], groups):
+            threads = other["environment"].get("threads", run.config.trainer.threads)
+            if threads == run.config.trainer.threads and not same_hashes(run.hashes, other["hashes"], groups):
                 mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
                 write_result(run.path, mine)
                 say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
@@ -185,40 +191,61 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
     """Run them and write their result files, `jobs` side by side."""
     if not pending:
         return
+    several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
+    if several and jobs > 1:
+        raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
+    _prepare([run for run in pending if run not in several and not (run.folder / "metrics.json").exists()])
     with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
-        several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
-        if several and jobs > 1:
-            raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
-        if jobs == 1:
-            for number, run in enumerate(pending, 1):
-                say(f"[{number}/{len(pending)}] {study.name}: {run.arm}, seed {run.seed}")
-                if run in several:
-                    _in_process(run, 1, None)
-                else:
-                    train(run.config, resume=_begun(run))
-                _record(study, run)
-                advance(1)
+        if jobs > 1:
+            _side_by_side(study, pending, jobs, advance)
             return
-        # what several runs start from is made once, not by all of them at the same time
-        starts = {fingerprint(r.seed, r.config.teacher, r.config.student, r.config.evaluation): r for r in pending}
-        for run in starts.values():
-            prepare(run.config)
-        devices, failed = _devices(), Event()
+        for number, run in enumerate(pending, 1):
+            say(f"[{number}/{len(pending)}] {study.name}: {run.arm}, seed {run.seed}")
+            if run in several:
+                _in_process(run, 1, None)
+            else:
+                with torch_threads():
+                    train(run.config, resume=_begun(run))
+            _record(study, run)
+            advance(1)
 
-        def work(numbered: tuple[int, Run]) -> None:
-            number, run = numbered
-            if not failed.is_set():
-                try:
-                    _in_process(run, jobs, devices[number % len(devices)] if devices else None)
-                    _record(study, run)
-                except BaseException:
-                    failed.set()
-                    raise
-                advance(1)
 
-        with ThreadPoolExecutor(jobs) as pool:
-            for _ in pool.map(work, enumerate(pending)):
-                pass
+def _prepare(runs: Sequence[Run]) -> None:
+    """What runs start from is made once, before all of them and with torch's own number of threads.
+
+    A teacher that was fine-tuned with another number of threads is another one: it must not hang on `jobs`.
+    """
+    starts = {fingerprint(r.seed, r.config.teacher, r.config.student, r.config.evaluation): r for r in runs}
+    for run in starts.values():
+        check_tokenizers(run.config)
+        prepare(run.config)
+
+
+def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, advance: Advance) -> None:
+    """Each run takes a device that is free; where there are fewer than jobs, several share one."""
+    devices, failed, lock = _devices(), Event(), Lock()
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for number in range(jobs):
+        free.put(devices[number % len(devices)] if devices else None)
+
+    def work(run: Run) -> None:
+        if failed.is_set():
+            return
+        device = free.get()
+        try:
+            _in_process(run, jobs, device)
+            _record(study, run)
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            free.put(device)
+        with lock:
+            advance(1)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(work, pending):
+            pass
 
 
 def _begun(run: Run) -> bool:
@@ -251,8 +278,7 @@ def _in_process(run: Run, jobs: int, device: str | None) -> None:
     queue = run.folder.parent / f".{run.folder.name}.yaml"
     write_atomically(queue, dump(run.config))
     log = run.folder.parent / f"{run.folder.name}.log"
-    processes = jobs * run.config.trainer.devices
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(run.config.trainer, jobs))}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     command = [sys.executable, "-m", "mgsr", "train", str(queue), f"run_root={run.config.run_root}"]

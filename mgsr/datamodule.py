@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -131,6 +132,10 @@ class DistillationDataModule(L.LightningDataModule):
         size = self.stage.micro_batch_size
         chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
         return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Nothing where it is there already: Lightning would rebuild the batch at every step."""
+        return batch if batch.input_ids.device == device else batch.to(device)
 
     def _loader(self, items: Sequence[MicroBatch], *known: Any) -> StatefulDataLoader:
         # stateful: a run resumed within an epoch goes on behind the last batch it has trained on

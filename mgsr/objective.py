@@ -54,6 +54,9 @@ class Objective:
             vocab_size: number of token ids that teacher and student share.
             collect_rows: keep per-token figures for logging.
         """
+        if weights is not None and not weights[1] and not weights[2]:
+            # cross-entropy alone, as for its gradient norm: nothing of the teacher enters
+            teacher_hidden_BTH = teacher = None
         return self.terms(
             batch,
             student_hidden_BTH,

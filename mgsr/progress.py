@@ -42,21 +42,22 @@ def progress(
 
 
 def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}"),
     )
+    start, done = time.monotonic(), 0
     with Progress(*columns, transient=True) as bar:
-        task = bar.add_task(description, total=total, rate="")
+        task = bar.add_task(description, total=total, state="")
 
         def advance(n: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, advance=n, rate=f"{speed:.1f} {unit}/s" if speed else "")
+            nonlocal done
+            done += n
+            bar.update(task, completed=done, state=pace(done, total, time.monotonic() - start, unit))
 
         yield advance
 
@@ -71,11 +72,37 @@ def _lines(description: str, total: int, unit: str, every: float) -> Iterator[Ad
         now = time.monotonic()
         if now - last >= every:
             last = now
-            rate = done / (now - start)
-            left = (total - done) / rate if rate > 0 else float("inf")
-            say(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left")
+            how = pace(done, total, now - start, unit)
+            say(f"{description}: {done}/{total} {unit}" + (f", {how}" if how else ""))
 
     yield advance
+
+
+def pace(done: int, total: int, seconds: float, unit: str) -> str:
+    """Rate since the beginning and time left, or nothing as long as neither can be told.
+
+    A minute may pass between two items: a rate over the last moments would be none at all.
+
+    >>> pace(3, 45, 171.0, "runs")
+    '1.1 runs/min, 40 min left'
+    """
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    each, per = next(((rate * n, per) for n, per in ((1, "s"), (60, "min")) if rate * n >= 1), (rate * 3600, "h"))
+    return f"{each:.1f} {unit}/{per}, {duration((total - done) / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """As long as it needs to be, and no longer.
+
+    >>> duration(95), duration(1500), duration(5692)
+    ('95 s', '25 min', '1 h 35 min')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 class StepBar:

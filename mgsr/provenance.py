@@ -27,6 +27,7 @@ _PRESENTATION = (
     "errors",
     "failpoints",
     "locks",
+    "machines",
     "progress",
     "provenance",
     "rendering",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from mgsr.studies import FIXED
 
 POINTS = 200
 CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
+METRICS = ("steps", "result", "costs", "training_text")
 KEYS = ("study", "arm", "seed", "hashes", "metrics", "scores", "curves", "overrides", "environment")
 
 
@@ -165,7 +166,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
     """A result file; None where there is none.
 
     Raises:
-        DataError: it is torn, or no result file.
+        DataError: it is torn, or not a whole result file.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -175,17 +176,65 @@ def read_result(path: Path) -> dict[str, Any] | None:
         raise DataError(
             f"{path}: cannot be read ({error}); restore it, or delete it to have it run again"
         ) from None
-    missing = [name for name in KEYS if not isinstance(result, dict) or name not in result]
-    if not missing:
-        missing = [f"metrics.{name}" for name in ("result", "costs") if name not in result["metrics"]]
-    if missing:
-        raise DataError(f"{path}: no result file (it lacks {', '.join(missing)}); delete it to have it run again")
+    wrong = _wrong(result)
+    if wrong:
+        raise DataError(f"{path}: no whole result file ({wrong}); restore it, or delete it to have it run again")
     return result
 
 
-def recorded(root: Path) -> Iterator[dict[str, Any]]:
+def _wrong(result: Any) -> str:
+    """What a result lacks, or what of it can't be what it should; empty if it is whole."""
+    if not isinstance(result, dict):
+        return "no mapping"
+    missing = [name for name in KEYS if name not in result]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    if not isinstance(result["metrics"], dict):
+        return "metrics is no mapping"
+    missing = [f"metrics.{name}" for name in METRICS if name not in result["metrics"]]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    parts = {name: result[name] for name in ("hashes", "scores", "curves", "overrides", "environment")}
+    parts.update({f"metrics.{name}": result["metrics"][name] for name in METRICS if name != "steps"})
+    # each set's figures, each kind of text's, each curve: mappings as well
+    inner = {"metrics.result": {"test": None}, "metrics.training_text": {}, "curves": {}}
+    for name, content in inner.items():
+        if isinstance(parts[name], dict):
+            parts.update({f"{name}.{key}": value for key, value in {**content, **parts[name]}.items()})
+    odd = [name for name, part in parts.items() if not isinstance(part, dict)]
+    if odd:
+        return f"{', '.join(odd)}: no mapping"
+    if not isinstance(result["metrics"]["steps"], int):
+        return "metrics.steps is no number"
+    return _wrong_figures(result)
+
+
+def _wrong_figures(result: dict[str, Any]) -> str:
+    if not _numbers(result["metrics"]["costs"].values()):
+        return "metrics.costs are not all numbers"
+    for name, test in result["metrics"]["result"].items():
+        if not _numbers([test.get("rouge_l"), test.get("examples")]):
+            return f"metrics.result.{name} lacks rouge_l or examples"
+        kinds = test.get("rouge_l_by_category")
+        if not isinstance(kinds, dict) or not _numbers(kinds.values()):
+            return f"metrics.result.{name} lacks rouge_l_by_category"
+        scores = result["scores"].get(name)
+        if not isinstance(scores, list) or not _numbers(scores) or len(scores) != test["examples"]:
+            return f"scores.{name} are not those of {test['examples']} rows"
+    for name, curve in result["curves"].items():
+        columns = curve.get("steps"), curve.get("values")
+        if not all(isinstance(c, list) and _numbers(c) for c in columns) or len(columns[0]) != len(columns[1]):
+            return f"curves.{name} is torn"
+    return ""
+
+
+def _numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)
+
+
+def recorded(root: Path, pattern: str = "*/results/*/seed=*.json") -> Iterator[dict[str, Any]]:
     """Every readable result of all studies below a folder."""
-    for path in sorted(root.glob("*/results/*/seed=*.json")):
+    for path in sorted(root.glob(pattern)):
         try:
             result = read_result(path)
         except DataError:

@@ -49,6 +49,11 @@ def run_folder(config: ExperimentConfig) -> Path:
     return Path(config.run_root) / config.experiment / config.arm / f"seed={config.seed}"
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether a run has left anything behind in its folder but the configuration."""
+    return any((folder / name).exists() for name in ("checkpoints", "scrg", "metrics.json"))
+
+
 def open_run_folder(
     folder: Path, config: ExperimentConfig, *, resume: bool, data: Mapping[str, str] | None = None
 ) -> None:
@@ -66,7 +71,7 @@ def open_run_folder(
         there = config_from_tree(read_yaml(written), source=str(written))
         changed = changed_keys(there, config)
         # a folder that nothing has been written to since is free: a mistake in the first try must not stay
-        begun = any((folder / name).exists() for name in ("checkpoints", "scrg", "metrics.json"))
+        begun = is_begun(folder)
         if begun and not resume:
             if changed:
                 raise ConfigError(

@@ -39,9 +39,12 @@ weights and writes the plain folder, which needs neither mgsr nor peft. Without 
 """
 ABLATE_HELP = """\
 Run every arm of a study with every seed, one after another. What is complete is skipped, what was begun goes on.
+All runs have the number of threads that the study's runs had until now; where there are none, trainer.threads, or
+the share of the processor that --jobs leaves.
 
   mgsr ablate experiments/demo/study.yaml
   mgsr ablate experiments/demo/study.yaml --seeds 0 1 2 3 4 scrg.passes=3
+  mgsr ablate experiments/grid/study.yaml --seeds 0 1 2 3 4 --jobs 2 --record trainer.threads=1
 """
 TEXTS_HELP = """\
 Print revised sequences of a run as Markdown: prompt, what the student wrote, and per pass the position of the

@@ -8,6 +8,7 @@ from typing import Any
 
 from mgsr.ablate import Run, run_all
 from mgsr.errors import ConfigError, UserError
+from mgsr.machines import threads_of
 from mgsr.progress import say
 from mgsr.provenance import code_fingerprint, environment
 from mgsr.results import hashes, read_result, result_path
@@ -40,6 +41,9 @@ def verify(
             other = [name for name in ("config", "base", "data") if there["hashes"].get(name) != found[name]]
             if other:
                 raise UserError(f"{study.path}: {arm}, seed {seed} was recorded for another {', '.join(other)}")
+            # with another number of threads the numbers would be others, whatever the code
+            known = there["environment"].get("threads")
+            config.trainer.threads = config.trainer.threads or known or threads_of(config.trainer, jobs)
             # a place of its own, with caches of its own: teacher and SFT student are made by this code too
             config.run_root = str(Path(config.run_root) / "verify" / code_fingerprint())
             place = result_path(Path(config.run_root) / config.experiment / "results", arm, seed)

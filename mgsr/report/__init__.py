@@ -7,7 +7,7 @@ from pathlib import Path
 from mgsr.durable import write_atomically
 from mgsr.errors import UserError
 from mgsr.report.answers import answers, facts
-from mgsr.report.evidence import read_evidence
+from mgsr.report.evidence import Evidence, read_evidence
 from mgsr.report.page import page
 from mgsr.report.plots import all_plots
 from mgsr.report.tables import all_tables
@@ -38,9 +38,7 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
     tables, plots = all_tables(evidence), all_plots(evidence)
     title = f"Study: {study.name}"
     said, known = answers(evidence), facts(evidence)
-    command = (
-        f"mgsr ablate {study.path} --seeds {' '.join(map(str, evidence.seeds))} --record\nmgsr report {study.path}"
-    )
+    command = _command(evidence)
     pictures = [f"![{caption}]({name})" for name, (caption, _) in plots.items()]
     first, *rest = (table.markdown() for table in tables)
     parts = [
@@ -59,3 +57,12 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
     write_atomically(folder / "report.html", page(title, said, known, command, tables, plots))
     write_atomically(readme, "\n\n".join(parts) + "\n")
     return readme
+
+
+def _command(evidence: Evidence) -> str:
+    """What records these results again: on the same kind of machine, with the same number of threads."""
+    path = evidence.study.path
+    threads = {r["environment"].get("threads") for r in evidence.runs}
+    same = [f"trainer.threads={number}" for number in threads if number and len(threads) == 1]
+    record = ["mgsr ablate", str(path), "--seeds", *map(str, evidence.seeds), "--record", *same]
+    return f"{' '.join(record)}\nmgsr report {path}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mgsr.errors import ConfigError
-from mgsr.report.evidence import Evidence, read_evidence
-from mgsr.report.tables import number
+from mgsr.machines import machine_lines
+from mgsr.report.bounds import bounds_answer
+from mgsr.report.cells import number
+from mgsr.report.evidence import Evidence, Result, read_evidence
+from mgsr.report.tables import needed_seeds
 from mgsr.studies import load_study
 from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
 
@@ -18,6 +23,7 @@ def answers(evidence: Evidence) -> list[str]:
     study = evidence.study
     said = [study.question] if study.question else []
     said += [_contrast(evidence, name) for name in study.contrasts]
+    said += bounds_answer(evidence)
     answer = study.answer
     if not answer:
         return said
@@ -55,7 +61,9 @@ def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
     said = []
     for name, key in other["sets"].items():
         verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
-        said.append(f"**Removing {part}, on {name}:** {sentence(verdict, study.baseline)}")
+        run = evidence.runs[0]["metrics"]
+        size = f"{run['result'][key]['examples']} rows, {run['steps']} optimiser steps"
+        said.append(f"**Removing {part}, on {name} ({size}):** {sentence(verdict, study.baseline)}")
     return said
 
 
@@ -79,7 +87,8 @@ def sentence(v: Verdict, baseline: str) -> str:
     if change:
         judged = f"`{v.arm}` is {v.verdict} than `{baseline}`"
         return f"it {change} ROUGE-L by {number(abs(d.mean))} ({interval}): {judged}."
-    more = f"; an effect of this size would take about {v.needed} seeds" if v.needed else ""
+    needed = needed_seeds(v)
+    more = f"; an effect of this size would take {'about ' if v.needed else ''}{needed} seeds" if needed else ""
     return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
 
 
@@ -87,14 +96,17 @@ def facts(evidence: Evidence) -> list[str]:
     """Where the numbers come from, and what is missing."""
     runs = evidence.runs
     commits = sorted({str(r["environment"].get("commit"))[:7] for r in runs})
-    first = runs[0]["environment"]
-    packages = ", ".join(f"{name} {first[name]}" for name in ("python", "torch", "lightning", "transformers"))
-    threads = ", ".join(sorted({str(r["environment"].get("threads")) for r in runs}))
+    packages = ", ".join(_versions(runs, name) for name in ("python", "lightning", "transformers"))
+    machines, mixed = machine_lines(r["environment"] for r in runs)
     said = [
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
         f"{runs[0]['metrics']['steps']} optimiser steps, "
-        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}; "
-        f"{first['machine']}, {threads} thread(s) per run{_devices(first)}."
+        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}. "
+        f"Machine: {_different(runs, 'machine')}, {machines}.",
+        *([mixed] if mixed else []),
+        *_shared(evidence),
+        *_prompts(evidence),
+        *evidence.oddities(),
     ]
     missing = evidence.missing()
     if missing:
@@ -102,6 +114,53 @@ def facts(evidence: Evidence) -> list[str]:
     return said
 
 
-def _devices(environment: Mapping[str, Any]) -> str:
-    devices = environment.get("devices") or []
-    return f", {', '.join(devices)}" if devices else ", no GPU"
+def _shared(evidence: Evidence) -> list[str]:
+    """Arms whose runs stand in another study beside this one as well: one run, counted in both."""
+    folder = evidence.study.path.resolve().parent
+    elsewhere: dict[str, list[str]] = {}
+    for arm, by_seed in evidence.results.items():
+        own = {(r["hashes"]["base"], r["hashes"]["config"], seed) for seed, r in by_seed.items()}
+        for other in _others(folder):
+            if own & other[1]:
+                elsewhere.setdefault(arm, []).append(other[0])
+    if not elsewhere:
+        return []
+    named = "; ".join(f"`{arm}` ({', '.join(sorted(set(studies)))})" for arm, studies in elsewhere.items())
+    return [f"Runs that other studies count too: {named}."]
+
+
+@cache
+def _others(folder: Path) -> tuple[tuple[str, frozenset[tuple[str, str, int]]], ...]:
+    """Every other study beside the folder, by name, with what tells its recorded runs apart."""
+    found = []
+    for study in sorted(folder.parent.glob("*/study.yaml")):
+        if study.parent == folder:
+            continue
+        runs = [json.loads(path.read_text()) for path in sorted(study.parent.glob("results/*/seed=*.json"))]
+        keys = frozenset((r["hashes"]["base"], r["hashes"]["config"], r["seed"]) for r in runs)
+        found.append((study.parent.name, keys))
+    return tuple(found)
+
+
+def _prompts(evidence: Evidence) -> list[str]:
+    """What "the same prompts" means."""
+    said = (
+        "All arms of a seed start from one SFT student and see the same prompts within each window of "
+        "`train.bucket_steps` steps; within a window they are sorted by the length of the text"
+    )
+    replays = [
+        arm
+        for arm, overrides in evidence.study.arms.items()
+        if overrides.get("mixture.replay") == "on" or overrides.get("mixture.kind") == "adaptive"
+    ]
+    named = ", ".join(f"`{arm}`" for arm in replays)
+    more = f"; {named} {'draws' if len(replays) == 1 else 'draw'} from a buffer of older text" if replays else ""
+    return [f"{said}{more}."]
+
+
+def _versions(runs: Sequence[Result], name: str) -> str:
+    return f"{name} {_different(runs, name)}"
+
+
+def _different(runs: Sequence[Result], name: str) -> str:
+    return " and ".join(sorted({str(r["environment"].get(name, "unknown")) for r in runs}))

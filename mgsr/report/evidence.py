@@ -15,13 +15,19 @@ from mgsr.verdicts import Values, Verdict, verdicts
 
 Result = Mapping[str, Any]
 
+CURVES = ("val/rouge_l", "cost/seconds", "cost/tokens")
+
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results of a study: arm -> training seed -> result file; arms that have not run are there, empty."""
+    """Results of a study: arm -> training seed -> result file; arms that have not run are there, empty.
+
+    `strangers` are arms that there are results of and that the study doesn't have.
+    """
 
     study: Study
     results: dict[str, dict[int, Result]]
+    strangers: tuple[str, ...] = ()
 
     @property
     def runs(self) -> list[Result]:
@@ -33,7 +39,8 @@ class Evidence:
 
     @property
     def test_sets(self) -> list[str]:
-        return list(self.runs[0]["metrics"]["result"])
+        """The study's own first, then those added to it."""
+        return sorted(self.runs[0]["metrics"]["result"], key=lambda name: name != "test")
 
     def values(self, read: Callable[[Result], float | None]) -> Values:
         """One figure of every run; runs without it are left out."""
@@ -59,13 +66,31 @@ class Evidence:
                 lines.append(f"{arm}: not yet run")
         return lines
 
+    def oddities(self) -> list[str]:
+        """What a reader should know before comparing: unequal lengths of training, results left out."""
+        steps: dict[int, list[str]] = {}
+        for arm, by_seed in self.results.items():
+            each = {seed: int(result["metrics"]["steps"]) for seed, result in by_seed.items()}
+            for number in sorted(set(each.values())):
+                seeds = [str(seed) for seed, found in each.items() if found == number]
+                steps.setdefault(number, []).append(
+                    arm if len(seeds) == len(each) else f"{arm} (seed {', '.join(seeds)})"
+                )
+        said = []
+        if len(steps) > 1:
+            named = "; ".join(f"{number} in {', '.join(arms)}" for number, arms in sorted(steps.items()))
+            said.append(f"**Not all runs have the same number of optimiser steps:** {named}.")
+        if self.strangers:
+            said.append(f"Left out, being no arms of the study: results of {', '.join(self.strangers)}.")
+        return said
+
 
 def read_evidence(study: Study, folder: Path) -> Evidence:
     """All result files of the study's arms below `folder`.
 
     Raises:
-        UserError: there are none; they come from different code or data; the arms of the file and of the study
-            differ.
+        UserError: there are none; they come from different code or data; one is partial; the arms of the file and
+            of the study differ.
     """
     results: dict[str, dict[int, Result]] = {}
     for arm in study.arms:
@@ -78,11 +103,14 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
             found = read_result(result_path(folder, arm, seed))
             if found is not None:
                 results[arm][seed] = found
-    evidence = Evidence(study, {arm: dict(sorted(by_seed.items())) for arm, by_seed in results.items()})
+    strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
+    ordered = {arm: dict(sorted(by_seed.items())) for arm, by_seed in results.items()}
+    evidence = Evidence(study, ordered, tuple(strangers))
     if not evidence.runs:
         raise UserError(f"{folder}: no results of {study.name}; run mgsr ablate {study.path} --record first")
     for what in ("code", "data", "base"):
         _refuse_mixture(evidence, folder, what)
+    _refuse_partial(evidence, folder)
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
             if (result["arm"], result["seed"]) != (arm, seed):
@@ -110,6 +138,18 @@ def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
         raise UserError(
             f"{first} and {second} come from different {what}: they can't be compared; rerun one of them"
         )
+
+
+def _refuse_partial(evidence: Evidence, folder: Path) -> None:
+    """Every run must have the test sets of the first, and the curves that costs are read from."""
+    for arm, by_seed in evidence.results.items():
+        for seed, result in by_seed.items():
+            has = result["metrics"]["result"]
+            lacks = [f"metrics.result.{name}" for name in evidence.test_sets if name not in has]
+            lacks += [f"curves.{name}" for name in CURVES if not result["curves"].get(name, {}).get("values")]
+            if lacks:
+                path = result_path(folder, arm, seed)
+                raise UserError(f"{path}: lacks {', '.join(lacks)}; restore it, or delete it to have it run again")
 
 
 def mean(values: Mapping[int, float]) -> float | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mgsr.ablate
-from mgsr.ablate import run_study
+from mgsr import failpoints
+from mgsr.ablate import Run, run_all, run_study
 from mgsr.cli import main
 from mgsr.errors import UserError
 from mgsr.results import hashes, read_result, result_path
 from mgsr.studies import Study, load_study
+from mgsr.verify import differences
+from tests.reliability.harness import SMALL, forked
 
 ARMS = """
   full: {}
@@ -77,37 +82,46 @@ def test_a_study_is_recorded_skipped_and_shared(
     # once, however often the study goes on
     layout = EventAccumulator(str(tmp_path / "runs/small/layout")).Reload()
     assert layout.Tags()["tensors"] == ["custom_scalars__config__"]
+    # with another number of threads these would be other numbers
+    words = ["ablate", str(study.path), "--seeds", "0", "2", "--record", *overrides]
+    assert main([*words, "trainer.threads=7"]) == 2
+    error = capsys.readouterr().err
+    assert "trainer.threads=7 would give other numbers" in error and error.count("\n") == 1
     assert main(["report", str(study.path)]) == 0
     assert "inconclusive" in (study.path.parent / "README.md").read_text()
 
 
-def test_a_half_finished_study_goes_on(
-    tiny_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = make(tmp_path, tiny_file, "half")
-    overrides = [f"run_root={shared_root}", "experiment=half", *QUICK][:1] + QUICK
+def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
+    """Killed in the middle of a training, by the command line; the arm behind it reads the killed one's bounds."""
+    base = tmp_path / "torture.yaml"
+    base.write_text(SMALL)
+    arms = "\n  full: {}\n  killed: {scrg.passes: 2}\n"
+    arms += (
+        '  mean: {clip.objective: joint, clip.mode: mean_of_run, clip.run: "{results}/killed/seed={seed}.json"}\n'
+    )
+    study = make(tmp_path, base, "half", arms)
+    batches = 2 + 2 + 3 * 12  # SFT of teacher and student, then the arms: six steps of two micro-batches
 
-    class Stop(Exception):
-        pass
+    def ablate(root: Path, points: str = "") -> int:
+        def work() -> None:
+            failpoints.arm(points)
+            assert main(["ablate", str(study.path), f"run_root={root}"]) == 0
+            (root / "visits.json").write_text(json.dumps(failpoints.visits()))
 
-    original = mgsr.ablate.train
-    monkeypatch.setattr(mgsr.ablate, "train", lambda config, **k: _stop_at_removed(config, original, k, Stop))
-    with pytest.raises(Stop):
-        run_study(study, [0], overrides)
-    monkeypatch.setattr(mgsr.ablate, "train", original)
-    ran = counted(monkeypatch)
-    run_study(study, [0], overrides)
-    # its folder was made: it is taken up, not refused
-    assert ran == ["removed/0 again", "mean/0"]
+        return forked(work, tmp_path / f"{root.name}.log")
 
-
-def _stop_at_removed(config: Any, train: Any, options: Any, stop: type[Exception]) -> Any:
-    if config.arm == "removed":
-        from mgsr.runs import open_run_folder, run_folder
-
-        open_run_folder(run_folder(config), config, resume=False)
-        raise stop
-    return train(config, **options)
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert ablate(whole) == 0, (tmp_path / "whole.log").read_text()[-2000:]
+    assert json.loads((whole / "visits.json").read_text())["step.end"] == batches
+    assert ablate(halved, "step.end=kill@25") == -signal.SIGKILL
+    assert [p.parent.name for p in (halved / "half/results").glob("*/seed=0.json")] == ["full"]
+    assert ablate(halved) == 0, (tmp_path / "halved.log").read_text()[-2000:]
+    # of the killed arm's six steps the four up to its resume point are not done again
+    assert json.loads((halved / "visits.json").read_text())["step.end"] == 12 - 8 + 12
+    for arm in study.arms:
+        both = [read_result(result_path(root / "half/results", arm, 0)) for root in (whole, halved)]
+        for part in ("hashes", "metrics", "scores", "curves"):
+            assert differences(*(result[part] for result in both), part) == []
 
 
 def test_results_of_other_code_or_configuration_are_never_mixed(
@@ -175,3 +189,52 @@ def test_a_run_that_fails_side_by_side_is_named(tiny_file: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"bad, seed 0 failed .*became"):
         run_study(study, [0], [f"run_root={tmp_path}", *QUICK], jobs=2)
     assert read_result(tmp_path / "fails/results/bad/seed=0.json") is None
+
+
+def test_a_run_takes_a_device_that_is_free(
+    make_config: Any, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run is a long one: all others have to share the other device, one after another."""
+    busy: dict[str, str] = {}
+    ran: list[tuple[str, str]] = []
+    last = threading.Event()
+
+    def in_process(run: Run, jobs: int, device: str) -> None:
+        assert device not in busy, f"{run.arm} and {busy[device]} on one device"
+        busy[device] = run.arm
+        ran.append((run.arm, device))
+        if run.arm == "long":
+            assert last.wait(20), "the last run never began"
+        if run.arm == "d":
+            last.set()
+        del busy[device]
+
+    monkeypatch.setattr(mgsr.ablate, "_in_process", in_process)
+    monkeypatch.setattr(mgsr.ablate, "_record", lambda study, run: None)
+    monkeypatch.setattr(mgsr.ablate, "prepare", lambda config: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    study = make(tmp_path, tiny_file, "devices", "\n  full: {}\n")
+    runs = [Run(arm, 0, make_config(f"arm={arm}"), {}, tmp_path / arm) for arm in ("long", "a", "b", "c", "d")]
+    run_all(study, runs, 2)
+    devices = dict(ran)
+    assert sorted(devices) == ["a", "b", "c", "d", "long"]
+    assert {devices[arm] for arm in "abcd"} == {"4", "GPU-7"} - {devices["long"]}
+
+
+def test_more_jobs_than_devices_share_them_evenly(
+    make_config: Any, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(4, timeout=20)
+    taken: list[str] = []
+
+    def in_process(run: Run, jobs: int, device: str) -> None:
+        taken.append(device)
+        together.wait()
+
+    monkeypatch.setattr(mgsr.ablate, "_in_process", in_process)
+    monkeypatch.setattr(mgsr.ablate, "_record", lambda study, run: None)
+    monkeypatch.setattr(mgsr.ablate, "prepare", lambda config: None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    study = make(tmp_path, tiny_file, "shared", "\n  full: {}\n")
+    run_all(study, [Run(arm, 0, make_config(f"arm={arm}"), {}, tmp_path / arm) for arm in "abcd"], 4)
+    assert sorted(taken) == ["0", "0", "1", "1"]

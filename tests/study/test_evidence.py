@@ -1,0 +1,115 @@
+"""Recorded results: partial files are refused by name, and what does not go together is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgsr.cli import main
+from mgsr.errors import UserError
+from mgsr.report import report
+from mgsr.results import result_path, write_result
+from mgsr.studies import Study
+from study.synthetic import FIGURES, make_result, make_study, record
+
+
+def without(place: str) -> Any:
+    """A change of a result file: this part of it is gone, with bars between names."""
+
+    def change(result: Any) -> Any:
+        *path, last = place.split("|")
+        part = result
+        for name in path:
+            part = part[name]
+        del part[last]
+        return result
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: [], "no mapping"),
+        (lambda r: {**r, "metrics": None}, "metrics is no mapping"),
+        (lambda r: {**r, "environment": []}, "environment: no mapping"),
+        (without("curves"), "lacks curves"),
+        (without("curves|cost/seconds"), "lacks curves.cost/seconds"),
+        (without("metrics|training_text"), "lacks metrics.training_text"),
+        (without("metrics|steps"), "lacks metrics.steps"),
+        (without("metrics|result|test"), "metrics.result.test: no mapping"),
+        (without("metrics|result|test|rouge_l"), "metrics.result.test lacks rouge_l"),
+        (without("metrics|result|test|rouge_l_by_category"), "lacks rouge_l_by_category"),
+        (without("scores|test"), "scores.test are not those of 4 rows"),
+        (lambda r: {**r, "scores": {"test": [1.0, 2.0]}}, "scores.test are not those of 4 rows"),
+        (lambda r: {**r, "curves": {"val/loss": {"steps": [1], "values": []}}}, "curves.val/loss is torn"),
+        (lambda r: r["metrics"].update(costs={"seconds_training": None}) or r, "costs are not all numbers"),
+        (lambda r: r["metrics"]["result"].update(more=r["metrics"]["result"]["test"]) or r, "scores.more"),
+    ],
+)
+def test_partial_result_files_are_refused_by_name_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    path = result_path(study.results, "removed", 1)
+    path.write_text(json.dumps(change(make_result(study, "removed", 1, 50.0))))
+    assert main(["report", str(study.path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and message in error and error.count("\n") == 1
+
+
+def test_a_run_without_a_test_set_of_the_others_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    more = make_result(study, "full", 0, 60.0)
+    more["metrics"]["result"]["dolly"] = more["metrics"]["result"]["test"]
+    more["scores"]["dolly"] = more["scores"]["test"]
+    write_result(result_path(study.results, "full", 0), more)
+    with pytest.raises(UserError, match=r"full/seed=1\.json: lacks metrics.result.dolly"):
+        report(study)
+
+
+def test_unequal_lengths_and_results_of_no_arm_are_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    for seed in range(4):
+        longer = make_result(study, "other", seed, 61.0)
+        longer["metrics"]["steps"] = 30
+        write_result(result_path(study.results, "other", seed), longer)
+    longer["metrics"]["steps"], longer["arm"], longer["overrides"] = 40, "full", {}
+    write_result(result_path(study.results, "full", 3), longer)
+    write_result(result_path(study.results, "gone", 0), {**longer, "arm": "gone"})
+    text = report(study).read_text()
+    assert "optimiser steps:** 20 in full (seed 0, 1, 2), removed; 30 in other; 40 in full (seed 3)." in text
+    assert "Left out, being no arms of the study: results of gone." in text
+
+
+def environment_of(study: Study, arm: str, seed: int, **changes: Any) -> None:
+    result = make_result(study, arm, seed, FIGURES[arm][seed])
+    result["environment"].update(changes)
+    write_result(result_path(study.results, arm, seed), result)
+
+
+def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    text = report(study).read_text()
+    assert "Machine: x86_64, 1 thread per run, torch 2, no GPU." in text
+    assert "--seeds 0 1 2 3 --record trainer.threads=1\n" in text
+    # an older result doesn't say its processor: named as far as known, and no difference
+    environment_of(study, "removed", 0, cpu="a Xeon")
+    text = report(study).read_text()
+    assert (
+        "Machine: x86_64, 1 thread per run, torch 2, no GPU (11 runs); 1 thread per run, a Xeon, torch 2, " in text
+    )
+    assert "More than one kind" not in text
+    environment_of(study, "removed", 1, cpu="an EPYC", threads=2, torch="3")
+    text = report(study).read_text()
+    assert "; 2 threads per run, an EPYC, torch 3, no GPU (1 run)." in text
+    assert "**More than one kind of machine:** the runs differ in threads, cpu and torch, and rounding" in text
+    # no one command makes these
+    assert "--seeds 0 1 2 3 --record\n" in text
