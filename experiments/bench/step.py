@@ -39,7 +39,7 @@ def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
         [
             *OVERRIDES,
             *common,
-            *(f"data.{split}={data}" for split in ("train", "dev", "test")),
+            f"data.train={data}",
             f"teacher.source={teacher}",
             f"student.source={student}",
             "student.keep_layers=[]",
@@ -54,7 +54,9 @@ def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
 
 def job_of(config: ExperimentConfig, folder: Path) -> Job:
     """The main job as `mgsr train` builds it; nothing looks at a dev set."""
-    dev, train = read_split(config.data, "dev"), read_split(config.data, "train")
+    train = read_split(config.data, "train")
+    # models that are not fine-tuned first need no dev set
+    dev = read_split(config.data, "dev") if config.student.sft.enabled else []
     teacher = prepare_teacher(config, dev)
     student = prepare_student(config, teacher, train, dev)
     return build_job(config, train, (), teacher, student, shared_vocabulary(teacher, student), folder)
