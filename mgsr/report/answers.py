@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.errors import ConfigError
+from mgsr.report.cells import number
 from mgsr.report.evidence import Evidence, read_evidence
-from mgsr.report.tables import number
 from mgsr.studies import load_study
-from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
+from mgsr.verdicts import ALPHA, BETTER, WORSE, Verdict, contrast
 
 
 def answers(evidence: Evidence) -> list[str]:
@@ -55,8 +55,15 @@ def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
     said = []
     for name, key in other["sets"].items():
         verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
-        said.append(f"**Removing {part}, on {name}:** {sentence(verdict, study.baseline)}")
+        where = f"{name} ({_size(evidence, key)})"
+        said.append(f"**Removing {part}, on {where}:** {sentence(verdict, study.baseline)}")
     return said
+
+
+def _size(evidence: Evidence, test_set: str) -> str:
+    """How little or how much a line on another study rests on."""
+    metrics = evidence.runs[0]["metrics"]
+    return f"{metrics['result'][test_set]['examples']} rows, {metrics['steps']} optimiser steps"
 
 
 def sentence(v: Verdict, baseline: str) -> str:
@@ -79,7 +86,10 @@ def sentence(v: Verdict, baseline: str) -> str:
     if change:
         judged = f"`{v.arm}` is {v.verdict} than `{baseline}`"
         return f"it {change} ROUGE-L by {number(abs(d.mean))} ({interval}): {judged}."
-    more = f"; an effect of this size would take about {v.needed} seeds" if v.needed else ""
+    more = ""
+    if v.needed_in_words:
+        level = f"power 0.8 at a level of {ALPHA}/{v.comparisons}"
+        more = f"; an effect of this size would take {v.needed_in_words} ({level})"
     return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
 
 

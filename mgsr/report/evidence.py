@@ -33,7 +33,8 @@ class Evidence:
 
     @property
     def test_sets(self) -> list[str]:
-        return list(self.runs[0]["metrics"]["result"])
+        """`test` first: the plots and the other tables are of it."""
+        return sorted(self.runs[0]["metrics"]["result"], key=lambda name: name != "test")
 
     def values(self, read: Callable[[Result], float | None]) -> Values:
         """One figure of every run; runs without it are left out."""

@@ -4,57 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from mgsr.costs import overall
+from mgsr.report.cells import MISSING, NONE, Table, number
+from mgsr.report.costs import cost_table
 from mgsr.report.evidence import Evidence, Result, mean
-from mgsr.verdicts import BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
-
-MISSING = "not yet run"
-NONE = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    text: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        lines = [f"## {self.title}", "", self.text, ""] if self.text else [f"## {self.title}", ""]
-        lines += ["| " + " | ".join(map(_escaped, self.header)) + " |", "|" + "---|" * len(self.header)]
-        lines += ["| " + " | ".join(map(_escaped, row)) + " |" for row in self.rows]
-        return "\n".join(lines) + "\n"
-
-
-def _escaped(cell: str) -> str:
-    """Names come from data files: they must not end a cell or begin a tag."""
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
-
-
-def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """A figure, or a dash where there is none.
-
-    >>> number(1.234, 1, sign=True), number(None)
-    ('+1.2', '–')
-    """
-    if value is None or not math.isfinite(value):
-        return NONE
-    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
 
 
 def verdict_table(evidence: Evidence, test_set: str) -> Table:
-    rows = [(v.arm, *_verdict_cells(v)) for v in evidence.verdicts(test_set)]
+    found = evidence.verdicts(test_set)
+    rows = [(v.arm, *_verdict_cells(v)) for v in found]
     text = (
         f"Mean and standard deviation over training seeds; each run's figure is the mean over its sampling seeds. "
-        f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; p adjusted by Holm over "
-        "the arms; d is the mean difference over its standard deviation. The verdict is p < 0.05; behind an inconclusive one, the seeds at which this effect would be found with a power of 0.8."
+        f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; d is the mean "
+        f"difference over its standard deviation. {_adjusted(found)}"
     )
     header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
     name = "the test set" if test_set == "test" else test_set
     return Table(f"ROUGE-L on {name}", text, header, tuple(rows))
+
+
+def _adjusted(found: Sequence[Verdict]) -> str:
+    """What p and the verdict rest on, in words."""
+    comparisons, planned = sum(v.difference is not None for v in found), len(found) - 1
+    if not comparisons:
+        return "No arm has two seeds to compare yet."
+    of = f"the {comparisons} comparison(s) made so far, of {planned} that the study plans"
+    if comparisons == planned:
+        of = f"all {planned} comparison(s) of the study"
+    return (
+        f"p is adjusted by Holm over {of}; the adjustment grows as arms are added. The verdict is p < {ALPHA}; behind "
+        "an inconclusive one, from three seeds on, the seeds at which an effect of this size would be found with a "
+        f"power of 0.8 at a level of {ALPHA}/{comparisons}."
+    )
 
 
 def _verdict_cells(v: Verdict) -> tuple[str, ...]:
@@ -70,7 +53,7 @@ def _verdict_cells(v: Verdict) -> tuple[str, ...]:
         if d.low == d.high == 0.0:
             judged += " (the same figures)"
         else:
-            judged += f" ({v.needed} seeds)" if v.needed else " (over 1,000 seeds)"
+            judged += f" ({v.needed_in_words})" if v.needed_in_words else ""
     interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
     p = "< 0.001" if v.p is not None and v.p < 0.001 else number(v.p, 3)
     return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)
@@ -94,62 +77,6 @@ def contrast_table(evidence: Evidence, test_set: str = "test") -> Table:
     return Table("Effect of each part", text, header, tuple(rows))
 
 
-def cost_table(evidence: Evidence) -> Table:
-    """What arms cost, and their dev figure once they have cost as much as the cheapest arm."""
-    totals = {unit: evidence.values(_spent(unit)) for unit in _UNITS}
-    least = {unit: min(min(v.values()) for v in totals[unit].values() if v) for unit in _UNITS}
-    rows = []
-    for arm, by_seed in evidence.results.items():
-        if not by_seed:
-            rows.append((arm, *([MISSING] * 7)))
-            continue
-        parts = [_share(by_seed.values(), f"seconds_{name}") for name in ("generation", "scoring", "training")]
-        at_equal = [mean(_dev_at(by_seed, unit, least[unit])) for unit in _UNITS]
-        final = mean({seed: r["curves"]["val/rouge_l"]["values"][-1] for seed, r in by_seed.items()})
-        tokens = mean(totals["tokens"][arm])
-        rows.append(
-            (
-                arm,
-                *(number(part, 1) for part in parts),
-                NONE if tokens is None else f"{tokens / 1e6:.2f}",
-                *(number(value) for value in (final, *at_equal)),
-            )
-        )
-    text = (
-        "Seconds per run of writing text, of scoring it and of training steps; tokens (millions) that passed through a "
-        "model's forward. Dev ROUGE-L at the end, and at the last look before an arm had spent the "
-        f"{least['seconds']:.0f} s, or the {least['tokens'] / 1e6:.2f} million tokens, of the cheapest run. All arms "
-        "have one learning rate schedule, so a look before the end is one at a higher learning rate. Seconds depend on "
-        "what else the machine did."
-    )
-    header = ("arm", "writing, s", "scoring, s", "training, s", "tokens, M", "dev at the end", "at equal time")
-    return Table("At equal cost", text, (*header, "at equal tokens"), tuple(rows))
-
-
-_UNITS = ("seconds", "tokens")
-
-
-def _spent(unit: str) -> Callable[[Result], float | None]:
-    return lambda r: overall(r["metrics"]["costs"], unit)
-
-
-def _share(results: Any, name: str) -> float:
-    each = [float(r["metrics"]["costs"].get(name, 0.0)) for r in results]
-    return sum(each) / len(each)
-
-
-def _dev_at(by_seed: dict[int, Result], unit: str, budget: float) -> dict[int, float]:
-    """Dev ROUGE-L at the last look within the budget; runs whose first look came later are left out."""
-    found = {}
-    for seed, result in by_seed.items():
-        spent, dev = result["curves"][f"cost/{unit}"]["values"], result["curves"]["val/rouge_l"]["values"]
-        # rounding in the file must not put the cheapest run's own end beyond its budget
-        within = [value for cost, value in zip(spent, dev, strict=False) if cost <= budget * 1.0001]
-        if within:
-            found[seed] = within[-1]
-    return found
-
-
 def _column(evidence: Evidence, read: Callable[[Result], float | None], digits: int) -> list[str]:
     return [number(mean(by_seed), digits) for by_seed in evidence.values(read).values()]
 
@@ -167,7 +94,8 @@ def text_table(evidence: Evidence) -> Table:
         return lambda r: (r["metrics"].get(section) or {}).get(name)
 
     columns = {
-        "written: distinct-1": (written("distinct_1"), 3),
+        "written: sequences per round": (of("scrg", "sequences"), 0),
+        "distinct-1": (written("distinct_1"), 3),
         "distinct-2": (written("distinct_2"), 3),
         "distinct-3": (written("distinct_3"), 3),
         "self-BLEU": (written("self_bleu"), 3),
@@ -187,9 +115,14 @@ def text_table(evidence: Evidence) -> Table:
         (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(columns)))
         for i, (arm, by_seed) in enumerate(evidence.results.items())
     ]
+    test = evidence.runs[0]["metrics"]["result"]["test"]
+    samples = max(1, len(test.get("rouge_l_by_seed", {})))
     text = (
-        "Means over training seeds. Written text: model-written text trained on, over token ids, mean of the rounds. "
-        "Outputs: answers to the test set, over words. ExAccErr at the longest answer and perplexity of the student's "
+        "Means over training seeds. Written text: model-written text trained on, over token ids, mean of the rounds, "
+        "each of so many sequences. Distinct-n falls as text grows, whatever the model: arms with rounds of another "
+        "size cannot be compared in it. Outputs: answers to the test set, over words, "
+        f"{test['examples'] * samples:,} in every arm ({test['examples']:,} rows, {samples} sampling seed(s)); their "
+        "self-BLEU is over the first sampling seed. ExAccErr at the longest answer and perplexity of the student's "
         "answers under the teacher: on the test prompts."
     )
     return Table("Text", text, ("arm", *columns), tuple(rows))

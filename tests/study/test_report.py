@@ -50,22 +50,26 @@ def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
     assert table["other"][-1].startswith("inconclusive (")
     # (61.5 + 61.5) / 2 - 51
     assert rows(text, "Effect of each part")["SCRG"][:2] == ["4", "+10.50"]
-    assert rows(text, "At equal cost")["full"] == ["2.0", "0.0", "10.0", "0.00", "61.50", "61.50", "61.50"]
+    cost = rows(text, "At equal cost")["full"]
+    assert cost == ["0.001", "10.0", "61.50", "61.50", "–", "–", "61.50", "2.0", "0.0", "10.0"]
     assert rows(text, "Text")["full"][-3:] == ["75.0", "25.0", "50.0"]
     assert rows(text, "By kind of task")["full"] == ["60.5", "62.5"]
     assert rows(text, "Evaluation noise")["removed"][0] == "-10.50"
 
 
-def test_at_equal_cost_an_arm_is_read_where_the_cheapest_ended(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+def test_the_first_lines_say_how_much_another_study_rests_on(tmp_path: Path) -> None:
+    other = make_study(tmp_path / "away")
+    study = make_study(
+        tmp_path,
+        STUDY.replace(
+            "where: made-up data",
+            f"where: made-up data, elsewhere: {{study: {other.path}, arm: removed, sets: {{real text: test}}}}",
+        ),
+    )
     record(study)
-    for seed in range(4):
-        dear = make_result(study, "other", seed, 61.0)
-        dear["metrics"]["costs"] = {"seconds_training": 30.0, "tokens_training": 1000}
-        dear["curves"]["cost/seconds"]["values"] = [11.0, 30.0]
-        write_result(result_path(study.results, "other", seed), dear)
-    table = rows(report(study).read_text(), "At equal cost")
-    assert table["other"][-3:] == ["61.00", "56.00", "61.00"]
+    record(other, {"full": [60.0, 61.0], "removed": [60.5, 61.0]})
+    text = report(study).read_text()
+    assert "**Removing the part, on real text (4 rows, 20 optimiser steps):** inconclusive" in text
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
