@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.errors import ConfigError
+from mgsr.report.bounds import bounds_answer, varies_clipping
 from mgsr.report.cells import number
 from mgsr.report.evidence import Evidence, read_evidence
 from mgsr.studies import load_study
@@ -17,6 +18,8 @@ def answers(evidence: Evidence) -> list[str]:
     """The study's question, and its answer as far as there is one."""
     study = evidence.study
     said = [study.question] if study.question else []
+    if varies_clipping(evidence):
+        said += bounds_answer(evidence)
     said += [_contrast(evidence, name) for name in study.contrasts]
     answer = study.answer
     if not answer:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mgsr.report.bounds import bounds_table, varies_clipping
 from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.costs import cost_table
 from mgsr.report.evidence import Evidence, Result, mean
@@ -202,6 +203,8 @@ def all_tables(evidence: Evidence) -> Sequence[Table]:
     tables = [verdict_table(evidence, name) for name in evidence.test_sets]
     if evidence.study.contrasts:
         tables.insert(1, contrast_table(evidence))
+    if varies_clipping(evidence):
+        tables.append(bounds_table(evidence))
     return [
         *tables,
         cost_table(evidence),
