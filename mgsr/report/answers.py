@@ -109,9 +109,29 @@ def facts(evidence: Evidence) -> list[str]:
         f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}; "
         f"{first['machine']}, {threads} thread(s) per run{_devices(first)}."
     ]
+    said.append(_prompts(evidence))
     missing = evidence.missing()
     if missing:
         said.append("Missing: " + "; ".join(missing) + ".")
+    return said
+
+
+def _prompts(evidence: Evidence) -> str:
+    """How far the arms train on the same prompts at the same time."""
+
+    def replays(overrides: Mapping[str, Any]) -> bool:
+        replay = overrides.get("mixture.replay", "auto")
+        return replay == "on" or (replay == "auto" and overrides.get("mixture.kind") == "adaptive")
+
+    replaying = [f"`{arm}`" for arm, overrides in evidence.study.arms.items() if replays(overrides)]
+    said = (
+        "Runs of one training seed have the same prompts in the same order, by which is meant: the same ones "
+        "within each window of `train.bucket_steps` optimiser steps, sorted by length within it."
+    )
+    if replaying:
+        said += (
+            f" Arms with a replay buffer ({', '.join(replaying)}) draw the prompts of their written text from it."
+        )
     return said
 
 

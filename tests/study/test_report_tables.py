@@ -106,3 +106,16 @@ def test_the_test_set_comes_first(study: Study) -> None:
         < text.index("differences.svg")
         < text.index("## ROUGE-L on another")
     )
+
+
+def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
+    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", '{mixture.replay: "on"}'))
+    record(study)
+    text = report(study).read_text()
+    assert "within each window of `train.bucket_steps` optimiser steps" in text
+    assert "Arms with a replay buffer (`other`) draw the prompts of their written text from it." in text
+    study = make_study(
+        tmp_path, STUDY.replace("{scrg.passes: 3}", "{mixture.kind: adaptive, mixture.replay: 'off'}")
+    )
+    record(study)
+    assert "replay buffer" not in report(study).read_text()
