@@ -10,17 +10,19 @@ from mgsr.report.bounds import bounds_table, varies_clipping
 from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.costs import cost_table
 from mgsr.report.evidence import Evidence, Result, mean
+from mgsr.report.shared import footnote, marked, shared_runs
 from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
 
 
 def verdict_table(evidence: Evidence, test_set: str) -> Table:
     found = evidence.verdicts(test_set)
-    rows = [(v.arm, *_verdict_cells(v)) for v in found]
+    shared = shared_runs(evidence)
+    rows = [(marked(v.arm, shared), *_verdict_cells(v)) for v in found]
     text = (
         f"Mean and standard deviation over training seeds; each run's figure is the mean over its sampling seeds. "
         f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; d is the mean "
-        f"difference over its standard deviation. {_adjusted(found)}"
-    )
+        f"difference over its standard deviation. {_adjusted(found)} {footnote(evidence, shared)}"
+    ).strip()
     header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
     name = "the test set" if test_set == "test" else test_set
     return Table(f"ROUGE-L on {name}", text, header, tuple(rows))

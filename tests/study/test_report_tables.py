@@ -108,6 +108,23 @@ def test_the_test_set_comes_first(study: Study) -> None:
     )
 
 
+def test_runs_of_another_study_are_marked(study: Study, tmp_path: Path) -> None:
+    assert "†" not in report(study).read_text()
+    path = tmp_path / "beside" / "study.yaml"
+    path.parent.mkdir()
+    for seed, code in ((0, "c0de"), (1, "c0de"), (2, "else")):
+        result = {**make_result(study, "full", seed, 60.0), "study": "beside", "arm": "base"}
+        result["hashes"] = {**result["hashes"], "code": code}
+        write_result(result_path(path.parent / "results", "base", seed), result)
+    text = report(study).read_text()
+    table = rows(text, "ROUGE-L on the test set")
+    assert "full †" in table and "removed" in table
+    assert (
+        "† 2 of the 12 runs stand in other studies too" in text
+        and "`full`, seed 0, 1 (also `beside/base`)" in text
+    )
+
+
 def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
     study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", '{mixture.replay: "on"}'))
     record(study)
