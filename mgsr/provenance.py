@@ -27,6 +27,7 @@ _PRESENTATION = (
     "errors",
     "failpoints",
     "locks",
+    "one_answer",
     "progress",
     "provenance",
     "rendering",
