@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ ALPHA = 0.05
 POWER = 0.8
 MOST_SEEDS = 1000
 """More seeds than this are not worth naming."""
+FEWEST_SEEDS = 3
+"""From fewer, the size of an effect is too uncertain to say how many seeds it would take."""
 
 BETTER, WORSE, INCONCLUSIVE = "better", "worse", "inconclusive"
 TOO_FEW, NOT_RUN, BASELINE = "too few seeds", "not yet run", "baseline"
@@ -37,8 +39,10 @@ class Verdict:
         p: of no difference, Holm-adjusted over the study; effect: Cohen's d_z, mean over standard deviation of
             the differences (None where they do not vary).
         verdict: better, worse, inconclusive; too few seeds, not yet run; or baseline.
+        comparisons: the arms that p is adjusted over; it grows as arms are added.
         needed: for an inconclusive one, the seeds at which this effect would be found with a power of 0.8 at
-            0.05 / (number of comparisons); None where no number up to 1,000 would do.
+            0.05 / comparisons, more than have run in any case; None where no number up to 1,000 would do, where
+            fewer than three have run, or where the differences do not vary.
     """
 
     arm: str
@@ -50,7 +54,19 @@ class Verdict:
     p: float | None = None
     effect: float | None = None
     verdict: str = NOT_RUN
+    comparisons: int = 0
     needed: int | None = None
+
+    @property
+    def needed_in_words(self) -> str:
+        """How many seeds an inconclusive effect would take; empty where nothing can be said.
+
+        >>> Verdict("removed", 60.0, 1.0, (0, 1, 2), (0, 1, 2), effect=0.01, verdict=INCONCLUSIVE).needed_in_words
+        'more than 1,000 seeds'
+        """
+        if self.verdict != INCONCLUSIVE or self.effect is None or len(self.paired) < FEWEST_SEEDS:
+            return ""
+        return f"more than {MOST_SEEDS:,} seeds" if self.needed is None else f"about {self.needed} seeds"
 
 
 def verdicts(values: Values, baseline: str) -> list[Verdict]:
@@ -89,20 +105,9 @@ def _judged(verdict: Verdict, p: float, comparisons: int) -> Verdict:
     judged, needed = INCONCLUSIVE, None
     if p < ALPHA:
         judged = BETTER if verdict.difference.mean > 0 else WORSE
-    elif verdict.effect is not None:
-        needed = seeds_needed(verdict.effect, ALPHA / comparisons)
-    return Verdict(
-        verdict.arm,
-        verdict.mean,
-        verdict.std,
-        verdict.seeds,
-        verdict.paired,
-        verdict.difference,
-        p,
-        verdict.effect,
-        judged,
-        needed,
-    )
+    elif verdict.effect is not None and len(verdict.paired) >= FEWEST_SEEDS:
+        needed = seeds_needed(verdict.effect, ALPHA / comparisons, run=len(verdict.paired))
+    return replace(verdict, p=p, verdict=judged, comparisons=comparisons, needed=needed)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -128,10 +133,10 @@ def effect_size(differences: Sequence[float]) -> float | None:
     return None if n < 2 or min(differences) == max(differences) else mean / std
 
 
-def seeds_needed(effect: float, alpha: float = ALPHA) -> int | None:
+def seeds_needed(effect: float, alpha: float = ALPHA, *, run: int = 1) -> int | None:
     """Pairs at which a two-sided paired t test finds an effect of this size with a power of 0.8, by statsmodels.
 
-    None beyond 1,000.
+    More than have `run`, which were not enough; None beyond 1,000.
 
     >>> seeds_needed(1.0)
     10
@@ -146,7 +151,7 @@ def seeds_needed(effect: float, alpha: float = ALPHA) -> int | None:
 
     if not enough(MOST_SEEDS):
         return None
-    low, high = 2, MOST_SEEDS
+    low, high = max(2, run + 1), max(MOST_SEEDS, run + 1)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)

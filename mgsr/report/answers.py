@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.errors import ConfigError
-from mgsr.machines import machine_lines
-from mgsr.report.bounds import bounds_answer
+from mgsr.report.bounds import bounds_answer, varies_clipping
 from mgsr.report.cells import number
-from mgsr.report.evidence import Evidence, Result, read_evidence
-from mgsr.report.tables import needed_seeds
+from mgsr.report.evidence import Evidence, read_evidence
 from mgsr.studies import load_study
-from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
+from mgsr.verdicts import ALPHA, BETTER, WORSE, Verdict, contrast
 
 
 def answers(evidence: Evidence) -> list[str]:
     """The study's question, and its answer as far as there is one."""
     study = evidence.study
     said = [study.question] if study.question else []
+    if varies_clipping(evidence):
+        said += bounds_answer(evidence)
     said += [_contrast(evidence, name) for name in study.contrasts]
     said += bounds_answer(evidence)
     answer = study.answer
@@ -61,10 +61,15 @@ def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
     said = []
     for name, key in other["sets"].items():
         verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
-        run = evidence.runs[0]["metrics"]
-        size = f"{run['result'][key]['examples']} rows, {run['steps']} optimiser steps"
-        said.append(f"**Removing {part}, on {name} ({size}):** {sentence(verdict, study.baseline)}")
+        where = f"{name} ({_size(evidence, key)})"
+        said.append(f"**Removing {part}, on {where}:** {sentence(verdict, study.baseline)}")
     return said
+
+
+def _size(evidence: Evidence, test_set: str) -> str:
+    """How little or how much a line on another study rests on."""
+    metrics = evidence.runs[0]["metrics"]
+    return f"{metrics['result'][test_set]['examples']} rows, {metrics['steps']} optimiser steps"
 
 
 def sentence(v: Verdict, baseline: str) -> str:
@@ -87,8 +92,10 @@ def sentence(v: Verdict, baseline: str) -> str:
     if change:
         judged = f"`{v.arm}` is {v.verdict} than `{baseline}`"
         return f"it {change} ROUGE-L by {number(abs(d.mean))} ({interval}): {judged}."
-    needed = needed_seeds(v)
-    more = f"; an effect of this size would take {'about ' if v.needed else ''}{needed} seeds" if needed else ""
+    more = ""
+    if v.needed_in_words:
+        level = f"power 0.8 at a level of {ALPHA}/{v.comparisons}"
+        more = f"; an effect of this size would take {v.needed_in_words} ({level})"
     return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
 
 
@@ -108,59 +115,32 @@ def facts(evidence: Evidence) -> list[str]:
         *_prompts(evidence),
         *evidence.oddities(),
     ]
+    said.append(_prompts(evidence))
     missing = evidence.missing()
     if missing:
         said.append("Missing: " + "; ".join(missing) + ".")
     return said
 
 
-def _shared(evidence: Evidence) -> list[str]:
-    """Arms whose runs stand in another study beside this one as well: one run, counted in both."""
-    folder = evidence.study.path.resolve().parent
-    elsewhere: dict[str, list[str]] = {}
-    for arm, by_seed in evidence.results.items():
-        own = {(r["hashes"]["base"], r["hashes"]["config"], seed) for seed, r in by_seed.items()}
-        for other in _others(folder):
-            if own & other[1]:
-                elsewhere.setdefault(arm, []).append(other[0])
-    if not elsewhere:
-        return []
-    named = "; ".join(f"`{arm}` ({', '.join(sorted(set(studies)))})" for arm, studies in elsewhere.items())
-    return [f"Runs that other studies count too: {named}."]
+def _prompts(evidence: Evidence) -> str:
+    """How far the arms train on the same prompts at the same time."""
 
+    def replays(overrides: Mapping[str, Any]) -> bool:
+        replay = overrides.get("mixture.replay", "auto")
+        return replay == "on" or (replay == "auto" and overrides.get("mixture.kind") == "adaptive")
 
-@cache
-def _others(folder: Path) -> tuple[tuple[str, frozenset[tuple[str, str, int]]], ...]:
-    """Every other study beside the folder, by name, with what tells its recorded runs apart."""
-    found = []
-    for study in sorted(folder.parent.glob("*/study.yaml")):
-        if study.parent == folder:
-            continue
-        runs = [json.loads(path.read_text()) for path in sorted(study.parent.glob("results/*/seed=*.json"))]
-        keys = frozenset((r["hashes"]["base"], r["hashes"]["config"], r["seed"]) for r in runs)
-        found.append((study.parent.name, keys))
-    return tuple(found)
-
-
-def _prompts(evidence: Evidence) -> list[str]:
-    """What "the same prompts" means."""
+    replaying = [f"`{arm}`" for arm, overrides in evidence.study.arms.items() if replays(overrides)]
     said = (
-        "All arms of a seed start from one SFT student and see the same prompts within each window of "
-        "`train.bucket_steps` steps; within a window they are sorted by the length of the text"
+        "Runs of one training seed have the same prompts in the same order, by which is meant: the same ones "
+        "within each window of `train.bucket_steps` optimiser steps, sorted by length within it."
     )
-    replays = [
-        arm
-        for arm, overrides in evidence.study.arms.items()
-        if overrides.get("mixture.replay") == "on" or overrides.get("mixture.kind") == "adaptive"
-    ]
-    named = ", ".join(f"`{arm}`" for arm in replays)
-    more = f"; {named} {'draws' if len(replays) == 1 else 'draw'} from a buffer of older text" if replays else ""
-    return [f"{said}{more}."]
+    if replaying:
+        said += (
+            f" Arms with a replay buffer ({', '.join(replaying)}) draw the prompts of their written text from it."
+        )
+    return said
 
 
-def _versions(runs: Sequence[Result], name: str) -> str:
-    return f"{name} {_different(runs, name)}"
-
-
-def _different(runs: Sequence[Result], name: str) -> str:
-    return " and ".join(sorted({str(r["environment"].get(name, "unknown")) for r in runs}))
+def _devices(environment: Mapping[str, Any]) -> str:
+    devices = environment.get("devices") or []
+    return f", {', '.join(devices)}" if devices else ", no GPU"

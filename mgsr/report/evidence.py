@@ -39,7 +39,7 @@ class Evidence:
 
     @property
     def test_sets(self) -> list[str]:
-        """The study's own first, then those added to it."""
+        """`test` first: the plots and the other tables are of it."""
         return sorted(self.runs[0]["metrics"]["result"], key=lambda name: name != "test")
 
     def values(self, read: Callable[[Result], float | None]) -> Values:

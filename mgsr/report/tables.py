@@ -6,28 +6,41 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mgsr.report.bounds import bounds_table
+from mgsr.report.bounds import bounds_table, varies_clipping
 from mgsr.report.cells import MISSING, NONE, Table, number
-from mgsr.report.cost import cost_table
+from mgsr.report.costs import cost_table
 from mgsr.report.evidence import Evidence, Result, mean
-from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, MOST_SEEDS, NOT_RUN, Verdict, bootstrap_interval, contrast
+from mgsr.report.shared import footnote, marked, shared_runs
+from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
 
 
 def verdict_table(evidence: Evidence, test_set: str) -> Table:
-    judged = evidence.verdicts(test_set)
-    compared = sum(v.difference is not None for v in judged)
-    rows = [(v.arm, *_verdict_cells(v)) for v in judged]
+    found = evidence.verdicts(test_set)
+    shared = shared_runs(evidence)
+    rows = [(marked(v.arm, shared), *_verdict_cells(v)) for v in found]
     text = (
         f"Mean and standard deviation over training seeds; each run's figure is the mean over its sampling seeds. "
-        f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval, not adjusted; p adjusted "
-        f"by Holm over the {compared} comparisons made, so that it grows with every arm that is added; d is the mean "
-        "difference over its standard deviation. The verdict is p < 0.05; behind an inconclusive one, where there are "
-        "three seeds or more, the seeds at which an effect of the size seen would be found with a power of 0.8 at "
-        f"{ALPHA} / {max(compared, 1)}. Sizes seen with few seeds are rough, and so are these numbers."
-    )
+        f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; d is the mean "
+        f"difference over its standard deviation. {_adjusted(found)} {footnote(evidence, shared)}"
+    ).strip()
     header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
     name = "the test set" if test_set == "test" else test_set
     return Table(f"ROUGE-L on {name}", text, header, tuple(rows))
+
+
+def _adjusted(found: Sequence[Verdict]) -> str:
+    """What p and the verdict rest on, in words."""
+    comparisons, planned = sum(v.difference is not None for v in found), len(found) - 1
+    if not comparisons:
+        return "No arm has two seeds to compare yet."
+    of = f"the {comparisons} comparison(s) made so far, of {planned} that the study plans"
+    if comparisons == planned:
+        of = f"all {planned} comparison(s) of the study"
+    return (
+        f"p is adjusted by Holm over {of}; the adjustment grows as arms are added. The verdict is p < {ALPHA}; behind "
+        "an inconclusive one, from three seeds on, the seeds at which an effect of this size would be found with a "
+        f"power of 0.8 at a level of {ALPHA}/{comparisons}."
+    )
 
 
 def _verdict_cells(v: Verdict) -> tuple[str, ...]:
@@ -43,7 +56,7 @@ def _verdict_cells(v: Verdict) -> tuple[str, ...]:
         if d.low == d.high == 0.0:
             judged += " (the same figures)"
         else:
-            judged += f" ({needed_seeds(v)} seeds)" if needed_seeds(v) else ""
+            judged += f" ({v.needed_in_words})" if v.needed_in_words else ""
     interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
     p = "< 0.001" if v.p is not None and v.p < 0.001 else number(v.p, 3)
     return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)
@@ -98,8 +111,8 @@ def text_table(evidence: Evidence) -> Table:
         return sum(each) / len(each) if each else None
 
     columns = {
-        "sequences per round": (sequences, 0),
-        "written: distinct-1": (written("distinct_1"), 3),
+        "written: sequences per round": (of("scrg", "sequences"), 0),
+        "distinct-1": (written("distinct_1"), 3),
         "distinct-2": (written("distinct_2"), 3),
         "distinct-3": (written("distinct_3"), 3),
         "self-BLEU": (written("self_bleu"), 3),
@@ -107,7 +120,7 @@ def text_table(evidence: Evidence) -> Table:
         "distinct-2 ": (tested("distinct_2"), 3),
         "distinct-3 ": (tested("distinct_3"), 3),
         "self-BLEU ": (tested("self_bleu"), 3),
-        "exact match, %": (tested("exact_match"), 2),
+        "exact match, %": (_exact_match, 2),
         "ExAccErr, %": (of("exposure", "ex_acc_err_at_end"), 1),
         "teacher's perplexity": (of("exposure", "teacher_perplexity"), 2),
         "corrections that raise log p, %": (_percent(of("corrections", "teacher_log_likelihood_raised")), 1),
@@ -119,13 +132,36 @@ def text_table(evidence: Evidence) -> Table:
         (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(columns)))
         for i, (arm, by_seed) in enumerate(evidence.results.items())
     ]
+    test = evidence.runs[0]["metrics"]["result"]["test"]
+    samples = max(1, len(test.get("rouge_l_by_seed", {})))
     text = (
-        "Means over training seeds. Written text: model-written text trained on, over token ids, mean of the rounds; "
-        "distinct-n falls as a round grows, so that only rounds of one size compare. Outputs: answers to the test set, "
-        "over words; exact match is over all of its rows, those that allow many answers too. ExAccErr at the longest answer and perplexity of the student's "
-        "answers under the teacher: on the test prompts."
+        "Means over training seeds. Written text: model-written text trained on, over token ids, mean of the rounds, "
+        "each of so many sequences. Distinct-n falls as text grows, whatever the model: arms with rounds of another "
+        "size cannot be compared in it. Outputs: answers to the test set, over words, "
+        f"{test['examples'] * samples:,} in every arm ({test['examples']:,} rows, {samples} sampling seed(s)); their "
+        f"self-BLEU is over the first sampling seed. {_exact_match_in_words(evidence)} ExAccErr at the longest answer "
+        "and perplexity of the student's answers under the teacher: on the test prompts."
     )
     return Table("Text", text, ("arm", *columns), tuple(rows))
+
+
+def _exact_match(result: Result) -> float | None:
+    """Over rows of kinds with one right answer, where the result file tells them apart."""
+    return (result["metrics"]["result"]["test"].get("one_answer") or {}).get("exact_match")
+
+
+def _exact_match_in_words(evidence: Evidence) -> str:
+    recorded = [r["metrics"]["result"]["test"].get("one_answer") for r in evidence.runs]
+    known = [one for one in recorded if one]
+    said = "Exact match: over the rows of kinds that have one right answer"
+    if known:
+        said += f", {known[0]['rows']:,} of them"
+    if len(known) == len(recorded):
+        return f"{said}."
+    return (
+        f"{said}; {NONE} where the set has none, or does not tell, and where the result files hold it over all rows "
+        "alone, answers that may be worded in many ways among them."
+    )
 
 
 def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
@@ -202,7 +238,8 @@ def all_tables(evidence: Evidence) -> Sequence[Table]:
     tables = [verdict_table(evidence, name) for name in evidence.test_sets]
     if evidence.study.contrasts:
         tables.insert(1, contrast_table(evidence))
-    bounds = bounds_table(evidence)
+    if varies_clipping(evidence):
+        tables.append(bounds_table(evidence))
     return [
         *tables,
         *([bounds] if bounds else []),

@@ -87,3 +87,22 @@ def test_buckets_put_like_lengths_together() -> None:
 @pytest.mark.parametrize(("batch", "micro", "world", "forwards"), [(32, 32, 1, 1), (32, 8, 2, 2), (33, 8, 2, 3)])
 def test_forwards_per_step(batch: int, micro: int, world: int, forwards: int) -> None:
     assert micro_batches_per_step(batch, micro, world) == forwards
+
+
+def test_arms_have_the_same_prompts_within_every_window_and_not_beyond() -> None:
+    """Whatever the share of written text and its length: what a study means by the same prompts in order."""
+
+    def planned(fraction: float, stretch: int) -> list[list[int]]:
+        steps = select(64, 8, seed=3, epoch=1, fraction=lambda _: fraction)
+        rows = [
+            [[(i, i % 7) for i in step.ground_truth], [(i, stretch * i % 11) for i in step.student]]
+            for step in steps
+        ]
+        plan = pack(rows, lambda row: row[1], bucket_steps=4, micro_batches=2, world_size=1, seed=3, epoch=1)
+        return [sorted(i for i, _ in step.rows) for step in plan]
+
+    one, other = planned(0.0, 1), planned(0.5, 5)
+    assert one != other
+    for start in (0, 4):
+        window = slice(start, start + 4)
+        assert sorted(i for step in one[window] for i in step) == sorted(i for step in other[window] for i in step)

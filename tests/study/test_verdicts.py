@@ -117,6 +117,21 @@ def test_an_inconclusive_arm_says_how_many_seeds_it_would_take():
     assert verdict.needed == seeds_needed(effect_size([1.0, -0.5, 2.0]))
 
 
+def test_seeds_needed_are_more_than_have_run_and_not_told_from_two():
+    full = dict.fromkeys(range(4), 60.0)
+    # p 0.02 alone; adjusted over three more arms it is not below 0.05
+    arms = {f"other_{k}": {s: 60.0 + (s + k) * (-1) ** s for s in range(4)} for k in range(3)}
+    found = verdicts({"full": full, "a": {0: 61.0, 1: 62.0, 2: 64.0, 3: 62.5}, **arms}, "full")[1]
+    assert (found.verdict, found.comparisons) == (INCONCLUSIVE, 4)
+    assert found.needed == seeds_needed(found.effect, 0.05 / 4) > seeds_needed(found.effect)
+    assert found.needed_in_words == f"about {found.needed} seeds"
+    assert (seeds_needed(5.0), seeds_needed(5.0, run=4)) == (3, 5)
+    few = verdicts({"full": {0: 1.0, 1: 2.0}, "a": {0: 3.0, 1: 4.5}}, "full")[1]
+    assert (few.verdict, few.needed, few.needed_in_words) == (INCONCLUSIVE, None, "")
+    tiny = verdicts({"full": dict.fromkeys(range(3), 0.0), "a": {0: 1.0, 1: -1.0, 2: 0.001}}, "full")[1]
+    assert (tiny.needed, tiny.needed_in_words) == (None, "more than 1,000 seeds")
+
+
 def test_a_contrast_is_the_difference_of_the_two_means_per_seed():
     values = {
         "ab": {0: 10.0, 1: 12.0},

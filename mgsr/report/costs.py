@@ -1,0 +1,189 @@
+"""What arms cost, and what they reach at the cost of the cheapest: the same work counts alike in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from mgsr.costs import PHASES, overall
+from mgsr.report.cells import MISSING, NONE, Table, number
+from mgsr.report.evidence import Evidence, Result, mean
+from mgsr.statistics import paired_t_interval
+from mgsr.verdicts import Values
+
+WORK = tuple(name for name in PHASES if name != "validation")
+"""The dev set is looked at for the record, not for the student's sake."""
+
+
+@dataclass(frozen=True)
+class Spending:
+    """One way to count cost.
+
+    Attributes:
+        totals: of every run.
+        budget: that of the cheapest run.
+        dev: dev ROUGE-L of every run at the budget, in a straight line between the looks around it; runs whose
+            first look came later are left out.
+        first: what every run had spent at its first look.
+    """
+
+    totals: Values
+    budget: float
+    dev: Values
+    first: Values
+
+
+def seconds_per_token(evidence: Evidence) -> dict[str, float]:
+    """Median over all runs of the study, phase by phase: what a token costs when the machine is itself."""
+    rates = {}
+    for phase in WORK:
+        costs = [r["metrics"]["costs"] for r in evidence.runs if r["metrics"]["costs"].get(f"tokens_{phase}")]
+        if costs:
+            rates[phase] = median(c.get(f"seconds_{phase}", 0.0) / c[f"tokens_{phase}"] for c in costs)
+    return rates
+
+
+def spending(evidence: Evidence, rates: Mapping[str, float] | None = None) -> Spending:
+    """In tokens; or, with seconds per token of every phase, in the seconds that these tokens take.
+
+    A run's looks record tokens of all phases together. Its rounds and steps alternate, so that the same share of
+    its seconds is taken to be spent as of its tokens.
+    """
+
+    def total(result: Result) -> float:
+        costs = result["metrics"]["costs"]
+        if rates is None:
+            return overall(costs, "tokens")
+        return sum(rate * costs.get(f"tokens_{phase}", 0) for phase, rate in rates.items())
+
+    def looks(result: Result) -> list[tuple[float, float]]:
+        tokens = overall(result["metrics"]["costs"], "tokens")
+        scale = total(result) / tokens if tokens else 1.0
+        spent, dev = result["curves"]["cost/tokens"]["values"], result["curves"]["val/rouge_l"]["values"]
+        return [(cost * scale, value) for cost, value in zip(spent, dev, strict=False)]
+
+    totals = evidence.values(total)
+    budget = min(min(by_seed.values()) for by_seed in totals.values() if by_seed)
+
+    def at_budget(result: Result) -> float | None:
+        return _between(looks(result), budget)
+
+    def first(result: Result) -> float | None:
+        return looks(result)[0][0] if looks(result) else None
+
+    return Spending(totals, budget, evidence.values(at_budget), evidence.values(first))
+
+
+def _between(looks: Sequence[tuple[float, float]], budget: float) -> float | None:
+    """Arms look at the dev set at costs of their own: read at the look before, a dear arm would seem worse.
+
+    >>> _between([(100.0, 50.0), (200.0, 60.0)], 150.0), _between([(100.0, 50.0)], 90.0)
+    (55.0, None)
+    """
+    # rounding in the file must not put the cheapest run's own end beyond its budget
+    before = [look for look in looks if look[0] <= budget * 1.0001]
+    after = looks[len(before) :]
+    if not before or not after:
+        return before[-1][1] if before else None
+    (cost, value), (next_cost, next_value) = before[-1], after[0]
+    return value + (next_value - value) * max(0.0, budget - cost) / (next_cost - cost)
+
+
+def cost_table(evidence: Evidence) -> Table:
+    """What arms cost, and their dev figure once they have cost as much as the cheapest arm."""
+    rates = seconds_per_token(evidence)
+    tokens, seconds = spending(evidence), spending(evidence, rates)
+    rows = [
+        (arm, *(_cells(evidence, arm, tokens, seconds) if by_seed else [MISSING] * (len(_HEADER) - 1)))
+        for arm, by_seed in evidence.results.items()
+    ]
+    return Table("At equal cost", " ".join(_text(evidence, rates, tokens, seconds)), _HEADER, tuple(rows))
+
+
+_HEADER = (
+    "arm",
+    "tokens, M",
+    "standard s",
+    "dev at the end",
+    "at equal tokens",
+    "difference",
+    "95 % interval",
+    "at equal time",
+    "measured: writing, s",
+    "scoring, s",
+    "training, s",
+)
+
+
+def _cells(evidence: Evidence, arm: str, tokens: Spending, seconds: Spending) -> list[str]:
+    by_seed = evidence.results[arm]
+    final = mean({seed: r["curves"]["val/rouge_l"]["values"][-1] for seed, r in by_seed.items()})
+    read = mean(tokens.totals[arm])
+    return [
+        NONE if read is None else _millions(read),
+        number(mean(seconds.totals[arm]), 1),
+        number(final),
+        number(mean(tokens.dev[arm])),
+        *_difference(tokens.dev, arm, evidence.study.baseline),
+        number(mean(seconds.dev[arm])),
+        *(number(_measured(by_seed, phase), 1) for phase in WORK),
+    ]
+
+
+def _difference(dev: Values, arm: str, baseline: str) -> tuple[str, str]:
+    """To the baseline, over the seeds in which both have a look, with its interval from two such seeds on."""
+    paired = [dev[arm][seed] - dev[baseline][seed] for seed in dev[arm] if seed in dev[baseline]]
+    if arm == baseline or not paired:
+        return NONE, NONE
+    difference = number(sum(paired) / len(paired), sign=True)
+    if len(paired) < 2:
+        return difference, NONE
+    interval = paired_t_interval(paired)
+    return difference, f"{number(interval.low, sign=True)} to {number(interval.high, sign=True)}"
+
+
+def _measured(by_seed: Mapping[int, Result], phase: str) -> float | None:
+    return mean({seed: float(r["metrics"]["costs"].get(f"seconds_{phase}", 0.0)) for seed, r in by_seed.items()})
+
+
+def _text(evidence: Evidence, rates: Mapping[str, float], tokens: Spending, seconds: Spending) -> list[str]:
+    words = {"generation": "writing", "scoring": "scoring", "training": "training"}
+    named = ", ".join(f"{1e6 * rate:,.0f} s for {words[phase]}" for phase, rate in rates.items())
+    baseline = evidence.study.baseline
+    return [
+        "Tokens (millions) passed through a model's forward. Dev ROUGE-L at the end; at the "
+        f"{_millions(tokens.budget)} million tokens of the cheapest run, with the difference to `{baseline}` "
+        "there and a 95 % t interval, paired by seed and not adjusted; and at the "
+        f"{seconds.budget:.0f} standard seconds of the cheapest run. Between two looks at the dev set it is read "
+        "off a straight line.",
+        "Standard seconds are a run's tokens of each phase times the study's median time for a token of that "
+        f"phase, so that equal work takes equal time: for a million tokens {named}. They count a token alike "
+        "whichever model writes or reads it.",
+        *_unread(evidence, tokens, lambda cost: f"{_millions(cost)} million tokens", "tokens"),
+        *_unread(evidence, seconds, lambda cost: f"{cost:.0f} standard seconds", "time"),
+        "All arms have one learning rate schedule, so what stands before the end was reached at a higher learning "
+        "rate. The measured seconds depend on what else the machine did: they compare no arms.",
+    ]
+
+
+def _millions(tokens: float) -> str:
+    """
+    >>> _millions(1_458_200), _millions(28_502)
+    ('1.46', '0.0285')
+    """
+    return f"{tokens / 1e6:.2f}" if tokens >= 1e5 else f"{tokens / 1e6:.3g}"
+
+
+def _unread(evidence: Evidence, spent: Spending, amount: Callable[[float], str], what: str) -> list[str]:
+    """Why some cells are empty, or are means over fewer runs."""
+    late = {arm: set(by_seed) - set(spent.dev[arm]) for arm, by_seed in spent.first.items()}
+    named = [
+        f"`{arm}` after {amount(min(spent.first[arm][seed] for seed in seeds))}"
+        + ("" if len(seeds) == len(spent.first[arm]) else f" in {len(seeds)} of {len(spent.first[arm])} runs")
+        for arm, seeds in late.items()
+        if seeds
+    ]
+    if not named:
+        return []
+    return [f"No figure at equal {what} ({NONE}): the dev set was first looked at later, {', '.join(named)}."]

@@ -1,0 +1,87 @@
+"""Learned bounds in a report: adaptive or not, in words and in a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgsr.report import report
+from mgsr.results import result_path, write_result
+from mgsr.studies import Study
+from study.synthetic import STUDY, make_result, make_study, record
+from study.test_report import rows
+
+ARMS = """
+  full: {}
+  priced: {clip.objective: priced}
+  fixed: {clip.mode: fixed, clip.lower: 0.3, clip.upper: 0.9}
+  mean: {clip.mode: mean_of_run, clip.run: "{results}/full/seed={seed}.json"}
+  literal: {clip.form: literal}
+  full_kl: {objective.divergence: forward_kl}
+  later: {clip.mode: fixed, clip.lower: 0.1, clip.upper: 0.9}
+"""
+AT_LIMITS = {"lower": 0.3, "upper": 0.9, "lower_std": 1e-5, "upper_std": 2e-6, "lower_max": 1.0, "upper_min": 1.0}
+ADAPTIVE = {"lower": 0.2, "upper": 0.93, "lower_std": 0.05, "upper_std": 0.01, "lower_max": 0.25, "upper_min": 0.5}
+
+
+def make(folder: Path, priced: dict[str, float]) -> Study:
+    text = STUDY.partition("arms:")[0].replace("removed", "full_kl") + f"arms:{ARMS}"
+    study = make_study(folder, text)
+    learned = {"full": AT_LIMITS, "literal": AT_LIMITS, "priced": {**priced, "price": 1.8}}
+    for arm in study.arms:
+        for seed in range(3 if arm != "later" else 0):
+            result = make_result(study, arm, seed, 60.0 + seed)
+            for name, end in learned.get(arm, {}).items():
+                known = f"dac/near_{name}" if name in ("lower_max", "upper_min") else f"dac/{name}"
+                result["curves"][known] = {"steps": [0, 50, 100], "values": [0.1, end, end]}
+            for name in ("lower_min", "upper_max") if arm in learned else ():
+                result["curves"][f"dac/near_{name}"] = {"steps": [0, 50, 100], "values": [0.0] * 3}
+            write_result(result_path(study.results, arm, seed), result)
+    return study
+
+
+def test_bounds_at_their_limits_are_one_treatment(tmp_path: Path) -> None:
+    text = report(make(tmp_path, AT_LIMITS)).read_text()
+    assert text.split("\n\n")[2] == (
+        "**Is the learned clipping adaptive?** No, not on these data. In `full`, `priced` and `literal` the "
+        "bounds end at (0.30, 0.90) on every token, with a spread of 1e-05 at most; both bounds stand at limits "
+        "of their ranges from step 50 on, in every run. So `full`, `priced`, `fixed` and `mean` clip alike: they "
+        "are practically one treatment."
+    )
+    table = rows(text, "Where the bounds end")
+    assert table["full"] == [
+        "learned",
+        "0.3000",
+        "1.0e-05",
+        "0.9000",
+        "2.0e-06",
+        "0.0",
+        "100.0",
+        "100.0",
+        "0.0",
+        "–",
+    ]
+    assert table["priced"][-1] == "1.80" and table["mean"][:3] == ["fixed", "0.3000", "–"]
+    assert set(table["later"]) == {"not yet run"} and "full_kl" not in table
+
+
+def test_bounds_that_differ_between_tokens_are_told_apart(tmp_path: Path) -> None:
+    text = report(make(tmp_path, ADAPTIVE)).read_text()
+    answer = text.split("\n\n")[2]
+    assert "Only in `priced`. In `priced` the bounds of tokens differ at the end (spread 0.05)." in answer
+    assert "So `full`, `fixed` and `mean` clip alike" in answer
+    assert rows(text, "Where the bounds end")["priced"][:4] == ["learned", "0.2000", "5.0e-02", "0.9300"]
+
+
+def test_bounds_between_their_limits_may_stand_still(tmp_path: Path) -> None:
+    still = {**ADAPTIVE, "lower_std": 1e-4, "upper_std": 1e-4}
+    answer = report(make(tmp_path, still)).read_text().split("\n\n")[2]
+    assert "No, not on these data." in answer and "(0.30, 0.90) or (0.20, 0.93)" in answer
+    # not all of them stand at limits
+    assert "from step" not in answer
+
+
+def test_studies_of_other_things_have_no_such_table(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    text = report(study).read_text()
+    assert "adaptive?" not in text and "Where the bounds end" not in text

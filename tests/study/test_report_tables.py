@@ -1,0 +1,138 @@
+"""Single tables of a report: equal cost, sizes of text, the order of test sets, runs that other studies share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from mgsr.report import report
+from mgsr.results import result_path, write_result
+from mgsr.studies import Study
+from study.synthetic import STUDY, make_result, make_study, record
+from study.test_report import rows
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    made = make_study(tmp_path)
+    record(made)
+    return made
+
+
+def change(study: Study, arm: str, rouge_l: list[float], **changes: Any) -> None:
+    """Record the arm again with other costs (`costs`) and looks at the dev set (`spent`)."""
+    for seed, value in enumerate(rouge_l):
+        result = make_result(study, arm, seed, value)
+        result["metrics"]["costs"] = changes["costs"]
+        if "spent" in changes:
+            result["curves"]["cost/tokens"] = {"steps": [9, 19], "values": changes["spent"]}
+        write_result(result_path(study.results, arm, seed), result)
+
+
+def test_equal_work_takes_equal_time_whatever_the_clock_said(study: Study) -> None:
+    change(study, "other", [61.0] * 4, costs={"seconds_training": 30.0, "tokens_training": 1000})
+    text = report(study).read_text()
+    table = rows(text, "At equal cost")
+    # the median run took 10 s for these tokens
+    assert table["other"][1] == table["full"][1] == "10.0"
+    assert table["other"][6] == "61.00" and table["other"][-1] == "30.0"
+    assert "10,000 s for training" in text
+
+
+def test_a_dear_arm_is_read_where_the_cheapest_ended_with_its_interval(study: Study) -> None:
+    dear = {
+        "seconds_training": 10.0,
+        "tokens_training": 1000,
+        "seconds_generation": 2.0,
+        "tokens_generation": 1000,
+    }
+    figures = [61.0, 62.5, 62.0, 63.0]
+    change(study, "other", figures, costs=dear, spent=[800.0, 2000.0])
+    other = rows(report(study).read_text(), "At equal cost")["other"]
+    # a sixth of the way from 800 to 2,000 tokens, five points apart
+    reached = [value - 5 + 5 / 6 for value in figures]
+    want = stats.ttest_rel(reached, [60.0, 62.0, 61.0, 63.0]).confidence_interval(0.95)
+    assert other[0] == "0.002" and other[3] == f"{sum(reached) / 4:.2f}"
+    assert other[5] == f"{want.low:+.2f} to {want.high:+.2f}"
+    # 12 s in all; 10 of them are spent at 1,667 tokens
+    assert other[1] == "12.0" and other[6] == f"{sum(figures) / 4 - 5 + 5 * (5 / 6 * 2000 - 800) / 1200:.2f}"
+
+
+def test_an_empty_cell_at_equal_cost_is_explained(study: Study) -> None:
+    dear = {"seconds_training": 10.0, "tokens_training": 5000}
+    change(study, "other", [61.0] * 4, costs=dear, spent=[2500.0, 5000.0])
+    text = report(study).read_text()
+    assert rows(text, "At equal cost")["other"][3:7] == ["–"] * 4
+    assert "No figure at equal tokens (–): the dev set was first looked at later, `other` after 0.0025" in text
+    assert "No figure at equal time (–)" in text
+    assert "`full` after" not in text
+
+
+def test_the_size_of_what_diversity_is_over_is_said(study: Study) -> None:
+    result = make_result(study, "full", 0, 60.0)
+    result["metrics"]["scrg"] = {"sequences": 287.1}
+    for seed in range(4):
+        write_result(result_path(study.results, "full", seed), {**result, "seed": seed})
+    result["metrics"]["result"]["test"]["rouge_l_by_seed"] = {"10": 60.0, "20": 60.0}
+    write_result(result_path(study.results, "full", 0), result)
+    text = report(study).read_text()
+    assert rows(text, "Text")["full"][0] == "287" and rows(text, "Text")["removed"][0] == "–"
+    assert "8 in every arm (4 rows, 2 sampling seed(s))" in text
+
+
+def test_the_comparisons_that_p_is_adjusted_over_are_told(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study, {"full": [60.0, 62.0], "removed": [50.0, 51.5]})
+    said = "p is adjusted by Holm over the 1 comparison(s) made so far, of 2 that the study plans; "
+    assert said in report(study).read_text()
+    record(study)
+    text = report(study).read_text()
+    assert "by Holm over all 2 comparison(s) of the study; the adjustment grows as arms are added" in text
+    assert "a level of 0.05/2" in text
+
+
+def test_the_test_set_comes_first(study: Study) -> None:
+    for seed in range(4):
+        for arm in study.arms:
+            result = make_result(study, arm, seed, 60.0 + seed)
+            result["metrics"]["result"]["another"] = result["metrics"]["result"]["test"]
+            write_result(result_path(study.results, arm, seed), result)
+    text = report(study).read_text()
+    assert (
+        text.index("## ROUGE-L on the test set")
+        < text.index("differences.svg")
+        < text.index("## ROUGE-L on another")
+    )
+
+
+def test_runs_of_another_study_are_marked(study: Study, tmp_path: Path) -> None:
+    assert "†" not in report(study).read_text()
+    path = tmp_path / "beside" / "study.yaml"
+    path.parent.mkdir()
+    for seed, code in ((0, "c0de"), (1, "c0de"), (2, "else")):
+        result = {**make_result(study, "full", seed, 60.0), "study": "beside", "arm": "base"}
+        result["hashes"] = {**result["hashes"], "code": code}
+        write_result(result_path(path.parent / "results", "base", seed), result)
+    text = report(study).read_text()
+    table = rows(text, "ROUGE-L on the test set")
+    assert "full †" in table and "removed" in table
+    assert (
+        "† 2 of the 12 runs stand in other studies too" in text
+        and "`full`, seed 0, 1 (also `beside/base`)" in text
+    )
+
+
+def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
+    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", '{mixture.replay: "on"}'))
+    record(study)
+    text = report(study).read_text()
+    assert "within each window of `train.bucket_steps` optimiser steps" in text
+    assert "Arms with a replay buffer (`other`) draw the prompts of their written text from it." in text
+    study = make_study(
+        tmp_path, STUDY.replace("{scrg.passes: 3}", "{mixture.kind: adaptive, mixture.replay: 'off'}")
+    )
+    record(study)
+    assert "replay buffer" not in report(study).read_text()
