@@ -27,6 +27,7 @@ _PRESENTATION = (
     "errors",
     "failpoints",
     "locks",
+    "machines",
     "one_answer",
     "progress",
     "provenance",

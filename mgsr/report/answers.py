@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mgsr.errors import ConfigError
+from mgsr.machines import machine_lines
 from mgsr.report.bounds import bounds_answer, varies_clipping
 from mgsr.report.cells import number
-from mgsr.report.evidence import Evidence, read_evidence
+from mgsr.report.evidence import Evidence, Result, read_evidence
 from mgsr.studies import load_study
 from mgsr.verdicts import ALPHA, BETTER, WORSE, Verdict, contrast
 
@@ -23,7 +22,6 @@ def answers(evidence: Evidence) -> list[str]:
     if varies_clipping(evidence):
         said += bounds_answer(evidence)
     said += [_contrast(evidence, name) for name in study.contrasts]
-    said += bounds_answer(evidence)
     answer = study.answer
     if not answer:
         return said
@@ -111,8 +109,6 @@ def facts(evidence: Evidence) -> list[str]:
         f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}. "
         f"Machine: {_different(runs, 'machine')}, {machines}.",
         *([mixed] if mixed else []),
-        *_shared(evidence),
-        *_prompts(evidence),
         *evidence.oddities(),
     ]
     said.append(_prompts(evidence))
@@ -141,6 +137,9 @@ def _prompts(evidence: Evidence) -> str:
     return said
 
 
-def _devices(environment: Mapping[str, Any]) -> str:
-    devices = environment.get("devices") or []
-    return f", {', '.join(devices)}" if devices else ", no GPU"
+def _versions(runs: Sequence[Result], name: str) -> str:
+    return f"{name} {_different(runs, name)}"
+
+
+def _different(runs: Sequence[Result], name: str) -> str:
+    return " and ".join(sorted({str(r["environment"].get(name, "unknown")) for r in runs}))

@@ -144,7 +144,7 @@ def bounds_answer(evidence: Evidence) -> list[str]:
         said.append(f"In {_named(adaptive)} the bounds of tokens differ at the end (spread {_widest(adaptive)}).")
     if still:
         said.append(
-            f"In {_named(still)} the bounds end at {_pairs(still)} on every token, with a spread of "
+            f"In {_named(still)} the bounds end at {_pairs(still)} on every token, with a mean spread of "
             f"{_widest(still)} at most{_settling(still)}."
         )
     for group in treatments(evidence, ends):

@@ -62,16 +62,6 @@ def _verdict_cells(v: Verdict) -> tuple[str, ...]:
     return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)
 
 
-def needed_seeds(v: Verdict) -> str:
-    """Seeds that would settle an inconclusive verdict; nothing where two seeds are all there is to go by.
-
-    Never fewer than one more than there are: those have not settled it.
-    """
-    if len(v.paired) < 3 or v.effect is None:
-        return ""
-    return str(max(v.needed, len(v.paired) + 1)) if v.needed else f"over {MOST_SEEDS:,}"
-
-
 def contrast_table(evidence: Evidence, test_set: str = "test") -> Table:
     rows = []
     for name, (with_arms, without_arms) in evidence.study.contrasts.items():
@@ -105,10 +95,6 @@ def text_table(evidence: Evidence) -> Table:
 
     def of(section: str, name: str) -> Callable[[Result], float | None]:
         return lambda r: (r["metrics"].get(section) or {}).get(name)
-
-    def sequences(r: Result) -> float | None:
-        each = r["curves"].get("scrg/sequences", {}).get("values")
-        return sum(each) / len(each) if each else None
 
     columns = {
         "written: sequences per round": (of("scrg", "sequences"), 0),
@@ -242,7 +228,6 @@ def all_tables(evidence: Evidence) -> Sequence[Table]:
         tables.append(bounds_table(evidence))
     return [
         *tables,
-        *([bounds] if bounds else []),
         cost_table(evidence),
         text_table(evidence),
         category_table(evidence),

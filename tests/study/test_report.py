@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,13 +11,9 @@ import pytest
 from mgsr.cli import main
 from mgsr.errors import UserError
 from mgsr.report import report
-from mgsr.report.answers import sentence
-from mgsr.report.tables import needed_seeds
 from mgsr.results import result_path, write_result
-from mgsr.statistics import PairedInterval
 from mgsr.studies import load_study
-from mgsr.verdicts import INCONCLUSIVE, Verdict
-from study.synthetic import FIGURES, STUDY, make_result, make_study, record
+from study.synthetic import STUDY, make_result, make_study, record
 
 ROOT = Path(__file__).parents[2]
 

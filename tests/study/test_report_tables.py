@@ -99,6 +99,7 @@ def test_the_test_set_comes_first(study: Study) -> None:
         for arm in study.arms:
             result = make_result(study, arm, seed, 60.0 + seed)
             result["metrics"]["result"]["another"] = result["metrics"]["result"]["test"]
+            result["scores"]["another"] = result["scores"]["test"]
             write_result(result_path(study.results, arm, seed), result)
     text = report(study).read_text()
     assert (
