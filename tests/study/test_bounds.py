@@ -43,7 +43,8 @@ def test_bounds_at_their_limits_are_one_treatment(tmp_path: Path) -> None:
     text = report(make(tmp_path, AT_LIMITS)).read_text()
     assert text.split("\n\n")[2] == (
         "**Is the learned clipping adaptive?** No, not on these data. In `full`, `priced` and `literal` the "
-        "bounds end at (0.30, 0.90) on every token, with a spread of 1e-05 at most; both bounds stand at limits "
+        "bounds end at (0.30, 0.90) on every token, with a mean spread of 1e-05 at most; both bounds stand "
+        "at limits "
         "of their ranges from step 50 on, in every run. So `full`, `priced`, `fixed` and `mean` clip alike: they "
         "are practically one treatment."
     )
