@@ -28,7 +28,6 @@ _PRESENTATION = (
     "failpoints",
     "locks",
     "machines",
-    "one_answer",
     "progress",
     "provenance",
     "rendering",

@@ -22,8 +22,7 @@ from mgsr.config import ExperimentConfig, fingerprint, flat_tree
 from mgsr.durable import write_atomically
 from mgsr.errors import DataError
 from mgsr.material import SPLITS, read_split, rows_fingerprint
-from mgsr.one_answer import exact_where_one, rows_with_one_answer
-from mgsr.runs import NEUTRAL, load_run_config
+from mgsr.runs import NEUTRAL
 from mgsr.schema import DataConfig
 from mgsr.studies import FIXED
 
@@ -81,12 +80,6 @@ def collect(
     """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    answers = sorted((folder / "predictions").glob("*.jsonl"))
-    data = load_run_config(folder).data
-    for path in answers:
-        exact = exact_where_one(path, rows_with_one_answer(data, path.stem))
-        if exact is not None:
-            metrics["result"][path.stem]["one_answer"] = exact
     return {
         "study": study,
         "arm": arm,
@@ -95,7 +88,7 @@ def collect(
         "overrides": plain(overrides),
         "environment": environment,
         "metrics": _rounded({k: v for k, v in metrics.items() if k not in ("experiment", "arm", "seed")}),
-        "scores": {path.stem: _scores(path) for path in answers},
+        "scores": {path.stem: _scores(path) for path in sorted((folder / "predictions").glob("*.jsonl"))},
         "curves": read_curves(folder),
     }
 

@@ -178,17 +178,24 @@ def _growth(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
+def _own_command(pair: Any) -> list[str]:
+    if pair is None:
+        return []
+    return ["```", f"make bench ARGS='--only pair pair_step --pair {' '.join(pair)}'", "```", ""]
+
+
 def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     rate = {case: median(r["tokens"] / median(r["seconds"]) for r in runs) for case, runs in figures.items()}
     rows = [timed(case, runs, 2, f"{rate[case]:.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
     what = (
         "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
         if pair is None
-        else f"Teacher {pair[0]}, student {pair[1]}, 32 prompts of {pair[2]}, at most 64 new tokens."
+        else f"Teacher {pair[0]}, student {pair[1]} (folders), 32 prompts of {pair[2]}, at most 64 new tokens."
     )
     return [
         "## A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
         "",
+        *_own_command(pair),
         what,
         f"A whole round takes {seconds(figures['mgsr_round']) / seconds(figures['naive_round']):.2f} of the naive time; "
         f"plain sampling at batch 32 writes {rate['mgsr_sampling'] / rate['generate_sampling']:.2f} times the tokens/s.",
@@ -228,6 +235,7 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         "## A training step" + ("" if pair is None else ", models and rows of one's own"),
         "",
+        *_own_command(pair),
         what,
         "The bare loop does the two forwards, the objective, backward, clipping, optimiser and schedule, and nothing else.",
         f"Lightning takes {median(ratios):.3f} of its time ({min(ratios):.3f} to {max(ratios):.3f}), data loading and curves",

@@ -106,7 +106,7 @@ def text_table(evidence: Evidence) -> Table:
         "distinct-2 ": (tested("distinct_2"), 3),
         "distinct-3 ": (tested("distinct_3"), 3),
         "self-BLEU ": (tested("self_bleu"), 3),
-        "exact match, %": (_exact_match, 2),
+        "exact match, %": (tested("exact_match"), 2),
         "ExAccErr, %": (of("exposure", "ex_acc_err_at_end"), 1),
         "teacher's perplexity": (of("exposure", "teacher_perplexity"), 2),
         "corrections that raise log p, %": (_percent(of("corrections", "teacher_log_likelihood_raised")), 1),
@@ -125,29 +125,11 @@ def text_table(evidence: Evidence) -> Table:
         "each of so many sequences. Distinct-n falls as text grows, whatever the model: arms with rounds of another "
         "size cannot be compared in it. Outputs: answers to the test set, over words, "
         f"{test['examples'] * samples:,} in every arm ({test['examples']:,} rows, {samples} sampling seed(s)); their "
-        f"self-BLEU is over the first sampling seed. {_exact_match_in_words(evidence)} ExAccErr at the longest answer "
-        "and perplexity of the student's answers under the teacher: on the test prompts."
+        "self-BLEU is over the first sampling seed. Exact match is over all of these rows, those that may be worded "
+        "in many ways among them. ExAccErr at the longest answer and perplexity of the student's "
+        "answers under the teacher: on the test prompts."
     )
     return Table("Text", text, ("arm", *columns), tuple(rows))
-
-
-def _exact_match(result: Result) -> float | None:
-    """Over rows of kinds with one right answer, where the result file tells them apart."""
-    return (result["metrics"]["result"]["test"].get("one_answer") or {}).get("exact_match")
-
-
-def _exact_match_in_words(evidence: Evidence) -> str:
-    recorded = [r["metrics"]["result"]["test"].get("one_answer") for r in evidence.runs]
-    known = [one for one in recorded if one]
-    said = "Exact match: over the rows of kinds that have one right answer"
-    if known:
-        said += f", {known[0]['rows']:,} of them"
-    if len(known) == len(recorded):
-        return f"{said}."
-    return (
-        f"{said}; {NONE} where the set has none, or does not tell, and where the result files hold it over all rows "
-        "alone, answers that may be worded in many ways among them."
-    )
 
 
 def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
