@@ -78,6 +78,8 @@ class Evaluation:
 
     Attributes:
         rouge_l: seed -> ROUGE-L F x 100, mean over the set.
+        summary: the figures of `metrics.json`. `exact_match` is over all rows, `exact_match_by_category`
+            over the kinds of task whose rows all have a single reference; both in percent.
         predictions: one record per seed and example.
     """
 
@@ -94,13 +96,18 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     matches: list[float] = []
     records: list[dict[str, Any]] = []
     by_category: dict[str, list[float]] = {}
+    matches_by_category: dict[str, list[float]] = {}
+    # where a row has several references the task may be answered in many ways, and a match says little
+    open_ended = {e.category or "all" for e in examples if len(e.references) > 1}
     for seed in seeds:
         texts = predictor.write_all(model, seed)
         each = [rouge_l(text, e.references) for text, e in zip(texts, examples, strict=True)]
         scores[seed] = sum(each) / len(each)
         for text, example, score in zip(texts, examples, each, strict=True):
             by_category.setdefault(example.category or "all", []).append(score)
-            matches.append(exact_match(text, example.references))
+            match = exact_match(text, example.references)
+            matches.append(match)
+            matches_by_category.setdefault(example.category or "all", []).append(match)
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
     mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
     words = [record["prediction"].split() for record in records]
@@ -115,6 +122,9 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
         "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},
         "exact_match": sum(matches) / len(matches),
+        "exact_match_by_category": {
+            name: sum(v) / len(v) for name, v in sorted(matches_by_category.items()) if name not in open_ended
+        },
         **figures,
         "mean_words": sum(map(len, words)) / len(words),
         "examples": len(examples),

@@ -218,6 +218,10 @@ def _wrong_figures(result: dict[str, Any]) -> str:
         kinds = test.get("rouge_l_by_category")
         if not isinstance(kinds, dict) or not _numbers(kinds.values()):
             return f"metrics.result.{name} lacks rouge_l_by_category"
+        # runs recorded before exact match was counted by kind have none
+        kinds = test.get("exact_match_by_category", {})
+        if not isinstance(kinds, dict) or not _numbers(kinds.values()):
+            return f"metrics.result.{name}.exact_match_by_category is no mapping of numbers"
         scores = result["scores"].get(name)
         if not isinstance(scores, list) or not _numbers(scores) or len(scores) != test["examples"]:
             return f"scores.{name} are not those of {test['examples']} rows"

@@ -141,17 +141,35 @@ def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float
 
 
 def category_table(evidence: Evidence, test_set: str = "test") -> Table:
-    names = sorted({n for r in evidence.runs for n in r["metrics"]["result"][test_set]["rouge_l_by_category"]})
+    return _by_kind(
+        evidence, test_set, "rouge_l_by_category", "By kind of task", "Mean ROUGE-L over training seeds."
+    )
+
+
+def match_table(evidence: Evidence, test_set: str = "test") -> Table:
+    """Exact match of the kinds of task whose rows have one reference; no columns where no run counted them."""
+    text = (
+        "Mean over training seeds of the percentage of answers that are the reference word by word, of the kinds of "
+        "task whose rows have one reference each; the others may be answered in many ways."
+    )
+    return _by_kind(evidence, test_set, "exact_match_by_category", "Exact match by kind of task, %", text)
+
+
+def _by_kind(evidence: Evidence, test_set: str, figure: str, title: str, text: str) -> Table:
+    tests = [r["metrics"]["result"][test_set].get(figure, {}) for r in evidence.runs]
+    names = sorted({name for test in tests for name in test})
 
     def of(name: str) -> Callable[[Result], float | None]:
-        return lambda r: r["metrics"]["result"][test_set]["rouge_l_by_category"].get(name)
+        return lambda r: r["metrics"]["result"][test_set].get(figure, {}).get(name)
 
     cells = [_column(evidence, of(name), 1) for name in names]
     rows = [
         (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(names)))
         for i, (arm, by_seed) in enumerate(evidence.results.items())
     ]
-    return Table("By kind of task", "Mean ROUGE-L over training seeds.", ("arm", *names), tuple(rows))
+    if not all(tests) and any(tests):
+        text += f" {sum(map(bool, tests))} of the {len(tests)} runs have it; means are over these."
+    return Table(title, text, ("arm", *names), tuple(rows))
 
 
 def noise_table(evidence: Evidence, test_set: str = "test") -> Table:
@@ -208,11 +226,13 @@ def all_tables(evidence: Evidence) -> Sequence[Table]:
         tables.insert(1, contrast_table(evidence))
     if varies_clipping(evidence):
         tables.append(bounds_table(evidence))
+    matches = match_table(evidence)
     return [
         *tables,
         cost_table(evidence),
         text_table(evidence),
         category_table(evidence),
+        *([matches] if len(matches.header) > 1 else []),
         noise_table(evidence),
         arms_table(evidence),
     ]

@@ -43,6 +43,10 @@ def without(place: str) -> Any:
         (without("metrics|result|test"), "metrics.result.test: no mapping"),
         (without("metrics|result|test|rouge_l"), "metrics.result.test lacks rouge_l"),
         (without("metrics|result|test|rouge_l_by_category"), "lacks rouge_l_by_category"),
+        (
+            lambda r: r["metrics"]["result"]["test"].update(exact_match_by_category={"sort": None}) or r,
+            "metrics.result.test.exact_match_by_category is no mapping of numbers",
+        ),
         (without("scores|test"), "scores.test are not those of 4 rows"),
         (lambda r: {**r, "scores": {"test": [1.0, 2.0]}}, "scores.test are not those of 4 rows"),
         (lambda r: {**r, "curves": {"val/loss": {"steps": [1], "values": []}}}, "curves.val/loss is torn"),

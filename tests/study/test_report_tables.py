@@ -137,3 +137,15 @@ def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
     )
     record(study)
     assert "replay buffer" not in report(study).read_text()
+
+
+def test_exact_match_by_kind_of_task(study: Study) -> None:
+    assert "Exact match by kind of task" not in report(study).read_text()
+    for seed, value in enumerate([25.0, 50.0]):
+        result = make_result(study, "other", seed, 61.0)
+        result["metrics"]["result"]["test"]["exact_match_by_category"] = {"sort": value}
+        write_result(result_path(study.results, "other", seed), result)
+    text = report(study).read_text()
+    table = rows(text, "Exact match by kind of task, %")
+    assert table["other"] == ["37.5"] and table["full"] == ["–"]
+    assert "2 of the 12 runs have it" in text
