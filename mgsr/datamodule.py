@@ -33,8 +33,16 @@ class MicroBatch:
     counts: StepCounts
 
 
+AHEAD = 8
+"""Micro-batches that are collated in one go: between two steps the code that does it has left the processor's
+caches, and one by one each takes three times as long."""
+
+
 class MicroBatches(Dataset):
-    """Planned micro-batches of one rank; item i is collated when it is asked for."""
+    """Planned micro-batches of one rank; item i is collated when it is asked for, some of its successors along.
+
+    Not so where they hold what a teacher has computed, which would lie in memory several times over.
+    """
 
     def __init__(
         self,
@@ -44,11 +52,21 @@ class MicroBatches(Dataset):
         states: Mapping[TextKey, Tensor] | None = None,
     ) -> None:
         self.items, self.pad_token_id, self.tops, self.states = items, pad_token_id, tops, states
+        self._ahead = 1 if tops or states else AHEAD
+        self._ready: dict[int, Batch] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Batch:
+        if index not in self._ready:
+            # a range of indices refuses what a list does, and counts negative ones alike
+            place = range(len(self.items))[index]
+            self._ready = {i: self._collate(i) for i in range(place, min(place + self._ahead, len(self.items)))}
+            index = place
+        return self._ready.pop(index)
+
+    def _collate(self, index: int) -> Batch:
         item = self.items[index]
         return collate(item.rows, item.counts, self.pad_token_id, self.tops, self.states)
 

@@ -22,11 +22,6 @@ from transformers.cache_utils import DynamicLayer
 from mgsr.generation.reading import Reader
 
 
-def keeps_every_slot(cache: DynamicCache) -> bool:
-    """Whether all layers hold all positions: not so with a sliding window, chunks or a recurrent state."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
 @dataclass(frozen=True)
 class _Segment:
     """Rows that left the batch at the same time, and with the same number of slots."""

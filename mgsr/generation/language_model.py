@@ -18,8 +18,8 @@ from mgsr.counter import Stream, uniform
 from mgsr.errors import UserError
 from mgsr.failpoints import reach
 from mgsr.generation.decoding import Sampling, decode
-from mgsr.generation.kept import KeptCache, keeps_every_slot
-from mgsr.generation.reading import HiddenLogits, Reader, evaluating
+from mgsr.generation.kept import KeptCache
+from mgsr.generation.reading import HiddenLogits, Reader, evaluating, keeps_every_slot
 from mgsr.generation.recorded import RecordedStates
 from mgsr.heads import causal_lm, last_hidden, output_head
 from mgsr.memory import FittingBatches
@@ -163,10 +163,10 @@ class LanguageModel:
         with evaluating(self.model):
             read = self._cut.map(_by_length(texts), lambda batch: self._states([texts[i] for i in batch]))
             for batch, states_BTH in read:
-                for row, index in enumerate(batch):
+                for index, states_TH in zip(batch, states_BTH, strict=True):
                     # The state of the token before predicts a token, so the last token's own is not needed.
                     begin = len(texts[index]) - len(responses[index]) - 1
-                    hidden[index] = states_BTH[row, begin : begin + len(responses[index])].clone()
+                    hidden[index] = states_TH[begin : begin + len(responses[index])].clone()
         empty = head.weight.new_zeros(0, head.weight.shape[1])
         return HiddenLogits(
             torch.cat([empty, *(hidden[index] for index in range(len(texts)))]), head, self.vocab_size
@@ -174,8 +174,7 @@ class LanguageModel:
 
     def _states(self, texts: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states `[B, T, H]`, padded on the right: no token looks ahead, so no mask is needed."""
-        width = max(len(text) for text in texts)
-        ids = torch.full((len(texts), width), self.pad_id, dtype=torch.int64)
+        ids = torch.full((len(texts), max(map(len, texts))), self.pad_id, dtype=torch.int64)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.int64)
         device = causal_lm(self.model).get_input_embeddings().weight.device
@@ -280,7 +279,7 @@ class LanguageModel:
         return reader.advance(torch.tensor([text[-1] for text in texts], device=reader.device))
 
     def _obstacle(self, reader: Reader, slots: int) -> str:
-        """What keeps this batch's cache from being kept, empty if nothing does."""
+        """What keeps this batch's cache from being kept, if anything."""
         if not keeps_every_slot(reader.cache):
             return "the model's cache does not hold every position (sliding window)"
         if self.max_cache_slots is not None and slots > self.max_cache_slots:

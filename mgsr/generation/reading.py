@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from mgsr.generation.grouping import price_of_pass, similar_lengths
 from mgsr.heads import OutputHead, causal_lm, output_head, trunk
 
 
@@ -72,11 +74,50 @@ class Reader:
         self._mask_BW = self.padding_B[:, None]
 
     def read(self, sequences: Sequence[Sequence[int]], *, room: int) -> Tensor:
-        """Take in whole sequences and return logits `[B, V]`; `room` tokens more will follow at most."""
-        ids, mask = pad_left(sequences, self.pad_id)
-        self._lay_out([len(sequence) for sequence in sequences], ids.shape[1], room)
-        mask = mask.to(self.device)
-        return self._forward(ids.to(self.device), mask, (mask.cumsum(dim=1) - 1).clamp(min=0))
+        """Take in whole sequences and return logits `[B, V]`; `room` tokens more will follow at most.
+
+        Very ragged ones are read in several passes, and their slots then lined up at the right edge; not so with
+        caches that do not hold every position.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        self._lay_out(lengths, max(lengths), room)
+        groups = [list(range(len(lengths)))]
+        if keeps_every_slot(self.cache):
+            groups = similar_lengths(lengths, price_of_pass(sum(p.numel() for p in self.body.parameters())))
+        if len(groups) == 1:
+            self.state = self._states(sequences, self.cache)
+        else:
+            states_BH = self.head.weight.new_zeros(len(lengths), self.head.weight.shape[1])
+            caches = []
+            for rows in groups:
+                caches.append(DynamicCache(config=self.config))
+                states_BH[torch.tensor(rows, device=self.device)] = self._states(
+                    [sequences[row] for row in rows], caches[-1]
+                )
+            self.state = states_BH
+            self._line_up(groups, caches)
+        return self.head.project(self.state, self.vocab_size)
+
+    def _states(self, sequences: Sequence[Sequence[int]], cache: DynamicCache) -> Tensor:
+        """States `[B, H]` at the ends of whole sequences, which go into the cache."""
+        ids, mask = (part.to(self.device) for part in pad_left(sequences, self.pad_id))
+        return self._body(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), cache)
+
+    def _line_up(self, groups: Sequence[Sequence[int]], caches: Sequence[DynamicCache]) -> None:
+        """One cache of all rows from those of the groups, which are used up layer by layer."""
+        batch = sum(map(len, groups))
+        for index in range(len(caches[0].layers)):
+            parts = []
+            for name in ("keys", "values"):
+                like = getattr(caches[0].layers[index], name)
+                target = like.new_zeros(batch, like.shape[1], self.width, like.shape[3])
+                for rows, cache in zip(groups, caches, strict=True):
+                    source = getattr(cache.layers[index], name)
+                    target[torch.tensor(rows, device=target.device), :, self.width - source.shape[2] :] = source
+                parts.append(target)
+            for cache in caches:
+                cache.layers[index] = DynamicLayer()
+            self.cache.update(parts[0], parts[1], index)
 
     def resume(self, cache: DynamicCache, lengths: Sequence[int], *, room: int) -> None:
         """Take over a cache in which row b ends with `lengths[b]` tokens, padded on the left."""
@@ -99,20 +140,21 @@ class Reader:
         self.width += 1
         # Two models that write together may live on two devices.
         ids_B1 = tokens_B.to(self.device)[:, None]
-        logits = self._forward(ids_B1, self._mask_BW[:, : self.width], self._position_B[:, None])
+        mask_BW = self._mask_BW[:, : self.width]
+        self.state = self._body(ids_B1, mask_BW, self._position_B[:, None], self.cache)
         self._position_B = self._position_B + (1 if alive_B is None else alive_B.to(self.device).long())
-        return logits
+        return self.head.project(self.state, self.vocab_size)
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _body(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+        """States `[B, H]` after the last token."""
         output = self.body(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
             use_cache=True,
-            **{self._cache_name: self.cache},
+            **{self._cache_name: cache},
         )
-        self.state = output.last_hidden_state[:, -1]
-        return self.head.project(self.state, self.vocab_size)
+        return output.last_hidden_state[:, -1]
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order."""
@@ -121,6 +163,11 @@ class Reader:
         self.state = self.state[rows]
         self._mask_BW, self._position_B = self._mask_BW[rows], self._position_B[rows]
         self.padding_B = self.padding_B[rows]
+
+
+def keeps_every_slot(cache: DynamicCache) -> bool:
+    """Whether all layers hold all positions: not so with a sliding window, chunks or a recurrent state."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def cache_argument(body: Any) -> str:

@@ -1,0 +1,105 @@
+"""Ragged rows read in several passes: the cheapest cut, and the same text."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mgsr.generation import reading
+from mgsr.generation.grouping import price_of_pass, similar_lengths
+from mgsr.generation.reading import Reader, evaluating
+from mgsr.heads import trunk
+
+from .reference import Settings, assert_same
+from .reference import revise as slow_revise
+from .tiny import BUDGET, EOS, FAMILIES, language_model, next_logits, prompts, revised, tiny
+
+
+def cost(groups: list[list[int]], lengths: list[int], price: int) -> int:
+    return sum(len(rows) * max(lengths[row] for row in rows) + price for rows in groups)
+
+
+def cheapest(lengths: list[int], price: int) -> int:
+    """Every way to cut the sorted rows."""
+    rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    cuts = [c for n in range(len(rows)) for c in combinations(range(1, len(rows)), n)]
+    every = [[rows[a:b] for a, b in zip((0, *cut), (*cut, len(rows)), strict=True)] for cut in cuts]
+    return min(cost(groups, lengths, price) for groups in every)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 60))
+def test_no_cut_is_cheaper(lengths: list[int], price: int) -> None:
+    groups = similar_lengths(lengths, price)
+    assert sorted(row for rows in groups for row in rows) == list(range(len(lengths)))
+    assert all(rows == sorted(rows) for rows in groups)
+    assert cost(groups, lengths, price) == cheapest(lengths, price)
+
+
+def test_few_short_rows_are_not_worth_a_pass() -> None:
+    assert similar_lengths([], 512) == [] and similar_lengths([7, 3], 512) == [[0, 1]]
+    assert similar_lengths([5, 262, 5, 262], 512) == [[0, 2], [1, 3]]
+    # both ways cost the same
+    assert similar_lengths([5, 261, 5, 261], 512) == [[0, 1, 2, 3]]
+
+
+def test_a_pass_of_a_small_model_is_dear() -> None:
+    assert price_of_pass(10**8) == 512 and price_of_pass(10**6) == 10**4 and price_of_pass(0) == 10**10
+    model = tiny("llama", 3)
+    counted: list[int] = []
+    with pytest.MonkeyPatch.context() as patch, evaluating(model):
+        patch.setattr(reading, "price_of_pass", lambda parameters: counted.append(parameters) or 0)
+        Reader(model, pad_id=0).read([[1], [2, 3]], room=1)
+    assert counted == [sum(p.numel() for p in trunk(model).parameters())]
+
+
+@pytest.fixture
+def cut_finely(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Groups at every length; the numbers of groups that were made."""
+    made: list[int] = []
+
+    def groups(lengths: list[int], price: int) -> list[list[int]]:
+        found = similar_lengths(lengths, 0)
+        made.append(len(found))
+        return found
+
+    monkeypatch.setattr(reading, "similar_lengths", groups)
+    return made
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3"])
+def test_revised_in_several_passes_equals_the_slow_reference(family: str, cut_finely: list[int]) -> None:
+    student, teacher = tiny(family, 2), tiny(family, 4)
+    given_prompts = prompts(10, seed=4)
+    got = revised(language_model(student, batch_size=16), language_model(teacher), given_prompts, round=2)
+    s = Settings(BUDGET, EOS, 5, 2, passes=3)
+    for sequence, (example, prompt) in zip(got, given_prompts, strict=True):
+        assert_same(sequence, slow_revise(next_logits(student), next_logits(teacher), example, prompt, s))
+    assert max(cut_finely) > 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reader_goes_on_behind_lined_up_slots(family: str, cut_finely: list[int]) -> None:
+    model = tiny(family, 3)
+    texts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10], [2, 2]]
+    reader = Reader(model, pad_id=0)
+    with evaluating(model):
+        first = reader.read(texts, room=2)
+        states = reader.state
+        second = reader.advance(torch.tensor([3, 4, 5, 6, 7]))
+    assert cut_finely == [4]
+    for row, (text, new) in enumerate(zip(texts, [3, 4, 5, 6, 7], strict=True)):
+        assert np.abs(first[row].numpy() - next_logits(model)(text)).max() < 1e-10
+        assert np.abs(second[row].numpy() - next_logits(model)([*text, new])).max() < 1e-10
+    assert states.shape == (5, reader.head.weight.shape[1])
+
+
+def test_sliding_windows_are_read_in_one_pass(cut_finely: list[int]) -> None:
+    model = tiny("mistral", 3, sliding_window=4)
+    with evaluating(model):
+        Reader(model, pad_id=0).read([[1, 2, 3], [4], [5, 6, 7, 8, 9]], room=2)
+    assert cut_finely == []
