@@ -47,6 +47,11 @@ def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, T
     return ids, mask
 
 
+READY_MASKS = frozenset({"gpt2", "llama", "opt", "qwen2", "qwen3"})
+"""Model types that are tested to take the mask of a step ready-made, `[B, 1, 1, W]`. Others might read positions
+or biases from a mask `[B, W]`, and get that."""
+
+
 class Reader:
     """One model's view of a batch that is being written.
 
@@ -72,6 +77,10 @@ class Reader:
         self.state = self.head.weight.new_zeros(0, self.head.weight.shape[1])
         self._position_B = self.padding_B
         self._mask_BW = self.padding_B[:, None]
+        self._takes_ready_mask = (
+            self.config.model_type in READY_MASKS and self.config._attn_implementation == "sdpa"
+        )
+        self._ready_B11W: Tensor | None = None
 
     def read(self, sequences: Sequence[Sequence[int]], *, room: int) -> Tensor:
         """Take in whole sequences and return logits `[B, V]`; `room` tokens more will follow at most.
@@ -130,6 +139,15 @@ class Reader:
         self.width = width
         slots = torch.arange(width + room, device=self.device)
         self._mask_BW = (slots >= self.padding_B[:, None]).long()
+        self._make_ready_mask()
+
+    def _make_ready_mask(self) -> None:
+        """What transformers makes of the mask anew in every step, a seventh of the step of a small model.
+
+        Without padding it has its own short cut; caches with a window need masks of their own.
+        """
+        ready = self._takes_ready_mask and keeps_every_slot(self.cache) and bool(self.padding_B.any())
+        self._ready_B11W = self._mask_BW.bool()[:, None, None] if ready else None
 
     def advance(self, tokens_B: Tensor, alive_B: Tensor | None = None) -> Tensor:
         """Take in one token per row and return logits `[B, V]`.
@@ -140,8 +158,8 @@ class Reader:
         self.width += 1
         # Two models that write together may live on two devices.
         ids_B1 = tokens_B.to(self.device)[:, None]
-        mask_BW = self._mask_BW[:, : self.width]
-        self.state = self._body(ids_B1, mask_BW, self._position_B[:, None], self.cache)
+        mask = self._mask_BW if self._ready_B11W is None else self._ready_B11W
+        self.state = self._body(ids_B1, mask[..., : self.width], self._position_B[:, None], self.cache)
         self._position_B = self._position_B + (1 if alive_B is None else alive_B.to(self.device).long())
         return self.head.project(self.state, self.vocab_size)
 
@@ -163,6 +181,7 @@ class Reader:
         self.state = self.state[rows]
         self._mask_BW, self._position_B = self._mask_BW[rows], self._position_B[rows]
         self.padding_B = self.padding_B[rows]
+        self._make_ready_mask()
 
 
 def keeps_every_slot(cache: DynamicCache) -> bool:
