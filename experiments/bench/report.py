@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-MIB = 1 << 20
-HIDDEN = 256
-"""The student's hidden size in the growth measurements."""
+from experiments.bench.medians import memory, per_process, rate, seconds, spread
+from experiments.bench.ratios import summary, without_gradient
+
 NAMES = {
     "mgsr": "mgsr: cross-entropy + DAC-KL + span (3 terms)",
     "mgsr_network": "mgsr with a clip network and its gradient (3 terms)",
@@ -30,27 +31,13 @@ NAMES = {
 }
 
 
-def seconds(runs: Sequence[Mapping[str, Any]]) -> float:
-    """Median over processes of each process's median."""
-    return median(median(run["seconds"]) for run in runs)
-
-
-def spread(runs: Sequence[Mapping[str, Any]]) -> str:
-    each = [median(run["seconds"]) for run in runs]
-    return f"{min(each):.3g} to {max(each):.3g}"
-
-
-def memory(runs: Sequence[Mapping[str, Any]]) -> float:
-    return median(run["added_bytes"] for run in runs) / MIB
-
-
 def timed(case: str, runs: Sequence[Mapping[str, Any]], digits: int, *more: str) -> list[str]:
     """A row: what, median seconds, their range over processes, and further cells."""
     return [NAMES[case], f"{seconds(runs):.{digits}f}", spread(runs), *more]
 
 
-def write(results: Mapping[str, Any], folder: Path) -> None:
-    """README.md and its plots."""
+def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """README.md and its plots, of the results of every machine by its name."""
     lines = [
         "# Benchmarks",
         "",
@@ -61,24 +48,28 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
         "All figures are of a CPU, two threads, float32. Every measurement runs in a process of its own, one of each in",
         "turn; a figure is the median over processes of the process's median. Memory is the peak of resident memory",
         "above where it stood before the call. In the same run the objective's value and gradients are checked against",
-        "the dense functions, the peers' KL against mgsr's, and greedy text against `generate`'s.",
+        "the dense functions, the peers' KL against mgsr's, and greedy text against `generate`'s. Every machine has a",
+        "chapter, and every section names its commit.",
         "",
+        *summary(machines),
     ]
-    sections = {
-        "objective": _objective,
-        "growth": _growth,
-        "rounds": _rounds,
-        "pair": _rounds,
-        "flips": _flips,
-        "step": _step,
-        "pair_step": _step,
-        "peers": _peers,
-    }
-    for name, section in sections.items():
-        if name in results:
-            lines += section(results[name].get("pair"), results[name]["figures"], folder)
-            lines += [_stamp(results[name]), ""]
+    for name, results in machines.items():
+        lines += [f"## On {name}", ""]
+        for group, section in SECTIONS.items():
+            if group in results:
+                found = results[group]
+                lines += section(found.get("pair"), found["figures"], folder, slug(name))
+                lines += [_stamp(found), ""]
     (folder / "README.md").write_text("\n".join(lines))
+
+
+def slug(machine: str) -> str:
+    """The name of a machine as part of a file's name.
+
+    >>> slug("Intel(R) Xeon(R) Processor")
+    'intel-r-xeon-r-processor'
+    """
+    return "-".join(re.findall("[a-z0-9]+", machine.lower()))
 
 
 def _stamp(result: Mapping[str, Any]) -> str:
@@ -101,7 +92,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _objective(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _objective(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     mine, memory_mine = seconds(figures["mgsr"]), memory(figures["mgsr"])
     rows = [
         timed(
@@ -115,7 +106,7 @@ def _objective(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]
         for case, runs in figures.items()
     ]
     return [
-        "## The objective from hidden states",
+        "### The objective from hidden states",
         "",
         "Forward and backward of 1,024 tokens, 128 of them masked, 50,257 classes, student hidden 256, teacher 384,",
         "clip (0.1, 0.95). The ratio columns divide mgsr's three terms by the row. Liger runs with compiled=False and",
@@ -125,7 +116,7 @@ def _objective(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]
     ]
 
 
-def _growth(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _growth(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,22 +142,22 @@ def _growth(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
         axis.grid(alpha=0.3)
     axes[0].legend()
     plot.tight_layout()
-    plot.savefig(folder / "growth.svg", metadata={"Date": None})
+    plot.savefig(folder / f"growth-{machine}.svg", metadata={"Date": None})
     pyplot.close(plot)
     rows = [
         [
             f"{int(n):,}",
             f"{seconds(p['mgsr']):.2f}",
             f"{memory(p['mgsr']):.0f}",
-            f"{memory(p['mgsr']) - 4 * HIDDEN * int(n) / MIB:.0f}",
+            f"{without_gradient(n, p):.0f}",
         ]
         for n, p in figures["tokens"].items()
     ]
     more = [[f"{int(n):,}", f"{seconds(p['mgsr']):.2f}", f"{memory(p['mgsr']):.0f}"] for n, p in classes.items()]
     return [
-        "## How cost grows",
+        "### How cost grows",
         "",
-        "![time and memory against tokens and classes](growth.svg)",
+        f"![time and memory against tokens and classes](growth-{machine}.svg)",
         "",
         "mgsr's three terms at 50,257 classes. Added memory includes the gradient to the student's",
         "hidden states, which has their size; the last column leaves it out.",
@@ -184,33 +175,32 @@ def _own_command(pair: Any) -> list[str]:
     return ["```", f"make bench ARGS='--only pair pair_step --pair {' '.join(pair)}'", "```", ""]
 
 
-def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
-    rate = {case: median(r["tokens"] / median(r["seconds"]) for r in runs) for case, runs in figures.items()}
-    rows = [timed(case, runs, 2, f"{rate[case]:.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
+def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
     what = (
         "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
         if pair is None
         else f"Teacher {pair[0]}, student {pair[1]} (folders), 32 prompts of {pair[2]}, at most 64 new tokens."
     )
     return [
-        "## A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
+        "### A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
         "",
         *_own_command(pair),
         what,
         f"A whole round takes {seconds(figures['mgsr_round']) / seconds(figures['naive_round']):.2f} of the naive time; "
-        f"plain sampling at batch 32 writes {rate['mgsr_sampling'] / rate['generate_sampling']:.2f} times the tokens/s.",
+        f"plain sampling at batch 32 writes {rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f} times the tokens/s.",
         "",
         *_table(["", "s", "range", "tokens/s", "added MiB"], rows),
     ]
 
 
-def _flips(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _flips(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = [
         [dtype, f"{100 * runs[0]['changed']:.2f} %", f"{100 * runs[0]['per_token']:.3f} %"]
         for dtype, runs in figures.items()
     ]
     return [
-        "## Does the text depend on the batch?",
+        "### Does the text depend on the batch?",
         "",
         "The demo's student writes to 256 prompts in batches of 64 and again of 3. Every draw has a key of its own, so",
         "only rounding can make a difference.",
@@ -219,10 +209,10 @@ def _flips(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     light = [run["seconds"][0] for run in figures["both"]]
     bare = [run["bare"][0] for run in figures["both"]]
-    ratios = [a / b for a, b in zip(light, bare, strict=True)]
+    ratios = per_process(figures["both"], "seconds", "bare")
     rows = [
         [NAMES[name], f"{1000 * median(each):.1f}", f"{min(each):.3g} to {max(each):.3g}"]
         for name, each in (("lightning", light), ("bare", bare))
@@ -233,7 +223,7 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
         else f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}, batch 4, all three terms; 6 steps after 2 of warm-up."
     )
     return [
-        "## A training step" + ("" if pair is None else ", models and rows of one's own"),
+        "### A training step" + ("" if pair is None else ", models and rows of one's own"),
         "",
         *_own_command(pair),
         what,
@@ -245,14 +235,14 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
     ]
 
 
-def _peers(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
+def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = []
     for case, runs in figures.items():
         scores = [run["rouge_l"] for run in runs]
         each = ", ".join(f"{score:.2f}" for score in scores)
         rows.append(timed(case, runs, 1, f"{sum(scores) / len(scores):.2f}", each))
     return [
-        "## End to end against TRL",
+        "### End to end against TRL",
         "",
         "The demo's models and rows, 400 steps of 32 sequences, from the same SFT student: wall-clock of training and",
         "test ROUGE-L of the last weights, one run per training seed. TRL writes on-policy text in about half of its",
@@ -261,3 +251,15 @@ def _peers(pair: Any, figures: Mapping[str, Any], folder: Path) -> list[str]:
         "",
         *_table(["", "s", "range", "ROUGE-L", "by seed"], rows),
     ]
+
+
+SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = {
+    "objective": _objective,
+    "growth": _growth,
+    "rounds": _rounds,
+    "pair": _rounds,
+    "flips": _flips,
+    "step": _step,
+    "pair_step": _step,
+    "peers": _peers,
+}

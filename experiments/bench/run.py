@@ -60,7 +60,7 @@ def growth(
     found: dict[int, dict[str, list[Any]]] = {size: {case: [] for case in cases} for size in sizes}
     for _ in range(processes):
         for size in sizes:
-            for case, runs in interleaved("objective", cases, 1, repeats=1, **{what: size}).items():
+            for case, runs in interleaved("objective", cases, 1, brief=True, **{what: size}).items():
                 found[size][case].extend(runs)
     return found
 
@@ -77,9 +77,7 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
         }
     if group == "rounds":
         worker("rounds", "check")
-        return interleaved(
-            "rounds", ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling"), processes
-        )
+        return interleaved("rounds", ROUNDS, processes)
     if group == "pair":
         if pair is None:
             return None
@@ -122,7 +120,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     path = HERE / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    machines: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     # a dirty tree measures something that no commit holds
     dirty = subprocess.run(
         ["git", "status", "--porcelain", "mgsr", "experiments/bench/*.py"],
@@ -131,6 +129,9 @@ def main() -> None:
         check=False,
     )
     stamp = {**environment(), **versions(), "dirty": bool(dirty.stdout)}
+    # results of other kinds of machine stay as they are, behind this one's
+    results = machines.pop(stamp["cpu"], {})
+    machines = {stamp["cpu"]: results, **machines}
     if arguments.only == list(GROUPS):
         # the demo's models are made before anything is timed
         worker("rounds", "check")
@@ -141,8 +142,8 @@ def main() -> None:
             results[group] = {"environment": stamp, "processes": processes, "figures": figures}
             if group.startswith("pair"):
                 results[group]["pair"] = [Path(name).name for name in arguments.pair]
-            path.write_text(json.dumps(results, indent=1) + "\n")
-    report.write(json.loads(path.read_text()), HERE)
+            path.write_text(json.dumps(machines, indent=1) + "\n")
+    report.write(machines, HERE)
     print(f"written to {HERE / 'README.md'}")
 
 

@@ -22,11 +22,15 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench import objective
         from experiments.bench.measure import measure
 
-        repeats = options.pop("repeats", 3)
+        brief = options.pop("brief", False)
+        if brief:
+            # a few tiles warm up as well as hundreds
+            objective.CASES[case](objective.make_problem(**{**options, "tokens": 256}))
         problem = objective.make_problem(**options)
         if case == "check":
             return objective.check(problem)
-        return measure(lambda: objective.CASES[case](problem), repeats=repeats, reset=problem.clear)
+        calls = {"warm_up": 0, "repeats": 1} if brief else {"repeats": 3}
+        return measure(lambda: objective.CASES[case](problem), reset=problem.clear, **calls)
     if group == "rounds":
         from experiments.bench import pair, rounds
         from experiments.bench.measure import measure

@@ -1,0 +1,73 @@
+"""The ratios of all machines side by side, at the top of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+from experiments.bench.medians import MIB, memory, per_process, rate, seconds
+
+HIDDEN = 256
+"""The student's hidden size in the growth measurements."""
+
+Figures = Mapping[str, Any]
+
+
+def _time(of: str, to: str) -> Callable[[Figures], str]:
+    return lambda figures: f"{seconds(figures[of]) / seconds(figures[to]):.2f}"
+
+
+def _memory(of: str, to: str) -> Callable[[Figures], str]:
+    return lambda figures: f"{memory(figures[of]) / memory(figures[to]):.2f}"
+
+
+def without_gradient(tokens: str | int, point: Figures) -> float:
+    """Added MiB at so many tokens, less the gradient to the student's hidden states."""
+    return memory(point["mgsr"]) - 4 * HIDDEN * int(tokens) / MIB
+
+
+def _flatness(figures: Figures) -> str:
+    each = [without_gradient(tokens, point) for tokens, point in figures["tokens"].items()]
+    return f"{max(each) / min(each):.2f}"
+
+
+def _sampling(figures: Figures) -> str:
+    return f"{rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f}"
+
+
+def _step(figures: Figures) -> str:
+    return f"{median(per_process(figures['both'], 'seconds', 'bare')):.3f}"
+
+
+RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
+    ("objective, 3 terms: time / Liger's, 2 terms", "objective", _time("mgsr", "liger")),
+    ("objective, 3 terms: time / Liger's, 1 term", "objective", _time("mgsr", "liger_kl")),
+    ("objective, 3 terms: time / TRL's, 1 term", "objective", _time("mgsr", "trl")),
+    ("objective, 3 terms: time / the four matrix products", "objective", _time("mgsr", "products")),
+    ("objective, 3 terms: memory / Liger's, 2 terms", "objective", _memory("mgsr", "liger")),
+    ("objective, 3 terms: memory / TRL's, 1 term", "objective", _memory("mgsr", "trl")),
+    (
+        "objective: most / least memory from 512 to 16,384 tokens, apart from the hidden states",
+        "growth",
+        _flatness,
+    ),
+    ("round of SCRG: time / the naive way's", "rounds", _time("mgsr_round", "naive_round")),
+    ("plain sampling: tokens/s / `generate`'s", "rounds", _sampling),
+    ("round of SCRG, models of one's own: time / the naive way's", "pair", _time("mgsr_round", "naive_round")),
+    ("plain sampling, models of one's own: tokens/s / `generate`'s", "pair", _sampling),
+    ("training step: time / a bare loop's", "step", _step),
+    ("training step, models of one's own: time / a bare loop's", "pair_step", _step),
+    ("whole run, GKD preset: time / TRL's GKDTrainer", "peers", _time("mgsr_gkd", "trl_gkd")),
+    ("whole run, full MGSR: time / TRL's GKDTrainer", "peers", _time("mgsr_full", "trl_gkd")),
+)
+"""What, the group that it is measured in, and the ratio from the group's figures."""
+
+
+def summary(machines: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of the table; an en dash where a machine has not measured a group."""
+    lines = ["| ratio | " + " | ".join(machines) + " |", "|---|" + "---|" * len(machines)]
+    for what, group, ratio in RATIOS:
+        cells = [ratio(results[group]["figures"]) if group in results else "–" for results in machines.values()]
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
