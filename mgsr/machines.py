@@ -44,10 +44,17 @@ def machine_of(environment: Mapping[str, Any]) -> Machine:
     return Machine(**found, devices=tuple(environment.get("devices") or ()))
 
 
-def machine_lines(environments: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
-    """Every kind of machine in words, and a line that warns where there is more than one, otherwise empty."""
+def machine_lines(results: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
+    """Every kind of machine in words, and a line that warns where there is more than one, otherwise empty.
+
+    Arms are compared seed by seed, so that it matters whether a seed's runs have one kind among them.
+    """
+    of_seed: dict[int, list[Machine]] = {}
+    for result in results:
+        of_seed.setdefault(int(result["seed"]), []).append(machine_of(result["environment"]))
+    counts = Counter(machine for machines in of_seed.values() for machine in machines)
     # by their names as well: of equally many runs the order must not be chance
-    counted = sorted(Counter(map(machine_of, environments)).items(), key=lambda item: (-item[1], str(item[0])))
+    counted = sorted(counts.items(), key=lambda item: (-item[1], str(item[0])))
     if len(counted) == 1:
         return str(counted[0][0]), ""
     words = "; ".join(f"{machine} ({runs} run{'' if runs == 1 else 's'})" for machine, runs in counted)
@@ -55,9 +62,15 @@ def machine_lines(environments: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     if not found:
         return words, ""
     what = " and ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    said = f"**More than one kind of machine:** the runs differ in {what}, and rounding with it"
+    mixed = [str(seed) for seed, machines in sorted(of_seed.items()) if differing(machines)]
+    if not mixed:
+        return (
+            words,
+            f"{said}. All runs of a training seed have the same kind: arms, paired by seed, can be compared.",
+        )
     return words, (
-        f"**More than one kind of machine:** the runs differ in {what}, and rounding with it: "
-        "differences between arms are not those of the arms alone."
+        f"{said}: at training seed {', '.join(mixed)} differences between arms are not those of the arms alone."
     )
 
 

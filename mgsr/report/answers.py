@@ -102,7 +102,7 @@ def facts(evidence: Evidence) -> list[str]:
     runs = evidence.runs
     commits = sorted({str(r["environment"].get("commit"))[:7] for r in runs})
     packages = ", ".join(_versions(runs, name) for name in ("python", "lightning", "transformers"))
-    machines, mixed = machine_lines(r["environment"] for r in runs)
+    machines, mixed = machine_lines(runs)
     said = [
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
         f"{runs[0]['metrics']['steps']} optimiser steps, "

@@ -114,6 +114,13 @@ def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
     environment_of(study, "removed", 1, cpu="an EPYC", threads=2, torch="3")
     text = report(study).read_text()
     assert "; 2 threads per run, an EPYC, torch 3, no GPU (1 run)." in text
-    assert "**More than one kind of machine:** the runs differ in threads, cpu and torch, and rounding" in text
+    mixed = "**More than one kind of machine:** the runs differ in threads, cpu and torch, and rounding with it"
+    assert f"{mixed}: at training seed 1 differences between arms are not those of the arms alone." in text
     # no one command makes these
     assert "--seeds 0 1 2 3 --record\n" in text
+    for arm in ("full", "other"):
+        environment_of(study, arm, 1, cpu="an EPYC", threads=2, torch="3")
+    assert (
+        f"{mixed}. All runs of a training seed have the same kind: arms, paired by seed, "
+        in report(study).read_text()
+    )
