@@ -69,6 +69,7 @@ def build_write(
     engines: list[Engine] = []
     loaded: list[int] = []
     cut = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
+    said: set[str] = set()
 
     def write(prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
         student, teacher = residence.acting, residence.teacher
@@ -87,7 +88,8 @@ def build_write(
             check()
             reach("round.batch")
             part = [prompts[i] for i in batch]
-            pair = [_language_model(config, model, tokenizer, vocab_size) for model in (student, teacher) if model]
+            both = [model for model in (student, teacher) if model]
+            pair = [_language_model(config, model, tokenizer, vocab_size, said) for model in both]
             if not together:
                 pair = [residence.in_turn(model, device) for model in pair]
             return _texts(config, pair, tokenizer, part, round_, vocab_size, meter, *engines)
@@ -112,7 +114,7 @@ def build_write(
 
 
 def _language_model(
-    config: ExperimentConfig, model: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    config: ExperimentConfig, model: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, said: set[str]
 ) -> LanguageModel:
     scrg = config.scrg
     return LanguageModel(
@@ -123,6 +125,7 @@ def _language_model(
         batch_size=scrg.batch_size,
         vocab_size=vocab_size,
         max_cache_slots=scrg.max_cache_slots or None,
+        said=said,
     )
 
 

@@ -67,6 +67,7 @@ class LanguageModel:
         progress: called after every batch that was written, with its number of prompts.
         memory_key: name of the setting behind `batch_size`: batches that memory does not suffice for are then
             halved; None leaves the error to the caller.
+        said: warnings that were given already, shared by writers that are to give each once; None: none yet.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class LanguageModel:
         stream: Stream | int = Stream.ROLLOUT,
         progress: Callable[[int], None] | None = None,
         memory_key: str | None = None,
+        said: set[str] | None = None,
     ) -> None:
         for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if number < 1:
@@ -106,7 +108,7 @@ class LanguageModel:
         self._cut = FittingBatches(batch_size, memory_key)
         self._kept: KeptCache | None = None
         self._recorded = RecordedStates()
-        self._said: set[str] = set()
+        self._said: set[str] = set() if said is None else said
 
     def write(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[list[int]]:
         """One response per prompt.

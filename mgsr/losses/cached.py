@@ -91,7 +91,7 @@ class TeacherRows:
 
     def logits(self, start: int, end: int, out: Tensor | None = None) -> Tensor:
         """`[end - start, V]`, in `out` where that is given and no row is cached."""
-        hidden = self.hidden_NH[self.kept_M[start:end]].to(self.head.weight.dtype)
+        hidden = self.hidden_NH[self.kept_M[start:end]].to(self.head.dtype)
         if self.place_M is None:
             return self.head.project(hidden, out)
         assert self.cached is not None

@@ -6,12 +6,56 @@ import torch
 from torch import Tensor
 
 
+def factor_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype | None:
+    """What a product with `weight` takes its factors in: bfloat16, or None for the dtype of its results.
+
+    `asked` decides where it is given; otherwise it is bfloat16 on a GPU under such autocast or with such a weight.
+    On a CPU those products are slower than float32's. Never float16: the gradient of a mean over thousands of
+    tokens lies below its smallest number.
+
+    Raises:
+        ValueError: `asked` is neither bfloat16 nor None.
+    """
+    if asked not in (None, torch.bfloat16):
+        raise ValueError(f"product_dtype must be torch.bfloat16 or None, got {asked}")
+    if asked is not None or weight.device.type != "cuda":
+        return asked
+    if torch.is_autocast_enabled("cuda"):
+        low = torch.get_autocast_dtype("cuda") == torch.bfloat16
+    else:
+        low = weight.dtype == torch.bfloat16
+    return torch.bfloat16 if low else None
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """`left @ right` in `dtype`, in which it is summed, whatever the factors are in."""
+    if left.dtype == dtype:
+        return torch.mm(left, right, out=out)
+    if left.device.type != "cuda":
+        return torch.mm(left.to(dtype), right.to(dtype), out=out)
+    if out is None:
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right, out_dtype=dtype, out=out)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
+    """`total += left @ right` in place and in `total`'s dtype; `fresh`: nothing stands there yet."""
+    beta = 0 if fresh else 1
+    if left.dtype == total.dtype:
+        total.addmm_(left, right, beta=beta)
+    elif left.device.type != "cuda":
+        total.addmm_(left.to(total.dtype), right.to(total.dtype), beta=beta)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
+
+
 class Head:
     """logits = scale * (h W^T + b), then cap * tanh(logits / cap) where a soft cap is given.
 
-    Works in `dtype` (float32 or wider) whatever the weights are stored in; the cast is made once. `accumulate`
-    names the gradients to add up over the tiles: they have the full size of the parameter, also where only its
-    first `width` classes are used.
+    Works in `dtype` (float32 or wider) whatever the weights are stored in; the cast is made once. With `factors`,
+    those of the matrix products are in that narrower dtype instead, and sums still in `dtype`. `accumulate` names
+    the gradients to add up over the tiles: they have the full size of the parameter, also where only its first
+    `width` classes are used.
     """
 
     def __init__(
@@ -23,12 +67,13 @@ class Head:
         softcap: float | None = None,
         width: int,
         dtype: torch.dtype,
+        factors: torch.dtype | None = None,
         accumulate: tuple[bool, bool] = (False, False),
     ) -> None:
         if softcap is not None and not softcap > 0:
             raise ValueError(f"softcap must be positive, got {softcap}")
-        self.width, self.scale, self.softcap = width, scale, softcap
-        self.weight = weight_VH.detach()[:width].to(dtype)
+        self.width, self.scale, self.softcap, self.dtype = width, scale, softcap, dtype
+        self.weight = weight_VH.detach()[:width].to(factors or dtype)
         self.bias = None if bias_V is None else bias_V.detach()[:width].to(dtype)
         self._grad_weight: Tensor | None = None
         self._untouched = True
@@ -50,7 +95,11 @@ class Head:
 
     def project(self, hidden_RH: Tensor, out: Tensor | None = None) -> Tensor:
         """Logits `[R, V]`, in `out` where that is given."""
-        if out is None:
+        if self.weight.dtype != self.dtype:
+            logits = _product(hidden_RH.to(self.weight.dtype), self.weight.t(), self.dtype, out)
+            if self.bias is not None:
+                logits += self.bias
+        elif out is None:
             logits = torch.nn.functional.linear(hidden_RH, self.weight, self.bias)
         elif self.bias is None:
             logits = torch.mm(hidden_RH, self.weight.t(), out=out)
@@ -73,10 +122,11 @@ class Head:
             grad_logits_RV *= 1.0 - (logits_RV / self.softcap).square_()
         if self.scale != 1.0:
             grad_logits_RV *= self.scale
-        if self._grad_weight is not None:
-            beta = 0 if self._untouched else 1
-            self._grad_weight[: self.width].addmm_(grad_logits_RV.t(), hidden_RH, beta=beta)
-            self._untouched = False
         if self.grad_bias is not None:
             self.grad_bias[: self.width] += grad_logits_RV.sum(dim=0)
-        return grad_logits_RV @ self.weight if to_hidden else None
+        factor_RV = grad_logits_RV.to(self.weight.dtype)
+        if self._grad_weight is not None:
+            states_RH = hidden_RH.to(self.weight.dtype)
+            _add_product(self._grad_weight[: self.width], factor_RV.t(), states_RH, fresh=self._untouched)
+            self._untouched = False
+        return _product(factor_RV, self.weight, self.dtype) if to_hidden else None

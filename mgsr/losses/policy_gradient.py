@@ -37,7 +37,7 @@ from torch import Tensor
 
 from mgsr.losses.attach import attach_gradients
 from mgsr.losses.divergences import compute_dtype
-from mgsr.losses.heads import Head
+from mgsr.losses.heads import Head, factor_dtype
 from mgsr.losses.inputs import check_inputs, rows_per_tile
 from mgsr.losses.policy_tile import PolicyWork, policy_tile, reward_to_go
 from mgsr.losses.reduction import IGNORED
@@ -57,6 +57,7 @@ def policy_gradient_objective(
     counts: Sequence[float] | None = None,
     importance_clip: float = 0.2,
     tile_size: int | None = None,
+    product_dtype: torch.dtype | None = None,
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
     student_scale: float = 1.0,
@@ -85,8 +86,8 @@ def policy_gradient_objective(
             those of this call. A count of 0 gives a zero term.
         importance_clip: eps of the long part; inf: no clipping.
         tile_size: rows per tile; None: what keeps a tile's logits at a few million.
-        student_bias, teacher_bias, student_scale, teacher_scale, student_softcap, teacher_softcap, vocab_size: as
-            in `tiled_objective`. The temperature is 1.
+        product_dtype, student_bias, teacher_bias, student_scale, teacher_scale, student_softcap,
+        teacher_softcap, vocab_size: as in `tiled_objective`. The temperature is 1.
         collect_rows: fill `rows`.
 
     Returns:
@@ -115,6 +116,7 @@ def policy_gradient_objective(
     inputs = (states, student_weight, student_bias)
     wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs]
     rows = None
+    factors = [None if w is None else factor_dtype(w, product_dtype) for w in (student_weight, teacher_weight)]
     with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
         head = Head(
             student_weight,
@@ -123,6 +125,7 @@ def policy_gradient_objective(
             softcap=student_softcap,
             width=width,
             dtype=dtype,
+            factors=factors[0],
             accumulate=(wants[1], wants[2]),
         )
         student = _Student(states.detach(), head, wants, tile_size)
@@ -139,6 +142,7 @@ def policy_gradient_objective(
                 softcap=teacher_softcap,
                 width=width,
                 dtype=dtype,
+                factors=factors[1],
             )
             behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype)
             work = PolicyWork(labels_N, behaviour_N, scales[1], importance_clip, any(wants), collect_rows)
@@ -161,7 +165,7 @@ class _Student:
     def __init__(self, states_NH: Tensor, head: Head, wants: Sequence[bool], tile_size: int | None) -> None:
         self.states, self.head, self.tile_size = states_NH, head, tile_size
         self.wants = wants
-        dtype = head.weight.dtype
+        dtype = head.dtype
         self.grad = torch.zeros_like(states_NH, dtype=dtype) if wants[0] else None
 
     def tiles(self, mask_BT: Tensor) -> list[Tensor]:
@@ -174,7 +178,7 @@ class _Student:
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits `[R, V]` of some rows, and their states `[R, H]`."""
-        states = self.states[rows].to(self.head.weight.dtype)
+        states = self.states[rows].to(self.head.dtype)
         return self.head.project(states), states
 
     def pull(self, rows: Tensor, grad_logits: Tensor, logits: Tensor, states: Tensor) -> None:
@@ -186,7 +190,7 @@ class _Student:
 
 def _cross_entropy(student: _Student, labels_N: Tensor, truth_BT: Tensor, scale: float) -> Tensor:
     """Sum over the ground-truth tokens; pulls `scale` times its gradient."""
-    total = torch.zeros((), dtype=student.head.weight.dtype, device=labels_N.device)
+    total = torch.zeros((), dtype=student.head.dtype, device=labels_N.device)
     for rows in student.tiles(truth_BT):
         logits, states = student.project(rows)
         log_q, column = torch.log_softmax(logits, dim=-1), labels_N[rows].unsqueeze(1)
@@ -202,7 +206,7 @@ def _policy(
     student: _Student, teacher: Head, taught_NH: Tensor, written_BT: Tensor, work: PolicyWork
 ) -> tuple[Tensor, RowStats | None]:
     """Sum of the policy objective over the model-written tokens; pulls its scaled gradient."""
-    dtype = student.head.weight.dtype
+    dtype = student.head.dtype
     rewards_BT = torch.zeros(written_BT.shape, dtype=dtype, device=written_BT.device)
     tiles, done = student.tiles(written_BT), []
     # from the end: what a token's advantage needs has been seen when its tile comes

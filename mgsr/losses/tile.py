@@ -128,9 +128,12 @@ def tile_terms(
     logits = teacher_logits[:count], student_logits[:count]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
     base_scale = sft_scale if tau == 1.0 else None
+    summary = None
     if options.divergence == "dac_kl":
         ranking = None if ids is None else Ranking(tile.teacher.log_probs(ids[:count]), ids[:count])
-        clipped = _clipped(tile, ranking, bounds_of, options, base_scale, need_logits_grad)
+        if options.features and ranking is not None:
+            summary = _summary(tile, ranking, options.features)
+        clipped = _clipped(tile, ranking, summary, bounds_of, options, base_scale, need_logits_grad)
     else:
         clipped = _other_divergence(tile, logits, options, base_scale, need_logits_grad)
     if base_scale is not None and options.scales[1] == 0.0:
@@ -145,7 +148,7 @@ def tile_terms(
         scale=options.scales[2] if wants_span_grad else None,
         room=room,
     )
-    stats = _stats(tile, teacher_logits[:count], clipped, options) if options.collect else {}
+    stats = _stats(tile, teacher_logits[:count], clipped, summary, options) if options.collect else {}
     halo = None
     if grad is not None:
         halo = _assemble(student.probs, clipped, pull, grad)
@@ -159,14 +162,12 @@ def tile_terms(
 def _clipped(
     tile: Tile,
     ranking: Ranking | None,
+    summary: PairSummary | None,
     bounds_of: BoundsOf,
     options: TermOptions,
     base_scale: Tensor | None,
     need_logits_grad: bool,
 ) -> ClippedTile:
-    summary = None
-    if options.features and ranking is not None:
-        summary = _summary(tile, ranking, options.features)
     lower, upper = bounds_of(tile.teacher.logits, tile.student.logits, summary)
     coefficient = options.scales[1] if need_logits_grad and options.scales[1] != 0.0 else None
     request = Request(coefficient, base_scale, lower.requires_grad or upper.requires_grad, options.limits)
@@ -249,11 +250,14 @@ def _with_span(patch: Patch, q: Tensor, pulled: Tensor, centre: Tensor) -> Patch
     return Patch(rows, ids, span.add_(values))
 
 
-def _stats(tile: Tile, teacher_logits: Tensor, clipped: ClippedTile, options: TermOptions) -> dict[str, Tensor]:
+def _stats(
+    tile: Tile, teacher_logits: Tensor, clipped: ClippedTile, summary: PairSummary | None, options: TermOptions
+) -> dict[str, Tensor]:
     plain = tile.teacher if options.temperature == 1.0 else Side.of(teacher_logits)
     stats = {
         "teacher_log_prob": plain.log_probs(tile.labels.unsqueeze(1)).squeeze(1),
-        "teacher_entropy": tile.teacher.entropy(),
+        # a pass over the vocabulary that the clip network's input has made already
+        "teacher_entropy": tile.teacher.entropy() if summary is None else summary.teacher_entropy,
         "dac_kl": clipped.loss,
         "clipped": clipped.clipped,
     }

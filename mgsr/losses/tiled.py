@@ -20,7 +20,7 @@ from mgsr.losses.bounds import Clip, RowBounds, resolve_sharpness
 from mgsr.losses.cached import CachedRows, TeacherRows
 from mgsr.losses.dac_tile import ClipOptions
 from mgsr.losses.divergences import compute_dtype
-from mgsr.losses.heads import Head
+from mgsr.losses.heads import Head, factor_dtype
 from mgsr.losses.inputs import (
     check_inputs,
     keeps_everything,
@@ -48,6 +48,7 @@ def tiled_objective(
     sft_mask: Tensor | None = None,
     counts: Sequence[float | Tensor] | None = None,
     tile_size: int | None = None,
+    product_dtype: torch.dtype | None = None,
     divergence: str = "dac_kl",
     divergence_kwargs: dict[str, Any] | None = None,
     temperature: float = 1.0,
@@ -88,6 +89,8 @@ def tiled_objective(
         counts: denominators (ground-truth tokens, response tokens, span pairs) over the whole optimiser step;
             None: those of this call. A count of 0 gives a zero term.
         tile_size: rows per tile; None: what keeps a tile's logits at a few million.
+        product_dtype: torch.bfloat16: the factors of the matrix products are rounded to it; sums, softmaxes and
+            losses stay in float32. None: so on a GPU under bfloat16 autocast or with bfloat16 output layers.
         divergence: "dac_kl", or a name in `DIVERGENCES` that takes its place (`clip` is then not read).
         divergence_kwargs: further arguments of that divergence.
         temperature: of the two teacher terms; cross-entropy is always at 1.
@@ -146,6 +149,7 @@ def tiled_objective(
     grad_on = torch.is_grad_enabled()
     wants = [grad_on and t is not None and t.requires_grad for t in (student_hidden, student_weight, student_bias)]
     device = student_hidden.device
+    factors = [None if w is None else factor_dtype(w, product_dtype) for w in (student_weight, teacher_weight)]
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         student = Head(
             student_weight,
@@ -154,6 +158,7 @@ def tiled_objective(
             softcap=student_softcap,
             width=width,
             dtype=dtype,
+            factors=factors[0],
             accumulate=(wants[1], wants[2]),
         )
         teacher = None
@@ -165,6 +170,7 @@ def tiled_objective(
                 softcap=teacher_softcap,
                 width=width,
                 dtype=dtype,
+                factors=factors[1],
             )
         size = rows_per_tile(tile_size, kept_M.numel(), width, device.type)
         sizes = size, rows_per_part(tile_size, size, width, device.type)
@@ -201,7 +207,7 @@ def _run(
     wants: list[bool],
 ) -> tuple[list[TileTerms], Tensor | None]:
     """All tiles in order, and the gradient to the student's hidden states `[N, H_S]`."""
-    dtype, device, count = student.weight.dtype, student_hidden.device, kept_M.numel()
+    dtype, device, count = student.dtype, student_hidden.device, kept_M.numel()
     # rows are picked tile by tile, here and in `TeacherRows`: copies of all of them would grow with N
     hidden_NH = student_hidden.detach()
     grad_NH = torch.zeros(hidden_NH.shape, dtype=dtype, device=device) if wants[0] else None
