@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mgsr.clip_network import ClipNetwork
-from mgsr.losses import tiled_objective
+from mgsr.losses import dac_kl, span_correlation, tiled_objective
 
 IGNORED = -100
 CLIP = (0.1, 0.95)
@@ -126,20 +126,25 @@ def trl(problem: Problem) -> float:
     )
 
 
-def products(problem: Problem) -> float:
+def products(problem: Problem, tile: int = 64) -> float:
     """The four matrix products that no implementation can do without, on the tokens that count."""
     kept = problem.labels != IGNORED
     with torch.no_grad():
         student, teacher = problem.student[kept], problem.teacher[kept]
         total = 0.0
         grad_weight = torch.zeros_like(problem.student_weight)
-        for start in range(0, len(student), 64):
-            part = student[start : start + 64]
+        for start in range(0, len(student), tile):
+            part = student[start : start + tile]
             logits = part @ problem.student_weight.T
-            total += float((teacher[start : start + 64] @ problem.teacher_weight.T)[0, 0])
+            total += float((teacher[start : start + tile] @ problem.teacher_weight.T)[0, 0])
             total += float((logits @ problem.student_weight)[0, 0])
             grad_weight.addmm_(logits.T, part)
         return total
+
+
+def wide_products(problem: Problem) -> float:
+    """The same in tiles as large as mgsr's own."""
+    return products(problem, tile=224)
 
 
 CASES: dict[str, Callable[[Problem], float]] = {
@@ -150,39 +155,57 @@ CASES: dict[str, Callable[[Problem], float]] = {
     "liger_kl": liger_kl,
     "trl": trl,
     "products": products,
+    "wide_products": wide_products,
 }
 
 
 def check(problem: Problem) -> dict[str, float]:
-    """What is timed computes what it should: mgsr against the dense functions, and the peers' KL against mgsr's.
+    """What is timed computes what it should: mgsr against the dense functions, and the peers against mgsr.
 
     Raises:
         AssertionError: a loss or a gradient differs by more than 1e-4 relative.
     """
-    from mgsr.losses import dac_kl, span_correlation
+    torch.manual_seed(0)
+    values = {}
+    for name, clip in (("mgsr", CLIP), ("mgsr_network", ClipNetwork())):
+        problem.clear()
+        dense = problem.backward(_dense(problem, clip))
+        values[name] = _same(problem, name, dense)
+    problem.clear()
+    single = mgsr_forward_kl(problem)
+    for name in ("liger_kl", "trl"):
+        values[name] = _same(problem, name, single)
+    return values
 
+
+def _dense(problem: Problem, clip: Any) -> Tensor:
+    """The three terms from whole logits, by the functions that define them."""
     kept = problem.labels != IGNORED
     with torch.no_grad():
         teacher = problem.teacher @ problem.teacher_weight.T
     logits = problem.student @ problem.student_weight.T
     picked = torch.log_softmax(logits[kept], -1).gather(1, problem.labels[kept, None])
-    token = dac_kl(teacher[kept], logits[kept], *(torch.full((int(kept.sum()),), bound) for bound in CLIP))
-    span_ids = torch.where(kept, problem.span_ids, -1)
-    pairs = span_correlation(teacher[None], logits[None], span_ids[None])
-    dense = -picked.mean() + token.loss.mean() + pairs.loss.sum() / pairs.is_pair.sum()
+    if isinstance(clip, tuple):
+        bounds = tuple(torch.full((int(kept.sum()),), bound) for bound in clip)
+    else:
+        bounds = clip(teacher[kept], logits[kept].detach())
+    token = dac_kl(teacher[kept], logits[kept], *bounds)
+    pairs = span_correlation(teacher[None], logits[None], torch.where(kept, problem.span_ids, -1)[None])
+    return -picked.mean() + token.loss.mean() + pairs.loss.sum() / pairs.is_pair.sum()
+
+
+def _same(problem: Problem, name: str, expected: float) -> float:
+    """The case's value; it and its gradients are compared with what was computed before."""
+    gradients = [leaf.grad.clone() for leaf in problem.leaves if leaf.grad is not None]
     problem.clear()
-    values = {"dense": problem.backward(dense)}
-    expected = [leaf.grad.clone() for leaf in problem.leaves if leaf.grad is not None]
-    problem.clear()
-    values["mgsr"] = mgsr(problem)
-    for leaf, want in zip(problem.leaves, expected, strict=True):
+    value = CASES[name](problem)
+    # Liger and TRL divide by the unmasked tokens too
+    gap = abs(value - expected) / abs(expected)
+    assert gap < 1e-4, f"{name} {value} differs from {expected}"
+    for leaf, want in zip(problem.leaves, gradients, strict=True):
         assert leaf.grad is not None
         gap = float((leaf.grad - want).norm() / want.norm())
-        assert gap < 1e-4, f"gradient differs by {gap}"
-    for name in ("mgsr_forward_kl", "liger_kl", "trl"):
-        values[name] = CASES[name](problem)
-    # Liger divides by the unmasked tokens and TRL by them too
-    for name, other in (("mgsr", "dense"), ("liger_kl", "mgsr_forward_kl"), ("trl", "mgsr_forward_kl")):
-        gap = abs(values[name] - values[other]) / abs(values[other])
-        assert gap < 1e-4, f"{name} {values[name]} differs from {other} {values[other]}"
-    return values
+        assert gap < 1e-4, f"a gradient of {name} differs by {gap}"
+    for leaf, want in zip(problem.leaves, gradients, strict=True):
+        leaf.grad = want
+    return value

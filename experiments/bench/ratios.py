@@ -36,6 +36,14 @@ def _sampling(figures: Figures) -> str:
     return f"{rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f}"
 
 
+_round = _time("mgsr_round", "naive_round")
+
+
+def _products(figures: Figures) -> str:
+    floors = [seconds(figures[name]) for name in ("products", "wide_products") if name in figures]
+    return f"{seconds(figures['mgsr']) / min(floors):.2f}"
+
+
 def _step(figures: Figures) -> str:
     return f"{median(per_process(figures['both'], 'seconds', 'bare')):.3f}"
 
@@ -44,17 +52,20 @@ RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("objective, 3 terms: time / Liger's, 2 terms", "objective", _time("mgsr", "liger")),
     ("objective, 3 terms: time / Liger's, 1 term", "objective", _time("mgsr", "liger_kl")),
     ("objective, 3 terms: time / TRL's, 1 term", "objective", _time("mgsr", "trl")),
-    ("objective, 3 terms: time / the four matrix products", "objective", _time("mgsr", "products")),
+    ("objective, 3 terms: time / the four matrix products, in the faster tiles", "objective", _products),
     ("objective, 3 terms: memory / Liger's, 2 terms", "objective", _memory("mgsr", "liger")),
+    ("objective, 3 terms: memory / Liger's, 1 term", "objective", _memory("mgsr", "liger_kl")),
     ("objective, 3 terms: memory / TRL's, 1 term", "objective", _memory("mgsr", "trl")),
     (
         "objective: most / least memory from 512 to 16,384 tokens, apart from the hidden states",
         "growth",
         _flatness,
     ),
-    ("round of SCRG: time / the naive way's", "rounds", _time("mgsr_round", "naive_round")),
+    ("round of SCRG: time / the naive way's", "rounds", _round),
     ("plain sampling: tokens/s / `generate`'s", "rounds", _sampling),
-    ("round of SCRG, models of one's own: time / the naive way's", "pair", _time("mgsr_round", "naive_round")),
+    ("round of SCRG, prompts as long as Dolly's: time / the naive way's", "long_prompts", _round),
+    ("plain sampling, prompts as long as Dolly's: tokens/s / `generate`'s", "long_prompts", _sampling),
+    ("round of SCRG, models of one's own: time / the naive way's", "pair", _round),
     ("plain sampling, models of one's own: tokens/s / `generate`'s", "pair", _sampling),
     ("training step: time / a bare loop's", "step", _step),
     ("training step, models of one's own: time / a bare loop's", "pair_step", _step),

@@ -18,7 +18,8 @@ NAMES = {
     "liger": "Liger: cross-entropy + KL (2 terms)",
     "liger_kl": "Liger: KL (1 term)",
     "trl": "TRL: KL (1 term)",
-    "products": "the four matrix products alone",
+    "products": "the four matrix products alone, tiles of 64",
+    "wide_products": "the four matrix products alone, tiles of 224",
     "mgsr_round": "mgsr, whole round",
     "naive_round": "generate + 2 forwards + generate",
     "mgsr_sampling": "mgsr, plain sampling",
@@ -45,11 +46,13 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         "make bench",
         "```",
         "",
-        "All figures are of a CPU, two threads, float32. Every measurement runs in a process of its own, one of each in",
-        "turn; a figure is the median over processes of the process's median. Memory is the peak of resident memory",
-        "above where it stood before the call. In the same run the objective's value and gradients are checked against",
-        "the dense functions, the peers' KL against mgsr's, and greedy text against `generate`'s. Every machine has a",
-        "chapter, and every section names its commit.",
+        "All figures are of a CPU and two threads, in float32 but where another type is named. Every measurement runs in",
+        "a process of its own, one of each in turn; a figure is the median over processes of the process's median. Memory",
+        "is the peak of resident memory above where it stood before the call. Before anything is timed the objective's",
+        "value and gradients, with fixed bounds and with a clip network, are compared with the dense functions, and the",
+        "peers' with mgsr's; greedy text with `generate`'s, and a round with one that reads every corrected prefix",
+        "afresh; every step's loss under Lightning with the bare loop's. Every machine has a chapter, and every section",
+        "names its commit: one from before a check was added did not have it.",
         "",
         *summary(machines),
     ]
@@ -123,19 +126,21 @@ def _growth(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -
     matplotlib.rcParams["svg.hashsalt"] = "mgsr"
     from matplotlib import pyplot
 
-    plot, axes = pyplot.subplots(1, 3, figsize=(13, 3.6))
+    plot, axes = pyplot.subplots(1, 4, figsize=(17, 3.6))
     series = {"mgsr": figures["tokens"], "liger": figures["peers"], "trl": figures["peers"]}
     for case, points in series.items():
         counts = [int(n) for n in points]
         axes[0].plot(counts, [seconds(p[case]) for p in points.values()], marker="o", label=case)
         axes[1].plot(counts, [memory(p[case]) for p in points.values()], marker="o", label=case)
     classes = figures["classes"]
-    axes[2].plot([int(n) for n in classes], [seconds(p["mgsr"]) for p in classes.values()], marker="o")
+    widths = [int(n) for n in classes]
+    axes[2].plot(widths, [seconds(p["mgsr"]) for p in classes.values()], marker="o")
+    axes[3].plot(widths, [memory(p["mgsr"]) for p in classes.values()], marker="o")
     for axis, title, unit, label in zip(
         axes,
-        ("time", "added memory", "time, 1,024 tokens"),
-        ("s", "MiB", "s"),
-        ("tokens", "tokens", "classes"),
+        ("time", "added memory", "time, 1,024 tokens", "added memory, 1,024 tokens"),
+        ("s", "MiB", "s", "MiB"),
+        ("tokens", "tokens", "classes", "classes"),
         strict=True,
     ):
         axis.set(title=title, ylabel=unit, xlabel=label, xscale="log", yscale="log")
@@ -175,12 +180,21 @@ def _own_command(pair: Any) -> list[str]:
     return ["```", f"make bench ARGS='--only pair pair_step --pair {' '.join(pair)}'", "```", ""]
 
 
+def _long_prompts(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    lines = _rounds(pair, figures, folder, machine)
+    lines[0] += ", prompts as long as Dolly's"
+    lines[2] = (
+        "As above, the prompts drawn out to the lengths that Dolly's have in tokens of SmolLM2 (median 44, 10 % above 185)."
+    )
+    return lines
+
+
 def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
     what = (
-        "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens."
+        "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens, batches of 64."
         if pair is None
-        else f"Teacher {pair[0]}, student {pair[1]} (folders), 32 prompts of {pair[2]}, at most 64 new tokens."
+        else f"Teacher {pair[0]}, student {pair[1]} (folders), 32 prompts of {pair[2]} (cut to 128 tokens), at most 64 new tokens."
     )
     return [
         "### A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
@@ -218,9 +232,9 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
         for name, each in (("lightning", light), ("bare", bare))
     ]
     what = (
-        "The demo's models, batch 32, all three terms; 200 steps after 5 of warm-up, in one process step by step in turn."
+        "The demo's models and text, batch 32, all three terms; 200 steps after 5 of warm-up, both step by step in turn."
         if pair is None
-        else f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}, batch 4, all three terms; 6 steps after 2 of warm-up."
+        else f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}, batch 4, ground truth, all three terms; 6 steps after 2 of warm-up."
     )
     return [
         "### A training step" + ("" if pair is None else ", models and rows of one's own"),
@@ -257,6 +271,7 @@ SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = 
     "objective": _objective,
     "growth": _growth,
     "rounds": _rounds,
+    "long_prompts": _long_prompts,
     "pair": _rounds,
     "flips": _flips,
     "step": _step,

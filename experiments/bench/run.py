@@ -21,8 +21,8 @@ from experiments.bench import report
 from mgsr.runs import environment
 
 HERE = Path(__file__).parent
-GROUPS = ("objective", "growth", "rounds", "pair", "flips", "step", "pair_step", "peers")
-OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products")
+GROUPS = ("objective", "growth", "rounds", "long_prompts", "pair", "flips", "step", "pair_step", "peers")
+OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products", "wide_products")
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 CLASSES = (8192, 32768, 50257, 128256)
@@ -70,18 +70,21 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
         worker("objective", "check")
         return interleaved("objective", OBJECTIVE, processes)
     if group == "growth":
+        worker("objective", "check")
         return {
             "tokens": growth(["mgsr"], "tokens", TOKENS, processes),
             "classes": growth(["mgsr"], "classes", CLASSES, processes),
             "peers": growth(["liger", "trl"], "tokens", TOKENS[:4], processes),
         }
-    if group == "rounds":
-        worker("rounds", "check")
-        return interleaved("rounds", ROUNDS, processes)
+    if group in ("rounds", "long_prompts"):
+        options: dict[str, Any] = {"as_long_as_dolly": True} if group == "long_prompts" else {}
+        worker("rounds", "check", **options)
+        return interleaved("rounds", ROUNDS, processes, **options)
     if group == "pair":
         if pair is None:
             return None
         options = {"teacher": pair[0], "student": pair[1], "data": pair[2], "prompts": 32}
+        worker("rounds", "check", **options)
         return interleaved("rounds", ROUNDS, processes, **options)
     if group == "flips":
         return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)

@@ -35,15 +35,16 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench import pair, rounds
         from experiments.bench.measure import measure
 
-        models = pair.folder_pair(**options) if options else pair.demo_pair()
+        own = "teacher" in options
+        models = pair.folder_pair(**options) if own else pair.demo_pair(**options)
         if case == "check":
-            rounds.check(models)
+            rounds.check(models, prompts=8 if own else 64)
             return {"check": "passed"}
         if case in ("float64", "float32", "bfloat16"):
             return rounds.flips(models, case)
         tokens: list[int] = []
         # a real model's first call serves as its warm-up
-        calls = {"warm_up": 0, "repeats": 1} if options else {"repeats": 3}
+        calls = {"warm_up": 0, "repeats": 1} if own else {"repeats": 3}
         result = measure(lambda: tokens.append(rounds.CASES[case](models)), **calls)
         return {**result, "tokens": tokens[-1]}
     if group == "step":
