@@ -10,7 +10,7 @@ from mgsr.errors import ConfigError
 from mgsr.machines import machine_lines
 from mgsr.report.bounds import bounds_answer, varies_clipping
 from mgsr.report.cells import number
-from mgsr.report.evidence import Evidence, Result, read_evidence
+from mgsr.report.evidence import Evidence, Result, read_evidence, replays
 from mgsr.studies import load_study
 from mgsr.verdicts import ALPHA, BETTER, WORSE, Verdict, contrast
 
@@ -58,6 +58,9 @@ def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
     evidence = read_evidence(study, study.results)
     said = []
     for name, key in other["sets"].items():
+        if key not in evidence.test_sets:
+            known = ", ".join(evidence.test_sets)
+            raise ConfigError(f"{here}: `answer.elsewhere.sets` names {key}, but {path} has results of {known}")
         verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
         where = f"{name} ({_size(evidence, key)})"
         said.append(f"**Removing {part}, on {where}:** {sentence(verdict, study.baseline)}")
@@ -120,11 +123,6 @@ def facts(evidence: Evidence) -> list[str]:
 
 def _prompts(evidence: Evidence) -> str:
     """How far the arms train on the same prompts at the same time."""
-
-    def replays(overrides: Mapping[str, Any]) -> bool:
-        replay = overrides.get("mixture.replay", "auto")
-        return replay == "on" or (replay == "auto" and overrides.get("mixture.kind") == "adaptive")
-
     replaying = [f"`{arm}`" for arm, overrides in evidence.study.arms.items() if replays(overrides)]
     said = (
         "Runs of one training seed have the same prompts in the same order, by which is meant: the same ones "

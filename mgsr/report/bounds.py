@@ -88,7 +88,9 @@ def _ends(evidence: Evidence, arm: str) -> Ends | None:
     if not by_seed or overrides.get("objective.divergence", "dac_kl") != "dac_kl":
         return None
     if overrides.get("clip.mode") == "fixed":
-        return Ends(arm, len(by_seed), float(overrides["clip.lower"]), float(overrides["clip.upper"]))
+        base = evidence.study.base_config().clip
+        lower, upper = overrides.get("clip.lower", base.lower), overrides.get("clip.upper", base.upper)
+        return Ends(arm, len(by_seed), float(lower), float(upper))
     if overrides.get("clip.mode") == "mean_of_run":
         # .../<arm>/seed=<n>.json
         source = Path(overrides["clip.run"]).parts[-2:][0]

@@ -15,6 +15,13 @@ from mgsr.verdicts import Values, Verdict, verdicts
 
 Result = Mapping[str, Any]
 
+
+def replays(overrides: Mapping[str, Any]) -> bool:
+    """Whether an arm draws written text of earlier rounds from a buffer."""
+    replay = overrides.get("mixture.replay", "auto")
+    return bool(replay == "on" or (replay == "auto" and overrides.get("mixture.kind") == "adaptive"))
+
+
 CURVES = ("val/rouge_l", "cost/seconds", "cost/tokens")
 
 

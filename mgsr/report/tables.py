@@ -9,7 +9,7 @@ from typing import Any
 from mgsr.report.bounds import bounds_table, varies_clipping
 from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.costs import cost_table
-from mgsr.report.evidence import Evidence, Result, mean
+from mgsr.report.evidence import Evidence, Result, mean, replays
 from mgsr.report.shared import footnote, marked, shared_runs
 from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
 
@@ -19,7 +19,8 @@ def verdict_table(evidence: Evidence, test_set: str) -> Table:
     shared = shared_runs(evidence)
     rows = [(marked(v.arm, shared), *_verdict_cells(v)) for v in found]
     text = (
-        f"Mean and standard deviation over training seeds; each run's figure is the mean over its sampling seeds. "
+        f"Mean and standard deviation over an arm's own training seeds, which other arms need not all have; each run's "
+        f"figure is the mean over its sampling seeds. "
         f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; d is the mean "
         f"difference over its standard deviation. {_adjusted(found)} {footnote(evidence, shared)}"
     ).strip()
@@ -33,9 +34,9 @@ def _adjusted(found: Sequence[Verdict]) -> str:
     comparisons, planned = sum(v.difference is not None for v in found), len(found) - 1
     if not comparisons:
         return "No arm has two seeds to compare yet."
-    of = f"the {comparisons} comparison(s) made so far, of {planned} that the study plans"
+    of = f"the {comparisons} comparison(s) made so far on this test set, of {planned} that the study plans"
     if comparisons == planned:
-        of = f"all {planned} comparison(s) of the study"
+        of = f"all {planned} comparison(s) of the study on this test set"
     return (
         f"p is adjusted by Holm over {of}; the adjustment grows as arms are added. The verdict is p < {ALPHA}; behind "
         "an inconclusive one, from three seeds on, the seeds at which an effect of this size would be found with a "
@@ -109,7 +110,7 @@ def text_table(evidence: Evidence) -> Table:
         "exact match, %": (tested("exact_match"), 2),
         "ExAccErr, %": (of("exposure", "ex_acc_err_at_end"), 1),
         "teacher's perplexity": (of("exposure", "teacher_perplexity"), 2),
-        "corrections that raise log p, %": (_percent(of("corrections", "teacher_log_likelihood_raised")), 1),
+        "corrections that raise log p, %": (_percent(_raised), 1),
         "that raise ROUGE-L, %": (_percent(of("corrections", "rouge_l_raised")), 1),
         "that lower it, %": (_percent(of("corrections", "rouge_l_lowered")), 1),
     }
@@ -118,6 +119,7 @@ def text_table(evidence: Evidence) -> Table:
         (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(columns)))
         for i, (arm, by_seed) in enumerate(evidence.results.items())
     ]
+    replaying = [arm for arm, overrides in evidence.study.arms.items() if replays(overrides)]
     test = evidence.runs[0]["metrics"]["result"]["test"]
     samples = max(1, len(test.get("rouge_l_by_seed", {})))
     text = (
@@ -129,7 +131,23 @@ def text_table(evidence: Evidence) -> Table:
         "in many ways among them. ExAccErr at the longest answer and perplexity of the student's "
         "answers under the teacher: on the test prompts."
     )
+    if replaying:
+        text += (
+            f" Of replayed text ({', '.join(replaying)}) the teacher's likelihood after a correction isn't known: it "
+            "is read off the training step, where text of several rounds meets."
+        )
     return Table("Text", text, ("arm", *columns), tuple(rows))
+
+
+def _raised(result: Result) -> float | None:
+    """Share of corrections that raise the teacher's likelihood of the sequence.
+
+    Early results hold one of replayed text too, whose likelihoods before and after came from different texts.
+    """
+    if replays(result["overrides"]):
+        return None
+    value: float | None = (result["metrics"].get("corrections") or {}).get("teacher_log_likelihood_raised")
+    return value
 
 
 def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float | None]:

@@ -81,6 +81,13 @@ def test_bounds_between_their_limits_may_stand_still(tmp_path: Path) -> None:
     assert "from step" not in answer
 
 
+def test_a_bound_that_an_arm_leaves_out_is_the_base_configurations(tmp_path: Path) -> None:
+    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{clip.mode: fixed, clip.lower: 0.25}"))
+    record(study)
+    table = rows(report(study).read_text(), "Where the bounds end")
+    assert table["other"][1] == "0.2500" and float(table["other"][3]) == study.base_config().clip.upper
+
+
 def test_studies_of_other_things_have_no_such_table(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)

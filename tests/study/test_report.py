@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgsr.cli import main
-from mgsr.errors import UserError
+from mgsr.errors import ConfigError, UserError
 from mgsr.report import report
 from mgsr.results import result_path, write_result
 from mgsr.studies import load_study
@@ -70,6 +70,9 @@ def test_the_first_lines_say_how_much_another_study_rests_on(tmp_path: Path) -> 
     record(other, {"full": [60.0, 61.0], "removed": [60.5, 61.0]})
     text = report(study).read_text()
     assert "**Removing the part, on real text (4 rows, 20 optimiser steps):** inconclusive" in text
+    study.path.write_text(study.path.read_text().replace("{real text: test}", "{real text: tset}"))
+    with pytest.raises(ConfigError, match=r"`answer\.elsewhere\.sets` names tset, but .* has results of test"):
+        report(load_study(study.path))
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:

@@ -86,11 +86,13 @@ def test_the_size_of_what_diversity_is_over_is_said(study: Study) -> None:
 def test_the_comparisons_that_p_is_adjusted_over_are_told(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study, {"full": [60.0, 62.0], "removed": [50.0, 51.5]})
-    said = "p is adjusted by Holm over the 1 comparison(s) made so far, of 2 that the study plans; "
+    said = (
+        "p is adjusted by Holm over the 1 comparison(s) made so far on this test set, of 2 that the study plans; "
+    )
     assert said in report(study).read_text()
     record(study)
     text = report(study).read_text()
-    assert "by Holm over all 2 comparison(s) of the study; the adjustment grows as arms are added" in text
+    assert "by Holm over all 2 comparison(s) of the study on this test set; the adjustment grows" in text
     assert "a level of 0.05/2" in text
 
 
@@ -132,6 +134,9 @@ def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
     text = report(study).read_text()
     assert "within each window of `train.bucket_steps` optimiser steps" in text
     assert "Arms with a replay buffer (`other`) draw the prompts of their written text from it." in text
+    # its likelihoods before and after a correction may be of different texts
+    assert rows(text, "Text")["other"][-3:] == ["–", "25.0", "50.0"] and "Of replayed text (other)" in text
+    assert rows(text, "Text")["full"][-3:] == ["75.0", "25.0", "50.0"]
     study = make_study(
         tmp_path, STUDY.replace("{scrg.passes: 3}", "{mixture.kind: adaptive, mixture.replay: 'off'}")
     )
