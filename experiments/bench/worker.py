@@ -23,14 +23,10 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench.measure import measure
 
         brief = options.pop("brief", False)
-        if brief:
-            # a few tiles warm up as well as hundreds
-            objective.CASES[case](objective.make_problem(**{**options, "tokens": 256}))
         problem = objective.make_problem(**options)
         if case == "check":
             return objective.check(problem)
-        calls = {"warm_up": 0, "repeats": 1} if brief else {"repeats": 3}
-        return measure(lambda: objective.CASES[case](problem), reset=problem.clear, **calls)
+        return measure(lambda: objective.CASES[case](problem), reset=problem.clear, repeats=1 if brief else 3)
     if group == "rounds":
         from experiments.bench import pair, rounds
         from experiments.bench.measure import measure
