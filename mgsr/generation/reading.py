@@ -142,7 +142,7 @@ class Reader:
         self._make_ready_mask()
 
     def _make_ready_mask(self) -> None:
-        """What transformers makes of the mask anew in every step, a seventh of the step of a small model.
+        """What transformers makes of the mask anew in every step, which a small model feels.
 
         Without padding it has its own short cut; caches with a window need masks of their own.
         """
