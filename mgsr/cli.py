@@ -14,6 +14,7 @@ from typing import Any
 
 from mgsr.arguments import parse
 from mgsr.errors import UserError
+from mgsr.processor import prefer_quick_sorts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped by Ctrl-C or SIGTERM.
     """
     arguments = parse(argv)
-    # set before torch and transformers are imported: forked tokenizer threads would only warn
+    # all set before numpy, torch and transformers are imported
+    prefer_quick_sorts()
+    # forked tokenizer threads would only warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

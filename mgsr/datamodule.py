@@ -228,19 +228,26 @@ class DistillationDataModule(L.LightningDataModule):
         if (epoch + 1) * self.length.steps_per_epoch <= self.trainer.global_step:
             # behind us: nothing will be read
             return [[self.train_rows[i] for i in step.student] for step in steps]
-        trainer = self.trainer
-        ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
-        prompts = self._round_prompts(round_, steps)
-        first = self._first_use(round_, epoch)
-        written_now = first is not None and trainer.global_step == first * self.length.steps_per_epoch
-        self.entries = self.rounds.ensure(round_, prompts, ranks, written_now=written_now)
-        self.round = round_
+        if self.round != round_:
+            # later epochs of a round train on the text as it was read at its first
+            self._open_round(round_, epoch, steps)
         if self._replays:
             buffer = self._replay_buffer(round_)
             draw = np.random.default_rng([self.seed, epoch, 3])
             return [[buffer[i] for i in draw.integers(len(buffer), size=len(step.student))] for step in steps]
         by_id = {entry.revised.example_id: self._row(entry) for entry in self.entries}
         return [[by_id[self.train_rows[i].example_id] for i in step.student] for step in steps]
+
+    def _open_round(self, round_: int, epoch: int, steps: Sequence[StepSelection]) -> None:
+        """Have the round's text at hand: written if this is the step it is written before, else read."""
+        trainer = self.trainer
+        assert trainer is not None and self.rounds is not None
+        ranks = Ranks(trainer.global_rank, trainer.world_size, trainer.strategy.barrier)
+        prompts = self._round_prompts(round_, steps)
+        first = self._first_use(round_, epoch)
+        written_now = first is not None and trainer.global_step == first * self.length.steps_per_epoch
+        self.entries = self.rounds.ensure(round_, prompts, ranks, written_now=written_now)
+        self.round = round_
 
     def _first_use(self, round_: int, last: int) -> int | None:
         """The epoch that a round is written for, of its epochs up to `last`: the first that trains on text."""

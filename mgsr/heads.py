@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mgsr.errors import UserError
+from mgsr.losses.products import times_transposed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OutputHead:
         weight, bias = self.weight, self.bias
         if vocab_size is not None:
             weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
-        logits = F.linear(hidden.to(weight.device), weight, bias)
+        logits = times_transposed(hidden.to(weight.device), weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.scale != 1.0:
             logits = logits * self.scale

@@ -17,8 +17,8 @@ import torch
 
 from mgsr.config import ExperimentConfig
 from mgsr.errors import UserError
+from mgsr.processor import name as cpu
 from mgsr.progress import say
-from mgsr.provenance import cpu
 from mgsr.results import recorded
 from mgsr.runs import is_begun, read_json, run_folder
 from mgsr.schema import TrainerConfig

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mgsr import __version__
+from mgsr import __version__, processor
 from mgsr.config import fingerprint
 
 # modules that show, ask or start, and change no number of a run
@@ -70,17 +70,6 @@ def _is_docstring(node: ast.AST) -> bool:
     )
 
 
-def cpu() -> str:
-    """The processor's name: the same run gives other numbers on another kind."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
 def environment() -> dict[str, Any]:
     """Machine, versions and commit, as far as they can be told."""
     try:
@@ -106,7 +95,7 @@ def environment() -> dict[str, Any]:
         "lightning": lightning.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
-        "cpu": cpu(),
+        "cpu": processor.name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

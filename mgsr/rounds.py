@@ -174,4 +174,6 @@ class Rounds:
         """Keep the teacher's log-likelihood of a round's text as trained on, beside the round."""
         folder = round_folder(self.run_folder, round_)
         # the first epoch of a round has trained on the text as it was written; later ones do not overwrite it
-        write_after(folder, {**likelihoods, **read_after(folder)})
+        known = read_after(folder)
+        if not known.keys() >= likelihoods.keys():
+            write_after(folder, {**likelihoods, **known})

@@ -11,6 +11,8 @@ import sys
 import warnings
 from typing import Any
 
+from mgsr.processor import prefer_quick_sorts
+
 THREADS = 2
 
 
@@ -53,6 +55,8 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # as the command line does
+    prefer_quick_sorts()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")

@@ -8,24 +8,43 @@ once more. Rows sorted by length are cut where that makes the sum of both least.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
-PASS_TOKENS = 512
-"""Least price of a further pass, in token positions: with fewer of them a pass is bound by the weights it streams
-rather than by arithmetic."""
-
-PASS_WORK = 10**10
-"""Least price in multiply-adds: a pass of a small model costs its calls, whatever it computes. They take some ten
-milliseconds, in which a processor does a billion of them and an accelerator a thousand times as many."""
+from torch import nn
 
 
-def price_of_pass(parameters: int) -> int:
+@dataclass(frozen=True)
+class PassPrice:
+    """What a further pass costs at least, on one kind of device.
+
+    Attributes:
+        tokens: in token positions: with fewer of them a pass is bound by the weights that it streams, not by
+            arithmetic.
+        work: in multiply-adds: a pass of a small model costs its calls, whatever it computes; what the device
+            computes meanwhile.
+    """
+
+    tokens: int
+    work: int
+
+
+CPU = PassPrice(64, 10**8)
+"""Calls of two milliseconds, fifty multiply-adds a nanosecond."""
+
+ACCELERATOR = PassPrice(512, 10**10)
+"""Calls of ten milliseconds, a thousand multiply-adds a nanosecond."""
+
+
+def price_of_pass(model: nn.Module) -> int:
     """What a further pass of a model costs, in token positions, each of which takes a multiply-add per parameter.
 
-    >>> price_of_pass(10**5), price_of_pass(10**9)
-    (100000, 512)
+    >>> price_of_pass(nn.Linear(100, 1000, bias=False)), price_of_pass(nn.Linear(1000, 10_000, bias=False))
+    (1000, 64)
     """
-    return max(PASS_TOKENS, PASS_WORK // max(1, parameters))
+    weights = list(model.parameters())
+    price = CPU if all(weight.device.type == "cpu" for weight in weights) else ACCELERATOR
+    return max(price.tokens, price.work // max(1, sum(weight.numel() for weight in weights)))
 
 
 def similar_lengths(lengths: Sequence[int], price: int) -> list[list[int]]:

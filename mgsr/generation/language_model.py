@@ -18,10 +18,11 @@ from mgsr.counter import Stream, uniform
 from mgsr.errors import UserError
 from mgsr.failpoints import reach
 from mgsr.generation.decoding import Sampling, decode
+from mgsr.generation.grouping import price_of_pass, similar_lengths
 from mgsr.generation.kept import KeptCache
 from mgsr.generation.reading import HiddenLogits, Reader, evaluating, keeps_every_slot
 from mgsr.generation.recorded import RecordedStates
-from mgsr.heads import causal_lm, last_hidden, output_head
+from mgsr.heads import causal_lm, last_hidden, output_head, trunk
 from mgsr.memory import FittingBatches
 from mgsr.scrg import Prefix, Prompt
 
@@ -163,24 +164,31 @@ class LanguageModel:
             self._check_length(example_id, len(prompt_ids), len(response))
         hidden: dict[int, Tensor] = {}
         with evaluating(self.model):
-            read = self._cut.map(_by_length(texts), lambda batch: self._states([texts[i] for i in batch]))
-            for batch, states_BTH in read:
-                for index, states_TH in zip(batch, states_BTH, strict=True):
-                    # The state of the token before predicts a token, so the last token's own is not needed.
-                    begin = len(texts[index]) - len(responses[index]) - 1
-                    hidden[index] = states_TH[begin : begin + len(responses[index])].clone()
+            read = self._cut.map(
+                _by_length(texts), lambda batch: self._states([(texts[i], len(responses[i])) for i in batch])
+            )
+            for batch, states in read:
+                hidden.update(zip(batch, states, strict=True))
         empty = head.weight.new_zeros(0, head.weight.shape[1])
         return HiddenLogits(
             torch.cat([empty, *(hidden[index] for index in range(len(texts)))]), head, self.vocab_size
         )
 
-    def _states(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states `[B, T, H]`, padded on the right: no token looks ahead, so no mask is needed."""
-        ids = torch.full((len(texts), max(map(len, texts))), self.pad_id, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.as_tensor(text, dtype=torch.int64)
+    def _states(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
+        """States `[T, H]` that predict the last T tokens of every text, `(text, T)`; ragged ones in few passes."""
         device = causal_lm(self.model).get_input_embeddings().weight.device
-        return last_hidden(self.model, ids.to(device))
+        states: dict[int, Tensor] = {}
+        lengths = [len(text) for text, _ in texts]
+        for rows in similar_lengths(lengths, price_of_pass(trunk(self.model))):
+            # padded on the right: no token looks ahead, so no mask is needed
+            ids = torch.full((len(rows), max(lengths[row] for row in rows)), self.pad_id, dtype=torch.int64)
+            for place, row in enumerate(rows):
+                ids[place, : lengths[row]] = torch.as_tensor(texts[row][0], dtype=torch.int64)
+            for row, states_TH in zip(rows, last_hidden(self.model, ids.to(device)), strict=True):
+                # the state of the token before predicts a token, so the last token's own is not needed
+                begin = lengths[row] - texts[row][1] - 1
+                states[row] = states_TH[begin : begin + texts[row][1]].clone()
+        return [states[row] for row in range(len(texts))]
 
     def _check_length(self, example_id: int, prompt: int, response: int) -> None:
         """Refuse an empty prompt, and a text beyond the model's positions."""

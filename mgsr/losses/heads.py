@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgsr.losses.products import times_transposed
+
 
 def factor_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype | None:
     """What a product with `weight` takes its factors in: bfloat16, or None for the dtype of its results.
@@ -99,12 +101,8 @@ class Head:
             logits = _product(hidden_RH.to(self.weight.dtype), self.weight.t(), self.dtype, out)
             if self.bias is not None:
                 logits += self.bias
-        elif out is None:
-            logits = torch.nn.functional.linear(hidden_RH, self.weight, self.bias)
-        elif self.bias is None:
-            logits = torch.mm(hidden_RH, self.weight.t(), out=out)
         else:
-            logits = torch.addmm(self.bias, hidden_RH, self.weight.t(), out=out)
+            logits = times_transposed(hidden_RH, self.weight, self.bias, out)
         if self.scale != 1.0:
             logits *= self.scale
         if self.softcap is not None:

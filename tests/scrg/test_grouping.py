@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from mgsr.generation import language_model as language_models
 from mgsr.generation import reading
 from mgsr.generation.grouping import price_of_pass, similar_lengths
 from mgsr.generation.reading import Reader, evaluating
@@ -48,13 +50,21 @@ def test_few_short_rows_are_not_worth_a_pass() -> None:
 
 
 def test_a_pass_of_a_small_model_is_dear() -> None:
-    assert price_of_pass(10**8) == 512 and price_of_pass(10**6) == 10**4 and price_of_pass(0) == 10**10
-    model = tiny("llama", 3)
-    counted: list[int] = []
-    with pytest.MonkeyPatch.context() as patch, evaluating(model):
-        patch.setattr(reading, "price_of_pass", lambda parameters: counted.append(parameters) or 0)
-        Reader(model, pad_id=0).read([[1], [2, 3]], room=1)
-    assert counted == [sum(p.numel() for p in trunk(model).parameters())]
+    sizes = {10**5: 1000, 10**6: 100, 10**9: 64}
+    with torch.device("meta"):
+        assert price_of_pass(nn.Linear(0, 0)) == 10**10
+        for size, tokens in {10**8: 512, 10**6: 10**4}.items():
+            assert price_of_pass(nn.Linear(1, size, bias=False)) == tokens, "an accelerator waits longer for calls"
+    for size, tokens in sizes.items():
+        weight = torch.empty(1).expand(size)  # takes no memory
+        model = nn.ParameterList([nn.Parameter(weight, requires_grad=False)])
+        assert price_of_pass(model) == tokens
+    small = tiny("llama", 3)
+    counted: list[nn.Module] = []
+    with pytest.MonkeyPatch.context() as patch, evaluating(small):
+        patch.setattr(reading, "price_of_pass", lambda model: counted.append(model) or 0)
+        Reader(small, pad_id=0).read([[1], [2, 3]], room=1)
+    assert counted == [trunk(small)]
 
 
 @pytest.fixture
@@ -68,6 +78,7 @@ def cut_finely(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found
 
     monkeypatch.setattr(reading, "similar_lengths", groups)
+    monkeypatch.setattr(language_models, "similar_lengths", groups)
     return made
 
 
@@ -103,3 +114,19 @@ def test_sliding_windows_are_read_in_one_pass(cut_finely: list[int]) -> None:
     with evaluating(model):
         Reader(model, pad_id=0).read([[1, 2, 3], [4], [5, 6, 7, 8, 9]], room=2)
     assert cut_finely == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_texts_are_scored_in_several_passes(family: str, cut_finely: list[int]) -> None:
+    model = tiny(family, 3)
+    given_prompts = [(0, [1, 2, 3]), (1, [4]), (2, [5, 6, 7, 8, 9]), (3, [10]), (4, [2, 2])]
+    responses = [[3], [4, 5], [], [6, 7, 8], [1, 2]]
+    logits = language_model(model, batch_size=4).score(given_prompts, responses)[0:8]
+    # lengths 3, 4, 4, 4 make one batch, the fifth row's 5 another
+    assert cut_finely == [2, 1]
+    wanted = [
+        next_logits(model)([*prompt, *response[:place]])
+        for (_, prompt), response in zip(given_prompts, responses, strict=True)
+        for place in range(len(response))
+    ]
+    assert logits.shape[0] == len(wanted) and np.abs(logits.numpy() - np.stack(wanted)).max() < 1e-10
