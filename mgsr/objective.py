@@ -8,13 +8,12 @@ student, y* a ground-truth response, y the student's, and all losses per token, 
 - SeqKD (Kim and Rush 2016): -log q(y^T_t | y^T_<t, x) on a response y^T of the teacher's, the only text. Theirs is
   found by beam search; here it is sampled.
 - ImitKD (Lin et al. 2020): KL(p || q) after prefixes of y* and of y, in the mixture's shares.
-- GKD (Agarwal et al. 2024): JSD_beta(p, q) = beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, on
-  y* and y.
-- MiniLLM (Gu et al. 2024): KL(q || p) of whole responses by policy gradient, see `mgsr.minillm`.
+- GKD (Agarwal et al. 2024): beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, on y* and y.
+- MiniLLM (Gu et al. 2024): KL(q || p) of whole responses by policy gradient, and SFT; see `mgsr.minillm`.
 - DistiLLM (Ko et al. 2024): KL(p || alpha p + (1 - alpha) q), or KL(q || (1 - alpha) p + alpha q), on y* and on
   replayed y, whose share rises when the dev loss does.
-- SKD (Xu et al. 2025): KL(p || q) on text the student writes, a token outside the teacher's top K replaced by one of
-  the teacher's as it is written.
+- SKD (Xu et al. 2025): KL(p || q) on text the student writes, a token outside the teacher's top K replaced by one
+  of the teacher's as it is written.
 """
 
 from __future__ import annotations
