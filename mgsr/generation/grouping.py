@@ -29,21 +29,29 @@ class PassPrice:
     work: int
 
 
-CPU = PassPrice(64, 10**8)
-"""Calls of two milliseconds, fifty multiply-adds a nanosecond."""
-
 ACCELERATOR = PassPrice(512, 10**10)
 """Calls of ten milliseconds, a thousand multiply-adds a nanosecond."""
 
+CPU = PassPrice(64, 10**8)
+"""Calls of two milliseconds, fifty multiply-adds a nanosecond."""
 
-def price_of_pass(model: nn.Module) -> int:
+SHORT = 160
+"""Texts of fewer tokens pay an accelerator's price on a CPU too: a few per cent of a round are all that could be
+saved there, and which rows are read together decides the last digits of numbers that are on record."""
+
+
+def price_of_pass(model: nn.Module, longest: int) -> int:
     """What a further pass of a model costs, in token positions, each of which takes a multiply-add per parameter.
 
-    >>> price_of_pass(nn.Linear(100, 1000, bias=False)), price_of_pass(nn.Linear(1000, 10_000, bias=False))
-    (1000, 64)
+    Args:
+        longest: tokens of the longest text.
+
+    >>> price_of_pass(nn.Linear(100, 1000, bias=False), SHORT), price_of_pass(nn.Linear(100, 1000, bias=False), 99)
+    (1000, 100000)
     """
     weights = list(model.parameters())
-    price = CPU if all(weight.device.type == "cpu" for weight in weights) else ACCELERATOR
+    on_cpu = all(weight.device.type == "cpu" for weight in weights)
+    price = CPU if on_cpu and longest >= SHORT else ACCELERATOR
     return max(price.tokens, price.work // max(1, sum(weight.numel() for weight in weights)))
 
 

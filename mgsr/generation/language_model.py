@@ -179,7 +179,7 @@ class LanguageModel:
         device = causal_lm(self.model).get_input_embeddings().weight.device
         states: dict[int, Tensor] = {}
         lengths = [len(text) for text, _ in texts]
-        for rows in similar_lengths(lengths, price_of_pass(trunk(self.model))):
+        for rows in similar_lengths(lengths, price_of_pass(trunk(self.model), max(lengths))):
             # padded on the right: no token looks ahead, so no mask is needed
             ids = torch.full((len(rows), max(lengths[row] for row in rows)), self.pad_id, dtype=torch.int64)
             for place, row in enumerate(rows):

@@ -92,7 +92,7 @@ class Reader:
         self._lay_out(lengths, max(lengths), room)
         groups = [list(range(len(lengths)))]
         if keeps_every_slot(self.cache):
-            groups = similar_lengths(lengths, price_of_pass(self.body))
+            groups = similar_lengths(lengths, price_of_pass(self.body, max(lengths)))
         if len(groups) == 1:
             self.state = self._states(sequences, self.cache)
         else:

@@ -13,7 +13,7 @@ from torch import nn
 
 from mgsr.generation import language_model as language_models
 from mgsr.generation import reading
-from mgsr.generation.grouping import price_of_pass, similar_lengths
+from mgsr.generation.grouping import SHORT, price_of_pass, similar_lengths
 from mgsr.generation.reading import Reader, evaluating
 from mgsr.heads import trunk
 
@@ -50,21 +50,21 @@ def test_few_short_rows_are_not_worth_a_pass() -> None:
 
 
 def test_a_pass_of_a_small_model_is_dear() -> None:
-    sizes = {10**5: 1000, 10**6: 100, 10**9: 64}
     with torch.device("meta"):
-        assert price_of_pass(nn.Linear(0, 0)) == 10**10
+        assert price_of_pass(nn.Identity(), SHORT - 1) == 10**10
         for size, tokens in {10**8: 512, 10**6: 10**4}.items():
-            assert price_of_pass(nn.Linear(1, size, bias=False)) == tokens, "an accelerator waits longer for calls"
-    for size, tokens in sizes.items():
+            waits = nn.Linear(1, size, bias=False)
+            assert price_of_pass(waits, SHORT) == tokens, "an accelerator waits longer for calls"
+    for size, tokens, short in ((10**5, 1000, 10**5), (10**6, 100, 10**4), (10**9, 64, 512)):
         weight = torch.empty(1).expand(size)  # takes no memory
         model = nn.ParameterList([nn.Parameter(weight, requires_grad=False)])
-        assert price_of_pass(model) == tokens
+        assert price_of_pass(model, SHORT) == tokens and price_of_pass(model, SHORT - 1) == short
     small = tiny("llama", 3)
-    counted: list[nn.Module] = []
+    counted: list[tuple[nn.Module, int]] = []
     with pytest.MonkeyPatch.context() as patch, evaluating(small):
-        patch.setattr(reading, "price_of_pass", lambda model: counted.append(model) or 0)
+        patch.setattr(reading, "price_of_pass", lambda model, longest: counted.append((model, longest)) or 0)
         Reader(small, pad_id=0).read([[1], [2, 3]], room=1)
-    assert counted == [trunk(small)]
+    assert counted == [(trunk(small), 2)]
 
 
 @pytest.fixture
