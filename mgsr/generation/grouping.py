@@ -35,9 +35,10 @@ ACCELERATOR = PassPrice(512, 10**10)
 CPU = PassPrice(64, 10**8)
 """Calls of two milliseconds, fifty multiply-adds a nanosecond."""
 
-SHORT = 160
-"""Texts of fewer tokens pay an accelerator's price on a CPU too: a few per cent of a round are all that could be
-saved there, and which rows are read together decides the last digits of numbers that are on record."""
+SHORT = 200
+"""Texts of fewer tokens are scored in one pass, and read at an accelerator's price on a CPU too. Only a few per
+cent of a round could be saved there, and which rows are read together decides the last digits of numbers that are
+on record."""
 
 
 def price_of_pass(model: nn.Module, longest: int) -> int:

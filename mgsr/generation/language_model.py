@@ -18,7 +18,7 @@ from mgsr.counter import Stream, uniform
 from mgsr.errors import UserError
 from mgsr.failpoints import reach
 from mgsr.generation.decoding import Sampling, decode
-from mgsr.generation.grouping import price_of_pass, similar_lengths
+from mgsr.generation.grouping import SHORT, price_of_pass, similar_lengths
 from mgsr.generation.kept import KeptCache
 from mgsr.generation.reading import HiddenLogits, Reader, evaluating, keeps_every_slot
 from mgsr.generation.recorded import RecordedStates
@@ -46,7 +46,6 @@ def draws(
 
 
 def _by_length(texts: Sequence[Sequence[int]]) -> list[int]:
-    """Indices of the texts, short ones first."""
     return sorted(range(len(texts)), key=lambda index: len(texts[index]))
 
 
@@ -175,11 +174,14 @@ class LanguageModel:
         )
 
     def _states(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
-        """States `[T, H]` that predict the last T tokens of every text, `(text, T)`; ragged ones in few passes."""
+        """States `[T, H]` that predict the last T tokens of every `(text, T)`; long ragged texts in few passes."""
         device = causal_lm(self.model).get_input_embeddings().weight.device
         states: dict[int, Tensor] = {}
         lengths = [len(text) for text, _ in texts]
-        for rows in similar_lengths(lengths, price_of_pass(trunk(self.model), max(lengths))):
+        longest = max(lengths)
+        # what one pass costs at most: short texts are never worth another
+        price = price_of_pass(trunk(self.model), longest) if longest >= SHORT else len(texts) * longest
+        for rows in similar_lengths(lengths, price):
             # padded on the right: no token looks ahead, so no mask is needed
             ids = torch.full((len(rows), max(lengths[row] for row in rows)), self.pad_id, dtype=torch.int64)
             for place, row in enumerate(rows):

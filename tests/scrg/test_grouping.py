@@ -79,6 +79,7 @@ def cut_finely(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(reading, "similar_lengths", groups)
     monkeypatch.setattr(language_models, "similar_lengths", groups)
+    monkeypatch.setattr(language_models, "SHORT", 0)
     return made
 
 
@@ -124,6 +125,13 @@ def test_ragged_texts_are_scored_in_several_passes(family: str, cut_finely: list
     logits = language_model(model, batch_size=4).score(given_prompts, responses)[0:8]
     # lengths 3, 4, 4, 4 make one batch, the fifth row's 5 another
     assert cut_finely == [2, 1]
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_models, "similar_lengths", lambda *a: made.append(similar_lengths(*a)) or made[-1])
+        patch.setattr(language_models, "price_of_pass", lambda *a: 0)
+        patch.setattr(language_models, "SHORT", 5)
+        language_model(model, batch_size=4).score(given_prompts, responses)
+    assert made == [[[0, 1, 2, 3]], [[0]]], "short texts are scored together"
     wanted = [
         next_logits(model)([*prompt, *response[:place]])
         for (_, prompt), response in zip(given_prompts, responses, strict=True)
