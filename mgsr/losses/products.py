@@ -23,10 +23,10 @@ def times_transposed(
 ) -> Tensor:
     """`left @ weight.T + bias`, `[R, V]`, in `out` where that is given.
 
-    PyTorch's wheels multiply float32 by MKL, which on a processor of AMD's takes longer for a few rows times a large
-    transposed matrix than for that matrix times the few columns (seen on Zen 4, where the sums came out the same to
-    the last digit). There it is done that way around, a block of classes at a time. Elsewhere, and where a gradient
-    is to flow, it is PyTorch's own product.
+    PyTorch's wheels multiply float32 by MKL, which on a processor of AMD's takes longer for a few rows times a
+    large transposed matrix than for that matrix times the few columns (seen on Zen 4, where the sums came out the
+    same to the last digit). There it is done that way around, a block of classes at a time. Elsewhere, and where a
+    gradient is to flow, it is PyTorch's own product.
     """
     if not _turns_around(left_RH, weight_VH):
         if out is None:
