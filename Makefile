@@ -15,7 +15,7 @@ REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
-STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines
+STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-tokens
 .PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture fuzz test lint format hooks tensorboard clean
 
 help: ## list the targets
@@ -56,6 +56,11 @@ ablate-grid: $(BIN)/.base ## all combinations of the three parts
 
 baselines: STUDY = experiments/baselines/study.yaml
 baselines: $(BIN)/.base ## SFT, KD, SeqKD, ImitKD, GKD, MiniLLM, DistiLLM, SKD
+	$(ABLATE)
+	$(REPORT)
+
+equal-tokens: STUDY = experiments/equal_tokens/study.yaml
+equal-tokens: $(BIN)/.base ## MGSR and its peers once all have read and written as many tokens
 	$(ABLATE)
 	$(REPORT)
 
