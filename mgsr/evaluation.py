@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import ranks
 from mgsr.data.prompts import Example
+from mgsr.data.rows import Row
+from mgsr.errors import ConfigError, did_you_mean
 from mgsr.generation import sample
 from mgsr.metrics import distinct_n, exact_match, mean_std, rouge_l, self_bleu
+from mgsr.progress import say
 from mgsr.rendering import decode
-from mgsr.schema import EvaluationConfig
+from mgsr.schema import EvaluationConfig, ExperimentConfig
+
+ALL = "all"
+"""The kind of rows whose source names none."""
 
 
 @dataclass
@@ -79,13 +85,45 @@ class Evaluation:
     Attributes:
         rouge_l: seed -> ROUGE-L F x 100, mean over the set.
         summary: the figures of `metrics.json`. `exact_match` is over all rows, `exact_match_by_category`
-            over the kinds of task whose rows all have a single reference; both in percent.
+            over the kinds of task that have one right answer (`kinds_of_one_answer`); both in percent.
         predictions: one record per seed and example.
     """
 
     rouge_l: dict[int, float]
     summary: dict[str, Any]
     predictions: list[dict[str, Any]]
+
+
+def kinds_of_one_answer(examples: Sequence[Example], named: Sequence[str] | None = None) -> set[str]:
+    """Kinds of task whose answers are right or wrong as a whole, so that exact match says something of them.
+
+    Args:
+        named: `evaluation.one_answer`. Where it is None, those whose rows have one reference each: of several
+            references every one is right, and so may be others. Rows of no category are of the kind "all".
+    """
+    if named is not None:
+        return set(named)
+    kinds = {example.category or ALL for example in examples}
+    return kinds - {example.category or ALL for example in examples if len(example.references) > 1}
+
+
+def check_kinds(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> None:
+    """See that kinds of task named by `evaluation.one_answer` are those of test rows.
+
+    Args:
+        rows: by split.
+
+    Raises:
+        ConfigError: one that no test row has. Of limited rows that is said, and no mistake.
+    """
+    kinds = {row.category or ALL for name, split in rows.items() if name not in ("train", "dev") for row in split}
+    for name in config.evaluation.one_answer or ():
+        if name in kinds:
+            continue
+        if not config.data.test_limit:
+            known = did_you_mean(name, kinds) or f"; there are {', '.join(sorted(kinds))}"
+            raise ConfigError(f"`evaluation.one_answer` names {name}, the kind of no test row{known}")
+        say(f"evaluation.one_answer: none of the first {config.data.test_limit} test rows is of the kind {name}")
 
 
 def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
@@ -97,17 +135,16 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     records: list[dict[str, Any]] = []
     by_category: dict[str, list[float]] = {}
     matches_by_category: dict[str, list[float]] = {}
-    # where a row has several references the task may be answered in many ways, and a match says little
-    open_ended = {e.category or "all" for e in examples if len(e.references) > 1}
+    of_one_answer = kinds_of_one_answer(examples, config.one_answer)
     for seed in seeds:
         texts = predictor.write_all(model, seed)
         each = [rouge_l(text, e.references) for text, e in zip(texts, examples, strict=True)]
         scores[seed] = sum(each) / len(each)
         for text, example, score in zip(texts, examples, each, strict=True):
-            by_category.setdefault(example.category or "all", []).append(score)
+            by_category.setdefault(example.category or ALL, []).append(score)
             match = exact_match(text, example.references)
             matches.append(match)
-            matches_by_category.setdefault(example.category or "all", []).append(match)
+            matches_by_category.setdefault(example.category or ALL, []).append(match)
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
     mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
     words = [record["prediction"].split() for record in records]
@@ -123,7 +160,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},
         "exact_match": sum(matches) / len(matches),
         "exact_match_by_category": {
-            name: sum(v) / len(v) for name, v in sorted(matches_by_category.items()) if name not in open_ended
+            name: sum(v) / len(v) for name, v in sorted(matches_by_category.items()) if name in of_one_answer
         },
         **figures,
         "mean_words": sum(map(len, words)) / len(words),

@@ -55,7 +55,8 @@ def hashes(config: ExperimentConfig, base: ExperimentConfig, code: str) -> dict[
 def _config_hash(config: ExperimentConfig, seed: int | None) -> str:
     tree, defaults = flat_tree(asdict(config)), flat_tree(asdict(ExperimentConfig()))
     names = sorted(tree["data.test_sets"])
-    aside = {*FIXED, *NEUTRAL, "data.train", "data.dev", "data.test", "data.test_sets"}
+    # of which kinds of task exact match is told changes no other figure
+    aside = {*FIXED, *NEUTRAL, "evaluation.one_answer", "data.train", "data.dev", "data.test", "data.test_sets"}
     # what stands at its default is left out: a key that is new changes no hash
     kept = {name: value for name, value in tree.items() if name not in aside and value != defaults[name]}
     if config.clip.run:

@@ -28,8 +28,8 @@ class Study:
         contrasts: name -> (arms with, arms without): a factor's effect is the difference of the two means.
         question: what the study is to answer, in words.
         answer: how its report begins: `part` that `arm` removes, `where` (the data, in words), and perhaps
-            `also` (what another arm does, in words -> that arm) and `elsewhere` (`study`, `arm`, `sets`): the
-            same on other data.
+            `also` (what another arm does, in words -> that arm) and `elsewhere` (a list of `study`, `arm` and
+            `sets`): the same in other studies.
         path: of its YAML file; results are recorded beside it.
     """
 
@@ -74,6 +74,13 @@ class Study:
         tree = self._tree()
         keep_inside(tree, overrides, self.base)
         return config_from_tree(tree, overrides, source=self.base)
+
+    def said_in_base(self, name: str) -> Any:
+        """What the base configuration's file says of a key; None where it is silent, or isn't there.
+
+        A report reads results where the rest of the configuration came from a command line.
+        """
+        return flat_tree(read_yaml(self.base)).get(name) if Path(self.base).exists() else None
 
     def _tree(self) -> dict[str, Any]:
         return {**flat_tree(read_yaml(self.base)), "experiment": self.name}
@@ -162,12 +169,16 @@ def _answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, A
     for arm in map(str, (tree["arm"], *also.values())):
         if arm not in arms:
             raise ConfigError(f"{path}: `answer` names {arm}, which is no arm{did_you_mean(arm, arms)}")
-    other = tree.get("elsewhere")
-    if (other is not None and not (isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"})) or (
-        other is not None and not isinstance(other["sets"], Mapping)
-    ):
-        raise ConfigError(f"{path}: `answer.elsewhere` takes study, arm and sets")
-    return dict(tree)
+    others = tree.get("elsewhere") or []
+    others = [others] if isinstance(others, Mapping) else others
+    if not isinstance(others, list) or not all(map(_is_elsewhere, others)):
+        raise ConfigError(f"{path}: `answer.elsewhere` takes study, arm and sets, or a list of them")
+    return {**tree, "elsewhere": others}
+
+
+def _is_elsewhere(other: Any) -> bool:
+    named = isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}
+    return named and isinstance(other["sets"], Mapping)
 
 
 def _refuse_repeated_arms(path: str | Path) -> None:

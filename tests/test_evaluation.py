@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from mgsr.data.prompts import Example
-from mgsr.evaluation import Predictor, evaluate
-from mgsr.schema import EvaluationConfig
+from mgsr.data.rows import Row
+from mgsr.errors import ConfigError
+from mgsr.evaluation import Predictor, check_kinds, evaluate
+from mgsr.schema import EvaluationConfig, ExperimentConfig
 
 
 def example(number: int, references: tuple[str, ...], category: str) -> Example:
@@ -35,3 +37,35 @@ def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> No
     assert summary["exact_match"] == pytest.approx(100 * 5 / 8)
     assert set(summary["rouge_l_by_category"]) == {"all", "count", "describe", "sort"}
     assert summary["rouge_l_by_category"]["sort"] == 100.0
+    named = EvaluationConfig(seeds=[10, 20], one_answer=["count", "describe"])
+    summary = evaluate(None, Written(None, examples, named)).summary  # type: ignore[arg-type]
+    assert summary["exact_match_by_category"] == {"count": 50.0, "describe": 50.0}
+    none = EvaluationConfig(seeds=[10], one_answer=[])
+    summary = evaluate(None, Written(None, examples, none)).summary  # type: ignore[arg-type]
+    assert summary["exact_match_by_category"] == {} and summary["exact_match"] == 25.0
+
+
+def test_a_kind_that_no_test_row_has_is_refused(capsys: Any) -> None:
+    def of_kind(*kinds: str) -> list[Row]:
+        return [Row(i, "do it", "", ("done",), kind) for i, kind in enumerate(kinds)]
+
+    rows = {
+        "train": of_kind("count"),
+        "dev": of_kind("count"),
+        "test": of_kind("sort", ""),
+        "more": of_kind("pick"),
+    }
+    config = ExperimentConfig()
+    check_kinds(config, rows)
+    config.evaluation.one_answer = ["sort", "all", "pick"]
+    check_kinds(config, rows)
+    config.evaluation.one_answer = ["sort", "srot"]
+    with pytest.raises(ConfigError, match=r"`evaluation\.one_answer` names srot, .* did you mean `sort`"):
+        check_kinds(config, rows)
+    # kinds of the training rows are none of the test rows
+    config.evaluation.one_answer = ["count"]
+    with pytest.raises(ConfigError, match="names count, the kind of no test row; there are all, pick, sort"):
+        check_kinds(config, rows)
+    config.data.test_limit = 2
+    check_kinds(config, rows)
+    assert "none of the first 2 test rows is of the kind count" in capsys.readouterr().out

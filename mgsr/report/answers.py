@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ def answers(evidence: Evidence) -> list[str]:
         where = f"{answer['where']} ({name} set)" if name == "test" else name
         found = {v.arm: v for v in evidence.verdicts(name)}
         said += [f"**{what}, on {where}:** {sentence(found[arm], study.baseline)}" for what, arm in asked.items()]
-    if "elsewhere" in answer:
-        said += _elsewhere(part, answer["elsewhere"], study.path)
+    for other in answer["elsewhere"]:
+        said += _elsewhere(part, other, study.path)
     return said
 
 
@@ -46,7 +46,7 @@ def _contrast(evidence: Evidence, name: str) -> str:
 
 
 def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
-    """The same question on other data, from another study's results."""
+    """The same question of other data or other steps, from another study's results."""
     path = Path(other["study"])
     if not path.exists():
         path = here.resolve().parents[2] / path
@@ -62,15 +62,23 @@ def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
             known = ", ".join(evidence.test_sets)
             raise ConfigError(f"{here}: `answer.elsewhere.sets` names {key}, but {path} has results of {known}")
         verdict = next(v for v in evidence.verdicts(key) if v.arm == other["arm"])
-        where = f"{name} ({_size(evidence, key)})"
+        where = f"{name} ({_size(evidence, key, other['arm'])})"
         said.append(f"**Removing {part}, on {where}:** {sentence(verdict, study.baseline)}")
     return said
 
 
-def _size(evidence: Evidence, test_set: str) -> str:
+def _size(evidence: Evidence, test_set: str, arm: str) -> str:
     """How little or how much a line on another study rests on."""
-    metrics = evidence.runs[0]["metrics"]
-    return f"{metrics['result'][test_set]['examples']} rows, {metrics['steps']} optimiser steps"
+
+    def steps(of: str) -> str:
+        return _range(int(r["metrics"]["steps"]) for r in evidence.results[of].values())
+
+    rows = evidence.runs[0]["metrics"]["result"][test_set]["examples"]
+    baseline = evidence.study.baseline
+    with_it = steps(baseline if evidence.results[baseline] else arm)
+    without = steps(arm) if evidence.results[arm] else with_it
+    against = "" if without == with_it else f", {without} without it"
+    return f"{rows} rows, {with_it} optimiser steps{against}"
 
 
 def sentence(v: Verdict, baseline: str) -> str:
@@ -108,7 +116,7 @@ def facts(evidence: Evidence) -> list[str]:
     machines, mixed = machine_lines(runs)
     said = [
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
-        f"{runs[0]['metrics']['steps']} optimiser steps, "
+        f"{_range(int(r['metrics']['steps']) for r in runs)} optimiser steps, "
         f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}. "
         f"Machine: {_different(runs, 'machine')}, {machines}.",
         *([mixed] if mixed else []),
@@ -133,6 +141,15 @@ def _prompts(evidence: Evidence) -> str:
             f" Arms with a replay buffer ({', '.join(replaying)}) draw the prompts of their written text from it."
         )
     return said
+
+
+def _range(numbers: Iterable[int]) -> str:
+    """
+    >>> _range([400, 400]), _range([400, 311, 623])
+    ('400', '311 to 623')
+    """
+    found = sorted(set(numbers))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _versions(runs: Sequence[Result], name: str) -> str:

@@ -25,6 +25,14 @@ def replays(overrides: Mapping[str, Any]) -> bool:
 CURVES = ("val/rouge_l", "cost/seconds", "cost/tokens")
 
 
+def set_in_words(test_set: str) -> str:
+    """
+    >>> set_in_words("test"), set_in_words("vicuna")
+    ('the test set', 'vicuna')
+    """
+    return "the test set" if test_set == "test" else test_set
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Results of a study: arm -> training seed -> result file; arms that have not run are there, empty.
@@ -46,8 +54,14 @@ class Evidence:
 
     @property
     def test_sets(self) -> list[str]:
-        """`test` first: the plots and the other tables are of it."""
+        """`test` first: the tables of text are of it."""
         return sorted(self.runs[0]["metrics"]["result"], key=lambda name: name != "test")
+
+    @property
+    def one_answer(self) -> list[str] | None:
+        """Kinds of task that the base configuration says have one right answer; early runs recorded others too."""
+        named = self.study.said_in_base("evaluation.one_answer")
+        return None if named is None else list(map(str, named))
 
     def values(self, read: Callable[[Result], float | None]) -> Values:
         """One figure of every run; runs without it are left out."""

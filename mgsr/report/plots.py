@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
-from mgsr.report.evidence import Evidence, Result
+from mgsr.report.evidence import Evidence, Result, set_in_words
 
 COLOURS = {"better": "#1a7f37", "worse": "#b42318", "inconclusive": "#57606a"}
 
@@ -83,10 +84,13 @@ def _mean_curve(by_seed: dict[int, Result], name: str) -> tuple[list[int], list[
 def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
     """File name -> (caption, SVG)."""
     drawn = {
-        "differences.svg": (
-            f"Difference to {evidence.study.baseline} on the test set, with 95 % intervals",
-            interval_plot(evidence),
-        ),
+        **{
+            "differences.svg" if name == "test" else f"differences-{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.svg": (
+                f"Difference to {evidence.study.baseline} on {set_in_words(name)}, with 95 % intervals",
+                interval_plot(evidence, name),
+            )
+            for name in evidence.test_sets
+        },
         "dev.svg": (
             "Dev ROUGE-L while training, mean over seeds",
             curve_plot(evidence, "val/rouge_l", "dev ROUGE-L"),

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mgsr.evaluation import ALL
 from mgsr.report.bounds import bounds_table, varies_clipping
 from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.costs import cost_table
-from mgsr.report.evidence import Evidence, Result, mean, replays
+from mgsr.report.evidence import Evidence, Result, mean, replays, set_in_words
 from mgsr.report.shared import footnote, marked, shared_runs
 from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
 
@@ -25,8 +26,7 @@ def verdict_table(evidence: Evidence, test_set: str) -> Table:
         f"difference over its standard deviation. {_adjusted(found)} {footnote(evidence, shared)}"
     ).strip()
     header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
-    name = "the test set" if test_set == "test" else test_set
-    return Table(f"ROUGE-L on {name}", text, header, tuple(rows))
+    return Table(f"ROUGE-L on {set_in_words(test_set)}", text, header, tuple(rows))
 
 
 def _adjusted(found: Sequence[Verdict]) -> str:
@@ -159,23 +159,35 @@ def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float
 
 
 def category_table(evidence: Evidence, test_set: str = "test") -> Table:
-    return _by_kind(
-        evidence, test_set, "rouge_l_by_category", "By kind of task", "Mean ROUGE-L over training seeds."
-    )
+    title = f"By kind of task{_of(test_set)}"
+    return _by_kind(evidence, test_set, "rouge_l_by_category", title, "Mean ROUGE-L over training seeds.")
 
 
 def match_table(evidence: Evidence, test_set: str = "test") -> Table:
     """Exact match of the kinds of task whose rows have one reference; no columns where no run counted them."""
+    named = evidence.one_answer
+    which = (
+        "whose rows have one reference each"
+        if named is None
+        else "with one right answer (`evaluation.one_answer`)"
+    )
     text = (
         "Mean over training seeds of the percentage of answers that are the reference word by word, of the kinds of "
-        "task whose rows have one reference each; the others may be answered in many ways."
+        f"task {which}; the others may be answered in many ways."
     )
-    return _by_kind(evidence, test_set, "exact_match_by_category", "Exact match by kind of task, %", text)
+    title = f"Exact match by kind of task{_of(test_set)}, %"
+    return _by_kind(evidence, test_set, "exact_match_by_category", title, text, named)
 
 
-def _by_kind(evidence: Evidence, test_set: str, figure: str, title: str, text: str) -> Table:
+def _of(test_set: str) -> str:
+    return "" if test_set == "test" else f", {test_set}"
+
+
+def _by_kind(
+    evidence: Evidence, test_set: str, figure: str, title: str, text: str, wanted: Sequence[str] | None = None
+) -> Table:
     tests = [r["metrics"]["result"][test_set].get(figure, {}) for r in evidence.runs]
-    names = sorted({name for test in tests for name in test})
+    names = sorted({name for test in tests for name in test if wanted is None or name in wanted})
 
     def of(name: str) -> Callable[[Result], float | None]:
         return lambda r: r["metrics"]["result"][test_set].get(figure, {}).get(name)
@@ -210,7 +222,7 @@ def noise_table(evidence: Evidence, test_set: str = "test") -> Table:
         "Bootstrap over test examples, runs held fixed: how much the choice of test examples matters. It says nothing "
         "about another training seed and decides nothing."
     )
-    return Table("Evaluation noise", text, ("arm", "difference", "95 % interval"), tuple(rows))
+    return Table(f"Evaluation noise{_of(test_set)}", text, ("arm", "difference", "95 % interval"), tuple(rows))
 
 
 def _example_means(results: Any, test_set: str) -> list[float]:
@@ -244,13 +256,15 @@ def all_tables(evidence: Evidence) -> Sequence[Table]:
         tables.insert(1, contrast_table(evidence))
     if varies_clipping(evidence):
         tables.append(bounds_table(evidence))
-    matches = match_table(evidence)
+    kinds = [category_table(evidence, name) for name in evidence.test_sets]
+    matches = [match_table(evidence, name) for name in evidence.test_sets]
     return [
         *tables,
         cost_table(evidence),
         text_table(evidence),
-        category_table(evidence),
-        *([matches] if len(matches.header) > 1 else []),
-        noise_table(evidence),
+        # of rows whose source names no kinds the mean over all stands above already
+        *(table for table in kinds if set(table.header) - {"arm", ALL}),
+        *(table for table in matches if len(table.header) > 1),
+        *(noise_table(evidence, name) for name in evidence.test_sets),
         arms_table(evidence),
     ]

@@ -156,6 +156,8 @@ def test_hashes_follow_what_changes_numbers(make_config: Any) -> None:
 
     plain = hashes_of()
     assert plain == hashes_of("experiment=x", "arm=y", "run_root=z", "trainer.threads=1")
+    # what is told of the same answers
+    assert plain == hashes_of("evaluation.one_answer=[sort]")
     assert plain["config"] != hashes_of("seed=1")["config"]
     assert plain["config"] != hashes_of("scrg.passes=2")["config"]
     other = hashes_of("data.synthetic.test_rows=5")

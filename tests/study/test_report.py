@@ -51,7 +51,7 @@ def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
     # (61.5 + 61.5) / 2 - 51
     assert rows(text, "Effect of each part")["SCRG"][:2] == ["4", "+10.50"]
     cost = rows(text, "At equal cost")["full"]
-    assert cost == ["0.001", "10.0", "61.50", "61.50", "–", "–", "61.50", "2.0", "0.0", "10.0"]
+    assert cost == ["0.001", "10.0", "61.50", "61.50", "–", "–", "61.50", "–", "–", "2.0", "0.0", "10.0"]
     assert rows(text, "Text")["full"][-3:] == ["75.0", "25.0", "50.0"]
     assert rows(text, "By kind of task")["full"] == ["60.5", "62.5"]
     assert rows(text, "Evaluation noise")["removed"][0] == "-10.50"
@@ -70,9 +70,30 @@ def test_the_first_lines_say_how_much_another_study_rests_on(tmp_path: Path) -> 
     record(other, {"full": [60.0, 61.0], "removed": [60.5, 61.0]})
     text = report(study).read_text()
     assert "**Removing the part, on real text (4 rows, 20 optimiser steps):** inconclusive" in text
+    for seed in range(2):
+        longer = make_result(other, "removed", seed, 60.0 + seed)
+        longer["metrics"]["steps"] = 31
+        write_result(result_path(other.results, "removed", seed), longer)
+    assert "on real text (4 rows, 20 optimiser steps, 31 without it):** inconclusive" in report(study).read_text()
+    assert "20 to 31 optimiser steps, 4 test rows" in report(other).read_text()
     study.path.write_text(study.path.read_text().replace("{real text: test}", "{real text: tset}"))
     with pytest.raises(ConfigError, match=r"`answer\.elsewhere\.sets` names tset, but .* has results of test"):
         report(load_study(study.path))
+
+
+def test_the_first_lines_tell_of_several_other_studies(tmp_path: Path) -> None:
+    others = [make_study(tmp_path / name) for name in ("a", "b")]
+    named = ", ".join(
+        f"{{study: {other.path}, arm: removed, sets: {{the {i}. data: test}}}}" for i, other in enumerate(others)
+    )
+    study = make_study(
+        tmp_path, STUDY.replace("where: made-up data", f"where: made-up data, elsewhere: [{named}]")
+    )
+    record(study)
+    record(others[0])
+    text = report(study).read_text()
+    assert "**Removing the part, on the 0. data (4 rows, 20 optimiser steps):** it lowers ROUGE-L by 10.50" in text
+    assert "**Removing the part, on the 1. data:** not yet run." in text
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
@@ -175,6 +196,11 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path:
         (("with: [full, other]", "with: [full, othr]"), "othr, which is no arm"),
         (("arm: removed, where", "arm: gone, where"), "gone, which is no arm"),
         (("part: the part, ", ""), "takes part, arm, where"),
+        (
+            ("made-up data}", "made-up data, elsewhere: [{study: a, arm: b}]}"),
+            "takes study, arm and sets, or a list",
+        ),
+        (("made-up data}", "made-up data, elsewhere: a}"), "takes study, arm and sets, or a list"),
         (("question:", "qestion:"), "unknown key `qestion`"),
         (("question:", "on:"), "unknown key `True`"),
         (("{scrg.passes: 3}", "{seed: 3}"), "sets `seed`, which the study sets itself"),

@@ -58,14 +58,17 @@ def test_a_dear_arm_is_read_where_the_cheapest_ended_with_its_interval(study: St
     assert other[0] == "0.002" and other[3] == f"{sum(reached) / 4:.2f}"
     assert other[5] == f"{want.low:+.2f} to {want.high:+.2f}"
     # 12 s in all; 10 of them are spent at 1,667 tokens
-    assert other[1] == "12.0" and other[6] == f"{sum(figures) / 4 - 5 + 5 * (5 / 6 * 2000 - 800) / 1200:.2f}"
+    reached = [value - 5 + 5 * (5 / 6 * 2000 - 800) / 1200 for value in figures]
+    want = stats.ttest_rel(reached, [60.0, 62.0, 61.0, 63.0]).confidence_interval(0.95)
+    assert other[1] == "12.0" and other[6] == f"{sum(reached) / 4:.2f}"
+    assert other[7] == f"{sum(reached) / 4 - 61.5:+.2f}" and other[8] == f"{want.low:+.2f} to {want.high:+.2f}"
 
 
 def test_an_empty_cell_at_equal_cost_is_explained(study: Study) -> None:
     dear = {"seconds_training": 10.0, "tokens_training": 5000}
     change(study, "other", [61.0] * 4, costs=dear, spent=[2500.0, 5000.0])
     text = report(study).read_text()
-    assert rows(text, "At equal cost")["other"][3:7] == ["–"] * 4
+    assert rows(text, "At equal cost")["other"][3:9] == ["–"] * 6
     assert "No figure at equal tokens (–): the dev set was first looked at later, `other` after 0.0025" in text
     assert "No figure at equal time (–)" in text
     assert "`full` after" not in text
@@ -109,6 +112,11 @@ def test_the_test_set_comes_first(study: Study) -> None:
         < text.index("differences.svg")
         < text.index("## ROUGE-L on another")
     )
+    # of the other set too: its intervals, its kinds of task, its noise
+    assert "on another, with 95 % intervals](differences-another.svg)" in text
+    assert "<svg" in (study.path.parent / "differences-another.svg").read_text()
+    assert rows(text, "By kind of task, another")["full"] == ["60.5", "62.5"]
+    assert rows(text, "Evaluation noise, another")["removed"][0] == "+0.00"
 
 
 def test_runs_of_another_study_are_marked(study: Study, tmp_path: Path) -> None:
@@ -154,3 +162,27 @@ def test_exact_match_by_kind_of_task(study: Study) -> None:
     table = rows(text, "Exact match by kind of task, %")
     assert table["other"] == ["37.5"] and table["full"] == ["–"]
     assert "2 of the 12 runs have it" in text
+
+
+def test_rows_of_no_kind_have_no_table_of_kinds(study: Study) -> None:
+    for arm in study.arms:
+        for seed in range(4):
+            result = make_result(study, arm, seed, 60.0)
+            result["metrics"]["result"]["test"].update(
+                rouge_l_by_category={"all": 60.0}, exact_match_by_category={"all": 1.0}
+            )
+            write_result(result_path(study.results, arm, seed), result)
+    text = report(study).read_text()
+    assert "## By kind of task" not in text and rows(text, "Exact match by kind of task, %")["full"] == ["1.0"]
+
+
+def test_exact_match_is_told_of_the_kinds_that_the_base_configuration_names(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("evaluation: {one_answer: [sort]}\n")
+    study = make_study(tmp_path, STUDY.replace("configs/demo.yaml", str(tmp_path / "base.yaml")))
+    record(study)
+    result = make_result(study, "full", 0, 60.0)
+    result["metrics"]["result"]["test"]["exact_match_by_category"] = {"sort": 25.0, "write": 0.0}
+    write_result(result_path(study.results, "full", 0), result)
+    text = report(study).read_text()
+    assert "| arm | sort |" in text and "with one right answer (`evaluation.one_answer`)" in text
+    assert rows(text, "Exact match by kind of task, %")["full"] == ["25.0"]
