@@ -20,7 +20,7 @@ from mgsr.devices import check_compiler, placed, working_device
 from mgsr.distillation import DistillationModule
 from mgsr.durable import remove_leftovers, write_atomically
 from mgsr.errors import UserError
-from mgsr.evaluation import Predictor, check_kinds, evaluate
+from mgsr.evaluation import Predictor, evaluate, say_of_unknown_kinds
 from mgsr.fitting import load_student
 from mgsr.job import Job, build_job, mean_bounds, shared_vocabulary
 from mgsr.locks import locked
@@ -55,7 +55,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
-        check_kinds(config, rows)
+        say_of_unknown_kinds(config, rows)
     device = working_device(config.trainer.accelerator)
     if config.trainer.compile:
         check_compiler(device)
