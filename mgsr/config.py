@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mgsr.checks import check_together
 from mgsr.errors import ConfigError, did_you_mean
+from mgsr.repeated import repeated_key
 from mgsr.schema import ExperimentConfig
 
 
@@ -94,6 +95,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}{line}: not valid YAML: {problem}") from None
     if tree is None:
         return {}
+    repeated = repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+    if repeated is not None:
+        twice, again, first = repeated
+        raise ConfigError(f"{path}:{again}: `{twice}` stands twice (line {first} first)")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}:1: a config is a mapping of keys to values, not a {type(tree).__name__}")
     return tree

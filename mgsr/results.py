@@ -29,6 +29,7 @@ from mgsr.studies import FIXED
 POINTS = 200
 CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
 METRICS = ("steps", "result", "costs", "training_text")
+FIGURES = ("exact_match", "self_bleu", "distinct_1", "distinct_2", "distinct_3")
 KEYS = ("study", "arm", "seed", "hashes", "metrics", "scores", "curves", "overrides", "environment")
 
 
@@ -207,12 +208,16 @@ def _wrong(result: Any) -> str:
         return f"{', '.join(odd)}: no mapping"
     if not isinstance(result["metrics"]["steps"], int):
         return "metrics.steps is no number"
-    return _wrong_figures(result)
+    return _wrong_figures(result) or _wrong_parts(result["metrics"])
 
 
 def _wrong_figures(result: dict[str, Any]) -> str:
-    if not _numbers(result["metrics"]["costs"].values()):
+    costs = result["metrics"]["costs"]
+    if not _numbers(costs.values()):
         return "metrics.costs are not all numbers"
+    # without them a run would seem to cost nothing
+    if not all(costs.get(f"{unit}_training", 0) > 0 for unit in ("tokens", "seconds")):
+        return "metrics.costs lack tokens_training or seconds_training"
     for name, test in result["metrics"]["result"].items():
         if not _numbers([test.get("rouge_l"), test.get("examples")]):
             return f"metrics.result.{name} lacks rouge_l or examples"
@@ -223,6 +228,9 @@ def _wrong_figures(result: dict[str, Any]) -> str:
         kinds = test.get("exact_match_by_category", {})
         if not isinstance(kinds, dict) or not _numbers(kinds.values()):
             return f"metrics.result.{name}.exact_match_by_category is no mapping of numbers"
+        rest = [test[figure] for figure in FIGURES if test.get(figure) is not None]
+        if not _numbers(rest) or not isinstance(test.get("rouge_l_by_seed", {}), dict):
+            return f"metrics.result.{name} has figures that are no numbers"
         scores = result["scores"].get(name)
         if not isinstance(scores, list) or not _numbers(scores) or len(scores) != test["examples"]:
             return f"scores.{name} are not those of {test['examples']} rows"
@@ -230,11 +238,29 @@ def _wrong_figures(result: dict[str, Any]) -> str:
         columns = curve.get("steps"), curve.get("values")
         if not all(isinstance(c, list) and _numbers(c) for c in columns) or len(columns[0]) != len(columns[1]):
             return f"curves.{name} is torn"
+    looks = [result["curves"].get(name, {}).get("steps") for name in ("val/rouge_l", "cost/tokens")]
+    # what was reached is read off together with what it had cost
+    if None not in looks and looks[0] != looks[1]:
+        return "curves.val/rouge_l and curves.cost/tokens are not of the same steps"
     return ""
 
 
+def _wrong_parts(metrics: Mapping[str, Any]) -> str:
+    """What a run may have or lack, but not as anything else than numbers by name."""
+    parts = {name: metrics.get(name) or {} for name in ("scrg", "exposure", "corrections")}
+    parts.update({f"training_text.{kind}": figures for kind, figures in metrics["training_text"].items()})
+    for name, figures in parts.items():
+        if not isinstance(figures, dict) or not _numbers(v for v in figures.values() if not _is_list_or_none(v)):
+            return f"metrics.{name} is no mapping of numbers"
+    return ""
+
+
+def _is_list_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, (list, dict))
+
+
 def _numbers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
 
 def recorded(root: Path, pattern: str = "*/results/*/seed=*.json") -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, keep_inside, read_yaml
 from mgsr.errors import ConfigError, did_you_mean
 
-STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer")
+STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks")
 ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
 FIXED = ("experiment", "arm", "seed")
 RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
@@ -30,6 +30,8 @@ class Study:
         answer: how its report begins: `part` that `arm` removes, `where` (the data, in words), and perhaps
             `also` (what another arm does, in words -> that arm) and `elsewhere` (a list of `study`, `arm` and
             `sets`): the same in other studies.
+        looks: how often verdicts were looked at with the seeds of then, open ones being given more: every p is
+            multiplied by it.
         path: of its YAML file; results are recorded beside it.
     """
 
@@ -41,6 +43,7 @@ class Study:
     question: str = ""
     answer: dict[str, Any] = field(default_factory=dict)
     path: Path = Path("study.yaml")
+    looks: int = 1
 
     @property
     def results(self) -> Path:
@@ -106,9 +109,8 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         base: another base configuration than the study names.
 
     Raises:
-        ConfigError: unknown keys, no arms, an arm that is no mapping, two arms of one name.
+        ConfigError: unknown keys, no arms, an arm that is no mapping, two arms or two keys of one name.
     """
-    _refuse_repeated_arms(path)
     tree = read_yaml(path)
     for name in tree:
         if name not in STUDY_KEYS:
@@ -139,7 +141,14 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         str(tree.get("question") or ""),
         _answer(path, tree.get("answer") or {}, flat),
         Path(path),
+        _looks(path, tree.get("looks", 1)),
     )
+
+
+def _looks(path: str | Path, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{path}: `looks` is {value!r}; it takes a number of looks at the verdicts, 1 or more")
+    return value
 
 
 def _contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
@@ -178,23 +187,4 @@ def _answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, A
 
 def _is_elsewhere(other: Any) -> bool:
     named = isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}
-    return named and isinstance(other["sets"], Mapping)
-
-
-def _refuse_repeated_arms(path: str | Path) -> None:
-    import yaml
-
-    try:
-        node = yaml.compose(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return  # read_yaml says what is wrong
-    if not isinstance(node, yaml.MappingNode):
-        return
-    arms = next((v for k, v in node.value if k.value == "arms" and isinstance(v, yaml.MappingNode)), None)
-    seen: dict[str, int] = {}
-    for key, _ in arms.value if arms else []:
-        if key.value in seen:
-            raise ConfigError(
-                f"{path}:{key.start_mark.line + 1}: arm `{key.value}` stands twice (line {seen[key.value]} first)"
-            )
-        seen[key.value] = key.start_mark.line + 1
+    return named and isinstance(other["sets"], Mapping) and isinstance(other["study"], str)

@@ -1,7 +1,9 @@
 """What a study allows to say: paired differences over training seeds, with one verdict per arm.
 
-A verdict comes from the paired t test of an arm's per-seed difference to the baseline arm, Holm-adjusted over the
-arms of the study (Holm 1979). A bootstrap over test examples tells evaluation noise; it decides nothing.
+A verdict comes from the paired t test of an arm's per-seed difference to the baseline arm. Its p is multiplied by
+the number of looks (where open verdicts were given more seeds and tested again; Bonferroni) and adjusted by Holm's
+method over the arms of the study (Holm 1979). A bootstrap over test examples tells evaluation noise and decides
+nothing.
 """
 
 from __future__ import annotations
@@ -36,13 +38,13 @@ class Verdict:
         mean, std: of the arm over its training seeds; std is nan for one seed, both are for none.
         seeds: the arm's seeds. paired: those that the baseline has too.
         difference: arm minus baseline over the paired seeds; None with fewer than two.
-        p: of no difference, Holm-adjusted over the study; effect: Cohen's d_z, mean over standard deviation of
-            the differences (None where they do not vary).
+        p: of no difference, adjusted for looks and by Holm over the study; effect: Cohen's d_z, mean over
+            standard deviation of the differences (None where they do not vary).
         verdict: better, worse, inconclusive; too few seeds, not yet run; or baseline.
-        comparisons: the arms that p is adjusted over; it grows as arms are added.
+        comparisons: the arms that p is adjusted over; it grows as arms are added. looks: see `verdicts`.
         needed: for an inconclusive one, the seeds at which this effect would be found with a power of 0.8 at
-            0.05 / comparisons, more than have run in any case; None where no number up to 1,000 would do, where
-            fewer than three have run, or where the differences do not vary.
+            0.05 / (comparisons x looks), more than have run in any case; None where no number up to 1,000
+            would do, where fewer than three have run, or where the differences do not vary.
     """
 
     arm: str
@@ -56,6 +58,16 @@ class Verdict:
     verdict: str = NOT_RUN
     comparisons: int = 0
     needed: int | None = None
+    looks: int = 1
+
+    @property
+    def level(self) -> str:
+        """That of `needed`, as it is written.
+
+        >>> Verdict("removed", 60.0, 1.0, (0, 1, 2), comparisons=16, looks=2).level
+        '0.05/32'
+        """
+        return f"{ALPHA}/{self.comparisons * self.looks}"
 
     @property
     def needed_in_words(self) -> str:
@@ -69,19 +81,27 @@ class Verdict:
         return f"more than {MOST_SEEDS:,} seeds" if self.needed is None else f"about {self.needed} seeds"
 
 
-def verdicts(values: Values, baseline: str) -> list[Verdict]:
+def verdicts(values: Values, baseline: str, looks: int = 1) -> list[Verdict]:
     """One verdict per arm, in the order given.
 
+    Args:
+        looks: how often verdicts were looked at with the seeds of then, more seeds being given to open ones. Each
+            look may err: every p is multiplied by their number, those of arms that were not given more seeds too,
+            as they would have been, had they been open.
+
     Raises:
-        ValueError: the baseline is no arm.
+        ValueError: the baseline is no arm; fewer than one look.
     """
+    if looks < 1:
+        raise ValueError(f"looks must be at least 1, got {looks}")
     if baseline not in values:
         raise ValueError(f"the baseline {baseline} is no arm of {', '.join(values)}")
     found = {arm: _compare(arm, by_seed, values[baseline], arm == baseline) for arm, by_seed in values.items()}
     tested = [arm for arm, verdict in found.items() if verdict.difference is not None]
-    adjusted = holm([found[arm].difference.p for arm in tested])  # type: ignore[union-attr]
+    each = [found[arm].difference.p for arm in tested]  # type: ignore[union-attr]
+    adjusted = holm([min(1.0, looks * p) for p in each])
     for arm, p in zip(tested, adjusted, strict=True):
-        found[arm] = _judged(found[arm], p, len(tested))
+        found[arm] = _judged(found[arm], p, len(tested), looks)
     return list(found.values())
 
 
@@ -100,14 +120,14 @@ def _compare(arm: str, by_seed: Mapping[int, float], base: Mapping[int, float], 
     return Verdict(arm, mean, std, seeds, paired, paired_t_interval(differences), effect=effect)
 
 
-def _judged(verdict: Verdict, p: float, comparisons: int) -> Verdict:
+def _judged(verdict: Verdict, p: float, comparisons: int, looks: int) -> Verdict:
     assert verdict.difference is not None
     judged, needed = INCONCLUSIVE, None
     if p < ALPHA:
         judged = BETTER if verdict.difference.mean > 0 else WORSE
     elif verdict.effect is not None and len(verdict.paired) >= FEWEST_SEEDS:
-        needed = seeds_needed(verdict.effect, ALPHA / comparisons, run=len(verdict.paired))
-    return replace(verdict, p=p, verdict=judged, comparisons=comparisons, needed=needed)
+        needed = seeds_needed(verdict.effect, ALPHA / (comparisons * looks), run=len(verdict.paired))
+    return replace(verdict, p=p, verdict=judged, comparisons=comparisons, needed=needed, looks=looks)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -134,20 +154,21 @@ def effect_size(differences: Sequence[float]) -> float | None:
 
 
 def seeds_needed(effect: float, alpha: float = ALPHA, *, run: int = 1) -> int | None:
-    """Pairs at which a two-sided paired t test finds an effect of this size with a power of 0.8, by statsmodels.
+    """Pairs at which a two-sided paired t test finds an effect of this size with a power of 0.8, by scipy.
 
     More than have `run`, which were not enough; None beyond 1,000.
+
+    The square of a noncentral t is a noncentral F with one degree of freedom above the line. scipy's noncentral t
+    itself, which statsmodels' `TTestPower` calls, is no number for some large effects on few seeds.
 
     >>> seeds_needed(1.0)
     10
     """
-    from statsmodels.stats.power import TTestPower
-
-    power = TTestPower()
+    from scipy import stats
 
     def enough(pairs: int) -> bool:
-        # far beyond a power of 0.8 the noncentral t is no number any more
-        return not power.power(abs(effect), pairs, alpha) < POWER
+        critical = stats.t.isf(alpha / 2, pairs - 1)
+        return bool(stats.ncf.sf(critical**2, 1, pairs - 1, pairs * effect**2) >= POWER)
 
     if not enough(MOST_SEEDS):
         return None

@@ -60,9 +60,19 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
 
 
 def _command(evidence: Evidence) -> str:
-    """What records these results again: on the same kind of machine, with the same number of threads."""
+    """What records these results again: on the same kind of machine, with the same number of threads.
+
+    A line for all arms that have the same seeds.
+    """
     path = evidence.study.path
     threads = {r["environment"].get("threads") for r in evidence.runs}
     same = [f"trainer.threads={number}" for number in threads if number and len(threads) == 1]
-    record = ["mgsr ablate", str(path), "--seeds", *map(str, evidence.seeds), "--record", *same]
-    return f"{' '.join(record)}\nmgsr report {path}"
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for arm, by_seed in evidence.results.items():
+        if by_seed:
+            groups.setdefault(tuple(by_seed), []).append(arm)
+    lines = []
+    for seeds, arms in groups.items():
+        named = ["--arms", *arms] if len(arms) < len(evidence.study.arms) else []
+        lines.append(" ".join(["mgsr ablate", str(path), *named, "--seeds", *map(str, seeds), "--record", *same]))
+    return "\n".join([*lines, f"mgsr report {path}"])

@@ -12,7 +12,7 @@ from mgsr.report.bounds import bounds_answer, varies_clipping
 from mgsr.report.cells import number
 from mgsr.report.evidence import Evidence, Result, read_evidence, replays
 from mgsr.studies import load_study
-from mgsr.verdicts import ALPHA, BETTER, WORSE, Verdict, contrast
+from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
 
 
 def answers(evidence: Evidence) -> list[str]:
@@ -73,12 +73,14 @@ def _size(evidence: Evidence, test_set: str, arm: str) -> str:
     def steps(of: str) -> str:
         return _range(int(r["metrics"]["steps"]) for r in evidence.results[of].values())
 
-    rows = evidence.runs[0]["metrics"]["result"][test_set]["examples"]
+    test = evidence.runs[0]["metrics"]["result"][test_set]
+    rows, samples = test["examples"], len(test.get("rouge_l_by_seed") or {})
+    sampled = "" if not samples else f", {samples} sampling seed{'' if samples == 1 else 's'}"
     baseline = evidence.study.baseline
     with_it = steps(baseline if evidence.results[baseline] else arm)
     without = steps(arm) if evidence.results[arm] else with_it
     against = "" if without == with_it else f", {without} without it"
-    return f"{rows} rows, {with_it} optimiser steps{against}"
+    return f"{rows} rows, {with_it} optimiser steps{against}{sampled}"
 
 
 def sentence(v: Verdict, baseline: str) -> str:
@@ -103,7 +105,7 @@ def sentence(v: Verdict, baseline: str) -> str:
         return f"it {change} ROUGE-L by {number(abs(d.mean))} ({interval}): {judged}."
     more = ""
     if v.needed_in_words:
-        level = f"power 0.8 at a level of {ALPHA}/{v.comparisons}"
+        level = f"power 0.8 at a level of {v.level}"
         more = f"; an effect of this size would take {v.needed_in_words} ({level})"
     return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
 
@@ -132,9 +134,11 @@ def facts(evidence: Evidence) -> list[str]:
 def _prompts(evidence: Evidence) -> str:
     """How far the arms train on the same prompts at the same time."""
     replaying = [f"`{arm}`" for arm, overrides in evidence.study.arms.items() if replays(overrides)]
+    steps = {r["metrics"]["steps"] for r in evidence.runs}
+    far = "" if len(steps) == 1 else ", as far as each of them goes"
     said = (
-        "Runs of one training seed have the same prompts in the same order, by which is meant: the same ones "
-        "within each window of `train.bucket_steps` optimiser steps, sorted by length within it."
+        f"Runs of one training seed have the same prompts in the same order{far}, by which is meant: the same "
+        "ones within each window of `train.bucket_steps` optimiser steps, sorted by length within it."
     )
     if replaying:
         said += (

@@ -12,6 +12,7 @@ from typing import Any
 
 from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.evidence import Evidence, mean
+from mgsr.schema import ClipConfig
 
 SIDES = ("lower", "upper")
 LIMITS = ("lower_min", "lower_max", "upper_min", "upper_max")
@@ -83,17 +84,23 @@ def all_ends(evidence: Evidence) -> list[Ends]:
     return [found for arm in evidence.results if (found := _ends(evidence, arm)) is not None]
 
 
+def _fixed(evidence: Evidence, overrides: Mapping[str, Any], name: str) -> float:
+    """A bound that an arm sets, or its base, or the default."""
+    said = overrides.get(name, evidence.study.said_in_base(name))
+    return float(getattr(ClipConfig(), name.removeprefix("clip.")) if said is None else said)
+
+
 def _ends(evidence: Evidence, arm: str) -> Ends | None:
     by_seed, overrides = evidence.results[arm], evidence.study.arms[arm]
     if not by_seed or overrides.get("objective.divergence", "dac_kl") != "dac_kl":
         return None
     if overrides.get("clip.mode") == "fixed":
-        base = evidence.study.base_config().clip
-        lower, upper = overrides.get("clip.lower", base.lower), overrides.get("clip.upper", base.upper)
-        return Ends(arm, len(by_seed), float(lower), float(upper))
+        low, high = (_fixed(evidence, overrides, f"clip.{side}") for side in SIDES)
+        return Ends(arm, len(by_seed), low, high)
     if overrides.get("clip.mode") == "mean_of_run":
         # .../<arm>/seed=<n>.json
-        source = Path(overrides["clip.run"]).parts[-2:][0]
+        named = overrides.get("clip.run") or evidence.study.said_in_base("clip.run") or ""
+        source = Path(named).parts[-2:][0] if named else arm
         read = _ends(evidence, source) if source in evidence.results and source != arm else None
         return None if read is None else Ends(arm, len(by_seed), read.lower, read.upper)
 

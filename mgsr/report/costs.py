@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from mgsr.costs import PHASES, overall
 from mgsr.report.cells import MISSING, NONE, Table, number
@@ -34,18 +35,51 @@ class Spending:
     first: Values
 
 
-def seconds_per_token(evidence: Evidence) -> dict[str, float]:
-    """Median over all runs of the study, phase by phase: what a token costs when the machine is itself."""
-    rates = {}
-    for phase in WORK:
-        costs = [r["metrics"]["costs"] for r in evidence.runs if r["metrics"]["costs"].get(f"tokens_{phase}")]
-        if costs:
-            rates[phase] = median(c.get(f"seconds_{phase}", 0.0) / c[f"tokens_{phase}"] for c in costs)
-    return rates
+Work = tuple[str, str]
+"""A phase, and by which models it is done."""
 
 
-def spending(evidence: Evidence, rates: Mapping[str, float] | None = None) -> Spending:
-    """In tokens; or, with seconds per token of every phase, in the seconds that these tokens take.
+def work_of(evidence: Evidence, result: Result) -> dict[str, Work]:
+    """Phase -> the kind of work it is in this run: a token costs as much as the models that read or write it."""
+    overrides = result["overrides"]
+
+    def value(name: str, default: Any) -> Any:
+        said = overrides.get(name, evidence.study.said_in_base(name))
+        return default if said is None else said
+
+    taught = value("objective.w_dac", 1.0) or value("objective.w_span", 1.0)
+    writer = {"student": "the student", "teacher": "the teacher"}.get(value("scrg.text", "student"), "both models")
+    return {
+        "generation": ("writing", f"by {writer}"),
+        "scoring": ("scoring", ""),
+        "training": ("training", "with a teacher" if taught else "without one"),
+    }
+
+
+def seconds_per_token(evidence: Evidence) -> dict[Work, float]:
+    """Median over all runs of the study's commonest processor, by kind of work: what a token costs there when the
+    machine is itself.
+    """
+    processors = [r["environment"].get("cpu") for r in evidence.runs]
+    commonest = max(processors, key=lambda name: (processors.count(name), str(name)))
+    each: dict[Work, list[float]] = {}
+    # kinds of work that only another processor's runs have done count by those
+    for known in (True, False):
+        found: dict[Work, list[float]] = {}
+        for result in evidence.runs:
+            costs = result["metrics"]["costs"]
+            for phase, work in work_of(evidence, result).items():
+                mine = (result["environment"].get("cpu") == commonest) == known
+                if mine and work not in each and costs.get(f"tokens_{phase}"):
+                    found.setdefault(work, []).append(
+                        costs.get(f"seconds_{phase}", 0.0) / costs[f"tokens_{phase}"]
+                    )
+        each.update(found)
+    return {work: median(values) for work, values in sorted(each.items())}
+
+
+def spending(evidence: Evidence, rates: Mapping[Work, float] | None = None) -> Spending:
+    """In tokens; or, with seconds per token of every kind of work, in the seconds that these tokens take.
 
     A run's looks record tokens of all phases together. Its rounds and steps alternate, so that the same share of
     its seconds is taken to be spent as of its tokens.
@@ -55,7 +89,8 @@ def spending(evidence: Evidence, rates: Mapping[str, float] | None = None) -> Sp
         costs = result["metrics"]["costs"]
         if rates is None:
             return overall(costs, "tokens")
-        return sum(rate * costs.get(f"tokens_{phase}", 0) for phase, rate in rates.items())
+        work = work_of(evidence, result)
+        return sum(rates[work[phase]] * n for phase in WORK if (n := costs.get(f"tokens_{phase}", 0)))
 
     def looks(result: Result) -> list[tuple[float, float]]:
         tokens = overall(result["metrics"]["costs"], "tokens")
@@ -120,16 +155,20 @@ _HEADER = (
 
 
 def _cells(evidence: Evidence, arm: str, tokens: Spending, seconds: Spending) -> list[str]:
-    by_seed = evidence.results[arm]
+    by_seed = evidence.of_shared_seeds().results[arm]
+
+    def over(values: Values) -> float | None:
+        return mean({seed: value for seed, value in values[arm].items() if seed in by_seed})
+
     final = mean({seed: r["curves"]["val/rouge_l"]["values"][-1] for seed, r in by_seed.items()})
-    read = mean(tokens.totals[arm])
+    read = over(tokens.totals)
     return [
         NONE if read is None else _millions(read),
-        number(mean(seconds.totals[arm]), 1),
+        number(over(seconds.totals), 1),
         number(final),
-        number(mean(tokens.dev[arm])),
+        number(over(tokens.dev)),
         *_difference(tokens.dev, arm, evidence.study.baseline),
-        number(mean(seconds.dev[arm])),
+        number(over(seconds.dev)),
         *_difference(seconds.dev, arm, evidence.study.baseline),
         *(number(_measured(by_seed, phase), 1) for phase in WORK),
     ]
@@ -151,22 +190,26 @@ def _measured(by_seed: Mapping[int, Result], phase: str) -> float | None:
     return mean({seed: float(r["metrics"]["costs"].get(f"seconds_{phase}", 0.0)) for seed, r in by_seed.items()})
 
 
-def _text(evidence: Evidence, rates: Mapping[str, float], tokens: Spending, seconds: Spending) -> list[str]:
-    words = {"generation": "writing", "scoring": "scoring", "training": "training"}
-    named = ", ".join(f"{1e6 * rate:,.0f} s for {words[phase]}" for phase, rate in rates.items())
+def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, seconds: Spending) -> list[str]:
+    named = ", ".join(f"{1e6 * rate:,.0f} s for {' '.join(filter(None, work))}" for work, rate in rates.items())
     baseline = evidence.study.baseline
+    steps = {r["metrics"]["steps"] for r in evidence.runs}
+    schedule = (
+        "All arms have one learning rate schedule, so what stands before the end was reached at a higher rate."
+        if len(steps) == 1
+        else "Arms have learning rate schedules of their own length: before the end they stand at different rates."
+    )
     return [
-        "Tokens (millions) passed through a model's forward. Dev ROUGE-L at the end; at the "
+        f"Means over {evidence.of_shared_seeds().seeds_in_words}; differences over all seeds that an arm shares "
+        f"with `{baseline}`. Tokens (millions) passed through a model's forward. Dev ROUGE-L at the end; at the "
         f"{_millions(tokens.budget)} million tokens of the cheapest run, and at the {seconds.budget:.0f} standard "
         f"seconds of the cheapest, with the difference to `{baseline}` there and a 95 % t interval, paired by "
         "seed and not adjusted. Between two looks at the dev set it is read off a straight line.",
-        "Standard seconds are a run's tokens of each phase times the study's median time for a token of that "
-        f"phase, so that equal work takes equal time: for a million tokens {named}. They count a token alike "
-        "whichever model writes or reads it.",
+        "Standard seconds are a run's tokens times the median time for a token of that kind of work, over the "
+        f"runs of the study's commonest processor, so that equal work takes equal time; per million {named}.",
         *_unread(evidence, tokens, lambda cost: f"{_millions(cost)} million tokens", "tokens"),
         *_unread(evidence, seconds, lambda cost: f"{cost:.0f} standard seconds", "time"),
-        "All arms have one learning rate schedule, so what stands before the end was reached at a higher learning "
-        "rate. The measured seconds depend on what else the machine did: they compare no arms.",
+        f"{schedule} The measured seconds depend on what else the machine did: they compare no arms.",
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,32 @@ class Evidence:
         """`test` first: the tables of text are of it."""
         return sorted(self.runs[0]["metrics"]["result"], key=lambda name: name != "test")
 
+    def of_shared_seeds(self) -> Evidence:
+        """The runs of those seeds that all arms have that have run at all.
+
+        Arms with seeds of their own, some of which are easier than others, would seem better or worse by them.
+        Without such a seed, all runs.
+        """
+        each = [set(by_seed) for by_seed in self.results.values() if by_seed]
+        shared = set.intersection(*each) if each else set()
+        if not shared:
+            return self
+        kept = {arm: {s: r for s, r in by_seed.items() if s in shared} for arm, by_seed in self.results.items()}
+        return replace(self, results=kept)
+
+    def having(self, has: Callable[[Result], bool]) -> Evidence:
+        """The runs for which it holds."""
+        kept = {arm: {s: r for s, r in by_seed.items() if has(r)} for arm, by_seed in self.results.items()}
+        return replace(self, results=kept)
+
+    @property
+    def seeds_in_words(self) -> str:
+        """Which seeds means over all of these runs are of."""
+        each = [set(by_seed) for by_seed in self.results.values() if by_seed]
+        if each and all(seeds == each[0] for seeds in each):
+            return f"training seeds {', '.join(map(str, sorted(each[0])))}"
+        return "an arm's own training seeds, which other arms need not have"
+
     @property
     def one_answer(self) -> list[str] | None:
         """Kinds of task that the base configuration says have one right answer; early runs recorded others too."""
@@ -74,7 +100,7 @@ class Evidence:
         return self.values(lambda r: r["metrics"]["result"].get(test_set, {}).get("rouge_l"))
 
     def verdicts(self, test_set: str = "test") -> list[Verdict]:
-        return verdicts(self.rouge_l(test_set), self.study.baseline)
+        return verdicts(self.rouge_l(test_set), self.study.baseline, self.study.looks)
 
     def missing(self) -> list[str]:
         """Arms and seeds that the study has, as far as some other arm has that seed, and that have not run."""

@@ -83,6 +83,8 @@ def _mean_curve(by_seed: dict[int, Result], name: str) -> tuple[list[int], list[
 
 def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
     """File name -> (caption, SVG)."""
+    alike = evidence.of_shared_seeds()
+    over = alike.seeds_in_words
     drawn = {
         **{
             "differences.svg" if name == "test" else f"differences-{re.sub(r'[^A-Za-z0-9_-]', '_', name)}.svg": (
@@ -92,20 +94,20 @@ def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
             for name in evidence.test_sets
         },
         "dev.svg": (
-            "Dev ROUGE-L while training, mean over seeds",
-            curve_plot(evidence, "val/rouge_l", "dev ROUGE-L"),
+            f"Dev ROUGE-L while training, mean over {over}",
+            curve_plot(alike, "val/rouge_l", "dev ROUGE-L"),
         ),
         "loss.svg": (
-            "Dev loss while training, mean over seeds",
-            curve_plot(evidence, "val/loss", "dev loss, nats"),
+            f"Dev loss while training, mean over {over}",
+            curve_plot(alike, "val/loss", "dev loss, nats"),
         ),
         "lower.svg": (
-            "Lower clipping bound, mean over tokens and seeds",
-            curve_plot(evidence, "dac/lower", "cumulative mass"),
+            f"Lower clipping bound, mean over tokens and {over}",
+            curve_plot(alike, "dac/lower", "cumulative mass"),
         ),
         "upper.svg": (
-            "Upper clipping bound, mean over tokens and seeds",
-            curve_plot(evidence, "dac/upper", "cumulative mass"),
+            f"Upper clipping bound, mean over tokens and {over}",
+            curve_plot(alike, "dac/upper", "cumulative mass"),
         ),
     }
     return {name: (caption, svg) for name, (caption, svg) in drawn.items() if svg is not None}

@@ -31,16 +31,23 @@ def verdict_table(evidence: Evidence, test_set: str) -> Table:
 
 def _adjusted(found: Sequence[Verdict]) -> str:
     """What p and the verdict rest on, in words."""
-    comparisons, planned = sum(v.difference is not None for v in found), len(found) - 1
-    if not comparisons:
+    compared, planned = [v for v in found if v.difference is not None], len(found) - 1
+    if not compared:
         return "No arm has two seeds to compare yet."
+    comparisons, looks, level = len(compared), compared[0].looks, compared[0].level
     of = f"the {comparisons} comparison(s) made so far on this test set, of {planned} that the study plans"
     if comparisons == planned:
         of = f"all {planned} comparison(s) of the study on this test set"
+    looked = (
+        f"Open verdicts were given more seeds and judged again, {looks} looks in all: every p is multiplied by {looks} "
+        "(Bonferroni), and then adjusted"
+        if looks > 1
+        else "p is adjusted"
+    )
     return (
-        f"p is adjusted by Holm over {of}; the adjustment grows as arms are added. The verdict is p < {ALPHA}; behind "
+        f"{looked} by Holm over {of}; the adjustment grows as arms are added. The verdict is p < {ALPHA}; behind "
         "an inconclusive one, from three seeds on, the seeds at which an effect of this size would be found with a "
-        f"power of 0.8 at a level of {ALPHA}/{comparisons}."
+        f"power of 0.8 at a level of {level}."
     )
 
 
@@ -87,6 +94,7 @@ def _column(evidence: Evidence, read: Callable[[Result], float | None], digits: 
 
 def text_table(evidence: Evidence) -> Table:
     """Diversity, exposure bias and the quality of corrections."""
+    evidence = evidence.of_shared_seeds()
 
     def written(name: str) -> Callable[[Result], float | None]:
         return lambda r: r["metrics"]["training_text"].get("written", {}).get(name)
@@ -123,7 +131,7 @@ def text_table(evidence: Evidence) -> Table:
     test = evidence.runs[0]["metrics"]["result"]["test"]
     samples = max(1, len(test.get("rouge_l_by_seed", {})))
     text = (
-        "Means over training seeds. Written text: model-written text trained on, over token ids, mean of the rounds, "
+        f"Means over {evidence.seeds_in_words}. Written text: model-written text trained on, over token ids, mean of the rounds, "
         "each of so many sequences. Distinct-n falls as text grows, whatever the model: arms with rounds of another "
         "size cannot be compared in it. Outputs: answers to the test set, over words, "
         f"{test['examples'] * samples:,} in every arm ({test['examples']:,} rows, {samples} sampling seed(s)); their "
@@ -159,8 +167,7 @@ def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float
 
 
 def category_table(evidence: Evidence, test_set: str = "test") -> Table:
-    title = f"By kind of task{_of(test_set)}"
-    return _by_kind(evidence, test_set, "rouge_l_by_category", title, "Mean ROUGE-L over training seeds.")
+    return _by_kind(evidence, test_set, "rouge_l_by_category", f"By kind of task{_of(test_set)}", "Mean ROUGE-L")
 
 
 def match_table(evidence: Evidence, test_set: str = "test") -> Table:
@@ -172,8 +179,8 @@ def match_table(evidence: Evidence, test_set: str = "test") -> Table:
         else "with one right answer (`evaluation.one_answer`)"
     )
     text = (
-        "Mean over training seeds of the percentage of answers that are the reference word by word, of the kinds of "
-        f"task {which}; the others may be answered in many ways."
+        f"Percentage of answers that are the reference word by word, of the kinds of task {which} (the others may be "
+        "answered in many ways), mean"
     )
     title = f"Exact match by kind of task{_of(test_set)}, %"
     return _by_kind(evidence, test_set, "exact_match_by_category", title, text, named)
@@ -186,19 +193,23 @@ def _of(test_set: str) -> str:
 def _by_kind(
     evidence: Evidence, test_set: str, figure: str, title: str, text: str, wanted: Sequence[str] | None = None
 ) -> Table:
-    tests = [r["metrics"]["result"][test_set].get(figure, {}) for r in evidence.runs]
+    runs = len(evidence.runs)
+    counted = evidence.having(lambda r: bool(r["metrics"]["result"][test_set].get(figure)))
+    shown = counted.of_shared_seeds()
+    tests = [r["metrics"]["result"][test_set][figure] for r in shown.runs]
     names = sorted({name for test in tests for name in test if wanted is None or name in wanted})
 
     def of(name: str) -> Callable[[Result], float | None]:
         return lambda r: r["metrics"]["result"][test_set].get(figure, {}).get(name)
 
-    cells = [_column(evidence, of(name), 1) for name in names]
+    cells = [_column(shown, of(name), 1) for name in names]
     rows = [
         (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(names)))
         for i, (arm, by_seed) in enumerate(evidence.results.items())
     ]
-    if not all(tests) and any(tests):
-        text += f" {sum(map(bool, tests))} of the {len(tests)} runs have it; means are over these."
+    text += f" over {shown.seeds_in_words}."
+    if len(counted.runs) < runs:
+        text += f" {len(counted.runs)} of the {runs} runs have it: those before it was recorded have none."
     return Table(title, text, ("arm", *names), tuple(rows))
 
 

@@ -51,6 +51,23 @@ def without(place: str) -> Any:
         (lambda r: {**r, "scores": {"test": [1.0, 2.0]}}, "scores.test are not those of 4 rows"),
         (lambda r: {**r, "curves": {"val/loss": {"steps": [1], "values": []}}}, "curves.val/loss is torn"),
         (lambda r: r["metrics"].update(costs={"seconds_training": None}) or r, "costs are not all numbers"),
+        (lambda r: r["metrics"].update(costs={}) or r, "costs lack tokens_training or seconds_training"),
+        (
+            lambda r: r["metrics"]["costs"].update(tokens_training=0) or r,
+            "costs lack tokens_training or seconds_training",
+        ),
+        (lambda r: r["metrics"]["result"]["test"].update(rouge_l=float("nan")) or r, "lacks rouge_l or examples"),
+        (lambda r: r["metrics"]["result"]["test"].update(exact_match="x") or r, "figures that are no numbers"),
+        (lambda r: r["metrics"].update(corrections=[1]) or r, "metrics.corrections is no mapping of numbers"),
+        (lambda r: r["metrics"]["exposure"].update(ex_acc_err_at_end="x") or r, "metrics.exposure is no mapping"),
+        (
+            lambda r: r["metrics"]["training_text"]["written"].update(distinct_1="x") or r,
+            "metrics.training_text.written is no mapping",
+        ),
+        (
+            lambda r: r["curves"].update({"cost/tokens": {"steps": [19], "values": [1000.0]}}) or r,
+            "curves.val/rouge_l and curves.cost/tokens are not of the same steps",
+        ),
         (lambda r: r["metrics"]["result"].update(more=r["metrics"]["result"]["test"]) or r, "scores.more"),
     ],
 )

@@ -201,6 +201,13 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path:
             "takes study, arm and sets, or a list",
         ),
         (("made-up data}", "made-up data, elsewhere: a}"), "takes study, arm and sets, or a list"),
+        (
+            ("made-up data}", "made-up data, elsewhere: {study: 3, arm: b, sets: {}}}"),
+            "takes study, arm and sets, or a list",
+        ),
+        (("base:", "looks: 0\nbase:"), "`looks` is 0"),
+        (("base:", "looks: true\nbase:"), "`looks` is True"),
+        (("{scrg.passes: 3}", "{scrg.passes: 3, scrg.passes: 5}"), "`scrg.passes` stands twice"),
         (("question:", "qestion:"), "unknown key `qestion`"),
         (("question:", "on:"), "unknown key `True`"),
         (("{scrg.passes: 3}", "{seed: 3}"), "sets `seed`, which the study sets itself"),

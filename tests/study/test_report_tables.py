@@ -186,3 +186,74 @@ def test_exact_match_is_told_of_the_kinds_that_the_base_configuration_names(tmp_
     text = report(study).read_text()
     assert "| arm | sort |" in text and "with one right answer (`evaluation.one_answer`)" in text
     assert rows(text, "Exact match by kind of task, %")["full"] == ["25.0"]
+
+
+def test_means_are_over_seeds_that_all_arms_have(study: Study) -> None:
+    """Seeds that one arm alone has may be easier: they would make it seem better."""
+    for seed in (4, 5):
+        for arm, value in (("full", 90.0), ("other", 91.0)):
+            result = make_result(study, arm, seed, value)
+            result["metrics"]["result"]["test"]["exact_match_by_category"] = {"sort": value + seed}
+            write_result(result_path(study.results, arm, seed), result)
+    text = report(study).read_text()
+    assert rows(text, "ROUGE-L on the test set")["full"][:2] == ["6", "71.00"]
+    # 61.5 over seeds 0 to 3, one above for `count` and one below for `sort`
+    assert rows(text, "By kind of task")["full"] == ["60.5", "62.5"]
+    assert "Mean ROUGE-L over training seeds 0, 1, 2, 3." in text
+    assert rows(text, "At equal cost")["full"][2] == "61.50"
+    # over all that both have: (0.5 - 1 + 1 - 0.5 + 1 + 1) / 6
+    assert rows(text, "At equal cost")["other"][4] == "+0.33"
+    assert (
+        "Means over training seeds 0, 1, 2, 3; differences over all seeds that an arm shares with `full`" in text
+    )
+    assert rows(text, "Exact match by kind of task, %")["full"] == ["94.5"]
+    assert "mean over training seeds 4, 5. 4 of the 16 runs have it" in text
+    assert "![Dev ROUGE-L while training, mean over training seeds 0, 1, 2, 3](dev.svg)" in text
+    commands = text.split("```")[1].strip().splitlines()
+    assert [line.split("study.yaml ")[-1] for line in commands[:2]] == [
+        "--arms full other --seeds 0 1 2 3 4 5 --record trainer.threads=1",
+        "--arms removed --seeds 0 1 2 3 --record trainer.threads=1",
+    ]
+
+
+def test_without_a_seed_in_common_the_means_say_so(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    for arm, seed in (("full", 0), ("full", 1), ("removed", 2)):
+        write_result(result_path(study.results, arm, seed), make_result(study, arm, seed, 60.0 + seed))
+    text = report(study).read_text()
+    assert "Mean ROUGE-L over an arm's own training seeds, which other arms need not have." in text
+    assert rows(text, "By kind of task")["full"] == ["59.5", "61.5"]
+
+
+def test_a_token_takes_the_time_of_who_writes_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{scrg.text: teacher}"))
+    record(study)
+    spent = {"tokens_training": 1000, "seconds_training": 10.0, "tokens_generation": 1000}
+    change(study, "full", [60.0, 61.0], costs={**spent, "seconds_generation": 5.0}, spent=[1000.0, 2000.0])
+    change(study, "other", [60.0, 61.0], costs={**spent, "seconds_generation": 20.0}, spent=[1000.0, 2000.0])
+    text = report(study).read_text()
+    table = rows(text, "At equal cost")
+    # seeds 0 and 1 as changed; 2 and 3 have no tokens written
+    assert "5,000 s for writing by the student" in text and "20,000 s for writing by the teacher" in text
+    assert (table["full"][1], table["other"][1]) == ("12.5", "20.0")
+
+
+def test_arms_of_other_lengths_have_schedules_of_their_own(study: Study) -> None:
+    assert "All arms have one learning rate schedule" in report(study).read_text()
+    for seed in range(4):
+        longer = make_result(study, "other", seed, 61.0)
+        longer["metrics"]["steps"] = 30
+        write_result(result_path(study.results, "other", seed), longer)
+    text = report(study).read_text()
+    assert "Arms have learning rate schedules of their own length" in text and "have one learning rate" not in text
+    assert "in the same order, as far as each of them goes, by which is meant" in text
+
+
+def test_looks_are_told(tmp_path: Path) -> None:
+    study = make_study(tmp_path, STUDY.replace("base:", "looks: 2\nbase:"))
+    record(study)
+    text = report(study).read_text()
+    assert (
+        "Open verdicts were given more seeds and judged again, 2 looks in all: every p is multiplied by 2" in text
+    )
+    assert "at a level of 0.05/4" in text

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from mgsr.verdicts import (
     BETTER,
@@ -99,6 +99,50 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+def power_by_hand(effect: float, pairs: int, alpha: float) -> float:
+    """Of the two-sided t test: normal tails at a given standard deviation, weighed by its chi density."""
+    freedom, shift = pairs - 1, effect * pairs**0.5
+    critical = stats.t.isf(alpha / 2, freedom)
+
+    def weighed(s: float) -> float:
+        tails = stats.norm.cdf(shift - critical * s) + stats.norm.cdf(-shift - critical * s)
+        return float(tails * stats.chi.pdf(s * freedom**0.5, freedom) * freedom**0.5)
+
+    return float(integrate.quad(weighed, 0, 12, points=[0.5, 1, 2])[0])
+
+
+def test_two_looks_err_no_more_often_than_one(monkeypatch: pytest.MonkeyPatch):
+    """Open arms are given seeds and judged again: under no effect, at most 5 % of studies may say anything."""
+    # statsmodels collects garbage in every call, which takes most of the time here
+    monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
+    generator = np.random.default_rng(11)
+    said = {1: 0, 2: 0}
+    studies = 400
+    for _ in range(studies):
+        values = draw({"full": 0.0, "a": 0.0}, 12, generator)
+        first = {
+            arm: {seed: value for seed, value in by_seed.items() if seed < 4} for arm, by_seed in values.items()
+        }
+        for looks in said:
+            found = [verdicts(first, "full", looks)[1], verdicts(values, "full", looks)[1]]
+            said[looks] += any(v.verdict != INCONCLUSIVE for v in found)
+    assert said[2] / studies <= 0.06 < said[1] / studies
+
+
+def test_looks_multiply_p_before_holm():
+    values = {
+        "full": dict.fromkeys(range(4), 60.0),
+        "a": {0: 61.0, 1: 62.0, 2: 64.0, 3: 62.5},
+        "b": {0: 60.5, 1: 59.0},
+    }
+    raw = [v.difference.p for v in verdicts(values, "full")[1:]]
+    found = verdicts(values, "full", 3)[1:]
+    assert [v.p for v in found] == pytest.approx(holm([min(1.0, 3 * p) for p in raw]))
+    assert found[0].level == "0.05/6" and found[0].needed == seeds_needed(found[0].effect, 0.05 / 6, run=4)
+    with pytest.raises(ValueError, match="at least 1"):
+        verdicts(values, "full", 0)
+
+
 def test_needed_seeds_reach_the_power_they_promise():
     effect = 1.2
     needed = seeds_needed(effect, 0.05)
@@ -106,9 +150,15 @@ def test_needed_seeds_reach_the_power_they_promise():
     hits = [stats.ttest_1samp(generator.normal(effect, 1.0, needed), 0).pvalue < 0.05 for _ in range(2000)]
     assert 0.78 < np.mean(hits) < 0.9
     assert seeds_needed(0.001) is None
-    # where the power is beyond what the noncentral t can tell, it is enough
     assert seeds_needed(5.0) == 3
+    # powers by integrating over the density of the standard deviation; scipy's noncentral t is nan at four pairs
+    level = 0.05 / 16
+    assert power_by_hand(3.7, 4, level) == pytest.approx(0.455, abs=0.001) and seeds_needed(3.7, level) == 5
+    assert power_by_hand(5.1, 4, level) == pytest.approx(0.737, abs=0.001) and seeds_needed(5.1, level) == 5
     assert seeds_needed(effect, 0.01) > needed
+    for size, alpha in ((0.7, 0.05), (1.5, 0.01), (2.4, level), (7.9, level)):
+        pairs = seeds_needed(size, alpha)
+        assert power_by_hand(size, pairs, alpha) >= 0.8 > power_by_hand(size, pairs - 1, alpha)
 
 
 def test_an_inconclusive_arm_says_how_many_seeds_it_would_take():
