@@ -88,6 +88,18 @@ def test_a_bound_that_an_arm_leaves_out_is_the_base_configurations(tmp_path: Pat
     assert table["other"][1] == "0.2500" and float(table["other"][3]) == study.base_config().clip.upper
 
 
+def test_a_mean_of_no_named_run_has_no_row(tmp_path: Path) -> None:
+    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{clip.mode: mean_of_run}"))
+    record(study)
+    assert "other" not in rows(report(study).read_text(), "Where the bounds end")
+    # a base that is whole only with a command line is enough for a report
+    (tmp_path / "base.yaml").write_text("clip: {mode: mean_of_run, run: runs/full/seed=0, upper: 0.97}\n")
+    changed = STUDY.replace("configs/demo.yaml", str(tmp_path / "base.yaml"))
+    study = make_study(tmp_path, changed.replace("{scrg.passes: 3}", "{clip.mode: fixed, clip.lower: 0.25}"))
+    record(study)
+    assert rows(report(study).read_text(), "Where the bounds end")["other"][3] == "0.9700"
+
+
 def test_studies_of_other_things_have_no_such_table(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
