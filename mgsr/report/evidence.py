@@ -104,14 +104,13 @@ class Evidence:
 
     def missing(self) -> list[str]:
         """Arms and seeds that the study has, as far as some other arm has that seed, and that have not run."""
-        lines = []
+        groups: dict[str, list[str]] = {}
         for arm, by_seed in self.results.items():
             absent = [seed for seed in self.seeds if seed not in by_seed]
-            if absent and by_seed:
-                lines.append(f"{arm}: seed {', '.join(map(str, absent))}")
-            elif absent:
-                lines.append(f"{arm}: not yet run")
-        return lines
+            if absent:
+                what = f"seed {', '.join(map(str, absent))}" if by_seed else "not yet run"
+                groups.setdefault(what, []).append(arm)
+        return [f"{', '.join(arms)}: {what}" for what, arms in groups.items()]
 
     def oddities(self) -> list[str]:
         """What a reader should know before comparing: unequal lengths of training, results left out."""

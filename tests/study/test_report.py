@@ -146,6 +146,8 @@ def test_missing_runs_are_said_to_be_missing(tmp_path: Path) -> None:
     assert table["other"] == ["0", *["not yet run"] * 7]
     assert table["removed"][-1] == "too few seeds"
     assert "Missing: removed: seed 1; other: not yet run." in text
+    write_result(result_path(study.results, "other", 0), make_result(study, "other", 0, 60.0))
+    assert "Missing: removed, other: seed 1." in report(study).read_text()
     assert "too few to say anything" in text
     assert set(rows(text, "Text")["other"]) == {"not yet run"}
 
