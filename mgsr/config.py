@@ -170,6 +170,8 @@ def _merge(config: Any, tree: Mapping[str, Any], source: str) -> Any:
     except OmegaConfBaseException as error:
         name = getattr(error, "full_key", None) or ""
         reason = str(error).splitlines()[0]
+        if "is not a ListConfig" in reason:
+            reason = "takes a list, as in [a, b]"
         raise ConfigError(f"{_where(source, name)}`{name}`: {reason}") from None
 
 

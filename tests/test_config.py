@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mgsr.config import config_from_tree, describe, dump, fingerprint, flat_tree, load_config, parse_override
 from mgsr.errors import ConfigError, UserError
+from mgsr.repeated import repeated_key
 from mgsr.schema import ExperimentConfig
 from mgsr.studies import load_study
 
@@ -102,6 +103,8 @@ def test_unknown_key_in_a_file_names_its_line(tmp_path: Path) -> None:
         ("clip.mode=mean_of_run", ("clip.run",)),
         ("data.max_prompt_length=512", ("max_prompt_length", "max_length")),
         ("evaluation.seeds=[]", ("evaluation.seeds",)),
+        ("evaluation.seeds=3", ("evaluation.seeds", "takes a list, as in [a, b]")),
+        ("evaluation.one_answer=sort", ("evaluation.one_answer", "takes a list, as in [a, b]")),
         ("objective.beta=0 objective.divergence=jensen_shannon", ("objective.beta",)),
         ("teacher.source=''", ("teacher.source",)),
         ("objective.w_dac=0 objective.w_span=0", ("scrg.enabled=false",)),
@@ -189,3 +192,14 @@ def test_values_that_would_fail_later_are_refused_now(override: str, named: str)
 def test_a_price_may_be_written_as_any_number() -> None:
     for text, value in (("1", 1.0), ("1e-3", 1e-3), ("0.5", 0.5)):
         assert load_config(None, [*MODELS, f"clip.mass_price={text}"]).clip.mass_price == value
+
+
+def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("scrg: {passes: 3}\ntrain:\n  lr: 1.0e-3\n  epochs: 2\n  lr: 2.0e-3\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml:5: `lr` stands twice \(line 3 first\)"):
+        load_config(path, MODELS)
+    # what is meant in two places is no repetition, and what holds itself comes to an end
+    path.write_text("train: {betas: &b [0.9, 0.95]}\nteacher: {sft: {betas: *b}}\n")
+    assert load_config(path, MODELS).teacher.sft.betas == [0.9, 0.95]
+    assert repeated_key(yaml.compose("&a [*a, {b: 1}, {b: 2}]", Loader=yaml.SafeLoader)) is None
