@@ -17,8 +17,10 @@ import torch
 
 from mgsr.config import ExperimentConfig
 from mgsr.errors import UserError
+from mgsr.processor import described
 from mgsr.processor import name as cpu
 from mgsr.progress import say
+from mgsr.provenance import cpu_model
 from mgsr.results import recorded
 from mgsr.runs import is_begun, read_json, run_folder
 from mgsr.schema import TrainerConfig
@@ -32,15 +34,17 @@ class Machine(NamedTuple):
     cpu: str | None
     torch: str | None
     devices: tuple[str, ...] = ()
+    cpu_model: str | None = None
 
     def __str__(self) -> str:
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'} per run" if self.threads else ""
         devices = ", ".join(self.devices) or "no GPU"
-        return ", ".join(filter(None, (threads, self.cpu, f"torch {self.torch}" if self.torch else "", devices)))
+        cpu = f"{self.cpu} ({self.cpu_model})" if self.cpu and self.cpu_model else self.cpu
+        return ", ".join(filter(None, (threads, cpu, f"torch {self.torch}" if self.torch else "", devices)))
 
 
 def machine_of(environment: Mapping[str, Any]) -> Machine:
-    found = {name: environment.get(name) for name in ("threads", "cpu", "torch")}
+    found = {name: environment.get(name) for name in ("threads", "cpu", "torch", "cpu_model")}
     return Machine(**found, devices=tuple(environment.get("devices") or ()))
 
 
@@ -152,7 +156,7 @@ def _name(config: ExperimentConfig) -> str:
 
 
 def _say_other_machine(study: Study, environments: Iterable[Mapping[str, Any]]) -> None:
-    here = Machine(None, cpu(), torch.__version__)
+    here = Machine(None, cpu(), torch.__version__, cpu_model=cpu_model(described()))
     others = {name: machine_of(e) for e in environments for name in differing([here, machine_of(e)])}
     others.pop("devices", None)
     for name, other in others.items():

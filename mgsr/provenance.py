@@ -6,6 +6,7 @@ import ast
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,16 @@ def code_fingerprint() -> str:
     return fingerprint(trees)
 
 
+def cpu_model(described: Mapping[str, str]) -> str | None:
+    """What tells processors of one name apart, as far as the system says it.
+
+    >>> cpu_model({"cpu family": "25", "model": "17", "stepping": "1"})
+    'family 25, model 17, stepping 1'
+    """
+    names = {"cpu family": "family", "model": "model", "stepping": "stepping"}
+    return ", ".join(f"{names[key]} {described[key]}" for key in names if key in described) or None
+
+
 def _is_docstring(node: ast.AST) -> bool:
     return (
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -96,6 +107,7 @@ def environment() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "machine": platform.machine(),
         "cpu": processor.name(),
+        "cpu_model": cpu_model(processor.described()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

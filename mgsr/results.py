@@ -248,6 +248,10 @@ def _wrong_figures(result: dict[str, Any]) -> str:
 def _wrong_parts(metrics: Mapping[str, Any]) -> str:
     """What a run may have or lack, but not as anything else than numbers by name."""
     parts = {name: metrics.get(name) or {} for name in ("scrg", "exposure", "corrections")}
+    for model in ("teacher", "sft_start"):
+        figures = metrics.get(model) or {}
+        if not isinstance(figures, dict) or not all(isinstance(test, dict) for test in figures.values()):
+            return f"metrics.{model} is no mapping of test sets"
     parts.update({f"training_text.{kind}": figures for kind, figures in metrics["training_text"].items()})
     for name, figures in parts.items():
         if not isinstance(figures, dict) or not _numbers(v for v in figures.values() if not _is_list_or_none(v)):

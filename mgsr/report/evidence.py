@@ -126,9 +126,31 @@ class Evidence:
         if len(steps) > 1:
             named = "; ".join(f"{number} in {', '.join(arms)}" for number, arms in sorted(steps.items()))
             said.append(f"**Not all runs have the same number of optimiser steps:** {named}.")
+        apart = self._unequal_starts()
+        if apart:
+            seeds = ", ".join(map(str, apart))
+            said.append(
+                f"**Not all runs of training seed {seeds} began with the same models:** their teachers or SFT "
+                "students have other test figures, as where another kind of machine fine-tuned them. There, "
+                "differences between arms are not those of the arms alone."
+            )
         if self.strangers:
             said.append(f"Left out, being no arms of the study: results of {', '.join(self.strangers)}.")
         return said
+
+    def _unequal_starts(self) -> list[int]:
+        """Seeds whose runs began with different teachers or SFT students, but for arms that set these themselves."""
+        found: dict[int, dict[str, set[str]]] = {}
+        for arm, by_seed in self.results.items():
+            if any(name.startswith(("teacher.", "student.", "data.")) for name in self.study.arms[arm]):
+                continue
+            for seed, result in by_seed.items():
+                for model in ("teacher", "sft_start"):
+                    figures = result["metrics"].get(model) or {}
+                    scores = {name: test.get("rouge_l") for name, test in figures.items()}
+                    if scores:
+                        found.setdefault(seed, {}).setdefault(model, set()).add(str(sorted(scores.items())))
+        return sorted(seed for seed, models in found.items() if any(len(each) > 1 for each in models.values()))
 
 
 def read_evidence(study: Study, folder: Path) -> Evidence:

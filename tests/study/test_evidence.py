@@ -58,6 +58,10 @@ def without(place: str) -> Any:
         ),
         (lambda r: r["metrics"]["result"]["test"].update(rouge_l=float("nan")) or r, "lacks rouge_l or examples"),
         (lambda r: r["metrics"]["result"]["test"].update(exact_match="x") or r, "figures that are no numbers"),
+        (
+            lambda r: r["metrics"].update(sft_start={"test": 44.0}) or r,
+            "metrics.sft_start is no mapping of test sets",
+        ),
         (lambda r: r["metrics"].update(corrections=[1]) or r, "metrics.corrections is no mapping of numbers"),
         (lambda r: r["metrics"]["exposure"].update(ex_acc_err_at_end="x") or r, "metrics.exposure is no mapping"),
         (
@@ -141,3 +145,33 @@ def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
         f"{mixed}. All runs of a training seed have the same kind: arms, paired by seed, "
         in report(study).read_text()
     )
+
+
+def test_runs_of_a_seed_that_began_with_other_models_are_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+
+    def begun_with(arm: str, seed: int, teacher: float | None, student: float) -> None:
+        result = make_result(study, arm, seed, FIGURES[arm][seed])
+        if teacher is not None:
+            result["metrics"]["teacher"] = {"test": {"rouge_l": teacher}}
+        result["metrics"]["sft_start"] = {"test": {"rouge_l": student}}
+        write_result(result_path(study.results, arm, seed), result)
+
+    for seed in range(3):
+        begun_with("full", seed, 85.0, 44.0 + seed)
+        begun_with("other", seed, 85.0, 44.0 + seed)
+        # an arm without a teacher says nothing of it
+        begun_with("removed", seed, None, 44.0 + seed)
+    assert "began with the same models" not in report(study).read_text()
+    begun_with("other", 1, 85.5, 45.0)
+    begun_with("removed", 2, None, 46.5)
+    assert "**Not all runs of training seed 1, 2 began with the same models:**" in report(study).read_text()
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    environment_of(study, "full", 0, cpu="an EPYC", cpu_model="family 25, model 1")
+    environment_of(study, "full", 1, cpu="an EPYC", cpu_model="family 25, model 17")
+    text = report(study).read_text()
+    assert "an EPYC (family 25, model 17)" in text and "the runs differ in cpu_model" in text
