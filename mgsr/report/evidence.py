@@ -128,9 +128,9 @@ class Evidence:
             said.append(f"**Not all runs have the same number of optimiser steps:** {named}.")
         apart = self._unequal_starts()
         if apart:
-            seeds = ", ".join(map(str, apart))
+            named = ", ".join(map(str, apart))
             said.append(
-                f"**Not all runs of training seed {seeds} began with the same models:** their teachers or SFT "
+                f"**Not all runs of training seed {named} began with the same models:** their teachers or SFT "
                 "students have other test figures, as where another kind of machine fine-tuned them. There, "
                 "differences between arms are not those of the arms alone."
             )
@@ -139,7 +139,7 @@ class Evidence:
         return said
 
     def _unequal_starts(self) -> list[int]:
-        """Seeds whose runs began with different teachers or SFT students, but for arms that set these themselves."""
+        """Seeds whose runs began with different teachers or SFT students; not of arms that set these."""
         found: dict[int, dict[str, set[str]]] = {}
         for arm, by_seed in self.results.items():
             if any(name.startswith(("teacher.", "student.", "data.")) for name in self.study.arms[arm]):
