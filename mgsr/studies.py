@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,12 @@ class Study:
 
         A report reads results where the rest of the configuration came from a command line.
         """
-        return flat_tree(read_yaml(self.base)).get(name) if Path(self.base).exists() else None
+        return self._base_file.get(name)
+
+    @cached_property
+    def _base_file(self) -> dict[str, Any]:
+        # a report asks several times per run
+        return flat_tree(read_yaml(self.base)) if Path(self.base).exists() else {}
 
     def _tree(self) -> dict[str, Any]:
         return {**flat_tree(read_yaml(self.base)), "experiment": self.name}
