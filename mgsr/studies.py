@@ -12,7 +12,7 @@ from typing import Any
 from mgsr.config import ExperimentConfig, config_from_tree, flat_tree, keep_inside, read_yaml
 from mgsr.errors import ConfigError, did_you_mean
 
-STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks")
+STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks", "arguments")
 ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
 FIXED = ("experiment", "arm", "seed")
 RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
@@ -33,6 +33,8 @@ class Study:
             `sets`): the same in other studies.
         looks: how often verdicts were looked at with the seeds of then, open ones being given more: every p is
             multiplied by it.
+        arguments: what a command line has to say besides, such as files that the base leaves to the user; a
+            report prints it with its commands, so that file names are stand-ins (`TRAIN.jsonl`).
         path: of its YAML file; results are recorded beside it.
     """
 
@@ -45,6 +47,7 @@ class Study:
     answer: dict[str, Any] = field(default_factory=dict)
     path: Path = Path("study.yaml")
     looks: int = 1
+    arguments: tuple[str, ...] = ()
 
     @property
     def results(self) -> Path:
@@ -148,6 +151,7 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         _answer(path, tree.get("answer") or {}, flat),
         Path(path),
         _looks(path, tree.get("looks", 1)),
+        _arguments(path, tree.get("arguments") or []),
     )
 
 
@@ -155,6 +159,12 @@ def _looks(path: str | Path, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{path}: `looks` is {value!r}; it takes a number of looks at the verdicts, 1 or more")
     return value
+
+
+def _arguments(path: str | Path, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(said, str) and "=" in said for said in value):
+        raise ConfigError(f"{path}: `arguments` takes a list of key=value, as in [data.train=TRAIN.jsonl]")
+    return tuple(value)
 
 
 def _contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, tuple[list[str], list[str]]]:

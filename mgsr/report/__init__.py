@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from mgsr.durable import write_atomically
@@ -62,11 +63,12 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
 def _command(evidence: Evidence) -> str:
     """What records these results again: on the same kind of machine, with the same number of threads.
 
-    A line for all arms that have the same seeds.
+    A line for all arms that have the same seeds; `arguments` of the study are said again.
     """
     path = evidence.study.path
     threads = {r["environment"].get("threads") for r in evidence.runs}
     same = [f"trainer.threads={number}" for number in threads if number and len(threads) == 1]
+    same += map(shlex.quote, evidence.study.arguments)
     groups: dict[tuple[int, ...], list[str]] = {}
     for arm, by_seed in evidence.results.items():
         if by_seed:

@@ -57,6 +57,15 @@ def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
     assert rows(text, "Evaluation noise")["removed"][0] == "-10.50"
 
 
+def test_printed_commands_say_what_the_base_leaves_open(tmp_path: Path) -> None:
+    given = "arguments: [data.train=TRAIN.jsonl, 'data.test_sets={a: A.jsonl}']"
+    study = make_study(tmp_path, STUDY.replace("base:", f"{given}\nbase:"))
+    record(study)
+    text = report(study).read_text()
+    said = r"mgsr ablate .* --record.* data\.train=TRAIN\.jsonl 'data\.test_sets=\{a: A\.jsonl\}'\n"
+    assert re.search(said, text)
+
+
 def test_the_first_lines_say_how_much_another_study_rests_on(tmp_path: Path) -> None:
     other = make_study(tmp_path / "away")
     study = make_study(
@@ -209,6 +218,8 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path:
         ),
         (("base:", "looks: 0\nbase:"), "`looks` is 0"),
         (("base:", "looks: true\nbase:"), "`looks` is True"),
+        (("base:", "arguments: data.train=a\nbase:"), "`arguments` takes a list of key=value"),
+        (("base:", "arguments: [data.train]\nbase:"), "`arguments` takes a list of key=value"),
         (("{scrg.passes: 3}", "{scrg.passes: 3, scrg.passes: 5}"), "`scrg.passes` stands twice"),
         (("question:", "qestion:"), "unknown key `qestion`"),
         (("question:", "on:"), "unknown key `True`"),
