@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from mgsr.collect import collect
 from mgsr.config import ExperimentConfig, dump, fingerprint
 from mgsr.durable import write_atomically
 from mgsr.errors import ConfigError, UserError
@@ -24,7 +25,8 @@ from mgsr.machines import agree_on_threads, threads_of, torch_threads
 from mgsr.origins import check_tokenizers
 from mgsr.progress import Advance, progress, say
 from mgsr.provenance import code_fingerprint
-from mgsr.results import collect, hashes, plain, read_result, recorded, result_path, write_result
+from mgsr.recorded_events import remove_events, write_events
+from mgsr.results import hashes, plain, read_result, recorded, result_path, write_result
 from mgsr.runs import run_folder
 from mgsr.same_code import read_groups, same_hashes
 from mgsr.studies import Study
@@ -81,6 +83,7 @@ def run_study(
         _refuse_other_code(run)
     if done:
         say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
+    _show_complete(study, runs, done)
     # an arm that reads another's result comes after it
     reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
     run_all(study, [run for run in pending if run not in reads], jobs)
@@ -97,6 +100,14 @@ def run_study(
     write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     _write_layout(folder / "layout")
     return summary
+
+
+def _show_complete(study: Study, runs: Sequence[Run], done: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Runs that were recorded elsewhere get TensorBoard events: their folders have none."""
+    complete = [run for run in runs if (run.arm, run.seed) in done]
+    written = [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]
+    if written:
+        say(f"{study.name}: TensorBoard events of {len(written)} runs written from their results")
 
 
 LAYOUT = {
@@ -195,6 +206,8 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
     if several and jobs > 1:
         raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
     _prepare([run for run in pending if run not in several and not (run.folder / "metrics.json").exists()])
+    for run in pending:
+        remove_events(run.folder)
     with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
         if jobs > 1:
             _side_by_side(study, pending, jobs, advance)

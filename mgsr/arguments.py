@@ -174,12 +174,20 @@ def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[s
     return read
 
 
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:
+        # too long for a name
+        return False
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments; `key=value` words may stand anywhere."""
     parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
     # taken out first: `--seeds 0 1 scrg.passes=3` would otherwise hand the override to --seeds
-    overrides = [word for word in words if _OVERRIDE.match(word) and not Path(word).exists()]
+    overrides = [word for word in words if _OVERRIDE.match(word) and not _is_file(word)]
     arguments = parser.parse_args([word for word in words if word not in overrides])
     if getattr(arguments, "ignored", None):
         # what argparse shows as key=value is no override

@@ -9,17 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import ranks
-from mgsr.data.prompts import Example
-from mgsr.data.rows import Row
+from mgsr.data.prompts import Example, decode
+from mgsr.data.rows import ALL, Row
 from mgsr.errors import did_you_mean
 from mgsr.generation import sample
 from mgsr.metrics import distinct_n, exact_match, mean_std, rouge_l, self_bleu
 from mgsr.progress import say
-from mgsr.rendering import decode
 from mgsr.schema import EvaluationConfig, ExperimentConfig
-
-ALL = "all"
-"""The kind of rows whose source names none."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from mgsr.counter import Stream
 from mgsr.generation import LanguageModel
 from mgsr.scrg import Prompt
 from mgsr.scrg.compare import Comparison, compare
-from mgsr.statistics import ex_acc_err, perplexity
+from mgsr.token_scores import ex_acc_err, perplexity
 
 
 def exposure(

@@ -69,9 +69,12 @@ def machine_lines(results: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     said = f"**More than one kind of machine:** the runs differ in {what}, and rounding with it"
     mixed = [str(seed) for seed, machines in sorted(of_seed.items()) if differing(machines)]
     if not mixed:
+        silent = any(machine.cpu is None for machine in counts)
+        known = ", as far as they recorded it" if silent else ""
         return (
             words,
-            f"{said}. All runs of a training seed have the same kind: arms, paired by seed, can be compared.",
+            f"{said}. All runs of a training seed have the same kind{known}: "
+            "arms, paired by seed, can be compared.",
         )
     return words, (
         f"{said}: at training seed {', '.join(mixed)} differences between arms are not those of the arms alone."

@@ -1,7 +1,7 @@
 """Text against references, the diversity of texts, agreement of two models, and the averages over ranks.
 
 Functions first; the metrics are thin shells over them. What is computed from finished numbers (ExAccErr,
-perplexity, intervals) is in `mgsr.statistics` and can be imported from here too.
+perplexity, intervals) is in `mgsr.token_scores` and `mgsr.statistics` and can be imported from here too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mgsr.statistics import MeanStd, PairedInterval, ex_acc_err, mean_std, paired_t_interval, perplexity
+from mgsr.statistics import MeanStd, PairedInterval, mean_std, paired_t_interval
+from mgsr.token_scores import ex_acc_err, perplexity
 
 __all__ = [
     "Agreement",

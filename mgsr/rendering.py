@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mgsr.data.prompts import decode
 from mgsr.scrg import RevisedSequence
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
@@ -18,11 +19,6 @@ def escape_markdown(text: str) -> str:
     """
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", text).replace("\n", "<br>")
-
-
-def decode(tokenizer: Any, ids: Any) -> str:
-    """Token ids as text, special tokens left out."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def name_token(tokenizer: Any, token: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from mgsr.errors import ConfigError, did_you_mean
 STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks", "arguments")
 ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
 FIXED = ("experiment", "arm", "seed")
+MOST_LOOKS = 100
 RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
 """Names that a summary or a folder of a study has use for."""
 
@@ -133,7 +134,17 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     if base is None and not tree.get("base"):
         raise ConfigError(f"{path}: `base` is missing; name the configuration that the arms override")
     flat = {str(arm): flat_tree(overrides or {}) for arm, overrides in arms.items()}
+    known = flat_tree(asdict(ExperimentConfig()))
     for arm, overrides in flat.items():
+        for name, value in overrides.items():
+            # members of a mapping, as in data.test_sets.vicuna, are the user's to name
+            if not any(name == key or name.startswith(f"{key}.") for key in known):
+                raise ConfigError(f"{path}: arm `{arm}`: unknown key `{name}`{did_you_mean(name, known)}")
+            if not _is_plain(value):
+                raise ConfigError(
+                    f"{path}: arm `{arm}`: `{name}` is a {type(value).__name__}; a value is a number, a word, "
+                    "true, false, or a list or mapping of these"
+                )
         taken = [name for name in FIXED if name in overrides]
         if taken or arm in RESERVED:
             what = f"sets `{taken[0]}`, which the study sets itself" if taken else "has a name with a meaning here"
@@ -141,6 +152,9 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     baseline = str(tree.get("baseline") or next(iter(flat)))
     if baseline not in flat:
         raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
+    for name in ("study", "question"):
+        if not isinstance(tree.get(name, ""), str | None):
+            raise ConfigError(f"{path}: `{name}` takes words, not a {type(tree[name]).__name__}")
     return Study(
         str(tree.get("study") or Path(path).stem),
         base or str(tree["base"]),
@@ -156,8 +170,8 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
 
 
 def _looks(path: str | Path, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{path}: `looks` is {value!r}; it takes a number of looks at the verdicts, 1 or more")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_LOOKS:
+        raise ConfigError(f"{path}: `looks` takes a number of looks at the verdicts, from 1 to {MOST_LOOKS}")
     return value
 
 
@@ -203,4 +217,15 @@ def _answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, A
 
 def _is_elsewhere(other: Any) -> bool:
     named = isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}
-    return named and isinstance(other["sets"], Mapping) and isinstance(other["study"], str)
+    if not named or not isinstance(other["sets"], Mapping):
+        return False
+    return all(isinstance(word, str) for word in (other["study"], other["arm"], *other["sets"].values()))
+
+
+def _is_plain(value: Any) -> bool:
+    """What JSON can hold, and so a command line."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(inner) for name, inner in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

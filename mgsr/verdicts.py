@@ -81,10 +81,11 @@ class Verdict:
         return f"more than {MOST_SEEDS:,} seeds" if self.needed is None else f"about {self.needed} seeds"
 
 
-def verdicts(values: Values, baseline: str, looks: int = 1) -> list[Verdict]:
+def verdicts(values: Values, baseline: str, looks: int = 1, others: Sequence[float] = ()) -> list[Verdict]:
     """One verdict per arm, in the order given.
 
     Args:
+        others: p-values, not adjusted, of the study's other comparisons: those on its other test sets.
         looks: how often verdicts were looked at with the seeds of then, more seeds being given to open ones. Each
             look may err: every p is multiplied by their number, those of arms that were not given more seeds too,
             as they would have been, had they been open.
@@ -99,10 +100,38 @@ def verdicts(values: Values, baseline: str, looks: int = 1) -> list[Verdict]:
     found = {arm: _compare(arm, by_seed, values[baseline], arm == baseline) for arm, by_seed in values.items()}
     tested = [arm for arm, verdict in found.items() if verdict.difference is not None]
     each = [found[arm].difference.p for arm in tested]  # type: ignore[union-attr]
-    adjusted = holm([min(1.0, looks * p) for p in each])
-    for arm, p in zip(tested, adjusted, strict=True):
-        found[arm] = _judged(found[arm], p, len(tested), looks)
+    adjusted = holm([min(1.0, looks * p) for p in (*each, *others)])
+    for arm, p in zip(tested, adjusted, strict=False):
+        found[arm] = _judged(found[arm], p, len(adjusted), looks)
     return list(found.values())
+
+
+def verdicts_of_sets(each: Mapping[str, Values], baseline: str, looks: int = 1) -> dict[str, list[Verdict]]:
+    """`verdicts` of every test set, adjusted over all arms on all sets: a study is one family of comparisons."""
+    p = {
+        name: [v.difference.p for v in verdicts(values, baseline, looks) if v.difference is not None]
+        for name, values in each.items()
+    }
+    return {
+        name: verdicts(values, baseline, looks, [p_ for other in p if other != name for p_ in p[other]])
+        for name, values in each.items()
+    }
+
+
+def contrast_verdicts(
+    values: Values, contrasts: Mapping[str, tuple[Sequence[str], Sequence[str]]], looks: int = 1
+) -> list[Verdict]:
+    """A verdict for every contrast (see `contrast`), by its name, adjusted over all of them."""
+    found = []
+    for name, (with_arms, without_arms) in contrasts.items():
+        differences = contrast(values, with_arms, without_arms)
+        seeds = tuple(differences)
+        interval = paired_t_interval(list(differences.values())) if len(seeds) > 1 else None
+        effect = effect_size(list(differences.values())) if interval else None
+        found.append(Verdict(name, math.nan, math.nan, seeds, seeds, interval, effect=effect, verdict=TOO_FEW))
+    tested = [v for v in found if v.difference is not None]
+    adjusted = iter(holm([min(1.0, looks * v.difference.p) for v in tested]))  # type: ignore[union-attr]
+    return [v if v.difference is None else _judged(v, next(adjusted), len(tested), looks) for v in found]
 
 
 def _compare(arm: str, by_seed: Mapping[int, float], base: Mapping[int, float], is_base: bool) -> Verdict:
@@ -179,23 +208,18 @@ def seeds_needed(effect: float, alpha: float = ALPHA, *, run: int = 1) -> int | 
     return low
 
 
-def contrast(
-    values: Values, with_arms: Sequence[str], without_arms: Sequence[str]
-) -> tuple[PairedInterval, tuple[int, ...]] | None:
-    """A factor's effect: per seed, the mean over the arms with it minus the mean over those without.
+def contrast(values: Values, with_arms: Sequence[str], without_arms: Sequence[str]) -> dict[int, float]:
+    """A factor's effect by seed: the mean over the arms with it minus the mean over those without.
 
-    Only seeds that all these arms have count; None with fewer than two.
+    Only seeds that all these arms have count.
     """
     arms = [*with_arms, *without_arms]
     seeds = sorted(set.intersection(*(set(values.get(arm, {})) for arm in arms)))
-    if len(seeds) < 2:
-        return None
 
     def mean_of(chosen: Sequence[str], seed: int) -> float:
         return sum(values[arm][seed] for arm in chosen) / len(chosen)
 
-    differences = [mean_of(with_arms, seed) - mean_of(without_arms, seed) for seed in seeds]
-    return paired_t_interval(differences), tuple(seeds)
+    return {seed: mean_of(with_arms, seed) - mean_of(without_arms, seed) for seed in seeds}
 
 
 def bootstrap_interval(differences: Sequence[float], *, resamples: int = 2000) -> tuple[float, float]:

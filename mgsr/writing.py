@@ -14,14 +14,13 @@ from mgsr import models
 from mgsr.config import ExperimentConfig
 from mgsr.costs import Meter
 from mgsr.data.corpus import RoundEntry
-from mgsr.data.prompts import pad_id, require_eos
+from mgsr.data.prompts import decode, pad_id, require_eos
 from mgsr.devices import working_device
 from mgsr.failpoints import reach
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.engine_writer import Engine, EngineWriter, VllmEngine
 from mgsr.material import Annotation
 from mgsr.memory import FittingBatches
-from mgsr.rendering import decode
 from mgsr.residence import Residence
 from mgsr.scrg import Prompt, RevisedSequence, revise
 

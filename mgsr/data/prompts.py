@@ -259,3 +259,8 @@ def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
     )
     return sorted({int(end) for _, end in encoding["offset_mapping"]} - {0})
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
+    """Token ids as text, special tokens left out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))

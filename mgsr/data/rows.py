@@ -11,6 +11,9 @@ from typing import Any
 
 from mgsr.errors import DataError, RowsError, UserError, did_you_mean
 
+ALL = "all"
+"""The kind of rows whose source names none."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -12,7 +12,7 @@ from mgsr.report.bounds import bounds_answer, varies_clipping
 from mgsr.report.cells import number
 from mgsr.report.evidence import Evidence, Result, read_evidence, replays
 from mgsr.studies import load_study
-from mgsr.verdicts import BETTER, WORSE, Verdict, contrast
+from mgsr.verdicts import BETTER, WORSE, Verdict
 
 
 def answers(evidence: Evidence) -> list[str]:
@@ -21,7 +21,7 @@ def answers(evidence: Evidence) -> list[str]:
     said = [study.question] if study.question else []
     if varies_clipping(evidence):
         said += bounds_answer(evidence)
-    said += [_contrast(evidence, name) for name in study.contrasts]
+    said += [_contrast(v) for v in evidence.contrasts()]
     answer = study.answer
     if not answer:
         return said
@@ -36,13 +36,16 @@ def answers(evidence: Evidence) -> list[str]:
     return said
 
 
-def _contrast(evidence: Evidence, name: str) -> str:
-    found = contrast(evidence.rouge_l(), *evidence.study.contrasts[name])
-    if found is None:
-        return f"**{name}:** not yet run with two training seeds in every arm."
-    d, seeds = found
-    size = f"95 % interval {number(d.low, sign=True)} to {number(d.high, sign=True)} over {len(seeds)} seeds"
-    return f"**{name}:** {number(d.mean, sign=True)} ROUGE-L, averaged over what stands beside it ({size})."
+def _contrast(v: Verdict) -> str:
+    if v.difference is None:
+        return f"**{v.arm}:** not yet run with two training seeds in every arm."
+    d = v.difference
+    size = f"95 % interval {number(d.low, sign=True)} to {number(d.high, sign=True)} over {len(v.seeds)} seeds"
+    more = f", {v.needed_in_words} needed" if v.needed_in_words else ""
+    return (
+        f"**{v.arm}:** {number(d.mean, sign=True)} ROUGE-L, averaged over what stands beside it ({size}): "
+        f"{v.verdict}{more}."
+    )
 
 
 def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:

@@ -57,25 +57,37 @@ def work_of(evidence: Evidence, result: Result) -> dict[str, Work]:
 
 
 def seconds_per_token(evidence: Evidence) -> dict[Work, float]:
-    """Median over all runs of the study's commonest processor, by kind of work: what a token costs there when the
-    machine is itself.
+    """Median over all runs of the study's commonest processor, by kind of work: what a token costs there.
+
+    What else the machine did while a run was on it slows all of its phases. Writing and scoring are therefore
+    taken in proportion to the same run's training, whose kind has the median time that it has over all runs.
     """
     processors = [r["environment"].get("cpu") for r in evidence.runs]
     commonest = max(processors, key=lambda name: (processors.count(name), str(name)))
-    each: dict[Work, list[float]] = {}
-    # kinds of work that only another processor's runs have done count by those
-    for known in (True, False):
-        found: dict[Work, list[float]] = {}
-        for result in evidence.runs:
-            costs = result["metrics"]["costs"]
-            for phase, work in work_of(evidence, result).items():
-                mine = (result["environment"].get("cpu") == commonest) == known
-                if mine and work not in each and costs.get(f"tokens_{phase}"):
-                    found.setdefault(work, []).append(
-                        costs.get(f"seconds_{phase}", 0.0) / costs[f"tokens_{phase}"]
-                    )
-        each.update(found)
-    return {work: median(values) for work, values in sorted(each.items())}
+    runs = [(result, work_of(evidence, result), _rates(result)) for result in evidence.runs]
+    rates: dict[Work, float] = {}
+
+    def settle(phases: Sequence[str], load: Callable[[Work, float], float]) -> None:
+        # kinds of work that only another processor's runs have done count by those
+        for known in (True, False):
+            found: dict[Work, list[float]] = {}
+            for result, work, mine in runs:
+                if (result["environment"].get("cpu") == commonest) == known:
+                    for phase in phases:
+                        if phase in mine and work[phase] not in rates:
+                            slowed = load(work["training"], mine["training"])
+                            found.setdefault(work[phase], []).append(mine[phase] / slowed)
+            rates.update({work: median(values) for work, values in found.items()})
+
+    settle(["training"], lambda kind, rate: 1.0)
+    settle(["generation", "scoring"], lambda kind, rate: rate / rates[kind])
+    return dict(sorted(rates.items()))
+
+
+def _rates(result: Result) -> dict[str, float]:
+    """Seconds per token of a run's phases, as measured."""
+    costs = result["metrics"]["costs"]
+    return {p: costs.get(f"seconds_{p}", 0.0) / costs[f"tokens_{p}"] for p in WORK if costs.get(f"tokens_{p}")}
 
 
 def spending(evidence: Evidence, rates: Mapping[Work, float] | None = None) -> Spending:
@@ -148,6 +160,9 @@ _HEADER = (
     # the page and Markdown drop the blank: headers are names too, and must differ
     "difference ",
     "95 % interval ",
+    "writing, M",
+    "scoring, M",
+    "training, M",
     "measured: writing, s",
     "scoring, s",
     "training, s",
@@ -170,7 +185,8 @@ def _cells(evidence: Evidence, arm: str, tokens: Spending, seconds: Spending) ->
         *_difference(tokens.dev, arm, evidence.study.baseline),
         number(over(seconds.dev)),
         *_difference(seconds.dev, arm, evidence.study.baseline),
-        *(number(_measured(by_seed, phase), 1) for phase in WORK),
+        *(_millions(_measured(by_seed, "tokens", phase) or 0.0) for phase in WORK),
+        *(number(_measured(by_seed, "seconds", phase), 1) for phase in WORK),
     ]
 
 
@@ -186,8 +202,8 @@ def _difference(dev: Values, arm: str, baseline: str) -> tuple[str, str]:
     return difference, f"{number(interval.low, sign=True)} to {number(interval.high, sign=True)}"
 
 
-def _measured(by_seed: Mapping[int, Result], phase: str) -> float | None:
-    return mean({seed: float(r["metrics"]["costs"].get(f"seconds_{phase}", 0.0)) for seed, r in by_seed.items()})
+def _measured(by_seed: Mapping[int, Result], unit: str, phase: str) -> float | None:
+    return mean({seed: float(r["metrics"]["costs"].get(f"{unit}_{phase}", 0.0)) for seed, r in by_seed.items()})
 
 
 def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, seconds: Spending) -> list[str]:
@@ -201,12 +217,15 @@ def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, sec
     )
     return [
         f"Means over {evidence.of_shared_seeds().seeds_in_words}; differences over all seeds that an arm shares "
-        f"with `{baseline}`. Tokens (millions) passed through a model's forward. Dev ROUGE-L at the end; at the "
+        f"with `{baseline}`. Tokens (millions, M) passed through a model's forward, in all and by what for. Dev "
+        "ROUGE-L at the end; at the "
         f"{_millions(tokens.budget)} million tokens of the cheapest run, and at the {seconds.budget:.0f} standard "
         f"seconds of the cheapest, with the difference to `{baseline}` there and a 95 % t interval, paired by "
         "seed and not adjusted. Between two looks at the dev set it is read off a straight line.",
         "Standard seconds are a run's tokens times the median time for a token of that kind of work, over the "
-        f"runs of the study's commonest processor, so that equal work takes equal time; per million {named}.",
+        "runs of the study's commonest processor, each run's writing and scoring in proportion to its training "
+        "(what else the machine does slows all three), so that equal work takes equal time; per million "
+        f"{named}.",
         *_unread(evidence, tokens, lambda cost: f"{_millions(cost)} million tokens", "tokens"),
         *_unread(evidence, seconds, lambda cost: f"{cost:.0f} standard seconds", "time"),
         f"{schedule} The measured seconds depend on what else the machine did: they compare no arms.",

@@ -11,7 +11,7 @@ from mgsr.errors import UserError
 from mgsr.results import plain, read_result, result_path
 from mgsr.same_code import canonical, read_groups
 from mgsr.studies import Study
-from mgsr.verdicts import Values, Verdict, verdicts
+from mgsr.verdicts import Values, Verdict, contrast_verdicts, verdicts_of_sets
 
 Result = Mapping[str, Any]
 
@@ -100,7 +100,11 @@ class Evidence:
         return self.values(lambda r: r["metrics"]["result"].get(test_set, {}).get("rouge_l"))
 
     def verdicts(self, test_set: str = "test") -> list[Verdict]:
-        return verdicts(self.rouge_l(test_set), self.study.baseline, self.study.looks)
+        each = {name: self.rouge_l(name) for name in self.test_sets}
+        return verdicts_of_sets(each, self.study.baseline, self.study.looks)[test_set]
+
+    def contrasts(self) -> list[Verdict]:
+        return contrast_verdicts(self.rouge_l(), self.study.contrasts, self.study.looks)
 
     def missing(self) -> list[str]:
         """Arms and seeds that the study has, as far as some other arm has that seed, and that have not run."""
@@ -179,13 +183,9 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     for what in ("code", "data", "base"):
         _refuse_mixture(evidence, folder, what)
     _refuse_partial(evidence, folder)
+    _refuse_copies(evidence, folder)
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
-            if (result["arm"], result["seed"]) != (arm, seed):
-                raise UserError(
-                    f"{result_path(folder, arm, seed)}: holds {result['arm']}, seed {result['seed']}; "
-                    "move it to that place"
-                )
             if result["overrides"] != plain(study.arms[arm]):
                 raise UserError(
                     f"{result_path(folder, arm, seed)}: recorded with other overrides than arm `{arm}` of "
@@ -206,6 +206,19 @@ def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
         raise UserError(
             f"{first} and {second} come from different {what}: they can't be compared; rerun one of them"
         )
+
+
+def _refuse_copies(evidence: Evidence, folder: Path) -> None:
+    """The hash of a configuration holds the seed: the same for two seeds means that one is a copy of the other."""
+    for arm, by_seed in evidence.results.items():
+        seen: dict[str, int] = {}
+        for seed, result in by_seed.items():
+            other = seen.setdefault(str(result["hashes"].get("config")), seed)
+            if other != seed:
+                raise UserError(
+                    f"{result_path(folder, arm, seed)}: has the configuration of seed {other}, so that it is no "
+                    "run of its own; delete it to have it run"
+                )
 
 
 def _refuse_partial(evidence: Evidence, folder: Path) -> None:

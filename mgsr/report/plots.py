@@ -9,6 +9,7 @@ from typing import Any
 from mgsr.report.evidence import Evidence, Result, set_in_words
 
 COLOURS = {"better": "#1a7f37", "worse": "#b42318", "inconclusive": "#57606a"}
+STYLES = ["-", "--", ":", "-."]
 
 
 def _pyplot() -> Any:
@@ -58,9 +59,8 @@ def curve_plot(evidence: Evidence, name: str, label: str) -> str | None:
     if not curves:
         return None
     figure, axes = _pyplot().subplots(figsize=(6.4, 3.6))
-    styles = ["-", "--", ":", "-."]
     for number, (arm, (steps, values)) in enumerate(curves.items()):
-        style = styles[number // 10 % len(styles)]
+        style = STYLES[number // 10 % len(STYLES)]
         # a line through one point is not seen
         marker = "o" if len(steps) == 1 else None
         axes.plot(steps, values, style, marker=marker, label=arm, linewidth=1.4, color=f"C{number % 10}")
@@ -79,6 +79,28 @@ def _mean_curve(by_seed: dict[int, Result], name: str) -> tuple[list[int], list[
     ]
     steps = sorted(set.intersection(*map(set, each))) if each else []
     return (steps, [sum(curve[s] for curve in each) / len(each) for s in steps]) if steps else None
+
+
+def exposure_plot(evidence: Evidence) -> str | None:
+    """ExAccErr by length of the answer, every arm's mean over its seeds; None where no run has it."""
+    figure, axes = _pyplot().subplots(figsize=(6.4, 3.6))
+    drawn = 0
+    for number, (arm, by_seed) in enumerate(evidence.results.items()):
+        each = [(r["metrics"].get("exposure") or {}).get("ex_acc_err") or [] for r in by_seed.values()]
+        # a length that some run's answers don't reach, or that has no value there, has no mean
+        columns = list(zip(*each, strict=False))
+        known = {length: sum(c) / len(c) for length, c in enumerate(columns, start=1) if None not in c}
+        if known:
+            drawn += 1
+            style = STYLES[number // 10 % len(STYLES)]
+            axes.plot([*known], [*known.values()], style, label=arm, linewidth=1.4, color=f"C{number % 10}")
+    if not drawn:
+        _pyplot().close(figure)
+        return None
+    axes.set_xlabel("length of the answer, tokens")
+    axes.set_ylabel("ExAccErr, %")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return _svg(figure)
 
 
 def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
@@ -108,6 +130,10 @@ def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
         "upper.svg": (
             f"Upper clipping bound, mean over tokens and {over}",
             curve_plot(alike, "dac/upper", "cumulative mass"),
+        ),
+        "exposure.svg": (
+            f"Excess accumulated error (ExAccErr) up to a length, on the test prompts, mean over {over}",
+            exposure_plot(alike),
         ),
     }
     return {name: (caption, svg) for name, (caption, svg) in drawn.items() if svg is not None}

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mgsr.evaluation import ALL
+from mgsr.data.rows import ALL
 from mgsr.report.bounds import bounds_table, varies_clipping
 from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.costs import cost_table
-from mgsr.report.evidence import Evidence, Result, mean, replays, set_in_words
+from mgsr.report.diversity import column, text_table
+from mgsr.report.evidence import Evidence, Result, set_in_words
 from mgsr.report.shared import footnote, marked, shared_runs
-from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval, contrast
+from mgsr.statistics import PairedInterval
+from mgsr.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval
 
 
 def verdict_table(evidence: Evidence, test_set: str) -> Table:
@@ -23,21 +25,22 @@ def verdict_table(evidence: Evidence, test_set: str) -> Table:
         f"Mean and standard deviation over an arm's own training seeds, which other arms need not all have; each run's "
         f"figure is the mean over its sampling seeds. "
         f"Difference to `{evidence.study.baseline}`, paired by seed, with its 95 % t interval; d is the mean "
-        f"difference over its standard deviation. {_adjusted(found)} {footnote(evidence, shared)}"
+        f"difference over its standard deviation. {_adjusted(found, len(evidence.test_sets))} {footnote(evidence, shared)}"
     ).strip()
     header = ("arm", "seeds", "ROUGE-L", "std", "difference", "95 % interval", "p", "d", "verdict")
     return Table(f"ROUGE-L on {set_in_words(test_set)}", text, header, tuple(rows))
 
 
-def _adjusted(found: Sequence[Verdict]) -> str:
+def _adjusted(found: Sequence[Verdict], sets: int) -> str:
     """What p and the verdict rest on, in words."""
-    compared, planned = [v for v in found if v.difference is not None], len(found) - 1
+    compared, planned = [v for v in found if v.difference is not None], sets * (len(found) - 1)
     if not compared:
         return "No arm has two seeds to compare yet."
-    comparisons, looks, level = len(compared), compared[0].looks, compared[0].level
-    of = f"the {comparisons} comparison(s) made so far on this test set, of {planned} that the study plans"
+    comparisons, looks, level = compared[0].comparisons, compared[0].looks, compared[0].level
+    where = "on this test set" if sets == 1 else f"on its {sets} test sets"
+    of = f"the {comparisons} comparison(s) made so far {where}, of {planned} that the study plans"
     if comparisons == planned:
-        of = f"all {planned} comparison(s) of the study on this test set"
+        of = f"all {planned} comparison(s) of the study {where}"
     looked = (
         f"Open verdicts were given more seeds and judged again, {looks} looks in all: every p is multiplied by {looks} "
         "(Bonferroni), and then adjusted"
@@ -58,7 +61,10 @@ def _verdict_cells(v: Verdict) -> tuple[str, ...]:
     head = (seeds, number(v.mean), number(v.std))
     if v.difference is None:
         return (*head, NONE, NONE, NONE, NONE, v.verdict)
-    d = v.difference
+    return (*head, *_comparison_cells(v, v.difference))
+
+
+def _comparison_cells(v: Verdict, d: PairedInterval) -> tuple[str, ...]:
     judged = v.verdict
     if v.verdict == INCONCLUSIVE:
         if d.low == d.high == 0.0:
@@ -67,103 +73,27 @@ def _verdict_cells(v: Verdict) -> tuple[str, ...]:
             judged += f" ({v.needed_in_words})" if v.needed_in_words else ""
     interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
     p = "< 0.001" if v.p is not None and v.p < 0.001 else number(v.p, 3)
-    return (*head, number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)
+    return (number(d.mean, sign=True), interval, p, number(v.effect, 1, sign=True), judged)
 
 
-def contrast_table(evidence: Evidence, test_set: str = "test") -> Table:
-    rows = []
-    for name, (with_arms, without_arms) in evidence.study.contrasts.items():
-        found = contrast(evidence.rouge_l(test_set), with_arms, without_arms)
-        if found is None:
-            rows.append((name, "0", MISSING, MISSING, MISSING))
-            continue
-        d, seeds = found
-        interval = f"{number(d.low, sign=True)} to {number(d.high, sign=True)}"
-        rows.append((name, str(len(seeds)), number(d.mean, sign=True), interval, number(d.p, 4)))
+def contrast_table(evidence: Evidence) -> Table:
+    found = evidence.contrasts()
+    rows = [
+        (
+            v.arm,
+            str(len(v.seeds)),
+            *([MISSING] * 5 if v.difference is None else _comparison_cells(v, v.difference)),
+        )
+        for v in found
+    ]
+    tested = sum(v.difference is not None for v in found)
     text = (
         "Mean of the arms with the part minus mean of those without it, per training seed: its effect averaged over "
-        "what stands beside it. p is not adjusted."
+        f"what stands beside it, with its 95 % t interval. p is adjusted by Holm over the {tested} part(s); d and "
+        "the verdict are as above."
     )
-    header = ("part", "seeds", "effect on ROUGE-L", "95 % interval", "p")
+    header = ("part", "seeds", "effect on ROUGE-L", "95 % interval", "p", "d", "verdict")
     return Table("Effect of each part", text, header, tuple(rows))
-
-
-def _column(evidence: Evidence, read: Callable[[Result], float | None], digits: int) -> list[str]:
-    return [number(mean(by_seed), digits) for by_seed in evidence.values(read).values()]
-
-
-def text_table(evidence: Evidence) -> Table:
-    """Diversity, exposure bias and the quality of corrections."""
-    evidence = evidence.of_shared_seeds()
-
-    def written(name: str) -> Callable[[Result], float | None]:
-        return lambda r: r["metrics"]["training_text"].get("written", {}).get(name)
-
-    def tested(name: str) -> Callable[[Result], float | None]:
-        return lambda r: r["metrics"]["result"]["test"].get(name)
-
-    def of(section: str, name: str) -> Callable[[Result], float | None]:
-        return lambda r: (r["metrics"].get(section) or {}).get(name)
-
-    columns = {
-        "written: sequences per round": (of("scrg", "sequences"), 0),
-        "distinct-1": (written("distinct_1"), 3),
-        "distinct-2": (written("distinct_2"), 3),
-        "distinct-3": (written("distinct_3"), 3),
-        "self-BLEU": (written("self_bleu"), 3),
-        "outputs: distinct-1": (tested("distinct_1"), 3),
-        "distinct-2 ": (tested("distinct_2"), 3),
-        "distinct-3 ": (tested("distinct_3"), 3),
-        "self-BLEU ": (tested("self_bleu"), 3),
-        "exact match, %": (tested("exact_match"), 2),
-        "ExAccErr, %": (of("exposure", "ex_acc_err_at_end"), 1),
-        "teacher's perplexity": (of("exposure", "teacher_perplexity"), 2),
-        "corrections that raise log p, %": (_percent(_raised), 1),
-        "that raise ROUGE-L, %": (_percent(of("corrections", "rouge_l_raised")), 1),
-        "that lower it, %": (_percent(of("corrections", "rouge_l_lowered")), 1),
-    }
-    cells = [_column(evidence, read, digits) for read, digits in columns.values()]
-    rows = [
-        (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(columns)))
-        for i, (arm, by_seed) in enumerate(evidence.results.items())
-    ]
-    replaying = [arm for arm, overrides in evidence.study.arms.items() if replays(overrides)]
-    test = evidence.runs[0]["metrics"]["result"]["test"]
-    samples = max(1, len(test.get("rouge_l_by_seed", {})))
-    text = (
-        f"Means over {evidence.seeds_in_words}. Written text: model-written text trained on, over token ids, mean of the rounds, "
-        "each of so many sequences. Distinct-n falls as text grows, whatever the model: arms with rounds of another "
-        "size cannot be compared in it. Outputs: answers to the test set, over words, "
-        f"{test['examples'] * samples:,} in every arm ({test['examples']:,} rows, {samples} sampling seed(s)); their "
-        "self-BLEU is over the first sampling seed. Exact match is over all of these rows, those that may be worded "
-        "in many ways among them. ExAccErr at the longest answer and perplexity of the student's "
-        "answers under the teacher: on the test prompts."
-    )
-    if replaying:
-        text += (
-            f" Of replayed text ({', '.join(replaying)}) the teacher's likelihood after a correction isn't known: it "
-            "is read off the training step, where text of several rounds meets."
-        )
-    return Table("Text", text, ("arm", *columns), tuple(rows))
-
-
-def _raised(result: Result) -> float | None:
-    """Share of corrections that raise the teacher's likelihood of the sequence.
-
-    Early results hold one of replayed text too, whose likelihoods before and after came from different texts.
-    """
-    if replays(result["overrides"]):
-        return None
-    value: float | None = (result["metrics"].get("corrections") or {}).get("teacher_log_likelihood_raised")
-    return value
-
-
-def _percent(read: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
-    def scaled(result: Result) -> float | None:
-        value = read(result)
-        return None if value is None else 100.0 * value
-
-    return scaled
 
 
 def category_table(evidence: Evidence, test_set: str = "test") -> Table:
@@ -202,7 +132,7 @@ def _by_kind(
     def of(name: str) -> Callable[[Result], float | None]:
         return lambda r: r["metrics"]["result"][test_set].get(figure, {}).get(name)
 
-    cells = [_column(shown, of(name), 1) for name in names]
+    cells = [column(shown, of(name), 1) for name in names]
     rows = [
         (arm, *((c[i] for c in cells) if by_seed else [MISSING] * len(names)))
         for i, (arm, by_seed) in enumerate(evidence.results.items())

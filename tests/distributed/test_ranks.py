@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from mgsr.checkpoints import BEST, newest_whole, read_checkpoint
+from mgsr.collect import read_curves
 from mgsr.measures import rounds_of
-from mgsr.results import read_curves
 from tests.distributed.cases import STEPS
 from tests.reliability.harness import differences
 

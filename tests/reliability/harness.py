@@ -16,9 +16,9 @@ import torch
 
 from mgsr import failpoints
 from mgsr.checkpoints import BEST, newest_whole, read_checkpoint
+from mgsr.collect import read_curves
 from mgsr.config import load_config
 from mgsr.data.corpus import read_manifest
-from mgsr.results import read_curves
 from mgsr.runs import run_folder
 from mgsr.schema import ExperimentConfig
 from mgsr.train import train

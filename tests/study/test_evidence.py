@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,27 @@ def without(place: str) -> Any:
             lambda r: r["curves"].update({"cost/tokens": {"steps": [19], "values": [1000.0]}}) or r,
             "curves.val/rouge_l and curves.cost/tokens are not of the same steps",
         ),
+        *(
+            (lambda r, value=value: r["metrics"]["result"]["test"].update(rouge_l=value) or r, "lacks rouge_l")
+            for value in (1000.0, -5.0, True, 10**400, [50.0], "50")
+        ),
+        (lambda r: {**r, "scores": {"test": [0.0] * 4}}, "scores.test have another mean"),
+        (lambda r: {**r, "scores": {"test": [10**400] * 4}}, "scores.test are not those of 4 rows"),
+        (lambda r: r["metrics"]["costs"].update(tokens_scoring=-1) or r, "costs are not all numbers"),
+        (lambda r: r["metrics"]["costs"].update(seconds_scoring=10**400) or r, "costs are not all numbers"),
+        (lambda r: {**r, "metrics": {**r["metrics"], "steps": -4}}, "metrics.steps is no number"),
+        (lambda r: {**r, "metrics": {**r["metrics"], "steps": 10**400}}, "metrics.steps is no number"),
+        (lambda r: {**r, "seed": True}, "seed is no number"),
+        (lambda r: {**r, "arm": ["removed"]}, "study and arm are no names"),
+        (
+            lambda r: r["metrics"]["exposure"].update(ex_acc_err_at_end=[1.0]) or r,
+            "metrics.exposure is no mapping",
+        ),
+        (lambda r: r["metrics"].update(corrections={"corrected": {}}) or r, "metrics.corrections is no mapping"),
+        (lambda r: r["environment"].update(devices=3) or r, "environment.devices is no list"),
+        (lambda r: r["environment"].update(threads="x") or r, "environment.threads is no number"),
+        (lambda r: r["environment"].update(cpu=["a"]) or r, "cpu is neither a word nor a number"),
+        (lambda r: r["hashes"].update(code=["a"]) or r, "hashes.code is neither a word nor a number"),
         (lambda r: r["metrics"]["result"].update(more=r["metrics"]["result"]["test"]) or r, "scores.more"),
     ],
 )
@@ -141,10 +163,12 @@ def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
     assert "--seeds 0 1 2 3 --record\n" in text
     for arm in ("full", "other"):
         environment_of(study, arm, 1, cpu="an EPYC", threads=2, torch="3")
-    assert (
-        f"{mixed}. All runs of a training seed have the same kind: arms, paired by seed, "
-        in report(study).read_text()
-    )
+    said = f"{mixed}. All runs of a training seed have the same kind"
+    assert f"{said}, as far as they recorded it: arms, paired by seed, " in report(study).read_text()
+    for arm in ("full", "removed", "other"):
+        for seed in (0, 2, 3):
+            environment_of(study, arm, seed, cpu="a Xeon")
+    assert f"{said}: arms, paired by seed, " in report(study).read_text()
 
 
 def test_runs_of_a_seed_that_began_with_other_models_are_named(tmp_path: Path) -> None:
@@ -175,3 +199,35 @@ def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
     environment_of(study, "full", 1, cpu="an EPYC", cpu_model="family 25, model 17")
     text = report(study).read_text()
     assert "an EPYC (family 25, model 17)" in text and "the runs differ in cpu_model" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"seed": ' + "9" * 5000 + "}", "[" * 100_000, "", "\x00", '{"seed": 1', "null", "[]"],
+    ids=["digits", "nested", "empty", "null byte", "torn", "null", "list"],
+)
+def test_files_that_are_no_result_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    path = result_path(study.results, "removed", 1)
+    path.write_text(content)
+    assert main(["report", str(study.path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error and error.count("\n") == 1
+
+
+def test_a_run_copied_to_another_seed_is_refused(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    path = result_path(study.results, "removed", 1)
+    write_result(
+        path,
+        {
+            **json.loads(path.read_text()),
+            "hashes": json.loads(result_path(study.results, "removed", 0).read_text())["hashes"],
+        },
+    )
+    with pytest.raises(UserError, match=re.escape(f"{path}: has the configuration of seed 0")):
+        report(study)

@@ -34,7 +34,7 @@ def test_the_first_lines_answer_in_words(tmp_path: Path) -> None:
     assert text.split("\n\n")[1:4] == [
         "Does it help?",
         "**SCRG:** +10.50 ROUGE-L, averaged over what stands beside it (95 % interval +9.77 to +11.23 over 4 "
-        "seeds).",
+        "seeds): better.",
         "**Removing the part, on made-up data (test set):** it lowers ROUGE-L by 10.50 (95 % interval "
         "-11.15 to -9.85 over 4 seeds): `removed` is worse than `full`.",
     ]
@@ -51,8 +51,11 @@ def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
     # (61.5 + 61.5) / 2 - 51
     assert rows(text, "Effect of each part")["SCRG"][:2] == ["4", "+10.50"]
     cost = rows(text, "At equal cost")["full"]
-    assert cost == ["0.001", "10.0", "61.50", "61.50", "–", "–", "61.50", "–", "–", "2.0", "0.0", "10.0"]
+    spent = ["0", "0", "0.001", "2.0", "0.0", "10.0"]
+    assert cost == ["0.001", "10.0", "61.50", "61.50", "–", "–", "61.50", "–", "–", *spent]
     assert rows(text, "Text")["full"][-3:] == ["75.0", "25.0", "50.0"]
+    assert rows(text, "Text")["*ground truth*"][:3] == ["–", "0.200", "–"]
+    assert "Exact match was not counted by kind of task in these runs." in text
     assert rows(text, "By kind of task")["full"] == ["60.5", "62.5"]
     assert rows(text, "Evaluation noise")["removed"][0] == "-10.50"
 
@@ -216,8 +219,19 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(tmp_path:
             ("made-up data}", "made-up data, elsewhere: {study: 3, arm: b, sets: {}}}"),
             "takes study, arm and sets, or a list",
         ),
-        (("base:", "looks: 0\nbase:"), "`looks` is 0"),
-        (("base:", "looks: true\nbase:"), "`looks` is True"),
+        *(
+            (("base:", f"looks: {looks}\nbase:"), "`looks` takes a number of looks")
+            for looks in ("0", "true", "9" * 400, "[1]")
+        ),
+        (("question: Does it help?", "question: [a]"), "`question` takes words, not a list"),
+        (("study: sample", "study: [a]"), "`study` takes words, not a list"),
+        (("{scrg.passes: 3}", "{scrg.pases: 3}"), "arm `other`: unknown key `scrg.pases`; did you mean"),
+        (("{scrg.passes: 3}", "{scrg.passes: 2026-11-27}"), "arm `other`: `scrg.passes` is a date"),
+        (("{scrg.passes: 3}", "{scrg.passes: !!binary aGk=}"), "arm `other`: `scrg.passes` is a bytes"),
+        (
+            ("made-up data}", "made-up data, elsewhere: {study: a, arm: [b], sets: {}}}"),
+            "takes study, arm and sets, or a list",
+        ),
         (("base:", "arguments: data.train=a\nbase:"), "`arguments` takes a list of key=value"),
         (("base:", "arguments: [data.train]\nbase:"), "`arguments` takes a list of key=value"),
         (("{scrg.passes: 3}", "{scrg.passes: 3, scrg.passes: 5}"), "`scrg.passes` stands twice"),

@@ -75,10 +75,10 @@ def test_an_empty_cell_at_equal_cost_is_explained(study: Study) -> None:
 
 
 def test_the_size_of_what_diversity_is_over_is_said(study: Study) -> None:
-    result = make_result(study, "full", 0, 60.0)
-    result["metrics"]["scrg"] = {"sequences": 287.1}
-    for seed in range(4):
-        write_result(result_path(study.results, "full", seed), {**result, "seed": seed})
+    for seed in reversed(range(4)):
+        result = make_result(study, "full", seed, 60.0)
+        result["metrics"]["scrg"] = {"sequences": 287.1}
+        write_result(result_path(study.results, "full", seed), result)
     result["metrics"]["result"]["test"]["rouge_l_by_seed"] = {"10": 60.0, "20": 60.0}
     write_result(result_path(study.results, "full", 0), result)
     text = report(study).read_text()

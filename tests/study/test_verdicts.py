@@ -17,10 +17,12 @@ from mgsr.verdicts import (
     WORSE,
     bootstrap_interval,
     contrast,
+    contrast_verdicts,
     effect_size,
     holm,
     seeds_needed,
     verdicts,
+    verdicts_of_sets,
 )
 
 
@@ -189,10 +191,40 @@ def test_a_contrast_is_the_difference_of_the_two_means_per_seed():
         "b": {0: 7.0, 1: 7.0},
         "none": {0: 1.0, 1: 1.0, 2: 9.0},
     }
-    interval, seeds = contrast(values, ["ab", "a"], ["b", "none"])
-    assert seeds == (0, 1)
-    assert interval.mean == pytest.approx(((9 - 4) + (10.5 - 4)) / 2)
-    assert contrast({**values, "a": {}}, ["ab", "a"], ["b", "none"]) is None
+    assert contrast(values, ["ab", "a"], ["b", "none"]) == {0: 9.0 - 4.0, 1: 10.5 - 4.0}
+    assert contrast({**values, "a": {}}, ["ab", "a"], ["b", "none"]) == {}
+
+
+def test_contrasts_are_judged_as_a_family_of_their_own():
+    rng = np.random.default_rng(6)
+    seeds = range(6)
+    values = {arm: {s: float(rng.normal(50, 1)) for s in seeds} for arm in ("none", "a", "b")}
+    values["ab"] = {s: values["b"][s] + 4.0 + float(rng.normal(0, 0.5)) for s in seeds}
+    sides = {"a": (["ab", "a"], ["b", "none"]), "b": (["ab", "b"], ["a", "none"]), "c": (["ab"], ["c"])}
+    found = {v.arm: v for v in contrast_verdicts(values, sides, looks=2)}
+    raw = {
+        name: stats.ttest_1samp(list(contrast(values, *sides[name]).values()), 0.0).pvalue for name in ("a", "b")
+    }
+    small, large = sorted(raw.values())
+    expected = {small: 4 * small, large: min(1.0, max(4 * small, 2 * large))}
+    for name in ("a", "b"):
+        assert found[name].p == pytest.approx(expected[raw[name]])
+        assert found[name].verdict == (INCONCLUSIVE if found[name].p >= 0.05 else BETTER)
+    assert (found["c"].difference, found["c"].verdict) == (None, TOO_FEW)
+
+
+def test_arms_are_adjusted_over_all_test_sets_of_a_study():
+    rng = np.random.default_rng(7)
+    values = {"full": {s: float(rng.normal(50, 1)) for s in range(5)}}
+    for arm, gain in (("a", 1.5), ("b", 0.3)):
+        values[arm] = {s: values["full"][s] + gain + float(rng.normal(0, 1)) for s in range(5)}
+    other = {arm: {s: v + float(rng.normal(0, 1)) for s, v in by_seed.items()} for arm, by_seed in values.items()}
+    found = verdicts_of_sets({"test": values, "more": other}, "full")
+    raw = [verdicts(v, "full")[i].difference.p for v in (values, other) for i in (1, 2)]
+    got = [v.p for name in ("test", "more") for v in found[name][1:]]
+    assert got == pytest.approx(holm(raw)) and got != pytest.approx(holm(raw[:2]) + holm(raw[2:]))
+    assert {v.level for name in found for v in found[name][1:]} == {"0.05/4"}
+    assert verdicts_of_sets({"test": values}, "full")["test"] == verdicts(values, "full")
 
 
 def test_the_bootstrap_repeats_itself_and_covers_the_mean():
