@@ -21,7 +21,7 @@ from mgsr.collect import collect
 from mgsr.config import ExperimentConfig, dump, fingerprint
 from mgsr.durable import write_atomically
 from mgsr.errors import ConfigError, UserError
-from mgsr.machines import agree_on_threads, threads_of, torch_threads
+from mgsr.machines import agree_on_threads, refuse_other_start, threads_of, torch_threads
 from mgsr.origins import check_tokenizers
 from mgsr.progress import Advance, progress, say
 from mgsr.provenance import code_fingerprint
@@ -173,6 +173,7 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
             threads = other["environment"].get("threads", run.config.trainer.threads)
             if threads == run.config.trainer.threads and not same_hashes(run.hashes, other["hashes"], groups):
                 mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
+                refuse_other_start(run.path.parents[1], mine)
                 write_result(run.path, mine)
                 say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
                 return mine
@@ -269,6 +270,7 @@ def _record(study: Study, run: Run) -> None:
     result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
     if result["environment"].get("code") != run.hashes["code"]:
         raise UserError(f"{run.folder}: the code changed while the study ran; delete the folder to run it anew")
+    refuse_other_start(run.path.parents[1], result)
     write_result(run.path, result)
     rouge = result["metrics"]["result"]["test"]["rouge_l"]
     say(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.errors import UserError
+from mgsr.machines import begun_with
 from mgsr.results import plain, read_result, result_path
 from mgsr.same_code import canonical, read_groups
 from mgsr.studies import Study
@@ -145,15 +146,10 @@ class Evidence:
     def _unequal_starts(self) -> list[int]:
         """Seeds whose runs began with different teachers or SFT students; not of arms that set these."""
         found: dict[int, dict[str, set[str]]] = {}
-        for arm, by_seed in self.results.items():
-            if any(name.startswith(("teacher.", "student.", "data.")) for name in self.study.arms[arm]):
-                continue
+        for by_seed in self.results.values():
             for seed, result in by_seed.items():
-                for model in ("teacher", "sft_start"):
-                    figures = result["metrics"].get(model) or {}
-                    scores = {name: test.get("rouge_l") for name, test in figures.items()}
-                    if scores:
-                        found.setdefault(seed, {}).setdefault(model, set()).add(str(sorted(scores.items())))
+                for model, figures in begun_with(result).items():
+                    found.setdefault(seed, {}).setdefault(model, set()).add(str(sorted(figures.items())))
         return sorted(seed for seed, models in found.items() if any(len(each) > 1 for each in models.values()))
 
 
