@@ -116,8 +116,8 @@ def refuse_other_start(folder: Path, result: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"{result_path(folder, result['arm'], result['seed'])}: not recorded, as {other['arm']}, seed "
                     f"{result['seed']}, began with another {words} (ROUGE-L {figures[test]:.2f} on {test}, "
-                    f"here {mine[model].get(test, float('nan')):.2f}): another machine made it, and differences would "
-                    "not be those of the arms alone; take training seeds that have no results yet"
+                    f"here {mine[model].get(test, float('nan')):.2f}): another machine made it, and differences "
+                    "would not be those of the arms alone; take training seeds that have no results yet"
                 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mgsr.report.evidence import Evidence
+from mgsr.report.evidence import Evidence, Result
 from mgsr.results import recorded
 from mgsr.same_code import canonical, read_groups
 
@@ -19,18 +19,22 @@ def shared_runs(evidence: Evidence) -> dict[str, dict[int, list[str]]]:
     root = evidence.study.path.parent.parent
     groups = read_groups(root)
 
-    def key(hashes: Mapping[str, str]) -> tuple[str, ...]:
-        return str(hashes.get("config")), str(hashes.get("data")), canonical(str(hashes.get("code")), groups)
+    def key(result: Result) -> tuple[object, ...]:
+        hashes = result["hashes"]
+        code = canonical(str(hashes.get("code")), groups)
+        # of the same configuration another machine makes another run
+        figure = result["metrics"]["result"]["test"]["rouge_l"]
+        return str(hashes.get("config")), str(hashes.get("data")), code, figure
 
-    places: dict[tuple[str, ...], list[str]] = {}
+    places: dict[tuple[object, ...], list[str]] = {}
     for other in recorded(root):
         if other["study"] != evidence.study.name:
-            places.setdefault(key(other["hashes"]), []).append(f"{other['study']}/{other['arm']}")
+            places.setdefault(key(other), []).append(f"{other['study']}/{other['arm']}")
     found: dict[str, dict[int, list[str]]] = {}
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
-            if key(result["hashes"]) in places:
-                found.setdefault(arm, {})[seed] = sorted(places[key(result["hashes"])])
+            if key(result) in places:
+                found.setdefault(arm, {})[seed] = sorted(places[key(result)])
     return found
 
 
