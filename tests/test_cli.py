@@ -124,6 +124,11 @@ def test_overrides_stand_anywhere(tiny_file: Path) -> None:
             parse(["evaluate", "run", "--data", "f", *number])
 
 
+def test_an_override_may_be_longer_than_a_file_name(tiny_file: Path) -> None:
+    word = f"data.train={'a' * 5000}"
+    assert parse(["train", str(tiny_file), word]).overrides == [word]
+
+
 def test_texts_shows_what_was_corrected(run: Path, capsys: Capture) -> None:
     entries = [json.loads(line) for line in (run / "scrg/round=1/shard-00000-00000.jsonl").open()]
     corrected = [entry for entry in entries if entry["corrections"]]
