@@ -9,7 +9,7 @@ from mgsr.report.cells import MISSING, NONE, Table, number
 from mgsr.report.evidence import Evidence, Result, mean, replays
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
-GROUND_TRUTH = "*ground truth*"
+GROUND_TRUTH = "(ground truth)"
 
 
 def column(evidence: Evidence, read: Callable[[Result], float | None], digits: int) -> list[str]:

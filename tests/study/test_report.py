@@ -54,7 +54,7 @@ def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
     spent = ["0", "0", "0.001", "2.0", "0.0", "10.0"]
     assert cost == ["0.001", "10.0", "61.50", "61.50", "–", "–", "61.50", "–", "–", *spent]
     assert rows(text, "Text")["full"][-3:] == ["75.0", "25.0", "50.0"]
-    assert rows(text, "Text")["*ground truth*"][:3] == ["–", "0.200", "–"]
+    assert rows(text, "Text")["(ground truth)"][:3] == ["–", "0.200", "–"]
     assert "Exact match was not counted by kind of task in these runs." in text
     assert rows(text, "By kind of task")["full"] == ["60.5", "62.5"]
     assert rows(text, "Evaluation noise")["removed"][0] == "-10.50"
