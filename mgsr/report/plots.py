@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mgsr.report.evidence import Evidence, Result, set_in_words
 
 COLOURS = {"better": "#1a7f37", "worse": "#b42318", "inconclusive": "#57606a"}
-STYLES = ["-", "--", ":", "-."]
 
 
 def _pyplot() -> Any:
@@ -56,16 +56,35 @@ def interval_plot(evidence: Evidence, test_set: str = "test") -> str | None:
 def curve_plot(evidence: Evidence, name: str, label: str) -> str | None:
     """A curve of every arm, mean over its seeds; None where no arm has it."""
     curves = {arm: found for arm, by_seed in evidence.results.items() if (found := _mean_curve(by_seed, name))}
+    return _lines(curves, "optimiser step", label)
+
+
+def exposure_plot(evidence: Evidence) -> str | None:
+    """ExAccErr by length of the answer, every arm's mean over its seeds; None where no run has it."""
+    curves = {}
+    for arm, by_seed in evidence.results.items():
+        each = [(r["metrics"].get("exposure") or {}).get("ex_acc_err") or [] for r in by_seed.values()]
+        # a length that some run's answers don't reach, or that has no value there, has no mean
+        columns = enumerate(zip(*each, strict=False), start=1)
+        known = {length: sum(values) / len(values) for length, values in columns if None not in values}
+        if known:
+            curves[arm] = [*known], [*known.values()]
+    return _lines(curves, "length of the answer, tokens", "ExAccErr, %")
+
+
+def _lines(curves: Mapping[str, tuple[list[int], list[float]]], across: str, up: str) -> str | None:
+    """One line per arm; None without any."""
     if not curves:
         return None
     figure, axes = _pyplot().subplots(figsize=(6.4, 3.6))
+    styles = ["-", "--", ":", "-."]
     for number, (arm, (steps, values)) in enumerate(curves.items()):
-        style = STYLES[number // 10 % len(STYLES)]
+        style = styles[number // 10 % len(styles)]
         # a line through one point is not seen
         marker = "o" if len(steps) == 1 else None
         axes.plot(steps, values, style, marker=marker, label=arm, linewidth=1.4, color=f"C{number % 10}")
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(label)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     return _svg(figure)
 
@@ -79,28 +98,6 @@ def _mean_curve(by_seed: dict[int, Result], name: str) -> tuple[list[int], list[
     ]
     steps = sorted(set.intersection(*map(set, each))) if each else []
     return (steps, [sum(curve[s] for curve in each) / len(each) for s in steps]) if steps else None
-
-
-def exposure_plot(evidence: Evidence) -> str | None:
-    """ExAccErr by length of the answer, every arm's mean over its seeds; None where no run has it."""
-    figure, axes = _pyplot().subplots(figsize=(6.4, 3.6))
-    drawn = 0
-    for number, (arm, by_seed) in enumerate(evidence.results.items()):
-        each = [(r["metrics"].get("exposure") or {}).get("ex_acc_err") or [] for r in by_seed.values()]
-        # a length that some run's answers don't reach, or that has no value there, has no mean
-        columns = list(zip(*each, strict=False))
-        known = {length: sum(c) / len(c) for length, c in enumerate(columns, start=1) if None not in c}
-        if known:
-            drawn += 1
-            style = STYLES[number // 10 % len(STYLES)]
-            axes.plot([*known], [*known.values()], style, label=arm, linewidth=1.4, color=f"C{number % 10}")
-    if not drawn:
-        _pyplot().close(figure)
-        return None
-    axes.set_xlabel("length of the answer, tokens")
-    axes.set_ylabel("ExAccErr, %")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    return _svg(figure)
 
 
 def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
