@@ -148,7 +148,8 @@ def test_a_folder_with_nothing_else_is_that_of_a_run_not_begun(study: Study, tmp
 def test_ablate_shows_recorded_and_copied_runs(
     study: Study, tmp_path: Path, tiny_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = [f"run_root={tmp_path}/runs"]
+    # a run is copied for the same number of threads
+    overrides = [f"run_root={tmp_path}/runs", "trainer.threads=1"]
     recorded_as(study, {"full": 60.0, "removed": 50.0, "head": 55.0}, 0, overrides)
     run_study(study, [0], overrides, record=True)
     assert "sample: TensorBoard events of 3 runs written from their results" in capsys.readouterr().out
