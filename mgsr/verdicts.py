@@ -108,10 +108,10 @@ def verdicts(values: Values, baseline: str, looks: int = 1, others: Sequence[flo
 
 def verdicts_of_sets(each: Mapping[str, Values], baseline: str, looks: int = 1) -> dict[str, list[Verdict]]:
     """`verdicts` of every test set, adjusted over all arms on all sets: a study is one family of comparisons."""
-    p = {
-        name: [v.difference.p for v in verdicts(values, baseline, looks) if v.difference is not None]
-        for name, values in each.items()
-    }
+    p: dict[str, list[float]] = {}
+    for name, values in each.items():
+        found = [_compare(arm, by_seed, values[baseline], arm == baseline) for arm, by_seed in values.items()]
+        p[name] = [v.difference.p for v in found if v.difference is not None]
     return {
         name: verdicts(values, baseline, looks, [p_ for other in p if other != name for p_ in p[other]])
         for name, values in each.items()

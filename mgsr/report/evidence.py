@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,13 @@ class Evidence:
         return self.values(lambda r: r["metrics"]["result"].get(test_set, {}).get("rouge_l"))
 
     def verdicts(self, test_set: str = "test") -> list[Verdict]:
+        return self._verdicts[test_set]
+
+    @cached_property
+    def _verdicts(self) -> dict[str, list[Verdict]]:
+        # a report asks for every table, plot and sentence
         each = {name: self.rouge_l(name) for name in self.test_sets}
-        return verdicts_of_sets(each, self.study.baseline, self.study.looks)[test_set]
+        return verdicts_of_sets(each, self.study.baseline, self.study.looks)
 
     def contrasts(self) -> list[Verdict]:
         return contrast_verdicts(self.rouge_l(), self.study.contrasts, self.study.looks)
