@@ -2,6 +2,6 @@
 
 import sys
 
-from mgsr.cli import main
+from mgsr.cli.main import main
 
 sys.exit(main())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.config import load_config
-from mgsr.schema import ExperimentConfig
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
 
 TINY = """
 experiment: tiny

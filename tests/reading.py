@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mgsr.checkpoints import newest_whole, read_checkpoint
+from mgsr.training.checkpoint import newest_whole, read_checkpoint
 
 
 def resume_content(folder: Path) -> dict[str, Any]:

@@ -21,12 +21,13 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mgsr import NUMERICS_VERSION, failpoints
-from mgsr.checkpoints import BEST, newest_whole, read_checkpoint
-from mgsr.config import load_config
-from mgsr.errors import RunInterruptedError
-from mgsr.runs import run_folder
-from mgsr.train import train
+from mgsr import NUMERICS_VERSION
+from mgsr.config.load import load_config
+from mgsr.runtime import faults
+from mgsr.runtime.errors import RunInterruptedError
+from mgsr.training.checkpoint import BEST, newest_whole, read_checkpoint
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
@@ -67,14 +68,14 @@ def golden_run(root: Path) -> dict[str, Any]:
     (root / "golden.yaml").write_text(CONFIG)
     config = load_config(root / "golden.yaml", [f"run_root={root / 'runs'}"])
     threads = torch.get_num_threads()
-    failpoints.arm(STOP)
+    faults.arm(STOP)
     try:
         with pytest.raises(RunInterruptedError):
             train(config)
-        failpoints.arm("")
+        faults.arm("")
         metrics = train(config, resume=True)
     finally:
-        failpoints.arm("")
+        faults.arm("")
         torch.set_num_threads(threads)
     folder = run_folder(config)
     last = newest_whole(folder)

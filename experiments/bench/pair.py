@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from mgsr import models
-from mgsr.config import load_config
+from mgsr.config.load import load_config
+from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.prompts import pad_id, require_eos
 from mgsr.data.rows import read_rows
-from mgsr.job import shared_vocabulary
-from mgsr.material import encode, read_split
-from mgsr.schema import DataConfig, ExperimentConfig
+from mgsr.data.splits import encode, read_split
 from mgsr.scrg import Prompt
-from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.training.build import shared_vocabulary
+from mgsr.training.sft import prepare_student, prepare_teacher
 
 CONFIG = "configs/demo.yaml"
 DOLLY = {

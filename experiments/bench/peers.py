@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from experiments.bench.pair import demo_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import Example, pad_id
-from mgsr.evaluation import Predictor, evaluate
-from mgsr.generation.reading import pad_left
-from mgsr.material import encode, read_split
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.stages import prepare_student, prepare_teacher
-from mgsr.train import train
+from mgsr.data.splits import encode, read_split
+from mgsr.evaluation.test_set import Predictor, evaluate
+from mgsr.generation.reader import pad_left
+from mgsr.training.run_folder import run_folder
+from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.train import train
 
 GKD = (
     "scrg.passes=0",

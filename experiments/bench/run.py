@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench import report
-from mgsr.runs import environment
+from mgsr.training.run_folder import environment
 
 HERE = Path(__file__).parent
 GROUPS = ("objective", "growth", "rounds", "long_prompts", "pair", "flips", "step", "pair_step", "peers")

@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from experiments.bench.pair import OVERRIDES, demo_config
-from mgsr.callbacks import StepProgress
-from mgsr.config import load_config
-from mgsr.fitting import quiet_lightning
-from mgsr.heads import last_hidden, output_head
-from mgsr.job import Job, build_job, shared_vocabulary
-from mgsr.material import read_split
-from mgsr.optimisation import build_optimizer
-from mgsr.schema import ExperimentConfig
-from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
+from mgsr.data.splits import read_split
+from mgsr.models.output_layer import last_hidden, output_head
+from mgsr.training.build import Job, build_job, shared_vocabulary
+from mgsr.training.callbacks import StepProgress
+from mgsr.training.optim import build_optimizer
+from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.trainer import quiet_lightning
 
 
 def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:

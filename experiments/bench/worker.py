@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import Any
 
-from mgsr.processor import prefer_quick_sorts
+from mgsr.runtime.processor import prefer_quick_sorts
 
 THREADS = 2
 

@@ -18,13 +18,13 @@ import lightning as L
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import mgsr.fitting
-from mgsr.callbacks import build_callbacks
-from mgsr.config import load_config
-from mgsr.data.corpus import read_manifest
-from mgsr.launch import joined
-from mgsr.ranks import is_first
-from mgsr.train import train
+import mgsr.training.trainer
+from mgsr.config.load import load_config
+from mgsr.rounds.store import read_manifest
+from mgsr.runtime.ranks import is_first
+from mgsr.training.callbacks import build_callbacks
+from mgsr.training.launch import joined
+from mgsr.training.train import train
 
 WARM, PROFILED = 8, 5
 BASE = Path(__file__).parents[2] / "configs" / "demo.yaml"
@@ -118,7 +118,7 @@ def main(overrides: list[str]) -> None:
             callbacks, check = build(*arguments, **options)
             return [*callbacks, parts], check
 
-        mgsr.fitting.build_callbacks = with_parts  # type: ignore[assignment]
+        mgsr.training.trainer.build_callbacks = with_parts  # type: ignore[assignment]
         torch.set_num_threads(1)
         with joined(config.trainer):
             train(config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mgsr.data.rows import Row
-from mgsr.errors import ConfigError, UserError, did_you_mean
+from mgsr.runtime.errors import ConfigError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgsr.errors import DataError, RowsError, UserError, did_you_mean
+from mgsr.runtime.errors import DataError, RowsError, UserError, did_you_mean
 
 ALL = "all"
 """The kind of rows whose source names none."""

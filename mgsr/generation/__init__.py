@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mgsr.counter import Stream
 from mgsr.generation.decoding import Sampling
 from mgsr.generation.language_model import LanguageModel
-from mgsr.generation.reading import HiddenLogits, evaluating
+from mgsr.generation.reader import HiddenLogits, evaluating
 from mgsr.generation.two_models import InterleavedText, InterleavedWriter, MixedText, MixedWriter
+from mgsr.runtime.rng import Stream
 from mgsr.scrg import Prompt
 
 __all__ = [

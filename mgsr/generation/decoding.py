@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgsr.counter import inverse_cdf
-from mgsr.generation.reading import Reader
+from mgsr.generation.reader import Reader
+from mgsr.runtime.rng import inverse_cdf
 
 Choice = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
 """(logits `[n, V]` per reader, uniforms `[n]` per stream) -> (tokens `[n]`, values to keep, each `[n]`)."""

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgsr.counter import Stream, uniform
-from mgsr.errors import UserError
-from mgsr.failpoints import reach
+from mgsr.generation.batching import SHORT, price_of_pass, similar_lengths
 from mgsr.generation.decoding import Sampling, decode
-from mgsr.generation.grouping import SHORT, price_of_pass, similar_lengths
-from mgsr.generation.kept import KeptCache
-from mgsr.generation.reading import HiddenLogits, Reader, evaluating, keeps_every_slot
-from mgsr.generation.recorded import RecordedStates
-from mgsr.heads import causal_lm, last_hidden, output_head, trunk
-from mgsr.memory import FittingBatches
+from mgsr.generation.fitting_batches import FittingBatches
+from mgsr.generation.kv_cache import KeptCache
+from mgsr.generation.reader import HiddenLogits, Reader, evaluating, keeps_every_slot
+from mgsr.generation.recorded_states import RecordedStates
+from mgsr.models.output_layer import causal_lm, last_hidden, output_head, trunk
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.faults import reach
+from mgsr.runtime.rng import Stream, uniform
 from mgsr.scrg import Prefix, Prompt
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgsr.counter import Stream, inverse_cdf
 from mgsr.generation.decoding import Decoded, decode
 from mgsr.generation.language_model import LanguageModel, draws
-from mgsr.generation.reading import Reader, evaluating
+from mgsr.generation.reader import Reader, evaluating
+from mgsr.runtime.rng import Stream, inverse_cdf
 from mgsr.scrg import Prompt
 
 

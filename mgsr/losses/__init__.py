@@ -1,7 +1,6 @@
 """Losses on tensors: divergences, DAC-KL, span correlation, and the tiled objective that joins them."""
 
-from mgsr.losses.bounds import ClipModule
-from mgsr.losses.cached import CachedRows, cache_error, restored_logits, top_of_logits
+from mgsr.losses.clip_bounds import ClipModule
 from mgsr.losses.clipping import PairSummary
 from mgsr.losses.dac_kl import DacKL, dac_kl
 from mgsr.losses.divergences import (
@@ -14,8 +13,10 @@ from mgsr.losses.divergences import (
     symmetric_kl,
     total_variation,
 )
-from mgsr.losses.policy_gradient import policy_gradient_objective
-from mgsr.losses.policy_tile import clipped_surrogate, reward_to_go
+from mgsr.losses.fused.loss_terms import LossTerms, RowStats
+from mgsr.losses.fused.policy_gradient import policy_gradient_objective
+from mgsr.losses.fused.policy_tile import clipped_surrogate, reward_to_go
+from mgsr.losses.fused.tiled_objective import tiled_objective
 from mgsr.losses.reduction import (
     IGNORED,
     PredictionRows,
@@ -28,9 +29,8 @@ from mgsr.losses.reduction import (
     span_pairs,
     term_counts,
 )
-from mgsr.losses.span import SpanCorrelation, span_correlation
-from mgsr.losses.terms import LossTerms, RowStats
-from mgsr.losses.tiled import tiled_objective
+from mgsr.losses.span_correlation import SpanCorrelation, span_correlation
+from mgsr.losses.teacher_topk import CachedRows, cache_error, restored_logits, top_of_logits
 
 __all__ = [
     "DIVERGENCES",

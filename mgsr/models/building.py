@@ -17,8 +17,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from mgsr.errors import UserError, did_you_mean
 from mgsr.models.loading import parse_dtype
+from mgsr.runtime.errors import UserError, did_you_mean
 
 
 class _Sizes(NamedTuple):

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mgsr.durable import sync_folder
-from mgsr.errors import UserError
-from mgsr.failpoints import reach
 from mgsr.models.lora import has_adapters
 from mgsr.models.sources import check_weights_folder
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.faults import reach
+from mgsr.runtime.files import sync_folder
 
 # what a config says about its writer or its run, not about the function the model computes
 _PASSING_KEYS = frozenset(

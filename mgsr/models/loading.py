@@ -12,7 +12,6 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from mgsr.errors import UserError, did_you_mean
 from mgsr.models.sources import (
     ModelSource,
     check_gguf_packages,
@@ -20,6 +19,7 @@ from mgsr.models.sources import (
     one_line_errors,
     resolve_source,
 )
+from mgsr.runtime.errors import UserError, did_you_mean
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgsr.errors import DataError, UserError
+from mgsr.runtime.errors import DataError, UserError
 
 
 def add_lora(

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from mgsr.errors import UserError
 from mgsr.models.loading import rebuild
+from mgsr.runtime.errors import UserError
 
 _Module = TypeVar("_Module", bound=nn.Module)
 

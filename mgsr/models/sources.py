@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from mgsr.errors import UserError
+from mgsr.runtime.errors import UserError
 
 PACKAGE_PREFIX = "package:"
 

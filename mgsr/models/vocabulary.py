@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mgsr.errors import UserError
+from mgsr.runtime.errors import UserError
 
 
 @dataclass(frozen=True)

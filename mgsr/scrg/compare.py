@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.counter import inverse_cdf
+from mgsr.runtime.rng import inverse_cdf
 from mgsr.scrg.locate import forward_kl, wide
 from mgsr.scrg.records import TokenLogits
 

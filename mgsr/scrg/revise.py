@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mgsr.costs import Meter
+from mgsr.runtime.meter import Meter
 from mgsr.scrg.locate import ErrorPosition, splice
 from mgsr.scrg.records import Prefix, Prompt, RevisedSequence, Scorer, Student
 from mgsr.scrg.search import Draft, Settings, TeacherToken, record, search_errors
@@ -129,7 +129,7 @@ def revise(
 
     The text of a sequence depends on its own prompt, example id, `seed` and `round` alone, not on the
     company it
-    is written in: every draw is keyed (see `mgsr.counter`). The rollout has pass 0 in its keys, correction k
+    is written in: every draw is keyed (see `mgsr.runtime.rng`). The rollout has pass 0 in its keys, correction k
     pass k.
 
     Args:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgsr.costs import Meter
-from mgsr.counter import Stream, uniform
+from mgsr.runtime.meter import Meter
+from mgsr.runtime.rng import Stream, uniform
 from mgsr.scrg.compare import Comparison, compare
 from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position
 from mgsr.scrg.records import Correction, Prompt, RevisedSequence, Scorer, Status, Student

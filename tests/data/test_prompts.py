@@ -22,7 +22,7 @@ from mgsr.data.prompts import (
     require_eos,
 )
 from mgsr.data.rows import Row
-from mgsr.errors import ConfigError, UserError
+from mgsr.runtime.errors import ConfigError, UserError
 
 CORPUS = [layout.with_input + layout.without_input for layout in TEMPLATES.values()] * 3
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.data.rows import FieldNames, Row, load_hub_rows, read_rows, split_rows
-from mgsr.errors import DataError, UserError
+from mgsr.runtime.errors import DataError, UserError
 
 GOOD = '{"instruction": "Say it.", "output": "It."}'
 

@@ -9,7 +9,7 @@ import pytest
 
 from mgsr.data.rows import Row
 from mgsr.data.synthetic import FAMILIES, REFERENCES, SPLITS, generate_rows
-from mgsr.errors import DataError
+from mgsr.runtime.errors import DataError
 
 NUMBERS = dict(zip(("one", "two", "three", "four", "five", "six", "seven", "eight"), range(1, 9), strict=True))
 PAIRS = (

@@ -26,16 +26,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import mgsr.distillation
-from mgsr import failpoints
-from mgsr.distillation import DistillationModule
-from mgsr.launch import joined
-from mgsr.optimisation import schedule
-from mgsr.ranks import is_first
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.sharding import whole
-from mgsr.train import train
+import mgsr.training.module
+from mgsr.config.schema import ExperimentConfig
+from mgsr.runtime import faults
+from mgsr.runtime.ranks import is_first
+from mgsr.training.fsdp import whole
+from mgsr.training.launch import joined
+from mgsr.training.module import DistillationModule
+from mgsr.training.optim import schedule
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 from tests.reliability.harness import small_config
 
 # of the reliability tests' small configuration: float64, no dropout, 21 steps, uneven dev and test rows
@@ -130,9 +130,9 @@ def _record_first_gradients(path: Path) -> None:
 def work(folder: Path, case: Case) -> None:
     """One rank of one case."""
     if case.sgd:
-        mgsr.distillation.build_optimizer = _sgd  # type: ignore[assignment]
+        mgsr.training.module.build_optimizer = _sgd  # type: ignore[assignment]
         _record_first_gradients(folder / f"{case.name}.gradients.pt")
-    failpoints.arm(case.kill)
+    faults.arm(case.kill)
     config = configuration(folder, case)
     with joined(config.trainer):
         train(config, resume=bool(case.resumes))

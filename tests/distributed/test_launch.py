@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgsr import launch
-from mgsr.checkpoints import newest_whole, step_of
-from mgsr.config import load_config
-from mgsr.errors import ConfigError, UserError
-from mgsr.failpoints import VARIABLE
-from mgsr.generation.reading import HiddenLogits
-from mgsr.heads import OutputHead
-from mgsr.launch import environment, in_slurm, joined, must_launch
-from mgsr.optimisation import Length
-from mgsr.residence import Residence
-from mgsr.resume import ResumePoint, rescale
-from mgsr.schema import TrainerConfig
+from mgsr.config.load import load_config
+from mgsr.config.schema import TrainerConfig
+from mgsr.generation.reader import HiddenLogits
+from mgsr.models.output_layer import OutputHead
+from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.faults import VARIABLE
+from mgsr.training import launch
+from mgsr.training.checkpoint import newest_whole, step_of
+from mgsr.training.launch import environment, in_slurm, joined, must_launch
+from mgsr.training.optim import Length
+from mgsr.training.placement import Residence
+from mgsr.training.resume import ResumePoint, rescale
 from tests.reliability.harness import SMALL
 
 SLURM = {

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from mgsr.checkpoints import BEST, newest_whole, read_checkpoint
-from mgsr.collect import read_curves
-from mgsr.measures import rounds_of
+from mgsr.rounds.text_quality import rounds_of
+from mgsr.study.collect import read_curves
+from mgsr.training.checkpoint import BEST, newest_whole, read_checkpoint
 from tests.distributed.cases import STEPS
 from tests.reliability.harness import differences
 

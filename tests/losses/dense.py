@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mgsr.clip_network import ClipNetwork
 from mgsr.losses import DIVERGENCES, dac_kl, global_mean, span_correlation
+from mgsr.models.clip_network import ClipNetwork
 
 CLIP = (0.1, 0.8)
 

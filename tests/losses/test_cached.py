@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from dense import Problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.losses import CachedRows, cache_error, restored_logits, tiled_objective, top_of_logits
+from tests.losses.dense import Problem
 
 
 def cached(problem: Problem, k: int, rows: torch.Tensor) -> CachedRows:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.losses import dac_kl, forward_kl
+from tests.losses import reference
 
 INF = math.inf
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.losses import DIVERGENCES, forward_kl, jensen_shannon, reverse_kl, symmetric_kl, total_variation
+from tests.losses import reference
 
 PARAMETER = {
     "symmetric_kl": ("weight", 0.3),

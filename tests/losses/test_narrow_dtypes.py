@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from dense import CLIP, Problem
 
-from mgsr.clip_network import ClipNetwork
 from mgsr.losses import tiled_objective
-from mgsr.losses.heads import factor_dtype
+from mgsr.losses.fused.projection import factor_dtype
+from mgsr.models.clip_network import ClipNetwork
+from tests.losses.dense import CLIP, Problem
 
 BF16 = torch.bfloat16
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from policy import call, counts_of, gradients, make_case, reference, with_logits
+
+from tests.losses.policy import call, counts_of, gradients, make_case, reference, with_logits
 
 # -- the loss and its gradient against numpy ----------------------------------------------------------------
 

@@ -10,11 +10,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy import CLASSES, IGNORED, call, counts_of, gradients, log_softmax, make_case, reference, with_logits
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgsr.losses import policy_gradient_objective
+from tests.losses.policy import (
+    CLASSES,
+    IGNORED,
+    call,
+    counts_of,
+    gradients,
+    log_softmax,
+    make_case,
+    reference,
+    with_logits,
+)
 
 # -- tiles, micro-batches, memory ---------------------------------------------------------------------------
 

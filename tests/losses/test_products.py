@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgsr.losses import products
-from mgsr.losses.products import CLASSES, LEAST_ROWS, times_transposed
+from mgsr.losses.fused import products
+from mgsr.losses.fused.products import CLASSES, LEAST_ROWS, times_transposed
 
 
 @pytest.fixture

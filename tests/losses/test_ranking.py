@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from mgsr.losses import dac_kl, ranking, selection, tiled_objective
+from mgsr.losses import dac_kl, ranking, tiled_objective
 from mgsr.losses.clipping import entropy, ramp_slope, ramp_value, ramp_value_
+from mgsr.losses.fused import selection
 from mgsr.losses.ranking import sort_classes, top_classes
 
 

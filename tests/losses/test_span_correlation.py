@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
 
 from mgsr.losses import span_correlation, span_pairs
+from tests.losses import reference
 
 
 def random_logits(*shape, scale=2.0, seed=0):

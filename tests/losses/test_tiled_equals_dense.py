@@ -3,12 +3,13 @@ from __future__ import annotations
 import math
 
 import pytest
-import reference
 import torch
-from dense import Problem, dense_objective
 
-from mgsr.clip_network import ClipNetwork
-from mgsr.losses import ranking, selection, tiled_objective
+from mgsr.losses import ranking, tiled_objective
+from mgsr.losses.fused import selection
+from mgsr.models.clip_network import ClipNetwork
+from tests.losses import reference
+from tests.losses.dense import Problem, dense_objective
 
 INF = math.inf
 WEIGHTS = (1.0, 0.7, 1.3)

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from dense import CLIP, Problem, dense_objective, network
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mgsr.losses import inputs, ranking, selection, tiled_objective
+from mgsr.losses import ranking, tiled_objective
+from mgsr.losses.fused import inputs, selection
+from tests.losses.dense import CLIP, Problem, dense_objective, network
 
 INF = math.inf
 

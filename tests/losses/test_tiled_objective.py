@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from dense import CLIP, Problem, dense_objective, network
 
-from mgsr.clip_network import ClipNetwork
 from mgsr.losses import LossTerms, term_counts, tiled_objective
+from mgsr.models.clip_network import ClipNetwork
+from tests.losses.dense import CLIP, Problem, dense_objective, network
 
 INF = math.inf
 

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from dense import CLIP, Problem, dense_objective
 
-from mgsr.losses import ranking, selection, span_tile, tiled_objective
-from mgsr.losses.workspace import Workspace
+from mgsr.losses import ranking, tiled_objective
+from mgsr.losses.fused import selection
+from mgsr.losses.fused import span_correlation as span_tile
+from mgsr.losses.fused.workspace import Workspace
+from tests.losses.dense import CLIP, Problem, dense_objective
 
 
 def grads_of(problem, **options):

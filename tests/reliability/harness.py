@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from mgsr import failpoints
-from mgsr.checkpoints import BEST, newest_whole, read_checkpoint
-from mgsr.collect import read_curves
-from mgsr.config import load_config
-from mgsr.data.corpus import read_manifest
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
+from mgsr.rounds.store import read_manifest
+from mgsr.runtime import faults
+from mgsr.study.collect import read_curves
+from mgsr.training.checkpoint import BEST, newest_whole, read_checkpoint
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 
 # two rounds, two looks at the dev set, three resume points and more; dropout, so that the draws matter too
 SMALL = """
@@ -107,14 +107,14 @@ def forked(work: Callable[[], None], log: Path, after: float | None = None) -> i
 
 def one_run(config: ExperimentConfig, points: str = "") -> None:
     """`mgsr train`, or `--resume` where the run has begun, with fail points armed."""
-    failpoints.arm(points)
+    faults.arm(points)
     train(config, resume=(run_folder(config) / "config.yaml").exists())
 
 
 def count_visits(config: ExperimentConfig, into: Path) -> None:
     """An uninterrupted run that notes how often it passed each fail point."""
     one_run(config)
-    into.write_text(json.dumps(failpoints.visits()))
+    into.write_text(json.dumps(faults.visits()))
 
 
 def differences(expected: Path, found: Path) -> list[str]:

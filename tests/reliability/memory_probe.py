@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from experiments.bench.measure import peak_added
-from mgsr.config import load_config
+from mgsr.config.load import load_config
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
-from mgsr.doctor.memory import training_added
-from mgsr.doctor.sizes import activations, fake_models, model_size
-from mgsr.heads import last_hidden, output_head
-from mgsr.objective import build_clip, build_objective
-from mgsr.optimisation import build_optimizer
-from mgsr.origins import build_initial
+from mgsr.models.from_config import build_initial
+from mgsr.models.output_layer import last_hidden, output_head
+from mgsr.planning.doctor_memory import training_added
+from mgsr.planning.sizes import activations, fake_models, model_size
+from mgsr.training.objective import build_clip, build_objective
+from mgsr.training.optim import build_optimizer
 
 VOCABULARY = 32_000
 

@@ -18,19 +18,19 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mgsr.checkpoints import read_checkpoint, resume_path
-from mgsr.cli import main
-from mgsr.config import config_from_tree, load_config, read_yaml
-from mgsr.data.corpus import RoundEntry, finish_round, read_round, shard_name, write_shard
+from mgsr.cli.main import main
+from mgsr.config.load import config_from_tree, load_config, read_yaml
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import read_rows
-from mgsr.durable import write_checked
-from mgsr.errors import ConfigError, DataError, UserError
 from mgsr.models import load_causal_lm
-from mgsr.rendering import markdown_revision
-from mgsr.report.page import page
-from mgsr.schema import ExperimentConfig
+from mgsr.rounds.render import markdown_revision
+from mgsr.rounds.store import RoundEntry, finish_round, read_round, shard_name, write_shard
+from mgsr.runtime.errors import ConfigError, DataError, UserError
+from mgsr.runtime.files import write_checked
 from mgsr.scrg import RevisedSequence
-from mgsr.train import train
+from mgsr.study.report.page import page
+from mgsr.training.checkpoint import read_checkpoint, resume_path
+from mgsr.training.train import train
 
 Make = Callable[..., ExperimentConfig]
 COUNT = int(os.environ.get("MGSR_FUZZ", "120"))

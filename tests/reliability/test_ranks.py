@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from mgsr.config import load_config
-from mgsr.data.corpus import read_round, round_folder
-from mgsr.job import build_job, shared_vocabulary
-from mgsr.material import read_split
-from mgsr.rounds import Ranks, Rounds
-from mgsr.schema import ExperimentConfig
-from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
+from mgsr.data.splits import read_split
+from mgsr.rounds.round import Ranks, Rounds
+from mgsr.rounds.store import read_round, round_folder
+from mgsr.training.build import build_job, shared_vocabulary
+from mgsr.training.sft import prepare_student, prepare_teacher
 from tests.reliability.harness import SMALL
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.data.corpus import read_manifest
-from mgsr.runs import run_folder
+from mgsr.rounds.store import read_manifest
+from mgsr.training.run_folder import run_folder
 from tests.reliability.harness import CONFIGS, count_visits, differences, forked, one_run, small_config
 from tests.reliability.torture import Blow, attempt, plan
 

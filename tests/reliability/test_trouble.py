@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from mgsr import failpoints
-from mgsr.checkpoints import newest_whole, resume_points
-from mgsr.config import load_config
-from mgsr.errors import ConfigError, DataError, NonFiniteLossError, UserError
-from mgsr.export import load_run
-from mgsr.locks import locked
-from mgsr.memory import FittingBatches
-from mgsr.objective import Objective
-from mgsr.runs import open_run_folder, run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
+from mgsr.generation.fitting_batches import FittingBatches
+from mgsr.runtime import faults
+from mgsr.runtime.errors import ConfigError, DataError, NonFiniteLossError, UserError
+from mgsr.runtime.locks import locked
+from mgsr.training.checkpoint import newest_whole, resume_points
+from mgsr.training.export import load_run
+from mgsr.training.objective import Objective
+from mgsr.training.run_folder import open_run_folder, run_folder
+from mgsr.training.train import train
 from tests.reliability.harness import differences, small_config
 
 Make = Callable[..., ExperimentConfig]
@@ -33,7 +33,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def no_points_left() -> Any:
     yield
-    failpoints.arm("")
+    faults.arm("")
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(expected: Path, tmp_path: Path, point: str) -> None:
     name, _, visit = point.partition("@")
-    failpoints.arm(f"{name}=full@{visit or 1}")
+    faults.arm(f"{name}=full@{visit or 1}")
     config = small_config(tmp_path)
     with pytest.raises(UserError, match=r"No space left on device.*--resume") as caught:
         train(config)
     assert "\n" not in str(caught.value) and not list(tmp_path.rglob(".*.tmp"))
-    failpoints.arm("")
+    faults.arm("")
     train(config, resume=True)
     assert differences(expected, run_folder(config)) == []
 
@@ -66,10 +66,8 @@ def test_a_run_folder_in_use_is_refused(make_config: Make) -> None:
 
 
 def test_the_lock_goes_with_the_process(tmp_path: Path) -> None:
-    words = (
-        "import sys; from pathlib import Path; from mgsr.locks import locked\nwith locked(Path(sys.argv[1])):\n"
-    )
-    hold = f"{words}    print('held', flush=True); sys.stdin.read()"
+    words = "import sys; from pathlib import Path; from mgsr.runtime.locks import locked\n"
+    hold = f"{words}with locked(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -93,10 +91,10 @@ def test_a_damaged_shard_is_written_again_while_the_student_is_who_wrote_it(
     expected: Path, tmp_path: Path, harm: str, capsys: Capture
 ) -> None:
     config = small_config(tmp_path)
-    failpoints.arm("manifest.renamed=full@2")  # stopped when round 1 is whole, before it is trained on
+    faults.arm("manifest.renamed=full@2")  # stopped when round 1 is whole, before it is trained on
     with pytest.raises(UserError):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     shard = run_folder(config) / "scrg/round=1/shard-00000-00001.jsonl"
     if harm == "remove":
         shard.unlink()
@@ -110,10 +108,10 @@ def test_a_damaged_shard_is_written_again_while_the_student_is_who_wrote_it(
 
 def test_a_shard_that_was_damaged_within_its_epoch_is_named(tmp_path: Path) -> None:
     config = small_config(tmp_path)
-    failpoints.arm("step.begin=full@14")
+    faults.arm("step.begin=full@14")
     with pytest.raises(OSError, match="No space"):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     shard = run_folder(config) / "scrg/round=1/shard-00000-00000.jsonl"
     shard.write_text("")
     with pytest.raises(DataError, match=r"shard-00000-00000\.jsonl.*cannot write it again"):
@@ -122,10 +120,10 @@ def test_a_shard_that_was_damaged_within_its_epoch_is_named(tmp_path: Path) -> N
 
 def test_a_lost_manifest_is_rebuilt_from_whole_shards_or_refused(expected: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path)
-    failpoints.arm("step.begin=full@14")
+    faults.arm("step.begin=full@14")
     with pytest.raises(OSError, match="No space"):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     folder = run_folder(config) / "scrg/round=1"
     shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     (folder / "manifest.json").unlink()
@@ -142,10 +140,10 @@ def test_a_lost_manifest_is_rebuilt_from_whole_shards_or_refused(expected: Path,
 def test_a_lost_round_of_the_replay_buffer_is_not_passed_over(tmp_path: Path) -> None:
     replay = ("mixture.kind=adaptive", "mixture.student_fraction_start=0.5")
     config = small_config(tmp_path, *replay)
-    failpoints.arm("step.begin=full@14")
+    faults.arm("step.begin=full@14")
     with pytest.raises(OSError, match="No space"):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     (run_folder(config) / "scrg/round=0/manifest.json").unlink()
     with pytest.raises(DataError, match=r"round=0: its manifest is missing"):
         train(config, resume=True)
@@ -163,10 +161,10 @@ def test_ways_out_are_taken_on_resume_and_a_linear_share_is_not_made_longer(
     expected: Path, tmp_path: Path
 ) -> None:
     config = small_config(tmp_path)
-    failpoints.arm("step.begin=full@14")
+    faults.arm("step.begin=full@14")
     with pytest.raises(OSError, match="No space"):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     train(small_config(tmp_path, "scrg.batch_size=1", "train.max_nonfinite_steps=1"), resume=True)
     assert load_config(run_folder(config) / "config.yaml", ["run_root=x"]).scrg.batch_size == 1
     assert differences(expected, run_folder(config)) == []
@@ -187,10 +185,10 @@ def test_data_that_have_changed_since_are_named(make_config: Make, tmp_path: Pat
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [f"data.{name}={path}" for name, path in files.items()]
     config = make_config("train.epochs=2", "train.batch_size=8", *words)
-    failpoints.arm("step.begin=full@12")
+    faults.arm("step.begin=full@12")
     with pytest.raises(OSError):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     files["train"].write_text(files["train"].read_text().replace("Say 3.", "Say three."))
     with pytest.raises(UserError, match=r"rows of data\.train are not those it began with"):
         train(config, resume=True)
@@ -202,7 +200,7 @@ def test_data_that_have_changed_since_are_named(make_config: Make, tmp_path: Pat
 def test_memory_that_does_not_suffice_halves_the_batch_and_says_so_once(
     expected: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    failpoints.arm("round.batch=oom@1")
+    faults.arm("round.batch=oom@1")
     config = small_config(tmp_path)
     train(config)
     said = capsys.readouterr().out
@@ -275,9 +273,9 @@ def test_a_step_that_is_left_out_changes_no_weight(make_config: Make, monkeypatc
         "train.max_nonfinite_steps=1", "trainer.checkpoint_every_n_steps=1", "train.epochs=1", "train.lr=0.1"
     )
     kept: dict[int, dict[str, torch.Tensor]] = {}
-    import mgsr.resume
+    import mgsr.training.resume
 
-    original = mgsr.resume.prune
+    original = mgsr.training.resume.prune
 
     def keep(folder: Path, number: int = 2) -> None:
         for path in resume_points(folder):
@@ -285,7 +283,7 @@ def test_a_step_that_is_left_out_changes_no_weight(make_config: Make, monkeypatc
             kept[content["global_step"]] = content["state_dict"]
         original(folder, number)
 
-    monkeypatch.setattr(mgsr.resume, "prune", keep)
+    monkeypatch.setattr(mgsr.training.resume, "prune", keep)
     train(config)
     name = next(n for n in kept[3] if n.startswith("student."))
     assert torch.equal(kept[2][name], kept[3][name]) and not torch.equal(kept[1][name], kept[2][name])
@@ -314,10 +312,10 @@ def test_another_config_is_refused_key_by_key_and_more_epochs_are_taken(
 
 def test_a_teacher_that_has_changed_is_refused(tmp_path: Path) -> None:
     config = small_config(tmp_path)
-    failpoints.arm("step.begin=full@10")
+    faults.arm("step.begin=full@10")
     with pytest.raises(OSError):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     from safetensors.torch import load_file, save_file
 
     weights = next((tmp_path / "runs/cache").glob("teacher-*[0-9a-f]/model.safetensors"))
@@ -331,10 +329,10 @@ def test_a_teacher_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 def test_a_moved_run_goes_on_and_still_knows_its_best(expected: Path, tmp_path: Path) -> None:
     config = small_config(tmp_path / "before")
-    failpoints.arm("step.begin=full@13")
+    faults.arm("step.begin=full@13")
     with pytest.raises(OSError):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     (tmp_path / "before").rename(tmp_path / "after")
     config.run_root = str(tmp_path / "after/runs")
     train(config, resume=True)

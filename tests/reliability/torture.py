@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgsr.runs import run_folder
+from mgsr.training.run_folder import run_folder
 from tests.reliability.harness import CONFIGS, count_visits, differences, forked, one_run, small_config
 
 MAX_TRIES = 12

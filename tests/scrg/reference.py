@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mgsr.counter import Stream, uniform
+from mgsr.runtime.rng import Stream, uniform
 
 NextLogits = Callable[[list[int]], np.ndarray]  # all tokens so far -> logits [V]
 

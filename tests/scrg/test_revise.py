@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.scrg import Correction, RevisedSequence, revise
-
-from . import reference
-from .reference import FakeModel, Settings, assert_same
+from tests.scrg import reference
+from tests.scrg.reference import FakeModel, Settings, assert_same
 
 EOS = 0
 

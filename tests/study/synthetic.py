@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mgsr.results import result_path, write_result
-from mgsr.studies import Study, load_study
+from mgsr.study.results import result_path, write_result
+from mgsr.study.study import Study, load_study
 
 STUDY = """
 study: sample

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import mgsr.ablate
-from mgsr import failpoints
-from mgsr.ablate import Run, run_all, run_study
-from mgsr.cli import main
-from mgsr.errors import UserError
-from mgsr.results import hashes, read_result, result_path
-from mgsr.studies import Study, load_study
-from mgsr.verify import differences
+import mgsr.study.run
+from mgsr.cli.main import main
+from mgsr.runtime import faults
+from mgsr.runtime.errors import UserError
+from mgsr.study.results import hashes, read_result, result_path
+from mgsr.study.run import Run, run_all, run_study
+from mgsr.study.study import Study, load_study
+from mgsr.study.verify import differences
 from tests.reliability.harness import SMALL, forked
 
 ARMS = """
@@ -38,13 +38,13 @@ def make(folder: Path, base: Path, name: str = "small", arms: str = ARMS) -> Stu
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
-    original = mgsr.ablate.train
+    original = mgsr.study.run.train
 
     def train(config: Any, **options: Any) -> Any:
         ran.append(f"{config.arm}/{config.seed}{' again' if options.get('resume') else ''}")
         return original(config, **options)
 
-    monkeypatch.setattr(mgsr.ablate, "train", train)
+    monkeypatch.setattr(mgsr.study.run, "train", train)
     return ran
 
 
@@ -104,9 +104,9 @@ def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -
 
     def ablate(root: Path, points: str = "") -> int:
         def work() -> None:
-            failpoints.arm(points)
+            faults.arm(points)
             assert main(["ablate", str(study.path), f"run_root={root}"]) == 0
-            (root / "visits.json").write_text(json.dumps(failpoints.visits()))
+            (root / "visits.json").write_text(json.dumps(faults.visits()))
 
         return forked(work, tmp_path / f"{root.name}.log")
 
@@ -132,7 +132,7 @@ def test_results_of_other_code_or_configuration_are_never_mixed(
     run_study(study, [0], overrides, record=True)
     with pytest.raises(UserError, match="another config"):
         run_study(study, [0], [*overrides, "train.lr=0.5"], record=True)
-    monkeypatch.setattr(mgsr.ablate, "code_fingerprint", lambda: "other")
+    monkeypatch.setattr(mgsr.study.run, "code_fingerprint", lambda: "other")
     with pytest.raises(UserError, match=r"another code \(commit"):
         run_study(study, [0], overrides, record=True)
     result_path(study.results, "full", 0).unlink()
@@ -211,9 +211,9 @@ def test_a_run_takes_a_device_that_is_free(
             last.set()
         del busy[device]
 
-    monkeypatch.setattr(mgsr.ablate, "_in_process", in_process)
-    monkeypatch.setattr(mgsr.ablate, "_record", lambda study, run: None)
-    monkeypatch.setattr(mgsr.ablate, "prepare", lambda config: None)
+    monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
+    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run: None)
+    monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
     study = make(tmp_path, tiny_file, "devices", "\n  full: {}\n")
     runs = [Run(arm, 0, make_config(f"arm={arm}"), {}, tmp_path / arm) for arm in ("long", "a", "b", "c", "d")]
@@ -233,9 +233,9 @@ def test_more_jobs_than_devices_share_them_evenly(
         taken.append(device)
         together.wait()
 
-    monkeypatch.setattr(mgsr.ablate, "_in_process", in_process)
-    monkeypatch.setattr(mgsr.ablate, "_record", lambda study, run: None)
-    monkeypatch.setattr(mgsr.ablate, "prepare", lambda config: None)
+    monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
+    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run: None)
+    monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     study = make(tmp_path, tiny_file, "shared", "\n  full: {}\n")
     run_all(study, [Run(arm, 0, make_config(f"arm={arm}"), {}, tmp_path / arm) for arm in "abcd"], 4)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgsr.report import report
-from mgsr.results import result_path, write_result
-from mgsr.studies import Study
-from study.synthetic import STUDY, make_result, make_study, record
-from study.test_report import rows
+from mgsr.study.report.build import report
+from mgsr.study.results import result_path, write_result
+from mgsr.study.study import Study
+from tests.study.synthetic import STUDY, make_result, make_study, record
+from tests.study.test_report import rows
 
 ARMS = """
   full: {}

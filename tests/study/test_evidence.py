@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mgsr.cli import main
-from mgsr.errors import UserError
-from mgsr.report import report
-from mgsr.results import result_path, write_result
-from mgsr.studies import Study
-from study.synthetic import FIGURES, make_result, make_study, record
+from mgsr.cli.main import main
+from mgsr.runtime.errors import UserError
+from mgsr.study.report.build import report
+from mgsr.study.results import result_path, write_result
+from mgsr.study.study import Study
+from tests.study.synthetic import FIGURES, make_result, make_study, record
 
 
 def without(place: str) -> Any:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from mgsr.errors import UserError
-from mgsr.machines import agree_on_threads, refuse_other_start, threads_of
-from mgsr.results import result_path, write_result
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig, TrainerConfig
-from mgsr.studies import Study
-from study.synthetic import STUDY, make_result, make_study, record
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
+from mgsr.runtime.errors import UserError
+from mgsr.study.machines import agree_on_threads, refuse_other_start, threads_of
+from mgsr.study.results import result_path, write_result
+from mgsr.study.study import Study
+from mgsr.training.run_folder import run_folder
+from tests.study.synthetic import STUDY, make_result, make_study, record
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import mgsr.ablate
-from mgsr import fitting
-from mgsr.ablate import run_study
-from mgsr.config import ExperimentConfig, flat_tree
-from mgsr.recorded_events import SUFFIX, write_events
-from mgsr.results import hashes, result_path, write_result
-from mgsr.runs import is_begun, open_run_folder, run_folder
-from mgsr.studies import Study, load_study
+import mgsr.study.run
+from mgsr.config.load import ExperimentConfig, flat_tree
+from mgsr.study.recorded_events import SUFFIX, write_events
+from mgsr.study.results import hashes, result_path, write_result
+from mgsr.study.run import run_study
+from mgsr.study.study import Study, load_study
+from mgsr.training import trainer
+from mgsr.training.run_folder import is_begun, open_run_folder, run_folder
 from tests.study.synthetic import make_result, make_study
 
 STUDY = """
@@ -49,16 +49,16 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(config: ExperimentConfig, **_: Any) -> None:
         raise Began(config.arm)
 
-    monkeypatch.setattr(mgsr.ablate, "train", train)
-    monkeypatch.setattr(mgsr.ablate, "_in_process", lambda run, jobs, device: train(run.config))
-    monkeypatch.setattr(mgsr.ablate, "prepare", lambda config: None)
+    monkeypatch.setattr(mgsr.study.run, "train", train)
+    monkeypatch.setattr(mgsr.study.run, "_in_process", lambda run, jobs, device: train(run.config))
+    monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
 
 
 def recorded_as(study: Study, arms: Mapping[str, float], seed: int, overrides: list[str]) -> None:
     """Result files that `mgsr ablate` takes for those of these very runs."""
     for arm, rouge_l in arms.items():
         config = study.config(arm, seed, overrides, study.results)
-        found = hashes(config, study.base_config(overrides), mgsr.ablate.code_fingerprint())
+        found = hashes(config, study.base_config(overrides), mgsr.study.run.code_fingerprint())
         result = make_result(study, arm, seed, rouge_l, hashes=found, overrides={})
         result["metrics"]["result"]["test"].update(rouge_l_std=0.0, std_over="sampling seeds")
         write_result(result_path(study.results, arm, seed), result)
@@ -102,7 +102,7 @@ def test_hparams_line_up_with_those_of_a_run(study: Study, tmp_path: Path, arm: 
     write_events(run_folder(config), config, result)
     config.trainer.threads = 5
     logger = TensorBoardLogger(tmp_path / "own", name="", version="", default_hp_metric=False)
-    logger.log_hyperparams(fitting._plain(flat_tree(asdict(config))), {"hp/rouge_l": float("nan")})
+    logger.log_hyperparams(trainer._plain(flat_tree(asdict(config))), {"hp/rouge_l": float("nan")})
     logger.experiment.close()
     own, recorded = read(tmp_path / "own"), read(run_folder(config))
     for tag in (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.cli import main
-from mgsr.errors import ConfigError, UserError
-from mgsr.report import report
-from mgsr.results import result_path, write_result
-from mgsr.studies import load_study
-from study.synthetic import STUDY, make_result, make_study, record
+from mgsr.cli.main import main
+from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.study.report.build import report
+from mgsr.study.results import result_path, write_result
+from mgsr.study.study import load_study
+from tests.study.synthetic import STUDY, make_result, make_study, record
 
 ROOT = Path(__file__).parents[2]
 

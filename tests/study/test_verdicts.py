@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from mgsr.verdicts import (
+from mgsr.study.verdicts import (
     BETTER,
     INCONCLUSIVE,
     NOT_RUN,

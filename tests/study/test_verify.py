@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from mgsr.ablate import run_study
-from mgsr.cli import main
-from mgsr.errors import DataError, UserError
-from mgsr.results import read_result, result_path, write_result
-from mgsr.same_code import add_shown, canonical, read_groups, same_hashes
-from mgsr.studies import Study
-from mgsr.verify import differences, verify
+from mgsr.cli.main import main
+from mgsr.runtime.errors import DataError, UserError
+from mgsr.study.results import read_result, result_path, write_result
+from mgsr.study.run import run_study
+from mgsr.study.same_code import add_shown, canonical, read_groups, same_hashes
+from mgsr.study.study import Study
+from mgsr.study.verify import differences, verify
 from tests.study.test_ablate import QUICK, make
 
 

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import Batch, TrainingSequence, collate
-from mgsr.data.corpus import RoundEntry
-from mgsr.datamodule import MicroBatch
-from mgsr.heads import OutputHead
 from mgsr.losses import LossTerms
-from mgsr.objective import Objective, build_clip, build_objective
-from mgsr.rounds import Prompt
-from mgsr.schema import ExperimentConfig
+from mgsr.models.output_layer import OutputHead
+from mgsr.rounds.round import Prompt
+from mgsr.rounds.store import RoundEntry
 from mgsr.scrg import RevisedSequence
-from mgsr.studies import Study, load_study
-from tests.data.epochs import data_module
+from mgsr.study.study import Study, load_study
+from mgsr.training.datamodule import MicroBatch
+from mgsr.training.objective import Objective, build_clip, build_objective
 from tests.losses import policy, reference
+from tests.training.epochs import data_module
 
 ROOT = Path(__file__).parents[2]
 CLASSES, EOS, PAD = 13, 2, 0

@@ -16,13 +16,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mgsr.clip_network import ClipNetwork
+from mgsr.config.schema import ExperimentConfig
+from mgsr.data.splits import Annotation
 from mgsr.losses import LossTerms
-from mgsr.material import Annotation
-from mgsr.minillm import MiniLLMObjective
-from mgsr.residence import Residence
-from mgsr.schema import ExperimentConfig
-from mgsr.writing import build_write
+from mgsr.models.clip_network import ClipNetwork
+from mgsr.rounds.writer import build_write
+from mgsr.training.minillm import MiniLLMObjective
+from mgsr.training.placement import Residence
 from tests.losses import reference
 from tests.scrg.tiny import next_logits, prompts, tiny
 from tests.training.by_definition import (

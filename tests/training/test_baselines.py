@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.ablate import run_study
-from mgsr.studies import load_study
+from mgsr.study.run import run_study
+from mgsr.study.study import load_study
 
 STUDY = Path(__file__).parents[2] / "experiments" / "baselines" / "study.yaml"
 

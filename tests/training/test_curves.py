@@ -10,11 +10,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import mgsr.fitting
-from mgsr.distillation import DistillationModule
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+import mgsr.training.trainer
+from mgsr.config.schema import ExperimentConfig
+from mgsr.training.module import DistillationModule
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 
 CURVES = (
     *("train/loss", "train/loss_sft", "train/loss_dac_kl", "train/loss_span", "train/padding"),
@@ -38,13 +38,13 @@ class Reader(L.Callback):
 def test_callbacks_find_the_last_point_of_every_curve(
     make_config: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader, original = Reader(), mgsr.fitting.build_callbacks
+    reader, original = Reader(), mgsr.training.trainer.build_callbacks
 
     def with_reader(*args: Any, **kwargs: Any) -> Any:
         callbacks, check = original(*args, **kwargs)
         return [*callbacks, reader], check
 
-    monkeypatch.setattr(mgsr.fitting, "build_callbacks", with_reader)
+    monkeypatch.setattr(mgsr.training.trainer, "build_callbacks", with_reader)
     config = make_config("train.epochs=2", "trainer.log_every_n_steps=3")
     train(config)
     log = EventAccumulator(str(run_folder(config)))

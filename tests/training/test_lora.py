@@ -17,14 +17,15 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mgsr import failpoints, models
-from mgsr.checkpoints import BEST, read_checkpoint
-from mgsr.cli import main
-from mgsr.errors import UserError
-from mgsr.export import load_run
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+from mgsr import models
+from mgsr.cli.main import main
+from mgsr.config.schema import ExperimentConfig
+from mgsr.runtime import faults
+from mgsr.runtime.errors import UserError
+from mgsr.training.checkpoint import BEST, read_checkpoint
+from mgsr.training.export import load_run
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 from tests.reading import resume_content
 from tests.reliability.harness import differences, small_config
 
@@ -64,15 +65,15 @@ def copy(run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_points_left() -> Any:
     yield
-    failpoints.arm("")
+    faults.arm("")
 
 
 def stopped(config: ExperimentConfig) -> Path:
     """A run that fails in its fifth step, behind a resume point."""
-    failpoints.arm("step.begin=full@9")
+    faults.arm("step.begin=full@9")
     with pytest.raises(OSError, match="No space"):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     return run_folder(config)
 
 
@@ -265,10 +266,10 @@ def test_a_precision_of_its_own_type_knows_its_models_again(tmp_path: Path) -> N
     """Teacher and base of a run are the same whether it has just made them or finds them when it goes on."""
     words = ["trainer.precision=bf16-true", "student.sft.enabled=false", *LORA]
     config = small_config(tmp_path, *words)
-    failpoints.arm("checkpoint.renamed=full@4")
+    faults.arm("checkpoint.renamed=full@4")
     with pytest.raises(UserError, match="No space"):
         train(config)
-    failpoints.arm("")
+    faults.arm("")
     assert train(config, resume=True)["steps"] == 6
     # the frozen weights are those that were trained upon: rounded to bfloat16
     embedding = load_run(run_folder(config))[0].get_input_embeddings().weight

@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import mgsr.fitting
-from mgsr.distillation import DistillationModule
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+import mgsr.training.trainer
+from mgsr.config.schema import ExperimentConfig
+from mgsr.training.module import DistillationModule
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 
 Make = Callable[..., ExperimentConfig]
 
@@ -59,7 +59,7 @@ class Watcher(L.Callback):
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExperimentConfig], Watcher]:
-    original = mgsr.fitting.build_callbacks
+    original = mgsr.training.trainer.build_callbacks
 
     def run(config: ExperimentConfig) -> Watcher:
         watcher = Watcher()
@@ -68,7 +68,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExperimentConfig], Wat
             callbacks, check = original(*args, **kwargs)
             return [*callbacks, watcher], check
 
-        monkeypatch.setattr(mgsr.fitting, "build_callbacks", with_watcher)
+        monkeypatch.setattr(mgsr.training.trainer, "build_callbacks", with_watcher)
         train(config)
         return watcher
 

@@ -15,17 +15,17 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
 
-import mgsr.resume
-import mgsr.train
-from mgsr.data.corpus import read_manifest
-from mgsr.datamodule import DistillationDataModule
-from mgsr.distillation import DistillationModule
-from mgsr.errors import ConfigError, NonFiniteLossError, RunInterruptedError, UserError
+import mgsr.training.resume
+import mgsr.training.train
+from mgsr.config.schema import ExperimentConfig
 from mgsr.losses import LossTerms
-from mgsr.objective import Objective
-from mgsr.runs import open_run_folder, run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+from mgsr.rounds.store import read_manifest
+from mgsr.runtime.errors import ConfigError, NonFiniteLossError, RunInterruptedError, UserError
+from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.module import DistillationModule
+from mgsr.training.objective import Objective
+from mgsr.training.run_folder import open_run_folder, run_folder
+from mgsr.training.train import train
 from tests.reading import resume_content
 
 Make = Callable[..., ExperimentConfig]
@@ -145,14 +145,14 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     expected = train(whole)
     halved = make_config("arm=halved", "student.architecture.family=gpt2", "student.architecture.dropout=0.1")
     with monkeypatch.context() as patch:
-        original = mgsr.resume.ResumePoint.on_train_batch_end
+        original = mgsr.training.resume.ResumePoint.on_train_batch_end
 
         def stop(self: Any, trainer: Any, module: Any, *args: Any) -> None:
             if trainer.global_step == stop_at and module.objective.needs_teacher:
                 self._asked = 15
             original(self, trainer, module, *args)
 
-        patch.setattr(mgsr.resume.ResumePoint, "on_train_batch_end", stop)
+        patch.setattr(mgsr.training.resume.ResumePoint, "on_train_batch_end", stop)
         with pytest.raises(RunInterruptedError, match="--resume") as stopped:
             train(halved)
     assert stopped.value.exit_code == 143
@@ -214,7 +214,7 @@ def test_a_compiled_forward_trains_the_same_student(make_config: Make, monkeypat
     if shutil.which("g++") is None:
         # without a compiler the same graphs are captured, and run as they are
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-        monkeypatch.setattr(mgsr.train, "check_compiler", lambda device: None)
+        monkeypatch.setattr(mgsr.training.train, "check_compiler", lambda device: None)
     runs = []
     counters.clear()
     for compiled in ("false", "true"):

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
-from mgsr.data.corpus import RoundEntry
-from mgsr.heads import OutputHead
 from mgsr.losses import LossTerms
-from mgsr.objective import build_clip, build_objective
-from mgsr.rounds import Prompt
-from mgsr.schema import ExperimentConfig
+from mgsr.models.output_layer import OutputHead
+from mgsr.rounds.round import Prompt
+from mgsr.rounds.store import RoundEntry
 from mgsr.scrg import RevisedSequence
-from mgsr.studies import load_study
-from tests.data.epochs import data_module, made_up_rows
+from mgsr.study.study import load_study
+from mgsr.training.objective import build_clip, build_objective
+from tests.training.epochs import data_module, made_up_rows
 
 STUDIES = Path(__file__).parents[2] / "experiments"
 PAD = 0

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-import mgsr.distillation
+import mgsr.training.module
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import StepCounts, TeacherTop, TrainingSequence, collate
-from mgsr.errors import ConfigError, DataError
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.train import train
+from mgsr.runtime.errors import ConfigError, DataError
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
 from tests.reading import resume_content
 
 Make = Callable[..., ExperimentConfig]
@@ -28,13 +28,13 @@ class Reads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sequences = 0
-        original = mgsr.distillation.last_hidden
+        original = mgsr.training.module.last_hidden
 
         def counted(model: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
             self.sequences += ids.shape[0] * (model.config.hidden_size == 16)
             return original(model, ids, *rest)
 
-        monkeypatch.setattr(mgsr.distillation, "last_hidden", counted)
+        monkeypatch.setattr(mgsr.training.module, "last_hidden", counted)
 
 
 def test_whole_distributions_cached_train_the_same_student(

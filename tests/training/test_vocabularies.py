@@ -12,17 +12,17 @@ import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mgsr import models
-from mgsr.cli import main
-from mgsr.config import load_config
+from mgsr.cli.main import main
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import StepCounts, collate
+from mgsr.data.splits import read_split
 from mgsr.data.tokenizer import train_tokenizer
-from mgsr.heads import last_hidden
-from mgsr.job import build_job, shared_vocabulary
 from mgsr.losses import dac_kl, global_mean, span_correlation
-from mgsr.material import read_split
-from mgsr.runs import run_folder
-from mgsr.schema import ExperimentConfig
-from mgsr.stages import prepare_student, prepare_teacher
+from mgsr.models.output_layer import last_hidden
+from mgsr.training.build import build_job, shared_vocabulary
+from mgsr.training.run_folder import run_folder
+from mgsr.training.sft import prepare_student, prepare_teacher
 
 Capture = pytest.CaptureFixture[str]
 

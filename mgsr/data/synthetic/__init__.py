@@ -11,7 +11,7 @@ import random
 
 from mgsr.data.rows import Row
 from mgsr.data.synthetic.families import FAMILIES, Task
-from mgsr.errors import DataError, did_you_mean
+from mgsr.runtime.errors import DataError, did_you_mean
 
 __all__ = ["FAMILIES", "REFERENCES", "SPLITS", "generate_rows"]
 

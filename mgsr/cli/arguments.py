@@ -1,0 +1,198 @@
+"""What the command line takes: `mgsr COMMAND ...`, with `key=value` words anywhere."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgsr import __version__
+from mgsr.cli.help import (
+    ABLATE_HELP,
+    DOCTOR_HELP,
+    EVALUATE_HELP,
+    EXPORT_HELP,
+    PLAN_HELP,
+    REPORT_HELP,
+    TEXTS_HELP,
+    TRAIN_HELP,
+    VERIFY_HELP,
+)
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mgsr", description="Distillation of language models by multi-granularity semantic revision."
+    )
+    parser.add_argument("--version", action="version", version=f"mgsr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    train = command("train", "distil a student", TRAIN_HELP)
+    train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    train.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    train.add_argument(
+        "--resume", metavar="RUN", help="a run folder: go on where it stopped; `auto`: if CONFIG's has begun"
+    )
+
+    evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
+    evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
+    evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
+    evaluate.add_argument("--seeds", nargs="+", type=int, metavar="N", help="sampling seeds (default: the run's)")
+    evaluate.add_argument("--template", choices=("alpaca", "plain"), help="prompt template (default: the run's)")
+    evaluate.add_argument("--temperature", type=_number(float, 0.0), help="0 is greedy (default: the run's, or 1)")
+    evaluate.add_argument(
+        "--max-new-tokens", type=_number(int, 1), metavar="N", help="longest answer (default: the run's)"
+    )
+    evaluate.add_argument("--batch-size", type=_number(int, 1), metavar="N", help="answers written at once")
+    evaluate.add_argument(
+        "--limit", type=_number(int, 0), default=0, metavar="N", help="only the first N rows of each file"
+    )
+    evaluate.add_argument(
+        "--teacher",
+        nargs="?",
+        const="run",
+        metavar="FOLDER",
+        help="also measure exposure bias (ExAccErr) and perplexity under this teacher; alone: the run's own",
+    )
+    evaluate.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to (default: auto)"
+    )
+    evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
+
+    export = command("export", "a run's student as a folder for transformers or peft", EXPORT_HELP)
+    export.add_argument("run", metavar="RUN")
+    export.add_argument("out", metavar="OUT")
+    export.add_argument(
+        "--merge",
+        action="store_true",
+        help="add adapters into the weights: a plain folder (without adapters this changes nothing)",
+    )
+
+    ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP)
+    ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
+    ablate.add_argument("ignored", nargs="*", metavar="key=value", help="overrides for every arm")
+    ablate.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
+    )
+    ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
+    ablate.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
+    ablate.add_argument(
+        "--jobs", type=_number(int, 1), default=1, metavar="N", help="runs side by side (default: 1)"
+    )
+    ablate.add_argument(
+        "--record",
+        action="store_true",
+        help="read and write small result files in results/ beside the study; recorded runs are skipped",
+    )
+
+    report = command("report", "tables, plots and a page of a study's recorded results", REPORT_HELP)
+    report.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
+    report.add_argument(
+        "--results", metavar="FOLDER", help="where the result files are (default: beside the study)"
+    )
+    report.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the study)")
+
+    doctor = command("doctor", "check a configuration before it runs", DOCTOR_HELP)
+    doctor.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    doctor.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    doctor.add_argument("--json", action="store_true", help="findings and figures as JSON")
+    doctor.add_argument(
+        "--memory", metavar="SIZE", help="bytes of one device, as 80GB (default: what is free here)"
+    )
+
+    plan = command("plan", "what a run costs on several devices, and whether it fits", PLAN_HELP)
+    plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/llama2.yaml")
+    plan.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    plan.add_argument(
+        "--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)"
+    )
+    plan.add_argument("--nodes", type=_number(int, 1), default=1, metavar="N", help="nodes (default: 1)")
+    plan.add_argument("--gpu", default="80GB", metavar="SIZE", help="memory of one device (default: 80GB)")
+    plan.add_argument(
+        "--rows", type=_number(int, 1), metavar="N", help="training rows (default: those of data.train)"
+    )
+    for name, default, unit, text in (
+        ("flops", 312, "TFLOPS", "peak of 16-bit products"),
+        ("flops-float32", 19.5, "TFLOPS", "peak of float32 products"),
+        ("mfu", 0.4, "SHARE", "share of the peak that is reached, at most 1"),
+        ("bandwidth", 2039, "GB/s", "memory bandwidth of a device"),
+        ("interconnect", 300, "GB/s", "between devices, one direction"),
+        ("host", 25, "GB/s", "between a device and its host"),
+    ):
+        most = 1.0 if name == "mfu" else float("inf")
+        plan.add_argument(
+            f"--{name}", type=_number(float, 1e-6, most), default=default, metavar=unit, help=f"{text} ({default})"
+        )
+    plan.add_argument("--json", action="store_true", help="everything as JSON, in bytes, seconds and FLOPs")
+
+    verify = command("verify", "repeat recorded runs and compare every number", VERIFY_HELP)
+    verify.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
+    verify.add_argument(
+        "ignored", nargs="*", metavar="key=value", help="overrides that the runs were recorded with"
+    )
+    verify.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
+    )
+    verify.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
+    verify.add_argument("--jobs", type=_number(int, 1), default=1, metavar="N", help="runs side by side")
+
+    texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
+    texts.add_argument("run", metavar="RUN")
+    texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
+    texts.add_argument("--number", type=_number(int, 1), default=10, metavar="N", help="how many (default: 10)")
+
+    config = command("config", "list every configuration key, or check a file", "List every configuration key.")
+    config.add_argument("config", nargs="?", metavar="CONFIG", help="check this file and print it in full")
+    config.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    return parser
+
+
+def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], Any]:
+    """An argument that is a finite number of at least so much, and at most so much."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {most:g}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).exists()
+    except OSError:
+        # too long for a name
+        return False
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments; `key=value` words may stand anywhere."""
+    parser = build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    # taken out first: `--seeds 0 1 scrg.passes=3` would otherwise hand the override to --seeds
+    overrides = [word for word in words if _OVERRIDE.match(word) and not _is_file(word)]
+    arguments = parser.parse_args([word for word in words if word not in overrides])
+    if getattr(arguments, "ignored", None):
+        # what argparse shows as key=value is no override
+        parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
+    if overrides and arguments.command not in ("train", "ablate", "verify", "doctor", "plan", "config"):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    arguments.overrides, arguments.words = overrides, words
+    return arguments

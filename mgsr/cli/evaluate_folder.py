@@ -1,0 +1,154 @@
+"""`mgsr evaluate`: a run or any model folder, on any data file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr import models
+from mgsr.config.schema import DataConfig, EvaluationConfig
+from mgsr.data.prompts import Example, pad_id, require_eos
+from mgsr.data.rows import read_rows
+from mgsr.data.splits import encode
+from mgsr.evaluation.exposure_bias import exposure
+from mgsr.evaluation.test_set import Predictor, evaluate
+from mgsr.runtime.devices import working_device
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.files import write_atomically
+from mgsr.runtime.progress import progress, say
+from mgsr.training.base_models import load_run_teacher
+from mgsr.training.export import load_run
+from mgsr.training.run_folder import load_run_config
+
+OWN_TEACHER = "run"
+
+
+def evaluate_files(
+    source: str | Path,
+    files: Sequence[str],
+    *,
+    seeds: Sequence[int] | None = None,
+    template: str | None = None,
+    temperature: float | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int | None = None,
+    limit: int = 0,
+    teacher: str | Path | None = None,
+    device: str = "auto",
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """ROUGE-L and more of a run's best student, or of a transformers folder, on data files.
+
+    Args:
+        source: a run folder or a model folder.
+        files: JSON or JSONL, each reported under its path.
+        seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
+        limit: read only the first n rows of each file (0: all).
+        teacher: a model folder, or "run" for the run's own teacher: measure exposure bias against it too.
+        device: auto, cpu, cuda or mps.
+        out: write the figures there as JSON and every response beside it as JSONL; existing files are kept.
+
+    Raises:
+        UserError: neither a run nor a model folder; an unreadable file; `out` exists; a teacher whose
+            tokenizer differs.
+    """
+    outputs = [] if out is None else [Path(out), Path(out).with_suffix(".responses.jsonl")]
+    for path in outputs:
+        if path.exists():
+            raise UserError(f"{path}: exists already; choose another --out or delete it")
+    data, settings = DataConfig(), EvaluationConfig()
+    sets = {name: read_rows(name) for name in files}
+    if is_run(source):
+        config = load_run_config(source)
+        data, settings = config.data, config.evaluation
+        model, tokenizer = load_run(source)
+    else:
+        model, tokenizer = _load_folder(source)
+    taught = None if teacher is None else _teacher(teacher, source, model, tokenizer)
+    data.template = template or data.template
+    settings.seeds = list(seeds) if seeds else settings.seeds
+    settings.temperature = settings.temperature if temperature is None else temperature
+    settings.max_new_tokens = max_new_tokens or settings.max_new_tokens
+    settings.batch_size = batch_size or settings.batch_size
+
+    results: dict[str, Any] = {}
+    responses: list[str] = []
+    place: Any = working_device(device)
+    model.to(place)
+    if taught is not None:
+        taught[0].to(place)
+    for name, rows in sets.items():
+        examples = list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
+        predictor = Predictor(
+            tokenizer,
+            examples,
+            settings,
+            vocab_size=models.written_vocab_size(tokenizer, model),
+            pad_token_id=pad_id(tokenizer),
+        )
+        seeds_used = len(settings.seeds) if settings.temperature > 0 else 1
+        say(f"{name}: {len(examples)} rows, {seeds_used} seeds")
+        with progress(name, len(examples) * seeds_used, unit="responses") as advance:
+            predictor.advance = advance
+            evaluation = evaluate(model, predictor)
+        results[name] = evaluation.summary
+        if taught is not None:
+            results[name]["exposure"] = _exposure(model, taught, tokenizer, examples, settings, name)
+        responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
+    contents = json.dumps(results, indent=2), "\n".join(responses)
+    for path, content in zip(outputs, contents, strict=False):
+        write_atomically(path, content + "\n")
+    return results
+
+
+def _teacher(
+    teacher: str | Path, source: str | Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel, int]:
+    """The teacher and the number of ids it shares with the student."""
+    if str(teacher) == OWN_TEACHER:
+        if not is_run(source):
+            raise UserError(f"{source}: only a run has a teacher of its own; name one with --teacher FOLDER")
+        model, words = load_run_teacher(source)
+    else:
+        model, words = _load_folder(teacher)
+    return model, models.shared_vocab_size(words, tokenizer, model, student)
+
+
+def _exposure(
+    student: PreTrainedModel,
+    taught: tuple[PreTrainedModel, int],
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    settings: EvaluationConfig,
+    name: str,
+) -> dict[str, Any]:
+    teacher, vocab_size = taught
+    with progress(f"{name}, exposure", 2 * len(examples), unit="responses") as advance:
+        return exposure(
+            student,
+            teacher,
+            [(example.id, example.prompt_ids) for example in examples],
+            seed=settings.seeds[0],
+            eos_token_id=require_eos(tokenizer),
+            pad_token_id=pad_id(tokenizer),
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            vocab_size=vocab_size,
+            advance=advance,
+        )
+
+
+def is_run(source: str | Path) -> bool:
+    return (Path(source) / "config.yaml").exists()
+
+
+def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not (Path(source) / "config.json").exists():
+        raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json)")
+    tokenizer = models.load_tokenizer(str(source))
+    require_eos(tokenizer)
+    return models.load_causal_lm(str(source)), tokenizer

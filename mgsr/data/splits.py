@@ -1,0 +1,140 @@
+"""What a run reads: rows, their tokens, their spans; and the annotator for text still to be written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from mgsr.config.schema import DataConfig, SpansConfig
+from mgsr.data.annotate import SpanAnnotator
+from mgsr.data.collate import TrainingSequence
+from mgsr.data.prompts import EncodedRows, Example, encode_rows
+from mgsr.data.rows import Row, load_hub_rows, read_rows
+from mgsr.data.synthetic import generate_rows
+from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.progress import say
+
+SYNTHETIC = "synthetic"
+SPLITS = ("teacher", "train", "dev", "test")
+
+
+def read_split(config: DataConfig, split: str) -> list[Row]:
+    """Rows of a split: `train`, `dev`, `test`, the name of a further test set, or `teacher`.
+
+    `teacher` is what the teacher is fine-tuned on: a larger set of its own where the data are synthetic, the
+    training rows elsewhere.
+    """
+    if split in config.test_sets:
+        return _limited(read_rows(config.test_sets[split]), config.test_limit)
+    assert split in SPLITS, split
+    source = {"dev": config.dev, "test": config.test}.get(split) or config.train
+    limit = {"dev": config.dev_limit, "test": config.test_limit}.get(split, config.train_limit)
+    if source == SYNTHETIC:
+        sizes = config.synthetic
+        count = {
+            "teacher": sizes.teacher_rows,
+            "train": sizes.train_rows,
+            "dev": sizes.dev_rows,
+            "test": sizes.test_rows,
+        }
+        return _limited(generate_rows(split, count[split], sizes.seed), limit)
+    split = "train" if split == "teacher" else split
+    if is_file(source):
+        if split != "train" and source == config.train:
+            raise ConfigError(f"`data.{split}` is empty and data.train is a file; give data.{split}=FILE")
+        return _limited(read_rows(source), limit)
+    cut = config.hub_split
+    return _limited(load_hub_rows(source, dev=cut.dev, test=cut.test, seed=cut.seed)[split], limit)
+
+
+def is_file(source: str) -> bool:
+    """A local file rather than a hub id: it exists, or its name ends like one or has more than one slash."""
+    return Path(source).exists() or source.endswith((".json", ".jsonl")) or source.count("/") > 1
+
+
+def _limited(rows: list[Row], limit: int) -> list[Row]:
+    return rows[:limit] if limit else rows
+
+
+def rows_fingerprint(rows: Sequence[Row]) -> str:
+    """Changes with any text of the rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.instruction, row.input, row.references)).encode())
+    return digest.hexdigest()[:16]
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:
+    """Encode rows by the configured template and lengths, and report what had to be cut."""
+    encoded = encode_rows(
+        rows,
+        tokenizer,
+        template=config.template,
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+    )
+    if encoded.truncated_prompts or encoded.truncated_responses:
+        say(
+            f"{what}: {encoded.truncated_prompts} of {len(rows)} prompts cut to {config.max_prompt_length} "
+            f"tokens, {encoded.truncated_responses} responses cut so that both fit {config.max_length}"
+        )
+    return encoded
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Spans for ground truth and for text still to be written; without an annotator there are none.
+
+    Attributes:
+        annotator: for written text, whose spans are kept with their round.
+        cached: for ground truth; keeps phrases in a file between runs.
+    """
+
+    annotator: SpanAnnotator | None
+    cached: SpanAnnotator | None = None
+
+    def spans(self, responses: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        return _annotate(self.annotator, responses)
+
+    def ground_truth(self, examples: Sequence[Example]) -> list[TrainingSequence]:
+        spans = _annotate(self.cached or self.annotator, [example.response_ids for example in examples])
+        return [
+            TrainingSequence(example.id, tuple(example.prompt_ids), tuple(example.response_ids), ids, True)
+            for example, ids in zip(examples, spans, strict=True)
+        ]
+
+
+def _annotate(annotator: SpanAnnotator | None, responses: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    if annotator is None:
+        return [(-1,) * len(ids) for ids in responses]
+    return [tuple(ids) for ids in annotator.annotate(responses)]
+
+
+def build_annotation(
+    tokenizer: PreTrainedTokenizerBase,
+    config: SpansConfig,
+    *,
+    seed: int,
+    cache_file: Path | None,
+    wanted: bool,
+) -> Annotation:
+    """The configured chunker, with its cache; without one where the span term has no weight."""
+    if not wanted:
+        return Annotation(None)
+
+    def annotator(cache: Path | None) -> SpanAnnotator:
+        return SpanAnnotator(
+            tokenizer,
+            chunker=config.chunker,
+            overlap=config.overlap,
+            fixed_length=config.fixed_length,
+            seed=seed,
+            random_lengths=config.random_lengths,
+            cache_file=cache,
+        )
+
+    return Annotation(annotator(None), annotator(cache_file))

@@ -1,0 +1,160 @@
+"""Writing test or dev responses with a model and measuring them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr.config.schema import EvaluationConfig, ExperimentConfig
+from mgsr.data.prompts import Example, decode
+from mgsr.data.rows import ALL, Row
+from mgsr.evaluation.metrics import distinct_n, exact_match, mean_std, rouge_l, self_bleu
+from mgsr.generation import sample
+from mgsr.runtime import ranks
+from mgsr.runtime.errors import did_you_mean
+from mgsr.runtime.progress import say
+
+
+@dataclass
+class Predictor:
+    """Writes responses to examples with a student as it stands; of several ranks each writes its share.
+
+    Args:
+        check: called between batches; may raise to stop. advance: called with the number of responses.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    examples: Sequence[Example]
+    config: EvaluationConfig
+    vocab_size: int | None = None
+    pad_token_id: int = 0
+    check: Callable[[], None] | None = None
+    advance: Callable[[int], None] | None = None
+
+    def write(self, model: PreTrainedModel, seed: int) -> list[str]:
+        """One response per example of this rank, in order."""
+        prompts = [(e.id, e.prompt_ids) for e in self._mine]
+        ids = sample(
+            model,
+            prompts,
+            seed=seed,
+            eos_token_id=int(self.tokenizer.eos_token_id),
+            pad_token_id=self.pad_token_id,
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            temperature=self.config.temperature or 1.0,
+            top_p=self.config.top_p,
+            greedy=self.config.temperature == 0,
+            vocab_size=self.vocab_size,
+            progress=self._after_batch,
+            memory_key="evaluation.batch_size",
+        )
+        return [decode(self.tokenizer, tokens).strip() for tokens in ids]
+
+    @property
+    def _mine(self) -> Sequence[Example]:
+        return self.examples[ranks.rank() :: ranks.world_size()]
+
+    def write_all(self, model: PreTrainedModel, seed: int) -> list[str]:
+        """One response per example, of all ranks; every rank has to call this."""
+        return ranks.interleaved(ranks.gathered(self.write(model, seed)))
+
+    def _after_batch(self, count: int) -> None:
+        if self.advance is not None:
+            self.advance(count)
+        if self.check is not None:
+            self.check()
+
+    def __call__(self, model: PreTrainedModel) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Responses and references of this rank's dev examples, at the dev seed."""
+        references = [e.references for e in self._mine]
+        return self.write(model, self.config.val_seed), references
+
+
+@dataclass
+class Evaluation:
+    """What a model wrote on one set, over the sampling seeds.
+
+    Attributes:
+        rouge_l: seed -> ROUGE-L F x 100, mean over the set.
+        summary: the figures of `metrics.json`. `exact_match` is over all rows, `exact_match_by_category`
+            over the kinds of task that have one right answer (`kinds_of_one_answer`); both in percent.
+        predictions: one record per seed and example.
+    """
+
+    rouge_l: dict[int, float]
+    summary: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def kinds_of_one_answer(examples: Sequence[Example], named: Sequence[str] | None = None) -> set[str]:
+    """Kinds of task whose answers are right or wrong as a whole, so that exact match says something of them.
+
+    Args:
+        named: `evaluation.one_answer`. Where it is None, those whose rows have one reference each: of several
+            references every one is right, and so may be others. Rows of no category are of the kind "all".
+    """
+    if named is not None:
+        return set(named)
+    kinds = {example.category or ALL for example in examples}
+    return kinds - {example.category or ALL for example in examples if len(example.references) > 1}
+
+
+def say_of_unknown_kinds(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Name the kinds of `evaluation.one_answer` that no test row has.
+
+    They are no mistake where a configuration meets other test sets than it was made for, or a few rows of them.
+
+    Args:
+        rows: by split.
+    """
+    kinds = {row.category or ALL for name, split in rows.items() if name not in ("train", "dev") for row in split}
+    for name in config.evaluation.one_answer or ():
+        if name not in kinds:
+            say(f"evaluation.one_answer: no test row is of the kind {name}{did_you_mean(name, kinds)}")
+
+
+def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
+    """Write the predictor's examples once per sampling seed and score them against their references."""
+    examples, config = predictor.examples, predictor.config
+    seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
+    scores: dict[int, float] = {}
+    matches: list[float] = []
+    records: list[dict[str, Any]] = []
+    by_category: dict[str, list[float]] = {}
+    matches_by_category: dict[str, list[float]] = {}
+    of_one_answer = kinds_of_one_answer(examples, config.one_answer)
+    for seed in seeds:
+        texts = predictor.write_all(model, seed)
+        each = [rouge_l(text, e.references) for text, e in zip(texts, examples, strict=True)]
+        scores[seed] = sum(each) / len(each)
+        for text, example, score in zip(texts, examples, each, strict=True):
+            by_category.setdefault(example.category or ALL, []).append(score)
+            match = exact_match(text, example.references)
+            matches.append(match)
+            matches_by_category.setdefault(example.category or ALL, []).append(match)
+            records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
+    mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
+    words = [record["prediction"].split() for record in records]
+    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
+    if len(examples) > 1:
+        # over one seed: several answers to one prompt resemble each other whatever the model is like
+        figures["self_bleu"] = self_bleu(words[: len(examples)])
+    summary = {
+        "rouge_l": mean,
+        "rouge_l_std": std,
+        "std_over": "sampling seeds",
+        "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
+        "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},
+        "exact_match": sum(matches) / len(matches),
+        "exact_match_by_category": {
+            name: sum(v) / len(v) for name, v in sorted(matches_by_category.items()) if name in of_one_answer
+        },
+        **figures,
+        "mean_words": sum(map(len, words)) / len(words),
+        "examples": len(examples),
+    }
+    return Evaluation(scores, summary, records)

@@ -1,0 +1,126 @@
+"""Where teachers, students and tokenizers come from, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr import models
+from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import DataConfig, ModelConfig, StudentConfig
+from mgsr.data.prompts import pad_id, render, require_eos
+from mgsr.data.rows import Row
+from mgsr.data.tokenizer import train_tokenizer
+from mgsr.models.output_layer import check_output_head
+
+
+def quiet_transformers() -> None:
+    """Loading a model of this size is not worth a bar of its own; what it warns of is decided here."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def build_tokenizer(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
+    if model.source == "init":
+        return train_tokenizer(init_texts(rows, config.data), vocab_size=config.data.synthetic.vocab_size)
+    tokenizer = configured_tokenizer(model)
+    require_eos(tokenizer)
+    return tokenizer
+
+
+def init_texts(rows: Sequence[Row], data: DataConfig) -> list[str]:
+    """What a tokenizer is trained on: prompts and references."""
+    return [text for row in rows for text in (render(row, data.template), *row.references)]
+
+
+def configured_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that comes from elsewhere."""
+    return models.load_tokenizer(
+        model.source,
+        gguf_file=model.gguf_file or None,
+        revision=model.revision or None,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def check_tokenizers(config: ExperimentConfig) -> None:
+    """Refuse tokenizers that disagree before anything is trained, where both come from elsewhere."""
+    sources = config.teacher.source, config.student.source
+    if sources[0] == sources[1] or any(source in ("", "init", "teacher") for source in sources):
+        return
+    quiet_transformers()
+    models.require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
+
+
+def build_model(
+    config: ExperimentConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> PreTrainedModel:
+    if model.source == "init":
+        return build_initial(
+            config,
+            model,
+            vocab_size=len(tokenizer),
+            eos_token_id=require_eos(tokenizer),
+            pad_token_id=pad_id(tokenizer),
+            seed=seed,
+        )
+    loaded = models.load_causal_lm(
+        model.source,
+        gguf_file=model.gguf_file or None,
+        revision=model.revision or None,
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation or None,
+        trust_remote_code=model.trust_remote_code,
+    )
+    check_output_head(loaded)
+    return loaded
+
+
+def build_initial(
+    config: ExperimentConfig,
+    model: ModelConfig,
+    *,
+    vocab_size: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    seed: int,
+) -> PreTrainedModel:
+    """A model of `source: init`, from its `architecture`."""
+    shape = model.architecture
+    return models.build_causal_lm(
+        shape.family,
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden_size,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads or None,
+        intermediate_size=shape.intermediate_size or None,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        dropout=shape.dropout,
+        initializer_range=shape.initializer_range,
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation or None,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        max_position_embeddings=config.data.max_length + 8,
+        seed=seed,
+    )
+
+
+def build_student(
+    config: ExperimentConfig,
+    student: StudentConfig,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+) -> PreTrainedModel:
+    if student.source == "teacher":
+        assert teacher is not None
+        layers = student.keep_layers or range(teacher.config.num_hidden_layers)
+        return models.prune_depth(teacher, list(layers))
+    model = build_model(config, student, tokenizer, seed=seed)
+    return models.prune_depth(model, student.keep_layers) if student.keep_layers else model

@@ -1,0 +1,149 @@
+"""A causal language model in two halves: the trunk, and the output embedding that makes logits of it.
+
+Logits of a whole batch are by far the largest tensor of distillation. Kept apart, the two halves let everyone
+make logits for a tile of tokens at a time.
+
+Shapes: B sequences, T tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgsr.losses.fused.products import times_transposed
+from mgsr.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The map from last hidden states to logits: `softcap * tanh(scale * (W h + b) / softcap)`.
+
+    Attributes:
+        weight: `[V, H]`.
+        bias: `[V]` or None.
+        scale: factor on the logits, 1 for most models (Cohere's `logit_scale`, Granite's `1 /
+            logits_scaling`).
+        softcap: Gemma's `final_logit_softcapping`; None leaves the logits as they are.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def to(self, device: torch.device) -> OutputHead:
+        """The same on another device; where it is there already nothing is copied."""
+        bias = None if self.bias is None else self.bias.detach().to(device)
+        return replace(self, weight=self.weight.detach().to(device), bias=bias)
+
+    def project(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
+        """Logits `[..., V]` of states `[..., H]`, float32 or wider; V is `vocab_size` if given."""
+        weight, bias = self.weight, self.bias
+        if vocab_size is not None:
+            weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
+        logits = times_transposed(hidden.to(weight.device), weight, bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def head_arguments(student: OutputHead, teacher: OutputHead | None) -> dict[str, Any]:
+    """Both output layers as keyword arguments of `losses.tiled_objective` and its kin."""
+    arguments: dict[str, Any] = {"teacher_weight": None}
+    for name, head in (("student", student), ("teacher", teacher)):
+        if head is not None:
+            for part in ("weight", "bias", "scale", "softcap"):
+                arguments[f"{name}_{part}"] = getattr(head, part)
+    return arguments
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model itself, without the adapter wrapper (whose layers live inside it anyway)."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trunk(model: Any) -> Any:
+    """The module that maps token ids to last hidden states, e.g. `LlamaModel` of a `LlamaForCausalLM`."""
+    inner = causal_lm(model)
+    body = inner.base_model
+    if body is inner:
+        raise UserError(
+            f"{type(inner).__name__} has no language-modelling head: load it as a causal language model"
+        )
+    return body
+
+
+def last_hidden(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states, after the final norm, without a cache and without logits.
+
+    Args:
+        model: a causal language model of transformers.
+        input_ids: `[B, T]`.
+        attention_mask: `[B, T]`, 1 on real tokens; None where padding is on the right and its states are
+            unused.
+        position_ids: `[B, T]`; needed with padding on the left.
+
+    Returns:
+        `[B, T, H]` in the model's type.
+    """
+    output = trunk(model)(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    )
+    return output.last_hidden_state
+
+
+def output_head(model: Any) -> OutputHead:
+    """The output embedding of a causal language model, with the scale and soft cap its config asks for.
+
+    Raises:
+        UserError: the output embedding is no plain linear layer (an adapter sits on it, or it is quantised).
+    """
+    inner = causal_lm(model)
+    layer = inner.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise UserError(
+            f"the output embedding of {type(inner).__name__} is a {type(layer).__name__}, not a plain"
+            " linear layer: keep adapters and quantisation off it"
+        )
+    config = inner.config.get_text_config(decoder=True)
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return OutputHead(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
+
+
+@torch.no_grad()
+def check_output_head(model: Any) -> None:
+    """Compare the two halves with the model's own logits on a few tokens, once after loading.
+
+    Raises:
+        UserError: they differ, because the model does something to its logits that `output_head` does not
+            know.
+    """
+    inner = causal_lm(model)
+    head = output_head(model)
+    ids = torch.arange(1, 5, device=head.weight.device)[None] % head.weight.shape[0]
+    was_training = inner.training
+    inner.eval()
+    try:
+        own = inner(input_ids=ids, use_cache=False).logits
+        ours = head.project(last_hidden(inner, ids))
+    finally:
+        inner.train(was_training)
+    if not torch.allclose(own.to(ours.dtype), ours, rtol=0.02, atol=0.02 * float(ours.abs().max()) + 1e-6):
+        raise UserError(
+            f"{type(inner).__name__} changes its logits in a way that is not supported: choose another model"
+        )

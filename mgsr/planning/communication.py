@@ -1,0 +1,103 @@
+"""Bytes that devices send one another, per device and optimiser step.
+
+A ring over N devices sends (N - 1) / N of a tensor to gather its parts or to sum and scatter it, and twice that to
+sum it everywhere (Patarasuk and Yuan 2009; Rajbhandari et al. 2020, arXiv 1910.02054, section 7). Each device
+receives as much as it sends, at the same time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mgsr.planning.parts import Parts
+
+
+def gather(size: float, devices: int) -> float:
+    """Bytes a device sends in an all-gather of `size` bytes, or in a reduce-scatter of as many.
+
+    >>> gather(800, 8)
+    700.0
+    """
+    return size * (devices - 1) / devices
+
+
+def all_reduce(size: float, devices: int) -> float:
+    """Bytes a device sends to sum `size` bytes on every device: reduce-scatter, then all-gather.
+
+    >>> all_reduce(800, 8)
+    1400.0
+    """
+    return 2 * gather(size, devices)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one device.
+
+    Attributes:
+        step, round: between devices, in an optimiser step and around a round of text.
+        host_step, host_epoch, host_round: over the link to the host's memory.
+    """
+
+    step: float = 0.0
+    round: float = 0.0
+    host_step: float = 0.0
+    host_epoch: float = 0.0
+    host_round: float = 0.0
+
+    def seconds(self, steps: float, epochs: float, rounds: float, interconnect: float, host: float) -> float:
+        """All of it, at bytes per second; nothing is hidden behind computing, so this is an upper bound."""
+        between = steps * self.step + rounds * self.round
+        moved = steps * self.host_step + epochs * self.host_epoch + rounds * self.host_round
+        return between / interconnect + moved / host
+
+
+def student_step(parts: Parts, devices: int, strategy: str, micro_batches: int) -> float:
+    """Bytes for the student in one optimiser step.
+
+    ddp: one all-reduce of the gradients, in the last micro-batch. fsdp2: in every micro-batch the layers are
+    gathered forward and again backward, the other weights once, and the gradients summed and scattered.
+    """
+    if devices == 1:
+        return 0.0
+    if strategy != "fsdp2":
+        return all_reduce(parts.trained, devices)
+    gathered = 2 * parts.layers + parts.root
+    return micro_batches * (gather(gathered, devices) + gather(parts.trained, devices))
+
+
+def traffic(
+    student: Parts,
+    teacher: Parts | None,
+    *,
+    devices: int,
+    strategy: str,
+    placement: str,
+    micro_batches: int,
+    teacher_forwards: int,
+    scoring_batches: float,
+    state_bytes: float,
+    writes: bool,
+) -> Traffic:
+    """What one strategy and placement send.
+
+    Args:
+        teacher_forwards: of one device in an optimiser step; scoring_batches: of one device in a round.
+        state_bytes: the teacher's hidden states that one device needs in an optimiser step.
+        writes: there are rounds of text. With fsdp2 a round gathers the student whole.
+
+    A teacher in CPU memory comes to the device and leaves again, once before every epoch to read its text, when a
+    student that is not sharded makes room, and in a round of text for every batch that it scores, when the student
+    makes room; its states are read in every step.
+    """
+    step = student_step(student, devices, strategy, micro_batches)
+    round_ = gather(student.weights, devices) if strategy == "fsdp2" and writes else 0.0
+    if teacher is not None and placement == "sharded":
+        step += teacher_forwards * gather(teacher.layers, devices)
+        round_ += scoring_batches * gather(teacher.layers, devices)
+    if teacher is None or placement != "cpu":
+        return Traffic(step, round_)
+    room = 0 if strategy == "fsdp2" else student.weights
+    epoch = 2 * (teacher.weights + room) if teacher_forwards else 0
+    turns = scoring_batches * 2 * (teacher.weights + student.weights) or 2 * teacher.weights
+    return Traffic(step, round_, state_bytes if teacher_forwards else 0, epoch, turns if writes else 0)

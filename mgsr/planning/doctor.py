@@ -1,0 +1,63 @@
+"""`mgsr doctor`: what would go wrong with a run, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgsr.config.load import ExperimentConfig, load_config
+from mgsr.data.rows import Row
+from mgsr.planning.doctor_data import look_at_rows
+from mgsr.planning.doctor_memory import look_at_memory
+from mgsr.planning.doctor_text import look_at_lengths, look_at_tokenizers
+from mgsr.planning.findings import Finding, Report
+from mgsr.runtime.errors import UserError
+from mgsr.training.build import mean_bounds
+from mgsr.training.optim import training_length
+
+__all__ = ["Finding", "Report", "examine"]
+
+
+def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
+    """Configuration, rows, tokenizers, lengths, memory and disk of a run.
+
+    Args:
+        path: configuration file; overrides: `key=value` words on top.
+        available: bytes of one device to plan for; None: what this machine has free.
+    """
+    report = Report()
+    try:
+        config = load_config(path, overrides)
+    except UserError as error:
+        report.say("error", "config", str(error))
+        return report
+    report.say("ok", "config", f"{path}: {config.experiment}/{config.arm}, seed {config.seed}")
+    for name, model in (("teacher", config.teacher), ("student", config.student)):
+        if model.trust_remote_code:
+            report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")
+    rows = look_at_rows(config, report)
+    look_at_plan(config, rows, report)
+    tokenizer = look_at_tokenizers(config, report)
+    if tokenizer is None:
+        return report
+    if "train" in rows:
+        look_at_lengths(config, tokenizer, rows, report)
+    try:
+        look_at_memory(config, tokenizer, report, available)
+    except UserError as error:
+        report.say("error", "memory", str(error))
+    return report
+
+
+def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: Report) -> None:
+    """Optimiser steps of the main job, and what else it needs from elsewhere."""
+    try:
+        mean_bounds(config)
+        if "train" in rows:
+            length = training_length(
+                config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes
+            )
+            report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
+            report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
+    except UserError as error:
+        report.say("error", "plan", str(error))

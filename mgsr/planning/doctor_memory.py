@@ -1,0 +1,289 @@
+"""The doctor's account of memory and disk: what stands on a device in each phase, and the largest batch that fits.
+
+Phases, highest point of each:
+
+    training     weights + moments + gradients met so far + what backward still needs + the objective's tiles
+    generation   weights + moments + two KV caches (the writer's, and the one kept for corrections) + logits
+                 + the hidden states that scoring reads
+
+These are bytes of tensors. A CPU's heap keeps holes between them, so that a process takes about a third more of
+what comes and goes; whether a batch fits is judged with them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import LoraConfig, SftConfig
+from mgsr.data.sampler import micro_batches_per_step
+from mgsr.planning.doctor_text import text_bytes
+from mgsr.planning.findings import Report, size
+from mgsr.planning.sizes import (
+    Activations,
+    ModelSize,
+    activations,
+    clip_bytes,
+    fake_models,
+    model_size,
+    workspace,
+)
+from mgsr.runtime.devices import working_device
+from mgsr.training.checkpoint import KEPT
+
+FLOAT = 4
+# resident memory of a training step over the bytes of its tensors, glibc; measured, see tests/reliability
+HEAP_HOLES = {"cpu": 1.35}
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def look_at_memory(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, report: Report, available: int | None
+) -> None:
+    """Bytes per device by phase, against what there is; then the disk.
+
+    Args:
+        available: bytes of one device; None asks the machine.
+
+    Raises:
+        UserError: a model's configuration cannot be had, or the accelerator is not there.
+    """
+    mode, teacher, student = fake_models(config, len(tokenizer))
+    length = longest_sequence(config, report)
+    own = model_size(student)
+    taught = None if teacher is None else model_size(teacher)
+    mixed = MIXED.get(config.trainer.precision)
+    kept = activations(
+        mode,
+        student,
+        length,
+        checkpointing=config.train.gradient_checkpointing,
+        mixed=mixed,
+    )
+    device = working_device(config.trainer.accelerator)
+    trainer, trained = config.trainer, own.trained
+    world = trainer.devices * trainer.num_nodes
+    micro_batches = micro_batches_per_step(config.train.batch_size, config.train.micro_batch_size, world)
+    rows = -(-config.train.batch_size // (micro_batches * world))
+    shards = world if trainer.strategy == "fsdp2" else 1
+    static = (own.weights + own.optimiser) // shards + clip_bytes(config, own.classes)
+    static += 0 if taught is None else _resident(taught, config.teacher.placement, world)
+    if world > 1:
+        report.say("ok", "memory.strategy", _between(config, world))
+    if world > 1 and shards == 1:
+        # gradients stay in the buckets that they are sent in
+        static, own = static + own.trained, replace(own, trained=0)
+    else:
+        own = replace(own, trained=own.trained // shards)
+    account = {
+        "student_weights": own.weights,
+        "student_parameters": own.parameters,
+        "trained": trained,
+        "teacher_weights": taught.weights if taught else 0,
+        "teacher_parameters": taught.parameters if taught else 0,
+        "optimiser": own.optimiser,
+        "clip_network": clip_bytes(config, own.classes),
+        "static": static,
+        "length": length,
+        "rows": rows,
+        "activations": kept.of(rows),
+        "training_added": training_added(config, own, taught, kept, rows, length, device.type),
+        "generation_added": generation_added(config, own, taught, config.scrg.batch_size),
+    }
+    if shards > 1:
+        # text is written by a whole copy of the student
+        account["generation_added"] += own.weights
+    if taught is not None and config.teacher.placement == "cpu" and config.scrg.enabled:
+        # it comes to score, and the student makes room where not every token needs both
+        room_made = 0 if config.scrg.text in ("mixed", "interleaved") else own.weights
+        account["generation_added"] += max(0, taught.weights - room_made)
+    holes = HEAP_HOLES.get(device.type, 1.0)
+    for phase in ("training", "generation"):
+        account[phase] = static + int(holes * account[f"{phase}_added"])
+    report.figures["memory"] = account
+    room = device_memory(device) if available is None else available
+    if available is None and device.type == "cpu":
+        room //= trainer.devices
+    first, whole, its_own = mode, student, own
+    if config.student.lora.r and config.student.sft.enabled:
+        # adapters come behind the fine-tuning, which trains all weights
+        plain = replace(config, student=replace(config.student, lora=LoraConfig()))
+        first, _, whole = fake_models(plain, len(tokenizer))
+        its_own = model_size(whole)
+    for name, fakes, model, its_size in (("teacher", mode, teacher, taught), ("student", first, whole, its_own)):
+        sft: SftConfig = getattr(config, name).sft
+        if its_size is None or not sft.enabled:
+            continue
+        before = activations(fakes, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
+        rows_at_once = min(sft.micro_batch_size, sft.batch_size)
+        added = training_added(config, its_size, None, before, rows_at_once, length, device.type)
+        needs = (its_size.weights + its_size.optimiser) // shards + int(holes * added)
+        account[f"{name}_sft"] = needs
+        text = f"{size(needs)} of {size(room)} on {device.type}"
+        if needs > room:
+            report.say("error", f"memory.{name}.sft", f"{text}: lower {name}.sft.micro_batch_size")
+        else:
+            report.say("ok", f"memory.{name}.sft", text)
+    _compare(config, report, own, taught, kept, length, device, room)
+    _look_at_disk(config, own, taught, report)
+
+
+def longest_sequence(config: ExperimentConfig, report: Report) -> int:
+    """The longest sequence of a training batch: of the rows, or a prompt with the longest written answer."""
+    train = report.figures.get("lengths.train")
+    if train is None:
+        return config.data.max_length
+    written = train["longest_prompt"] + config.scrg.max_new_tokens if config.scrg.enabled else 0
+    return max(train["longest"], written)
+
+
+def _resident(teacher: ModelSize, placement: str, world: int) -> int:
+    """Bytes of the teacher that are there in training: all, its output layer, or its part."""
+    if placement == "cpu":
+        return teacher.classes * teacher.width * (teacher.weights // teacher.parameters)
+    return teacher.weights // (world if placement == "sharded" else 1)
+
+
+def _between(config: ExperimentConfig, world: int) -> str:
+    strategy = config.trainer.strategy.replace("auto", "ddp")
+    more = "; mgsr plan counts layers that are whole for a while too" if strategy == "fsdp2" else ""
+    return f"{world} devices, {strategy}, teacher {config.teacher.placement}: of one device{more}"
+
+
+def training_added(
+    config: ExperimentConfig,
+    student: ModelSize,
+    teacher: ModelSize | None,
+    kept: Activations,
+    rows: int,
+    length: int,
+    device_type: str,
+) -> int:
+    """Most bytes of a training step above weights and moments.
+
+    Backward begins with everything that autograd kept and the head's gradient, and ends with all gradients and a
+    second one of the embedding where that is tied to the head; the higher of the two counts.
+    """
+    tokens = rows * length
+    states = FLOAT * tokens * (2 * student.width + (teacher.width if teacher else 0))
+    head = student.largest
+    tiles = workspace(tokens, student.classes, config.objective.tile_size, device_type)
+    begins = kept.of(rows) + states + tiles + head
+    # an embedding that is tied to the head gets a second dense gradient at the very end
+    ends = student.trained + head
+    return max(begins, ends)
+
+
+def generation_added(config: ExperimentConfig, student: ModelSize, teacher: ModelSize | None, rows: int) -> int:
+    """Most bytes of writing and scoring `rows` sequences at once, above weights and moments."""
+    if not config.scrg.enabled:
+        return 0
+    length = config.data.max_prompt_length + config.scrg.max_new_tokens
+    joint = config.scrg.text in ("mixed", "interleaved")
+    cache = rows * length * student.kv_per_token
+    corrected = cache if config.scrg.text == "student" and config.scrg.passes else 0
+    other = rows * length * teacher.kv_per_token if teacher and (joint or config.scrg.text == "teacher") else 0
+    logits = FLOAT * rows * student.classes * (4 if joint else 3)
+    states = FLOAT * rows * length * (student.width + (teacher.width if teacher else 0))
+    return cache + corrected + other + logits + (states if config.scrg.passes else 0)
+
+
+def _compare(
+    config: ExperimentConfig,
+    report: Report,
+    own: ModelSize,
+    taught: ModelSize | None,
+    kept: Activations,
+    length: int,
+    device: torch.device,
+    room: int,
+) -> None:
+    account = report.figures["memory"]
+    account["available"] = room
+    holes = HEAP_HOLES.get(device.type, 1.0)
+
+    def fits(rows: int) -> bool:
+        added = training_added(config, own, taught, kept, rows, length, device.type)
+        return account["static"] + holes * added <= room
+
+    def writes(rows: int) -> bool:
+        return account["static"] + holes * generation_added(config, own, taught, rows) <= room
+
+    account["largest_micro_batch"] = largest(fits)
+    account["largest_written_batch"] = largest(writes) if config.scrg.enabled else None
+    for name, key, most in (
+        ("training", "train.micro_batch_size", account["largest_micro_batch"]),
+        ("generation", "scrg.batch_size", account["largest_written_batch"]),
+    ):
+        if most is None:
+            continue
+        needs = account[name]
+        text = f"{size(needs)} of {size(room)} on {device.type}; the largest {key} that fits is {_limit(most)}"
+        if needs <= room:
+            report.say("ok", f"memory.{name}", text)
+        elif most == 0:
+            report.say(
+                "error", f"memory.{name}", f"{text}: weights and moments alone take {size(account['static'])}"
+            )
+        else:
+            report.say("error", f"memory.{name}", f"{text}: set {key}={most}")
+
+
+MOST = 1 << 16
+
+
+def largest(fits: Any) -> int:
+    """The largest number from 0 to `MOST` for which `fits` holds, where it holds up to some number."""
+    low, high = 0, MOST
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _limit(most: int) -> str:
+    return f"{most} or more" if most >= MOST else str(most)
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or available to this machine's processes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    # no Linux: what the system has in all
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _look_at_disk(config: ExperimentConfig, own: ModelSize, taught: ModelSize | None, report: Report) -> None:
+    """What a run and its cached models write, against what is free where `run_root` lies."""
+    # of a student with adapters, they alone are in a checkpoint
+    kept = own.trained if config.student.lora.r else own.weights
+    point = kept + own.optimiser
+    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * kept, "text": text_bytes(config, report)}
+    if taught is not None and config.teacher.sft.enabled:
+        needs["teacher"] = taught.weights + (KEPT + 1) * 3 * taught.weights
+    if config.student.sft.enabled:
+        needs["student"] = own.weights + (KEPT + 1) * 3 * own.weights
+    root = Path(config.run_root).absolute()
+    while not root.exists():
+        root = root.parent
+    free, total = shutil.disk_usage(root).free, sum(needs.values())
+    report.figures["disk"] = {**needs, "needed": total, "free": free}
+    text = f"{size(total)} for checkpoints, cached models and text; {size(free)} free at {root}"
+    if total <= free:
+        report.say("ok", "disk", text)
+    else:
+        report.say("error", "disk", f"{text}: choose another run_root or free some space")

@@ -1,0 +1,278 @@
+"""`mgsr plan`: what a run costs, and under which strategy it fits, before a device is rented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mgsr.config.load import ExperimentConfig, load_config
+from mgsr.models.from_config import quiet_transformers
+from mgsr.planning.communication import Traffic, traffic
+from mgsr.planning.doctor_memory import MIXED
+from mgsr.planning.flops import shape_of
+from mgsr.planning.parts import kept_for_backward, parts_of
+from mgsr.planning.plan_cost import Hardware, Phase, Speaker, fine_tuning, main_phases, needs_teacher
+from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, as_dict, combinations
+from mgsr.planning.shapes import ShapeFinder
+from mgsr.planning.sizes import Activations, fake_models, model_size
+from mgsr.planning.work import Stage, Text, find_text, main_job
+from mgsr.planning.work import fine_tuning as fine_tuning_stage
+from mgsr.runtime.errors import ConfigError
+
+__all__ = ["Hardware", "Option", "Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One strategy with one placement: memory, traffic, and the run's seconds with both."""
+
+    account: Account
+    traffic: Traffic
+    communication_seconds: float
+    seconds: float
+
+
+@dataclass
+class Plan:
+    """All that `mgsr plan` says.
+
+    Attributes:
+        models: by name: source, where its shape comes from, parameters, bytes.
+        stages: of training, in their order; phases: of all of them.
+        options: in the order of preference at equal time.
+        recommended: the fastest option that fits, or None.
+    """
+
+    config: ExperimentConfig
+    path: str
+    devices: int
+    nodes: int
+    available: int
+    hardware: Hardware
+    text: Text
+    models: dict[str, dict[str, Any]]
+    stages: list[Stage]
+    phases: list[Phase]
+    options: list[Option]
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.nodes
+
+    @property
+    def main(self) -> Stage:
+        return self.stages[-1]
+
+    @property
+    def recommended(self) -> Option | None:
+        fitting = [option for option in self.options if option.account.fits]
+        return min(fitting, key=lambda option: option.seconds) if fitting else None
+
+    @property
+    def configured(self) -> Option | None:
+        """What the configuration itself asks for, if it exists on so many devices."""
+        several = self.world_size > 1
+        strategy = self.config.trainer.strategy if several else "auto"
+        strategy = "ddp" if several and strategy == "auto" else strategy
+        wanted = strategy, getattr(self.config.teacher, "placement", "replicated")
+        return next((o for o in self.options if (o.account.strategy, o.account.placement) == wanted), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Machine-readable; bytes, seconds and FLOPs."""
+        best = self.recommended
+        tokens = sum(stage.tokens(self.text) for stage in self.stages)
+        main = self.main
+        return {
+            "config": self.path,
+            "devices": self.devices,
+            "nodes": self.nodes,
+            "available": self.available,
+            "reserved": RESERVED,
+            "hardware": asdict(self.hardware),
+            "models": self.models,
+            "text": asdict(self.text),
+            "stages": {stage.name: asdict(stage) | {"tokens": stage.tokens(self.text)} for stage in self.stages},
+            "tokens": {"per_epoch": self.tokens_per_epoch, "main_job": main.tokens(self.text), "total": tokens},
+            "flops": {p.name: {"trunk": p.work.trunk, "head": p.work.head} for p in self.phases},
+            "seconds": {p.name: {"seconds": p.seconds, "bound": p.bound} for p in self.phases},
+            "strategies": [
+                as_dict(option.account)
+                | {
+                    "communication": asdict(option.traffic) | {"seconds": option.communication_seconds},
+                    "seconds": option.seconds,
+                }
+                for option in self.options
+            ],
+            "recommended": _named(best),
+            "configured": _named(self.configured),
+            "fits": best is not None,
+        }
+
+    @property
+    def tokens_per_epoch(self) -> float:
+        length = self.main.length
+        return self.main.tokens(self.text) * length.steps_per_epoch / length.total_steps
+
+
+def _named(option: Option | None) -> dict[str, Any] | None:
+    if option is None:
+        return None
+    row = option.account
+    return {"strategy": row.strategy, "placement": row.placement, "seconds": option.seconds, "fits": row.fits}
+
+
+def plan(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    devices: int = 1,
+    nodes: int = 1,
+    available: int,
+    hardware: Hardware | None = None,
+    rows: int | None = None,
+) -> Plan:
+    """Steps, tokens, FLOPs, time, memory and communication of a run; no weight is loaded, no network is needed.
+
+    Args:
+        path: configuration file; overrides: `key=value` words on top.
+        devices: per node, in place of the configuration's.
+        available: bytes of one device.
+        rows: training rows, where they are not on this machine.
+
+    Raises:
+        UserError: a configuration, rows or a shape that cannot be used.
+    """
+    config = load_config(path, overrides)
+    hardware = hardware or Hardware()
+    world = devices * nodes
+    quiet_transformers()
+    text, tokenizer = find_text(config, rows)
+    finder = ShapeFinder()
+    mode, teacher, student = fake_models(config, 0 if tokenizer is None else len(tokenizer), shape_of=finder)
+    people = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
+    _check_positions(config, people, text)
+    sized = {name: _model(model) for name, model in people.items()}
+    speakers = {name: _speaker(config, name, model, sized[name]) for name, model in people.items()}
+    stages, phases, trained = [], [], []
+
+    @cache
+    def kept(name: str, checkpointing: bool) -> Activations:
+        mixed, size = MIXED.get(config.trainer.precision), sized[name].size
+        return kept_for_backward(mode, people[name], size, text.longest, checkpointing=checkpointing, mixed=mixed)
+
+    def memory_of(stage: Stage, name: str, checkpointing: bool) -> Trained:
+        rows, micro_batches = stage.forward_rows, stage.length.micro_batches
+        return Trained(stage.name, sized[name], kept(name, checkpointing), rows, text.longest, micro_batches)
+
+    for name in people:
+        sft = getattr(config, name).sft
+        if sft.enabled:
+            count = text.teacher_rows if name == "teacher" else text.rows
+            stage = fine_tuning_stage(f"{name} SFT", sft, count, world)
+            stages.append(stage)
+            phases.append(fine_tuning(config, stage, speakers[name], text, hardware, world))
+            trained.append(memory_of(stage, name, sft.gradient_checkpointing))
+    main = main_job(config, text.rows, world)
+    stages.append(main)
+    taught = speakers.get("teacher")
+    phases += main_phases(config, main, speakers["student"], taught, text, hardware, world)
+    working = memory_of(main, "student", config.train.gradient_checkpointing)
+    computing = sum(phase.seconds for phase in phases)
+    options = []
+    for strategy, placement in combinations(world, teacher is not None):
+        row = account(
+            config, working, sized.get("teacher"), trained,
+            world_size=world, strategy=strategy, placement=placement, available=available,
+        )  # fmt: skip
+        sent, seconds = _communication(config, text, stages, sized, strategy, placement, hardware, world)
+        options.append(Option(row, sent, seconds, computing + seconds))
+    described = {
+        name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
+    }
+    return Plan(config, str(path), devices, nodes, available, hardware, text, described, stages, phases, options)
+
+
+def _check_positions(config: ExperimentConfig, people: dict[str, Any], text: Text) -> None:
+    for name, model in people.items():
+        most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if most is not None and text.longest > most:
+            source = getattr(config, name).source
+            raise ConfigError(
+                f"`data.max_length`: sequences of {text.longest} tokens, and {name} {source} has {most} positions"
+                "; lower data.max_length or scrg.max_new_tokens"
+            )
+
+
+def _model(model: Any) -> Model:
+    size = model_size(model)
+    return Model(size, parts_of(model, size), wide=next(model.parameters()).element_size() >= 4)
+
+
+def _speaker(config: ExperimentConfig, name: str, model: Any, sized: Model) -> Speaker:
+    adapters = 0
+    if name == "student" and config.student.lora.r:
+        adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shape = shape_of(model.config, adapters=adapters)
+    return Speaker(shape, sized.size.weights, sized.size.kv_per_token, narrow=not sized.wide)
+
+
+def _communication(
+    config: ExperimentConfig,
+    text: Text,
+    stages: list[Stage],
+    sized: dict[str, Model],
+    strategy: str,
+    placement: str,
+    hardware: Hardware,
+    world: int,
+) -> tuple[Traffic, float]:
+    """Traffic of the main job, and the seconds of all stages."""
+    seconds = 0.0
+    for stage in stages:
+        main = stage is stages[-1]
+        name = "teacher" if stage.name.startswith("teacher") else "student"
+        teacher = sized.get("teacher") if main else None
+        scored = config.scrg.passes if config.scrg.text == "student" else 0
+        batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
+        states = 0.0
+        if teacher is not None:
+            answers = stage.truth * text.response + stage.text * text.written
+            width = teacher.size.width * (teacher.size.weights // teacher.size.parameters)
+            states = answers / stage.length.total_steps / world * width
+        sent = traffic(
+            sized[name].parts,
+            None if teacher is None else teacher.parts,
+            devices=world,
+            strategy=strategy,
+            placement=placement,
+            micro_batches=stage.length.micro_batches,
+            teacher_forwards=stage.length.micro_batches if needs_teacher(config) else 0,
+            scoring_batches=batches * scored,
+            state_bytes=states,
+            writes=stage.written > 0,
+        )
+        length = stage.length
+        seconds += sent.seconds(
+            length.total_steps, length.epochs, stage.rounds, hardware.interconnect, hardware.host
+        )
+    return sent, seconds
+
+
+def _described(
+    config: ExperimentConfig, name: str, model: Model, adapters: int, finder: ShapeFinder
+) -> dict[str, Any]:
+    source = getattr(config, name).source
+    origin = {"init": "the configuration", "teacher": "the teacher"}.get(source) or finder.origins[source]
+    return {
+        "source": source,
+        "shape_from": origin,
+        "parameters": model.size.parameters,
+        "adapters": adapters,
+        "weights": model.size.weights,
+        "layers": model.size.layers,
+        "width": model.size.width,
+        "classes": model.size.classes,
+    }

@@ -1,0 +1,225 @@
+"""Bytes of one device under every strategy, from the doctor's account of the models.
+
+The strategies are those of `trainer.strategy` and `teacher.placement`:
+
+    ddp         a whole student, its gradients in buckets that stay, and its moments
+    fsdp2       a part of each; a layer is whole while it is used, embeddings and output layer during a step.
+                While text is written a whole copy of the student stands beside the parts.
+    replicated  a whole teacher
+    sharded     a part of the teacher's layers; its embeddings and output layer whole. With fsdp2 alone.
+    cpu         the teacher is on the device before an epoch, to read its text, and while text is written; training
+                needs its output layer alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mgsr.config.load import ExperimentConfig
+from mgsr.planning.doctor_memory import FLOAT, generation_added, largest, training_added
+from mgsr.planning.parts import Parts
+from mgsr.planning.sizes import Activations, ModelSize, clip_bytes
+
+DEVICE = "cuda"
+# what the CUDA context and the allocator's holes may take of a device
+RESERVED = 0.1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its size and parts; `wide`: its weights are float32 or wider."""
+
+    size: ModelSize
+    parts: Parts
+    wide: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One stage of training as memory sees it: who, on how many sequences of `length` tokens in one forward."""
+
+    name: str
+    model: Model
+    kept: Activations
+    rows: int
+    length: int
+    micro_batches: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """Bytes of one device under one strategy.
+
+    Attributes:
+        gradients: when they are all there. With one micro-batch and without DDP's buckets they come as activations
+            go, and the higher point of the two counts.
+        gathered: what FSDP2 holds whole for a while; tiles: logits, their gradients and hidden states.
+        kv_cache: and logits and states of a round's batch.
+        training, generation: highest point of each phase of the main job; without rounds generation is the phase
+            in which a teacher from CPU memory reads. sft: of each stage before it.
+        largest_micro_batch: the most sequences of one forward that fit.
+    """
+
+    strategy: str
+    placement: str
+    weights: int
+    gradients: int
+    optimiser: int
+    teacher: int
+    gathered: int
+    activations: int
+    tiles: int
+    kv_cache: int
+    training: int
+    generation: int
+    sft: dict[str, int] = field(default_factory=dict)
+    largest_micro_batch: int = 0
+    fits: bool = False
+
+    @property
+    def peak(self) -> int:
+        return max(self.training, self.generation, *self.sft.values())
+
+    @property
+    def phase(self) -> str:
+        """Where the peak is."""
+        return max({"training": self.training, "generation": self.generation, **self.sft}.items(), key=_second)[0]
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]
+
+
+def combinations(world_size: int, has_teacher: bool) -> Iterator[tuple[str, str]]:
+    """Strategies and placements that exist for a number of devices."""
+    for strategy in ("ddp", "fsdp2") if world_size > 1 else ("auto",):
+        yield strategy, "replicated"
+        if has_teacher and strategy == "fsdp2":
+            yield strategy, "sharded"
+        if has_teacher:
+            yield strategy, "cpu"
+
+
+def account(
+    config: ExperimentConfig,
+    main: Trained,
+    teacher: Model | None,
+    before: list[Trained],
+    *,
+    world_size: int,
+    strategy: str,
+    placement: str,
+    available: int,
+) -> Account:
+    """One row of the table.
+
+    Args:
+        main: the main job; before: the fine-tuning stages.
+        available: bytes of one device.
+    """
+    room = usable(available)
+    student, shards = main.model, world_size if strategy == "fsdp2" else 1
+    clip = clip_bytes(config, student.size.classes)
+    resident = 0 if teacher is None else _resident(teacher, placement, shards)
+    visiting = teacher.parts.weights if teacher is not None and placement == "cpu" else 0
+
+    def training(rows: int) -> int:
+        static = _static(student, shards) + clip + resident
+        return static + _added(config, replace(main, rows=rows), teacher, strategy, world_size)
+
+    copy = student.parts.weights if strategy == "fsdp2" else 0
+    cache = generation_added(config, student.size, _size(teacher), config.scrg.batch_size)
+    buckets = _held(main, strategy, world_size)
+    generation = student.size.optimiser // shards + clip + buckets + resident
+    generation += student.parts.weights // shards if strategy == "fsdp2" else 0
+    # the student in one piece; a teacher from CPU memory takes turns with it, unless every token needs both
+    piece = student.parts.weights if config.scrg.enabled else 0
+    joint = config.scrg.enabled and config.scrg.text in ("mixed", "interleaved")
+    generation += piece + visiting if joint else max(piece, visiting)
+    generation += cache if config.scrg.enabled else 0
+    found = Account(
+        strategy=strategy,
+        placement=placement,
+        weights=student.parts.weights // shards,
+        gradients=student.parts.trained // shards,
+        optimiser=student.size.optimiser // shards + clip,
+        teacher=visiting or resident,
+        gathered=max(_gathered(student.parts, shards), copy),
+        activations=main.kept.of(main.rows),
+        tiles=_tiles(config, main, teacher),
+        kv_cache=cache,
+        training=training(main.rows),
+        generation=generation,
+        sft={
+            stage.name: _static(stage.model, shards) + _added(config, stage, None, strategy, world_size)
+            for stage in before
+        },
+        largest_micro_batch=largest(lambda rows: training(rows) <= room),
+    )
+    return replace(found, fits=found.peak <= room)
+
+
+def usable(available: int) -> int:
+    """Bytes of a device that tensors may take."""
+    return int(available * (1 - RESERVED))
+
+
+def _size(model: Model | None) -> ModelSize | None:
+    return None if model is None else model.size
+
+
+def _static(model: Model, shards: int) -> int:
+    """Weights, moments, and what is whole for a while."""
+    return (model.parts.weights + model.size.optimiser) // shards + _gathered(model.parts, shards)
+
+
+def _gathered(parts: Parts, shards: int) -> int:
+    """What FSDP2 holds whole at once: a layer and the next one with their gradients, and all that is outside."""
+    if shards == 1:
+        return 0
+    return parts.root + parts.root_trained + 2 * (parts.layer + parts.layer_trained)
+
+
+def _resident(teacher: Model, placement: str, shards: int) -> int:
+    """Bytes of the teacher that are there in training."""
+    parts = teacher.parts
+    if placement == "cpu":
+        size = teacher.size
+        return size.classes * size.width * (size.weights // size.parameters)
+    return parts.weights if placement == "replicated" else parts.layers // shards + parts.root + 2 * parts.layer
+
+
+def _held(stage: Trained, strategy: str, world_size: int) -> int:
+    """Bytes of gradients that stand while activations do: DDP's buckets stay, and later micro-batches add."""
+    shards = world_size if strategy == "fsdp2" else 1
+    stays = (strategy == "ddp" and world_size > 1) or stage.micro_batches > 1
+    return stage.model.parts.trained // shards if stays else 0
+
+
+def _added(config: ExperimentConfig, stage: Trained, teacher: Model | None, strategy: str, world_size: int) -> int:
+    """Highest point of a step above weights and moments."""
+    shards, held = world_size if strategy == "fsdp2" else 1, _held(stage, strategy, world_size)
+    trained = 0 if held else stage.model.parts.trained // shards
+    size = replace(stage.model.size, trained=trained)
+    added = training_added(config, size, _size(teacher), stage.kept, stage.rows, stage.length, DEVICE)
+    return held + added + _wide_heads(stage.model, teacher)
+
+
+def _wide_heads(*some: Model | None) -> int:
+    """The objective works in float32: it keeps a float32 copy of an output layer that is narrower."""
+    return sum(FLOAT * m.size.classes * m.size.width for m in some if m is not None and not m.wide)
+
+
+def _tiles(config: ExperimentConfig, stage: Trained, teacher: Model | None) -> int:
+    """Logits of a tile, the output layer's gradient, and hidden states in float32, as in `training_added`."""
+    empty = Activations(per_sequence=0, fixed=0)
+    size = replace(stage.model.size, trained=0)
+    added = training_added(config, size, _size(teacher), empty, stage.rows, stage.length, DEVICE)
+    return added + _wide_heads(stage.model, teacher)
+
+
+def as_dict(found: Account) -> dict[str, Any]:
+    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
+    return fields | {"peak": found.peak, "peak_in": found.phase}

@@ -1,0 +1,179 @@
+"""Rounds of text: which are whole, which shards are missing, who writes them.
+
+A round is keyed by what changes its text, so that asking for it twice writes it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mgsr.config.load import ExperimentConfig, fingerprint
+from mgsr.data.collate import TrainingSequence
+from mgsr.rounds.store import (
+    RoundEntry,
+    finish_round,
+    is_finished,
+    read_after,
+    read_manifest,
+    read_round,
+    round_folder,
+    shard_name,
+    write_after,
+    write_shard,
+)
+from mgsr.runtime.errors import DataError
+from mgsr.runtime.progress import progress, say
+from mgsr.runtime.ranks import agreed
+
+Prompt = tuple[int, Sequence[int]]
+# (prompts, round) -> one entry per prompt, in their order; called shard by shard
+Write = Callable[[Sequence[Prompt], int], list[RoundEntry]]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that write a round together."""
+
+    rank: int
+    world: int
+    barrier: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a round: whose it is, its file, what its text depends on, and the prompts it answers."""
+
+    rank: int
+    name: str
+    key: str
+    prompts: Sequence[TrainingSequence]
+
+
+class Rounds:
+    """The rounds of one run.
+
+    Args:
+        write: writes and revises text for prompts with the models as they stand.
+        run_folder: rounds are kept in its `scrg/`.
+        steps_per_epoch: of the stage, which says before which step a round is written.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, write: Write, run_folder: Path, *, seed: int, steps_per_epoch: int
+    ) -> None:
+        self.config, self.write, self.run_folder = config, write, run_folder
+        self.seed, self.steps_per_epoch = seed, steps_per_epoch
+
+    def first_step(self, round_: int) -> int:
+        """The optimiser step that a round is written before."""
+        return round_ * self.config.scrg.every_n_epochs * self.steps_per_epoch
+
+    def key(self, round_: int, prompts: Sequence[TrainingSequence]) -> str:
+        """Changes with whatever changes the round's text: configuration, start step, prompts."""
+        tree = asdict(self.config)
+        tree["teacher"].pop("placement")
+        for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
+            tree.pop(name)
+        # a run that is made longer, or writes in other batches, keeps the rounds it has
+        for name in ("epochs", "max_steps", "max_nonfinite_steps"):
+            tree["train"].pop(name)
+        for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
+            tree["scrg"].pop(name)
+        start = self.first_step(round_)
+        return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
+
+    def ensure(
+        self, round_: int, prompts: Sequence[TrainingSequence], ranks: Ranks, *, written_now: bool
+    ) -> list[RoundEntry]:
+        """Read a round that is whole; write what is missing otherwise, each rank its part, the manifest last.
+
+        Args:
+            prompts: of all ranks.
+            written_now: this is the step before which the round is written; later on the student has changed, and
+                what is missing or damaged cannot be written again.
+
+        Raises:
+            DataError: the round is damaged, and the student has trained on since.
+        """
+        folder, key = round_folder(self.run_folder, round_), self.key(round_, prompts)
+        entries = self._whole(folder, key, written_now)
+        if agreed(entries is not None):
+            if entries is None:
+                raise DataError(
+                    f"{folder}: not there on this node; `run_root` must lie on a disk that all nodes share"
+                )
+            return entries
+        shards = self.shards(key, prompts, ranks.world)
+        if not written_now and not all(is_finished(folder / shard.name, shard.key) for shard in shards):
+            self._refuse_too_late(f"{folder}: text of this round is missing or damaged")
+        with getattr(self.write, "phase", nullcontext)():
+            self._write_missing(folder, round_, [shard for shard in shards if shard.rank == ranks.rank])
+        ranks.barrier(f"scrg-{round_}-shards")
+        if ranks.rank == 0:
+            finish_round(folder, key, [shard.name for shard in shards])
+        ranks.barrier(f"scrg-{round_}-manifest")
+        entries = read_round(folder, key)
+        assert entries is not None
+        return entries
+
+    def _whole(self, folder: Path, key: str, written_now: bool) -> list[RoundEntry] | None:
+        try:
+            return read_round(folder, key)
+        except DataError as error:
+            if not written_now:
+                self._refuse_too_late(str(error))
+            say(f"{error}: written again")
+            return None
+
+    def _refuse_too_late(self, what: str) -> None:
+        raise DataError(
+            f"{what}; the student has trained on since and cannot write it again: restore the file, or delete "
+            f"{self.run_folder} to start anew"
+        )
+
+    def shards(self, key: str, prompts: Sequence[TrainingSequence], world: int) -> list[Shard]:
+        """Which rank writes which prompts to which file."""
+        scrg, shards = self.config.scrg, []
+        size = scrg.shard_size or scrg.batch_size
+        for rank in range(world):
+            mine = prompts[rank::world]
+            for number, start in enumerate(range(0, len(mine), size)):
+                part = mine[start : start + size]
+                part_key = fingerprint(key, [row.example_id for row in part])
+                shards.append(Shard(rank, shard_name(rank, number), part_key, part))
+        return shards
+
+    def _write_missing(self, folder: Path, round_: int, shards: Sequence[Shard]) -> None:
+        missing = [shard for shard in shards if not is_finished(folder / shard.name, shard.key)]
+        if len(missing) < len(shards):
+            say(f"round {round_}: {len(shards) - len(missing)} of {len(shards)} shards are there already")
+        total = sum(len(shard.prompts) for shard in missing)
+        with progress(f"round {round_}", total, unit="sequences") as advance:
+            for shard in missing:
+                written = self.write([(row.example_id, row.prompt_ids) for row in shard.prompts], round_)
+                write_shard(folder / shard.name, shard.key, written, getattr(self.write, "costs", None))
+                advance(len(written))
+
+    def finished(self, round_: int) -> list[RoundEntry]:
+        """A round that has been trained on, as it lies on the disk.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        folder = round_folder(self.run_folder, round_)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            self._refuse_too_late(f"{folder}: its manifest is missing or damaged")
+        assert manifest is not None
+        return read_round(folder, str(manifest.get("key"))) or []
+
+    def note_likelihoods(self, round_: int, likelihoods: dict[int, float]) -> None:
+        """Keep the teacher's log-likelihood of a round's text as trained on, beside the round."""
+        folder = round_folder(self.run_folder, round_)
+        # the first epoch of a round has trained on the text as it was written; later ones do not overwrite it
+        known = read_after(folder)
+        if not known.keys() >= likelihoods.keys():
+            write_after(folder, {**likelihoods, **known})

@@ -1,0 +1,179 @@
+"""Files that are whole or not there: a temporary name, fsync, rename; and a checksum where rot must be noticed.
+
+`<name>.sha256` beside a file is what `sha256sum --check` reads. While a file is being replaced it names the old
+content and the new one, so whichever stands under the name at a power cut is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mgsr.runtime.errors import DataError, UserError
+from mgsr.runtime.faults import reach
+
+SUFFIX = ".sha256"
+_TEMPORARY = ".tmp"
+_BLOCK = 1 << 20
+
+
+class _Hashing:
+    """A binary file that is hashed as it is written."""
+
+    def __init__(self, file: Any, point: str, path: Path) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self._point, self._path = point, path
+        # kept: whoever writes through this may turn it into an error of another kind
+        self.error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        self._digest.update(content)
+        try:
+            reach(self._point, self._path)
+            return self._file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def write_whole(
+    path: Path,
+    write: Callable[[Any], Any],
+    *,
+    kind: str = "file",
+    before_rename: Callable[[str], None] | None = None,
+) -> str:
+    """Write a file so that its name stands for the old content or the new, never for a part.
+
+    Args:
+        write: called with a binary file.
+        kind: names the fail points on the way.
+        before_rename: called with the SHA-256 when the content is on the disk under its temporary name.
+
+    Returns:
+        SHA-256 of the content, in hex.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{_TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reach(f"{kind}.begin", path)
+        with temporary.open("wb") as file:
+            hashing = _Hashing(file, f"{kind}.write", temporary)
+            try:
+                write(hashing)
+            except Exception as error:
+                raise hashing.error or error from error
+            file.flush()
+            reach(f"{kind}.half", temporary)
+            os.fsync(file.fileno())
+        digest = hashing.hexdigest()
+        if before_rename is not None:
+            before_rename(digest)
+        reach(f"{kind}.written", temporary)
+        temporary.replace(path)
+        sync_folder(path.parent)
+        reach(f"{kind}.renamed", path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return digest
+
+
+def write_atomically(path: Path, text: str, *, kind: str = "file") -> None:
+    """As `write_whole`, a text in UTF-8."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8")), kind=kind)
+
+
+def write_checked(path: Path, write: Callable[[Any], Any], *, kind: str = "file") -> None:
+    """As `write_whole`, with a checksum beside the file."""
+    beside = path.with_name(path.name + SUFFIX)
+
+    def announce(digest: str) -> None:
+        known = _digests(path) if path.exists() else []
+        lines = [f"{one}  {path.name}\n" for one in dict.fromkeys([digest, *known])]
+        write_atomically(beside, "".join(lines), kind=f"{kind}.checksum")
+
+    digest = write_whole(path, write, kind=kind, before_rename=announce)
+    write_atomically(beside, f"{digest}  {path.name}\n", kind=f"{kind}.checksum")
+
+
+def check(path: Path) -> None:
+    """See that a file is the one that its checksum was written for.
+
+    Raises:
+        DataError: it is not there, is torn or was changed since.
+    """
+    try:
+        known, found = _digests(path), sha256(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if not known:
+        raise DataError(f"{path}: has no checksum beside it ({path.name}{SUFFIX})")
+    if found not in known:
+        raise DataError(f"{path}: torn or changed (its checksum differs)")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex, read block by block."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def remove_checked(path: Path) -> None:
+    """Remove a file, then its checksum."""
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + SUFFIX).unlink(missing_ok=True)
+
+
+def _digests(path: Path) -> list[str]:
+    try:
+        text = path.with_name(path.name + SUFFIX).read_text(encoding="ascii")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the folder's list of names on the disk too; where a system cannot open folders, do nothing."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left under temporary names; only for whoever holds the folder's lock."""
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """One line for a write that the system has refused."""
+    reason = error.strerror or str(error)
+    return UserError(
+        f"{path}: cannot be written ({reason}); what was there is kept: free some space or make it writable, "
+        "then go on with the same command and --resume"
+    )

@@ -1,0 +1,58 @@
+"""One process per run folder: the lock goes with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.files import cannot_write
+from mgsr.runtime.progress import say
+
+NAME, OWNER = ".lock", ".lock.owner"
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold `folder` for as long as the block lasts.
+
+    Args:
+        wait: until whoever has it is done (a cache), instead of refusing (a run).
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / NAME)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise UserError(
+                    f"{folder}: in use by {_owner(folder)}; wait for it, or choose another arm, seed or run_root"
+                ) from None
+            say(f"{folder}: waiting for {_owner(folder)}, which is making it")
+            lock.acquire()
+        owner = {"pid": os.getpid(), "host": socket.gethostname()}
+        (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(folder: Path) -> str:
+    try:
+        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

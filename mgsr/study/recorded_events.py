@@ -1,0 +1,88 @@
+"""TensorBoard events of a run from its result file, for a run folder that has none of its own.
+
+A recorded run is not repeated, and one that another study has recorded is copied: neither leaves event files in
+this study's folder. From the result file come the scalars that are recorded, thinned, under a run's own tags, and
+the same HPARAMS session, so that recorded and repeated runs share charts and one HPARAMS table.
+
+The file is `events.out.tfevents.0.<fingerprint>.recorded`. The suffix tells it from the event files of a run. The
+fingerprint is that of its content: a result that was recorded anew is written anew, and processes that write at
+the same time write the same file. The time in its name is 0, so that it is read before any event file of a run,
+whose session start purges all steps before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+from mgsr.config.load import ExperimentConfig, fingerprint, flat_tree
+from mgsr.runtime.files import cannot_write, write_whole
+
+SUFFIX = ".recorded"
+
+
+def write_events(folder: Path, config: ExperimentConfig, result: Mapping[str, Any]) -> bool:
+    """Write a recorded run's event file, unless the folder has it already, or event files of a run.
+
+    Args:
+        folder: of the run; made where it is missing. A folder with nothing else is that of a run not begun.
+        config: of the run as this study names it, for the HPARAMS tab.
+        result: content of its result file.
+
+    Returns:
+        Whether a file was written.
+
+    Raises:
+        UserError: the disk is full, or the folder or that of temporary files cannot be written to.
+    """
+    hyper_parameters = _hyper_parameters(config, result)
+    metrics = {"hp/rouge_l": result["metrics"]["result"]["test"]["rouge_l"]}
+    steps, curves = result["metrics"]["steps"], result["curves"]
+    name = f"events.out.tfevents.0.{fingerprint(hyper_parameters, metrics, steps, curves)}{SUFFIX}"
+    there = [path.name for path in folder.glob("events.*")]
+    if name in there or not all(other.endswith(SUFFIX) for other in there):
+        return False
+    remove_events(folder)
+    try:
+        with TemporaryDirectory() as aside:
+            content = _events(aside, hyper_parameters, metrics, steps, curves)
+    except OSError as error:
+        raise cannot_write(Path(gettempdir()), error) from error
+    write_whole(folder / name, lambda file: file.write(content))
+    return True
+
+
+def remove_events(folder: Path) -> None:
+    """Remove what `write_events` wrote: curves of an earlier result must not mix with those of a new run."""
+    for path in folder.glob(f"events.*{SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _hyper_parameters(config: ExperimentConfig, result: Mapping[str, Any]) -> dict[str, Any]:
+    """As `mgsr.training.trainer.fit` logs them; the number of threads is the one that the run had."""
+    flat = flat_tree(asdict(config))
+    flat["trainer.threads"] = result["environment"].get("threads", flat["trainer.threads"])
+    return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
+
+
+def _events(
+    folder: str,
+    hyper_parameters: dict[str, Any],
+    metrics: dict[str, Any],
+    steps: int,
+    curves: Mapping[str, Mapping[str, list[float]]],
+) -> bytes:
+    """Content of an event file, by the logger of a run."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
+    for tag, curve in curves.items():
+        for step, value in zip(curve["steps"], curve["values"], strict=True):
+            logger.experiment.add_scalar(tag, value, step)
+    logger.log_hyperparams(hyper_parameters, metrics, steps)
+    logger.experiment.close()
+    (written,) = Path(folder).glob("events.*")
+    return written.read_bytes()

@@ -1,0 +1,119 @@
+"""Small result files of a study: all that its report needs, committed with the project.
+
+    <study folder>/results/<arm>/seed=<n>.json
+
+Each holds the run's metrics, the score of every test example, its curves thinned to `POINTS`, the arm's overrides,
+and what the numbers came from: hashes of configuration, data and code, the commit and the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mgsr.config.load import ExperimentConfig, fingerprint, flat_tree
+from mgsr.config.schema import DataConfig
+from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
+from mgsr.runtime.errors import DataError
+from mgsr.runtime.files import write_atomically
+from mgsr.study.result_checks import what_is_wrong
+from mgsr.study.study import FIXED
+from mgsr.training.run_folder import NEUTRAL
+
+
+def result_path(folder: Path, arm: str, seed: int) -> Path:
+    return folder / arm / f"seed={seed}.json"
+
+
+def hashes(config: ExperimentConfig, base: ExperimentConfig, code: str) -> dict[str, str]:
+    """What a run's numbers come from: `config` (names, places and cosmetics aside), `base`, `data` and `code`.
+
+    Data files count by their content, so a study goes on where they lie elsewhere.
+
+    Args:
+        base: the configuration without the arm's overrides: alike for all arms of a study.
+    """
+    return {
+        "config": _config_hash(config, config.seed),
+        "base": _config_hash(base, None),
+        "data": _data_hash(json.dumps(asdict(config.data), sort_keys=True)),
+        "code": code,
+    }
+
+
+def _config_hash(config: ExperimentConfig, seed: int | None) -> str:
+    tree, defaults = flat_tree(asdict(config)), flat_tree(asdict(ExperimentConfig()))
+    names = sorted(tree["data.test_sets"])
+    # of which kinds of task exact match is told changes no other figure
+    aside = {*FIXED, *NEUTRAL, "evaluation.one_answer", "data.train", "data.dev", "data.test", "data.test_sets"}
+    # what stands at its default is left out: a key that is new changes no hash
+    kept = {name: value for name, value in tree.items() if name not in aside and value != defaults[name]}
+    if config.clip.run:
+        # whose bounds they are, not where that study lies
+        kept["clip.run"] = "/".join(Path(config.clip.run).parts[-2:])
+    return fingerprint(kept, seed, names)
+
+
+@lru_cache(maxsize=32)
+def _data_hash(content: str) -> str:
+    data: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), json.loads(content)))
+    return fingerprint({s: rows_fingerprint(read_split(data, s)) for s in (*SPLITS, *sorted(data.test_sets))})
+
+
+def plain(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as JSON can hold them: infinities as YAML writes them.
+
+    >>> plain({"clip.lower": -math.inf})
+    {'clip.lower': '-.inf'}
+    """
+
+    def value_of(value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
+        return value
+
+    return {name: value_of(value) for name, value in overrides.items()}
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(result, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """A result file; None where there is none.
+
+    Raises:
+        DataError: it is torn, not a whole result file, or another run's.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); restore it, or delete it to have it run again"
+        ) from None
+    wrong = what_is_wrong(result)
+    if wrong:
+        raise DataError(f"{path}: no whole result file ({wrong}); restore it, or delete it to have it run again")
+    if path != result_path(path.parents[1], result["arm"], result["seed"]):
+        raise DataError(f"{path}: holds {result['arm']}, seed {result['seed']}; move it to that place")
+    return result
+
+
+def recorded(root: Path, pattern: str = "*/results/*/seed=*.json") -> Iterator[dict[str, Any]]:
+    """Every readable result of all studies below a folder."""
+    for path in sorted(root.glob(pattern)):
+        try:
+            result = read_result(path)
+        except DataError:
+            continue
+        if result is not None:
+            yield result

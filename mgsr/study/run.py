@@ -1,0 +1,309 @@
+"""`mgsr ablate`: arms x seeds. What is complete is skipped, what was begun goes on, nothing is mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock
+from typing import Any
+
+import torch
+
+from mgsr.config.load import ExperimentConfig, dump, fingerprint
+from mgsr.models.from_config import check_tokenizers
+from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.files import write_atomically
+from mgsr.runtime.progress import Advance, progress, say
+from mgsr.study.collect import collect
+from mgsr.study.machines import agree_on_threads, refuse_other_start, threads_of, torch_threads
+from mgsr.study.recorded_events import remove_events, write_events
+from mgsr.study.results import hashes, plain, read_result, recorded, result_path, write_result
+from mgsr.study.same_code import read_groups, same_hashes
+from mgsr.study.study import Study
+from mgsr.study.summary import summarise
+from mgsr.training.environment import code_fingerprint
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import prepare, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed."""
+
+    arm: str
+    seed: int
+    config: ExperimentConfig
+    hashes: dict[str, str]
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.config)
+
+
+def run_study(
+    study: Study,
+    seeds: Sequence[int],
+    overrides: Sequence[str] = (),
+    *,
+    arms: Sequence[str] = (),
+    jobs: int = 1,
+    record: bool = False,
+) -> dict[str, Any]:
+    """Run every arm with every seed.
+
+    Args:
+        arms: only these (empty: all).
+        jobs: runs side by side, each a process of its own with its share of the processor or a device.
+        record: read and write result files beside the study's file; otherwise under the run root.
+
+    Returns:
+        The summary that is written to `<run_root>/<study>/metrics.json`.
+
+    Raises:
+        UserError: a result or a begun run comes from other code, another configuration, other data or another
+            number of threads.
+    """
+    unknown = [arm for arm in arms if arm not in study.arms]
+    if unknown:
+        raise ConfigError(f"{study.path}: no arm `{unknown[0]}`; it has {', '.join(study.arms)}")
+    runs = _plan(study, seeds, overrides, arms or list(study.arms), record)
+    agree_on_threads(study, [(run.config, run.path) for run in runs], jobs)
+    done = {(run.arm, run.seed): result for run in runs if (result := _complete(run, study, record)) is not None}
+    pending = [run for run in runs if (run.arm, run.seed) not in done]
+    for run in pending:
+        _refuse_other_code(run)
+    if done:
+        say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
+    _show_complete(study, runs, done)
+    # an arm that reads another's result comes after it
+    reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
+    run_all(study, [run for run in pending if run not in reads], jobs)
+    run_all(study, reads, jobs)
+    for run in pending:
+        found = read_result(run.path)
+        assert found is not None
+        done[run.arm, run.seed] = found
+    metrics: dict[str, dict[int, dict[str, Any]]] = {run.arm: {} for run in runs}
+    for (arm, seed), result in done.items():
+        metrics[arm][seed] = result["metrics"]
+    summary = summarise(study, metrics)
+    folder = Path(runs[0].config.run_root) / study.name
+    write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    _write_layout(folder / "layout")
+    return summary
+
+
+def _show_complete(study: Study, runs: Sequence[Run], done: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
+    """Runs that were recorded elsewhere get TensorBoard events: their folders have none."""
+    complete = [run for run in runs if (run.arm, run.seed) in done]
+    written = [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]
+    if written:
+        say(f"{study.name}: TensorBoard events of {len(written)} runs written from their results")
+
+
+LAYOUT = {
+    "quality": {"dev ROUGE-L": ["Multiline", ["val/rouge_l"]], "dev loss": ["Multiline", ["val/loss"]]},
+    "loss": {"terms": ["Multiline", [r"train/loss.*"]]},
+    "clipping": {
+        "bounds": ["Multiline", ["dac/lower$", "dac/upper$"]],
+        "retained mass": ["Multiline", ["dac/retained_mass$"]],
+    },
+    "text": {
+        "diversity": ["Multiline", [r"scrg/distinct_.*", "scrg/self_bleu"]],
+        "disagreement": ["Multiline", ["scrg/disagreement_rate", "scrg/corrected_fraction"]],
+    },
+    "cost": {"seconds": ["Multiline", ["cost/seconds"]], "tokens": ["Multiline", ["cost/tokens"]]},
+}
+"""TensorBoard's CUSTOM SCALARS tab: what belongs together, of all runs of a study."""
+
+
+def _write_layout(folder: Path) -> None:
+    """Once: TensorBoard merges the layouts that it finds."""
+    if any(folder.glob("events.*")):
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_custom_scalars(LAYOUT)
+
+
+def _plan(
+    study: Study, seeds: Sequence[int], overrides: Sequence[str], arms: Sequence[str], record: bool
+) -> list[Run]:
+    """All runs, their configurations checked: a bad arm is refused before the first one has run for an hour."""
+    base = study.base_config(overrides)
+    root = Path(base.run_root)
+    runs: list[Run] = []
+    same: dict[str, str] = {}
+    for seed in seeds:
+        for arm in arms:
+            folder = study.results if record else root / study.name / "results"
+            config = study.config(arm, seed, overrides, folder)
+            found = hashes(config, base, code_fingerprint())
+            if seed == seeds[0] and found["data"] != same.setdefault("data", found["data"]):
+                raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
+            runs.append(Run(arm, seed, config, found, result_path(folder, arm, seed)))
+    return runs
+
+
+def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
+    """The run's result where it is there, or where another study has recorded the very same run."""
+    result = read_result(run.path)
+    if result is not None:
+        changed = same_hashes(run.hashes, result["hashes"], read_groups(study.path.parent.parent))
+        if changed:
+            raise UserError(
+                f"{run.path}: comes from another {', '.join(changed)} (commit {_commit(result['environment'])}); "
+                f"results are never mixed: check that commit out, delete those of {study.name} to run it anew, or "
+                f"show that the code gives the same numbers by mgsr verify {study.path}"
+            )
+        return result
+    if record:
+        groups = read_groups(study.path.parent.parent)
+        for other in recorded(study.path.parent.parent):
+            threads = other["environment"].get("threads", run.config.trainer.threads)
+            if threads == run.config.trainer.threads and not same_hashes(run.hashes, other["hashes"], groups):
+                mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
+                refuse_other_start(run.path.parents[1], mine)
+                write_result(run.path, mine)
+                say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
+                return mine
+    return None
+
+
+def _refuse_other_code(run: Run) -> None:
+    """A begun run goes on only with the code that it began with."""
+    try:
+        begun = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, json.JSONDecodeError):
+        begun = {}
+    if begun.get("code") != run.hashes["code"]:
+        raise UserError(
+            f"{run.folder}: begun with other code (commit {_commit(begun)}); check that commit out, or delete the "
+            "folder to run it anew"
+        )
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    return str(environment.get("commit", "unknown"))[:7]
+
+
+def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
+    """Run them and write their result files, `jobs` side by side."""
+    if not pending:
+        return
+    several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
+    if several and jobs > 1:
+        raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
+    _prepare([run for run in pending if run not in several and not (run.folder / "metrics.json").exists()])
+    for run in pending:
+        remove_events(run.folder)
+    with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
+        if jobs > 1:
+            _side_by_side(study, pending, jobs, advance)
+            return
+        for number, run in enumerate(pending, 1):
+            say(f"[{number}/{len(pending)}] {study.name}: {run.arm}, seed {run.seed}")
+            if run in several:
+                _in_process(run, 1, None)
+            else:
+                with torch_threads():
+                    train(run.config, resume=_begun(run))
+            _record(study, run)
+            advance(1)
+
+
+def _prepare(runs: Sequence[Run]) -> None:
+    """What runs start from is made once, before all of them and with torch's own number of threads.
+
+    A teacher that was fine-tuned with another number of threads is another one: it must not hang on `jobs`.
+    """
+    starts = {fingerprint(r.seed, r.config.teacher, r.config.student, r.config.evaluation): r for r in runs}
+    for run in starts.values():
+        check_tokenizers(run.config)
+        prepare(run.config)
+
+
+def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, advance: Advance) -> None:
+    """Each run takes a device that is free; where there are fewer than jobs, several share one."""
+    devices, failed, lock = _devices(), Event(), Lock()
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for number in range(jobs):
+        free.put(devices[number % len(devices)] if devices else None)
+
+    def work(run: Run) -> None:
+        if failed.is_set():
+            return
+        device = free.get()
+        try:
+            _in_process(run, jobs, device)
+            _record(study, run)
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            free.put(device)
+        with lock:
+            advance(1)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(work, pending):
+            pass
+
+
+def _begun(run: Run) -> bool:
+    return (run.folder / "config.yaml").exists()
+
+
+def _record(study: Study, run: Run) -> None:
+    result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
+    if result["environment"].get("code") != run.hashes["code"]:
+        raise UserError(f"{run.folder}: the code changed while the study ran; delete the folder to run it anew")
+    refuse_other_start(run.path.parents[1], result)
+    write_result(run.path, result)
+    rouge = result["metrics"]["result"]["test"]["rouge_l"]
+    say(
+        f"{study.name}: {run.arm}, seed {run.seed}: test ROUGE-L {rouge:.2f}, {result['metrics']['seconds']:.0f} s"
+    )
+
+
+def _devices() -> list[str]:
+    """The devices this process may use, by the names its children know them by."""
+    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return allowed or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _in_process(run: Run, jobs: int, device: str | None) -> None:
+    """`mgsr train` of one run, with its share of the processor; what it says goes to `train.log`.
+
+    Raises:
+        UserError: it failed; its last line is in the message.
+    """
+    queue = run.folder.parent / f".{run.folder.name}.yaml"
+    write_atomically(queue, dump(run.config))
+    log = run.folder.parent / f"{run.folder.name}.log"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(run.config.trainer, jobs))}
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    command = [sys.executable, "-m", "mgsr", "train", str(queue), f"run_root={run.config.run_root}"]
+    if _begun(run):
+        command += ["--resume", str(run.folder)]
+    with log.open("a", encoding="utf-8") as out:
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        print(f"# {started} {' '.join(command)}", file=out, flush=True)
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False)
+    queue.unlink(missing_ok=True)
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise UserError(f"{run.arm}, seed {run.seed} failed ({log}): {lines[-1] if lines else 'no output'}")

@@ -1,0 +1,201 @@
+"""Lightning callbacks: the dev set's turn, what a round of text did, progress."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mgsr.config.schema import TrainerConfig
+from mgsr.rounds.render import markdown_revision
+from mgsr.rounds.store import RoundEntry, round_statistics
+from mgsr.runtime.progress import StepBar, say
+from mgsr.training.cost_log import CostLog
+from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.module import DistillationModule
+from mgsr.training.optim import Length
+from mgsr.training.resume import BestCheckpoint, ResumePoint
+
+
+class Validation(L.Callback):
+    """Looks at the dev set every n epochs, and after the last one."""
+
+    def __init__(self, every_n_epochs: int, epochs: int) -> None:
+        self.every_n_epochs, self.epochs = every_n_epochs, epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # a run that is resumed within an epoch does not call on_train_epoch_start
+        self._set(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._set(trainer)
+
+    def _set(self, trainer: L.Trainer) -> None:
+        last = trainer.current_epoch + 1 >= self.epochs
+        trainer.check_val_every_n_epoch = 1 if last else self.every_n_epochs
+
+
+class Mixture(L.Callback):
+    """Tells the DataModule the dev loss, which steers an adaptive share of student text."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = trainer.callback_metrics.get("val/loss")
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if loss is not None and not trainer.sanity_checking and isinstance(data, DistillationDataModule):
+            data.observe_dev_loss(float(loss))
+
+
+class RoundLog(L.Callback):
+    """TensorBoard: figures and a few revised sequences of each round; histograms of the clipping."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: TrainerConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self._logged: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._logged = state_dict["logged"]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.round is None or data.round == self._logged or not trainer.is_global_zero:
+            return
+        self._logged = data.round
+        writer = _writer(trainer)
+        for name, value in round_statistics(data.entries).items():
+            pl_module.logger.log_metrics({f"scrg/{name}": value}, trainer.global_step)  # type: ignore[union-attr]
+        if writer is None:
+            return
+        positions = [c.position for entry in data.entries for c in entry.revised.corrections]
+        if positions:
+            writer.add_histogram("scrg/error_position", torch.tensor(positions), trainer.global_step)
+        shown = [entry for entry in data.entries if entry.revised.corrections][: self.config.text_samples]
+        for i, entry in enumerate(shown):
+            writer.add_text(f"scrg/revised_{i}", self._text(entry), trainer.global_step)
+
+    def _text(self, entry: RoundEntry) -> str:
+        return markdown_revision(entry.revised, self.tokenizer)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        writer = _writer(trainer)
+        if trainer.global_step % self.config.histogram_every_n_steps or writer is None:
+            return
+        assert isinstance(pl_module, DistillationModule)
+        rows = pl_module.figures.last_rows
+        if rows is None or pl_module.objective.clip is None:
+            return
+        for name in ("lower", "upper", "retained_mass") if pl_module.clip is not None else ("retained_mass",):
+            writer.add_histogram(f"dac/{name}_histogram", getattr(rows, name).float(), trainer.global_step)
+        if pl_module.clip is None:
+            return
+        for name, value in spread_of_bounds(pl_module.clip, rows.lower, rows.upper).items():
+            writer.add_scalar(f"dac/{name}", value, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, DistillationModule)
+        data.note_likelihoods(pl_module.figures.take_likelihoods())
+
+
+def spread_of_bounds(clip: Any, lower: Tensor, upper: Tensor) -> dict[str, float]:
+    """Do the learned bounds differ between tokens, or do all stand at a limit of their range?"""
+    figures = {"lower_std": lower.std(correction=0), "upper_std": upper.std(correction=0)}
+    figures.update({f"near_{limit}": share for limit, share in clip.limit_shares(lower, upper).items()})
+    return {name: float(value) for name, value in figures.items()}
+
+
+def _writer(trainer: L.Trainer) -> Any:
+    """TensorBoard's writer on the rank that has one."""
+    return getattr(trainer.logger, "experiment", None) if trainer.is_global_zero and trainer.logger else None
+
+
+class StepProgress(L.Callback):
+    """Optimiser steps done: a bar with rate and time left in a terminal, plain lines elsewhere."""
+
+    def __init__(self, total_steps: int, name: str, every_seconds: float = 15.0) -> None:
+        self.total_steps, self.name, self.every_seconds = total_steps, name, every_seconds
+        self._bar: Any = None
+        self._start = self._last = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = self._last = time.monotonic()
+        self._first = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # anew in every epoch: between two of them a round of text may show a bar of its own
+        if sys.stdout.isatty() and trainer.is_global_zero:
+            self._bar = StepBar(self.name, self.total_steps)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.show(trainer.global_step, self._rate(trainer, now), self._figures(trainer))
+        elif now - self._last >= self.every_seconds:
+            self._last = now
+            self._line(trainer, now)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._close()
+        self._line(trainer, time.monotonic())
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _rate(self, trainer: L.Trainer, now: float) -> float:
+        return (trainer.global_step - self._first) / max(1e-9, now - self._start)
+
+    def _figures(self, trainer: L.Trainer) -> str:
+        metrics = trainer.callback_metrics
+        shown = [n for n in ("train/loss", "val/loss", "val/rouge_l") if n in metrics]
+        return ", ".join(f"{name} {float(metrics[name]):.3f}" for name in shown)
+
+    def _line(self, trainer: L.Trainer, now: float) -> None:
+        if not trainer.is_global_zero:
+            return
+        step, rate = trainer.global_step, self._rate(trainer, now)
+        left = (self.total_steps - step) / rate if rate else float("inf")
+        line = f"{self.name}: step {step}/{self.total_steps}, {rate:.1f} steps/s, {left:.0f} s left"
+        say(", ".join(part for part in (line, self._figures(trainer)) if part))
+
+
+def build_callbacks(
+    config: TrainerConfig,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: Length,
+    val_every_n_epochs: int,
+    name: str,
+    go_on: str,
+    validates: bool,
+) -> tuple[list[L.Callback], Callable[[], None]]:
+    """The callbacks of a stage, and the check that long work between steps calls to stop when asked.
+
+    Args:
+        go_on: the command that takes up a stopped stage.
+    """
+    resume = ResumePoint(folder, config.checkpoint_every_n_steps, go_on, length)
+    callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config), CostLog()]
+    callbacks.append(Validation(val_every_n_epochs, length.epochs))
+    if validates:
+        callbacks.append(BestCheckpoint(folder))
+    callbacks.append(StepProgress(length.total_steps, name))
+    return callbacks, resume.check

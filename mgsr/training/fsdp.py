@@ -1,0 +1,128 @@
+"""FSDP2: parameters in parts on all ranks, and the whole model again where a rank has to work alone.
+
+Whoever writes text calls the model another number of times than its neighbours do, and a sharded model is
+gathered by all ranks together. So the student is put together once for a whole phase (`WholeCopy`), and a sharded
+teacher is called in lockstep (`Lockstep`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from mgsr import models
+from mgsr.models.output_layer import causal_lm, last_hidden, trunk
+from mgsr.runtime.ranks import largest
+
+
+def is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def shard_student(root: nn.Module, student: Any, mesh: DeviceMesh, forward: str) -> None:
+    """Shard the student's layers one by one, and all other parameters below `root` as one group.
+
+    Args:
+        forward: name of the method of `root` inside which those others are whole: the output layer is read there.
+    """
+    for layer in models.decoder_layers(causal_lm(student)):
+        fully_shard(layer, mesh=mesh)
+    # they are wanted again at once, in backward
+    fully_shard(root, mesh=mesh, reshard_after_forward=False)
+    register_fsdp_forward_method(root, forward)
+
+
+def shard_teacher(teacher: Any, mesh: DeviceMesh) -> None:
+    """Shard a frozen model's layers; embeddings, last norm and output layer stay whole on every rank."""
+    layers = models.decoder_layers(causal_lm(teacher))
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    outside = {p for p in teacher.parameters() if id(p) not in inside}
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    # the root of the sharding is what every reader calls; outside parameters are none of its business
+    body = trunk(teacher)
+    fully_shard(body, mesh=mesh, ignored_params={p for p in body.parameters() if p in outside})
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all parts of a sharded one put together; every rank has to call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class WholeCopy:
+    """A plain model of a sharded one's shape; it takes memory only while it is filled.
+
+    Args:
+        model: before it is sharded.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        memo: dict[int, Any] = {
+            id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+            for p in model.parameters()
+        }
+        self._shell = copy.deepcopy(model, memo)
+
+    @torch.no_grad()
+    def fill(self, model: nn.Module) -> Any:
+        """The shell with the sharded model's weights as they are; every rank has to call this."""
+        known: dict[int, nn.Parameter] = {}
+        for there, here in zip(model.modules(), self._shell.modules(), strict=True):
+            for name, parameter in there._parameters.items():
+                if parameter is None:
+                    continue
+                if id(parameter) not in known:
+                    full = whole(parameter.detach())
+                    known[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
+                here._parameters[name] = known[id(parameter)]
+            for name, buffer in there._buffers.items():
+                here._buffers[name] = buffer
+        self._shell.train(model.training)
+        return self._shell
+
+    @torch.no_grad()
+    def empty(self) -> None:
+        for module in self._shell.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(
+                        torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+                    )
+
+
+class Lockstep:
+    """Lets ranks call a sharded model a different number of times: who is done goes on calling it for the others.
+
+    Every forward begins with one small all-reduce, which says whether some rank still has work.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @contextmanager
+    def phase(self, device: torch.device) -> Iterator[None]:
+        """Forwards of this model inside the block; it ends when all ranks are done.
+
+        After an error nothing is awaited: the job ends.
+        """
+        handle = trunk(self.model).register_forward_pre_hook(_still_working)
+        try:
+            yield
+        finally:
+            handle.remove()
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        while largest(0):
+            with torch.no_grad():
+                last_hidden(self.model, token)
+
+
+def _still_working(*_: Any) -> None:
+    largest(1)

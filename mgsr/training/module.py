@@ -1,0 +1,300 @@
+"""The LightningModule: a frozen teacher, a trainable student, a clip network, one objective.
+
+Supervised fine-tuning is the same module without a teacher. N micro-batches equal one big batch and two ranks
+one: every term arrives divided by the denominator of the whole optimiser step, and what Lightning
+(accumulation) and DDP (ranks) divide by is multiplied back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mgsr import models
+from mgsr.config.schema import TrainConfig, TrainerConfig
+from mgsr.data.collate import Batch
+from mgsr.evaluation.metrics import RougeL
+from mgsr.losses import LossTerms
+from mgsr.models.clip_network import ClipNetwork
+from mgsr.models.output_layer import OutputHead, last_hidden, output_head
+from mgsr.runtime.errors import NonFiniteLossError
+from mgsr.runtime.progress import say
+from mgsr.training.forwards import seed_dropout
+from mgsr.training.fsdp import whole
+from mgsr.training.objective import Objective, clip_network
+from mgsr.training.optim import build_optimizer
+from mgsr.training.placement import Residence
+from mgsr.training.step_metrics import StepFigures, non_finite, term_gradient_norms
+
+# dev prompts of one rank -> (predictions, references)
+Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
+
+
+class DistillationModule(L.LightningModule):
+    """Distils `teacher` into `student` by `objective`.
+
+    Args:
+        student: the model that is trained, exported and checkpointed.
+        teacher: frozen; None for supervised fine-tuning.
+        objective: the loss with its clipping bounds; a clip network in it is trained along.
+        train: optimisation; trainer: how often things are logged; total_steps: length of the schedule.
+        micro_batches: forwards per rank and optimiser step.
+        vocab_size: number of token ids that both models share.
+        clip_lr: learning rate of the clip network.
+        predict: writes the dev set with the student as it stands, for `val/rouge_l`.
+        seed: of dropout, per step and rank.
+        section: of the configuration that `train` is, for advice.
+        placement: of the teacher, see `teacher.placement`.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        objective: Objective,
+        *,
+        train: TrainConfig,
+        trainer: TrainerConfig,
+        total_steps: int,
+        micro_batches: int,
+        vocab_size: int,
+        clip_lr: float = 1e-3,
+        predict: Predict | None = None,
+        seed: int = 0,
+        section: str = "train",
+        placement: str = "replicated",
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.clip = clip_network(objective)
+        self.residence = Residence(student, teacher, placement)
+        self._dev_phase = ExitStack()
+        self.objective = objective
+        self.config, self.logging = train, trainer
+        self.total_steps, self.micro_batches = total_steps, micro_batches
+        self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
+        self._advice = (
+            f"the last good checkpoints are kept; resume with {section}.max_nonfinite_steps=N to leave some steps "
+            f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"
+        )
+        self.skipped = 0
+        self.rouge_l = RougeL()
+        self.stop_check: Callable[[], None] | None = None
+        self.figures = StepFigures(objective)
+        # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
+        self.latest: dict[str, float] = {}
+        # writing and the dev set keep the plain forward: their shapes change with every token
+        self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
+        self._clock = time.monotonic()
+        if trainer.precision == "64-true":
+            # now: Lightning casts behind the loading of a checkpoint, which would round it
+            self.double()
+        if train.gradient_checkpointing:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @property
+    def teacher(self) -> PreTrainedModel | None:
+        return self.residence.teacher
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            self.residence.shard(self, self.device_mesh["data_parallel"], "losses")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # what adapters stand on is frozen, and known by its fingerprint
+        checkpoint["state_dict"] = models.without_base(checkpoint["state_dict"], self.student, "student.")
+        checkpoint["figures"] = {"latest": dict(self.latest), "skipped": self.skipped} | self.figures.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
+        figures = checkpoint["figures"]
+        self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
+        self.figures.load(figures)
+
+    def check_stop(self) -> None:
+        """Stop between two batches of long work, where the user has asked for it."""
+        if self.stop_check is not None:
+            self.stop_check()
+
+    def on_fit_start(self) -> None:
+        self.residence.settle(self.device)
+
+    def on_train_start(self) -> None:
+        # from_pretrained hands out eval mode; a run resumed within an epoch doesn't call on_train_epoch_start
+        self.student.train()
+
+    def on_train_epoch_start(self) -> None:
+        self.student.train()
+        self._restart_rate()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
+        first = batch_idx % self.micro_batches == 0
+        teacher = teacher_head = None
+        if self.teacher is not None and self.objective.needs_teacher:
+            teacher, teacher_head = self.residence.taught(self._read, batch)
+        terms, student = self.losses(batch, teacher, teacher_head, self._wants_rows(batch, first))
+        due = first and self.global_step % self.logging.grad_norm_every_n_steps == 0
+        # a gradient of a sharded model exists only in parts, and only after backward
+        if due and student is not None:
+            self._log_term_norms(batch, student, teacher, teacher_head)
+        self.figures.add(batch, terms)
+        # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
+        return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
+
+    def losses(
+        self, batch: Batch, teacher: Tensor | None, teacher_head: OutputHead | None, collect_rows: bool
+    ) -> tuple[LossTerms, Tensor | None]:
+        """The terms of a micro-batch, and the student's last hidden states `[B, L, H]` unless it is sharded.
+
+        Under FSDP2 the output layer and the clip network are whole within this method alone.
+        """
+        student = self._read(self.student, batch.input_ids, batch.attention_mask)
+        terms = self.objective(
+            batch,
+            student,
+            output_head(self.student),
+            teacher,
+            teacher_head,
+            vocab_size=self.vocab_size,
+            collect_rows=collect_rows,
+        )
+        return terms, None if self.residence.sharded else student
+
+    def _log_term_norms(
+        self, batch: Batch, student: Tensor, teacher: Tensor | None, teacher_head: OutputHead | None
+    ) -> None:
+        # a compiled graph can go backward only once: measure on a plain one
+        if self._read is not last_hidden:
+            student = last_hidden(self.student, batch.input_ids, batch.attention_mask)
+        head = output_head(self.student)
+        norms = term_gradient_norms(
+            partial(self.objective, batch, student, head, teacher, teacher_head, vocab_size=self.vocab_size),
+            self.objective.weights,
+            [p for p in self.student.parameters() if p.requires_grad],
+        )
+        self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
+
+    def _wants_rows(self, batch: Batch, first: bool) -> bool:
+        steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
+        logged = first and self.global_step % self.logging.log_every_n_steps == 0
+        return self.objective.needs_teacher and (steered or logged or not bool(batch.is_ground_truth.all()))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        step = self.figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
+        bad = non_finite(step)
+        if bad:
+            self._leave_out(optimizer, f"{bad} became {step[bad.split(', ')[0]]}")
+            return
+        self._steer_price(step)
+        if self.global_step % self.logging.log_every_n_steps == 0:
+            self._log_step(step)
+
+    def _leave_out(self, optimizer: Any, what: str) -> None:
+        """Skip the update of this step, while `max_nonfinite_steps` allows it: no gradient, no step of AdamW.
+
+        Raises:
+            NonFiniteLossError: it does not.
+        """
+        if self.skipped >= self.config.max_nonfinite_steps:
+            raise NonFiniteLossError(f"step {self.global_step}: {what}; {self._advice}")
+        self.skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        say(f"step {self.global_step}: {what}: left out ({self.skipped} of {self.config.max_nonfinite_steps})")
+
+    def _log_step(self, step: dict[str, float]) -> None:
+        curves = self.figures.curves(step, time.monotonic() - self._clock)
+        if not self.global_step:
+            del curves["train/tokens_per_second"]
+        self._restart_rate()
+        if isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced":
+            curves["dac/price"] = float(self.clip.price)
+        self._log_curves(curves)
+
+    def _restart_rate(self) -> None:
+        self.figures.restart()
+        self._clock = time.monotonic()
+
+    def _log_curves(self, curves: dict[str, Any]) -> None:
+        """One point per curve, and in `trainer.callback_metrics`: `self.log` takes 0.2 ms over each of them."""
+        points = {k: float(v) for k, v in curves.items()}
+        # float32, as Lightning keeps them
+        kept = torch.tensor(list(points.values()), dtype=torch.float32)
+        self.latest.update(zip(points, kept.tolist(), strict=True))
+        self.trainer.callback_metrics.update(zip(points, kept.to(self.device).unbind(), strict=True))
+        if self.logger is not None:
+            self.logger.log_metrics(points, self.global_step)
+
+    def _steer_price(self, step: dict[str, float]) -> None:
+        """Within the step, so that a resume point written at its end has it."""
+        if isinstance(self.clip, ClipNetwork) and "clipped_min" in step and step.get("rows"):
+            rows = step["rows"]
+            self.clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
+
+    def on_validation_epoch_start(self) -> None:
+        self.student.eval()
+        self._dev_phase.enter_context(self.residence.whole())
+        self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.check_stop()
+        student = self.residence.acting
+        hidden = last_hidden(student, batch.input_ids, batch.attention_mask)
+        terms = self.objective(
+            batch,
+            hidden,
+            output_head(student),
+            None,
+            None,
+            weights=(1.0, 0.0, 0.0),
+            vocab_size=self.vocab_size,
+        )
+        tokens = batch.counts.ground_truth_tokens
+        self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        total = self._dev
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        loss = (total[0] / total[1].clamp(min=1)).float()
+        self.log("val/loss", loss, rank_zero_only=False)
+        self.latest["val/loss"] = float(loss)
+        if self.predict is not None:
+            predictions, references = self.predict(self.residence.acting)
+            self.rouge_l.update(predictions, references)
+            rouge_l = self.rouge_l.compute().float()
+            self.log("val/rouge_l", rouge_l, prog_bar=True)
+            self.latest["val/rouge_l"] = float(rouge_l)
+            self.rouge_l.reset()
+        self._dev_phase.close()
+        self.student.train()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer, scheduler = build_optimizer(
+            self.student, self.clip, self.config, clip_lr=self.clip_lr, total_steps=self.total_steps
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Student and clip network have norms of their own: one must not shrink the other's step."""
+        limit = self.config.grad_clip or float("inf")
+        norm = whole(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
+        # a scaler of float16 gradients provokes overflows and skips such a step itself
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not torch.isfinite(norm) and not scaled:
+            self._leave_out(optimizer, f"the gradient became {float(norm)}")
+            return
+        norms = {"train/grad_norm": norm}
+        if self.clip is not None:
+            norms["train/grad_norm_clip"] = whole(nn.utils.clip_grad_norm_(self.clip.parameters(), limit))
+        if self.global_step % self.logging.log_every_n_steps == 0:
+            self._log_curves(norms)

@@ -1,0 +1,79 @@
+"""AdamW with its parameter groups, the schedule, and what follows from the sizes of a stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgsr.config.schema import TrainConfig
+from mgsr.data.sampler import micro_batches_per_step, steps_per_epoch
+from mgsr.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a stage trains: from the config alone, so that nothing has to ask the trainer for it."""
+
+    steps_per_epoch: int
+    total_steps: int
+    epochs: int
+    micro_batches: int
+
+
+def training_length(train: TrainConfig, rows: int, world_size: int) -> Length:
+    """Steps and epochs of `rows` training prompts.
+
+    Raises:
+        ConfigError: too few rows for one optimiser step on all ranks.
+    """
+    micro_batches = micro_batches_per_step(train.batch_size, train.micro_batch_size, world_size)
+    per_epoch = steps_per_epoch(rows, train.batch_size, micro_batches * world_size)
+    if per_epoch == 0:
+        raise ConfigError(
+            f"`train.batch_size`: {rows} training rows do not fill one step of {micro_batches} micro-batches "
+            f"on {world_size} ranks; lower it or give more rows"
+        )
+    total = train.max_steps or per_epoch * train.epochs
+    return Length(per_epoch, total, math.ceil(total / per_epoch), micro_batches)
+
+
+def schedule(step: int, *, total_steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
+    """Linear warm-up, then a cosine down to `min_lr_ratio` at the last step; a factor on the peak rate.
+
+    >>> [round(schedule(s, total_steps=4, warmup_ratio=0.5, min_lr_ratio=0.0), 2) for s in range(5)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    warmup = math.ceil(warmup_ratio * total_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+    return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def build_optimizer(
+    student: nn.Module, clip: nn.Module | None, train: TrainConfig, *, clip_lr: float, total_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW over the student's and the clip network's parameters, each with its own rate and decay."""
+    trained = [p for p in student.parameters() if p.requires_grad]
+    cosine = partial(
+        schedule, total_steps=total_steps, warmup_ratio=train.warmup_ratio, min_lr_ratio=train.min_lr_ratio
+    )
+    candidates: list[tuple[dict[str, Any], Callable[[int], float]]] = [
+        ({"params": [p for p in trained if p.dim() >= 2], "weight_decay": train.weight_decay}, cosine),
+        # gains and biases are not decayed: it would pull them to 0, not towards a simpler function
+        ({"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}, cosine),
+    ]
+    if clip is not None:
+        # the network follows a student that keeps changing: its rate stays constant
+        candidates.append(
+            ({"params": list(clip.parameters()), "weight_decay": 0.0, "lr": clip_lr}, lambda step: 1.0)
+        )
+    groups = [pair for pair in candidates if pair[0]["params"]]
+    optimizer = torch.optim.AdamW([g for g, _ in groups], lr=train.lr, betas=(train.betas[0], train.betas[1]))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [s for _, s in groups])

@@ -1,0 +1,163 @@
+"""Where teacher and student are: in training, while text is written, on the dev set, and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from mgsr.data.collate import Batch
+from mgsr.generation.reader import HiddenLogits
+from mgsr.models.output_layer import OutputHead, output_head
+from mgsr.runtime.devices import placed
+from mgsr.training.forwards import teacher_states
+from mgsr.training.fsdp import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher
+
+
+class Residence:
+    """The two models of a stage, wherever they are.
+
+    Args:
+        student: trained; whole, or in parts after `shard`.
+        teacher: frozen, or None. Held here and not in the module tree, so that it is neither checkpointed nor
+            optimised.
+        placement: of the teacher, see `teacher.placement`.
+
+    Attributes:
+        acting: what writes text and is looked at: the student, or a whole copy of a sharded one within `whole`.
+    """
+
+    def __init__(self, student: Any, teacher: Any, placement: str = "replicated") -> None:
+        self.student, self.teacher, self.placement = student, teacher, placement
+        self.acting = student
+        self._copy: WholeCopy | None = None
+        self._head: OutputHead | None = None
+
+    @property
+    def sharded(self) -> bool:
+        return self._copy is not None
+
+    def shard(self, root: nn.Module, mesh: DeviceMesh, forward: str) -> None:
+        """Shard the student, and the teacher where that is its placement; a second call changes nothing."""
+        if self.sharded:
+            return
+        self._copy = WholeCopy(self.student)
+        shard_student(root, self.student, mesh, forward)
+        if self.teacher is not None and self.placement == "sharded" and not is_sharded(self.teacher):
+            shard_teacher(self.teacher, mesh)
+
+    def settle(self, device: torch.device) -> None:
+        """Before training: the teacher to its device, or its output layer alone."""
+        if self.teacher is None:
+            return
+        self.teacher.eval().requires_grad_(False)
+        if self.placement == "cpu":
+            self._head = output_head(self.teacher).to(device)
+        else:
+            self.teacher.to(device)
+
+    def taught(self, read: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, OutputHead]:
+        """The teacher's last hidden states `[B, L, H]` of a batch, and its output layer."""
+        if self._head is not None:
+            # read in a phase of its own; nothing is needed of texts whose distributions are cached
+            states = batch.teacher_states
+            shape = (*batch.input_ids.shape, self._head.weight.shape[1])
+            return (self._head.weight.new_zeros(shape) if states is None else states), self._head
+        head = output_head(self.teacher)
+        # no_grad and not inference_mode: backward refuses inference tensors
+        with torch.no_grad():
+            return teacher_states(read, self.teacher, batch, head), head
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The student as one piece, `acting`; every rank has to open this."""
+        if self._copy is None:
+            yield self.student
+            return
+        self.acting = self._copy.fill(self.student)
+        try:
+            yield self.acting
+        finally:
+            self.acting = self.student
+            self._copy.empty()
+
+    @contextmanager
+    def scoring(self, device: torch.device) -> Iterator[None]:
+        """The teacher on the device, and a whole student off it: one of them at a time."""
+        with ExitStack() as stack:
+            if not self.sharded and device.type != "cpu":
+                stack.enter_context(placed(torch.device("cpu"), self.student))
+            stack.enter_context(placed(device, self.teacher))
+            yield
+
+    @property
+    def alternates(self) -> bool:
+        """Whether one model makes room for the other while text is written and scored."""
+        return self.teacher is not None and self.placement == "cpu"
+
+    def turn(self, model: Any, device: torch.device) -> None:
+        """Put `model` on the device, and the other one of student and teacher off it."""
+        if not self.alternates:
+            return
+        other = self.teacher if model is self.acting else self.acting
+        other.to("cpu")
+        model.to(device)
+
+    @contextmanager
+    def writing(self, device: torch.device, *, together: bool) -> Iterator[None]:
+        """Both models ready to write and score, each rank at its own pace; every rank has to open this.
+
+        Args:
+            together: both are needed at every token, so that neither can make room for the other.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.whole())
+            if self.alternates and together:
+                stack.enter_context(placed(device, self.teacher))
+            elif self.alternates:
+                stack.callback(lambda: self.turn(self.acting, device))
+            if self.teacher is not None and is_sharded(self.teacher):
+                stack.enter_context(Lockstep(self.teacher).phase(device))
+            yield
+
+    def in_turn(self, writer: Any, device: torch.device) -> Any:
+        """A writer or scorer of one of the two models, which takes its turn before it works."""
+        return InTurn(writer, partial(self.turn, writer.model, device)) if self.alternates else writer
+
+    def last(self) -> Any:
+        """After training: the student as one plain model, which stays; every rank has to call this."""
+        if self._copy is not None:
+            self.acting = self._copy.fill(self.student)
+            self._copy = None
+        return self.acting
+
+
+class InTurn:
+    """A model that writes, continues and scores, and is on the device only while it does.
+
+    What it scores stays readable when it has left: the output layer is held.
+    """
+
+    def __init__(self, writer: Any, turn: Callable[[], None]) -> None:
+        self._writer, self._turn = writer, turn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def write(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        self._turn()
+        return self._writer.write(*args, **kwargs)
+
+    def continue_from(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        self._turn()
+        return self._writer.continue_from(*args, **kwargs)
+
+    def score(self, *args: Any, **kwargs: Any) -> HiddenLogits:
+        self._turn()
+        scores = self._writer.score(*args, **kwargs)
+        return HiddenLogits(scores.hidden_NH, scores.head.to(scores.hidden_NH.device), scores.vocab_size)

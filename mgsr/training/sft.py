@@ -1,0 +1,234 @@
+"""What stands before the main job: teacher, SFT student, tokenizer; each cached by its content.
+
+    <run_root>/cache/<teacher|student>-<key>/    a transformers folder, and evaluation-<key>.json beside it
+
+The key covers configuration, data and seed, so a second run with the same ones takes what is there. A stage that
+was cut short goes on from its resume point.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mgsr import __version__, models
+from mgsr.config.load import ExperimentConfig, fingerprint
+from mgsr.config.schema import ModelConfig, SftConfig
+from mgsr.data.prompts import Example, pad_id
+from mgsr.data.rows import Row
+from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint
+from mgsr.evaluation.test_set import Predictor, evaluate
+from mgsr.models.from_config import build_model, build_student, build_tokenizer, quiet_transformers
+from mgsr.runtime.devices import placed, working_device
+from mgsr.runtime.faults import reach
+from mgsr.runtime.files import remove_leftovers, write_atomically
+from mgsr.runtime.locks import locked
+from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import agreed, is_first, on_first
+from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.module import DistillationModule
+from mgsr.training.objective import Objective
+from mgsr.training.optim import training_length
+from mgsr.training.trainer import fit
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model with its tokenizer, the key of its content, and the folder it lies in where it was fine-tuned."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    key: str
+    folder: Path
+
+
+def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | None:
+    """The teacher, fine-tuned first where the config says so; None where no teacher is configured."""
+    quiet_transformers()
+    teacher = config.teacher
+    if not teacher.source:
+        return None
+    rows = read_split(config.data, "teacher") if teacher.sft.enabled or teacher.source == "init" else []
+    key = _key(config, teacher, rows)
+    folder = cache_folder(config) / f"teacher-{key}"
+    if agreed((folder / "config.json").exists()):
+        return _taken(folder, "teacher", teacher, key)
+    tokenizer = build_tokenizer(config, teacher, rows)
+    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
+    return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
+
+
+def prepare_student(
+    config: ExperimentConfig, teacher: Prepared | None, train: Sequence[Row], dev: Sequence[Row]
+) -> Prepared:
+    """The student that the main job starts from, fine-tuned first where the config says so."""
+    quiet_transformers()
+    student = config.student
+    # a student made of the teacher, or of the teacher's tokenizer, is another one when the teacher is
+    origin = teacher.key if teacher and student.source in ("teacher", "init") else ""
+    key = _key(config, student, train, origin)
+    folder = cache_folder(config) / f"student-{key}"
+    if agreed((folder / "config.json").exists()):
+        return _taken(folder, "student", student, key)
+    tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
+    model = build_student(
+        config,
+        student,
+        None if teacher is None else teacher.model,
+        tokenizer,
+        seed=stage_seed(config, student.sft),
+    )
+    return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
+
+
+def cache_folder(config: ExperimentConfig) -> Path:
+    return Path(config.run_root) / "cache"
+
+
+def cached_evaluation(
+    config: ExperimentConfig, prepared: Prepared, sets: dict[str, tuple[list[Row], list[Example]]], name: str
+) -> dict[str, Any]:
+    """Test figures of a model that several runs start from; measured once, then read."""
+    rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in sets.items()}
+    key = fingerprint(asdict(config.evaluation), asdict(config.data), rows)
+    path = prepared.folder / f"evaluation-{key}.json"
+    if agreed(path.exists()):
+        return json.loads(path.read_text(encoding="utf-8"))
+    say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
+    results = {}
+    with placed(working_device(config.trainer.accelerator), prepared.model):
+        for set_name, (_, examples) in sets.items():
+            predictor = Predictor(
+                prepared.tokenizer,
+                examples,
+                config.evaluation,
+                vocab_size=models.written_vocab_size(prepared.tokenizer, prepared.model),
+                pad_token_id=pad_id(prepared.tokenizer),
+            )
+            results[set_name] = evaluate(prepared.model, predictor).summary
+    on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
+    return results
+
+
+def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], origin: str = "") -> str:
+    data = asdict(config.data)
+    relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
+    if model.source == "init":
+        relevant["vocab_size"] = config.data.synthetic.vocab_size
+    precision = config.trainer.precision
+    tree = asdict(model)
+    # where it is held does not change it
+    tree.pop("placement", None)
+    seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
+    return fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
+
+
+def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
+    """The seed of a model's initialisation and fine-tuning."""
+    return config.seed if sft.seed is None else sft.seed
+
+
+def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
+    say(f"{name}: taken from {folder}")
+    return Prepared(load_cached(folder, model), models.load_tokenizer(str(folder)), key, folder)
+
+
+def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
+    """A model that lies in the cache, as `model` configures it."""
+    return models.load_causal_lm(
+        str(folder),
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation or None,
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def _fine_tuned(
+    config: ExperimentConfig,
+    settings: ModelConfig,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    dev: Sequence[Row],
+    key: str,
+    folder: Path,
+) -> Prepared:
+    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`."""
+    if not settings.sft.enabled:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Prepared(model, tokenizer, key, folder)
+    partial = folder.with_name(folder.name + ".partial")
+    # runs side by side may want the same model: one makes it, the others wait and take it
+    with locked(partial, wait=True) if is_first() else nullcontext():
+        if agreed((folder / "config.json").exists()):
+            return _taken(folder, name, settings, key)
+        if is_first():
+            remove_leftovers(partial)
+            models.remove_half_folders(folder)
+        parameters = models.count_parameters(model)
+        say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
+        model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
+        reach("stage.trained")
+        on_first(lambda: _keep(model, tokenizer, partial, folder))
+    # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
+    return _taken(folder, name, settings, key)
+
+
+def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
+    models.save_model_folder(model, tokenizer, folder)
+    reach("stage.saved")
+    # its curves go along; whoever waits for the lock finds the model
+    for events in partial.glob("events.*"):
+        events.replace(folder / events.name)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _supervise(
+    config: ExperimentConfig,
+    sft: SftConfig,
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    dev: Sequence[Row],
+    folder: Path,
+) -> PreTrainedModel:
+    """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
+    seed = stage_seed(config, sft)
+    unannotated = Annotation(None)
+    train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
+    dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)
+    length = training_length(sft, len(train), config.trainer.devices * config.trainer.num_nodes)
+    data = DistillationDataModule(
+        config,
+        train,
+        dev_rows,
+        stage=sft,
+        length=length,
+        pad_token_id=pad_id(tokenizer),
+        run_folder=folder,
+        seed=seed,
+    )
+    module = DistillationModule(
+        model,
+        None,
+        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {}),
+        train=sft,
+        trainer=config.trainer,
+        total_steps=length.total_steps,
+        micro_batches=length.micro_batches,
+        vocab_size=model.config.vocab_size,
+        seed=seed,
+        section=f"{name}.sft",
+    )
+    go_on = "the same command, which takes this stage up again"
+    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", go_on=go_on)
+    return module.residence.last()

@@ -1,0 +1,176 @@
+"""What one optimiser step is made of, added up over micro-batches and ranks.
+
+Shapes: N response rows of a micro-batch, B sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mgsr.data.collate import Batch
+from mgsr.losses import LossTerms
+from mgsr.runtime.ranks import gathered, is_first
+from mgsr.training.objective import Objective, Weights, clip_network
+
+TERMS = ("sft", "dac_kl", "span")
+ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
+FIGURES = ("loss", "clip_penalty", *(f"loss_{term}" for term in TERMS), "rows", *ROW_FIGURES)
+
+
+class StepFigures:
+    """Sums of a step's terms and per-token figures.
+
+    Attributes:
+        tokens, slots: read since the last `restart`, without and with padding, on this rank.
+        likelihood_after: example id -> teacher log-likelihood per token of its model-written text.
+        last_rows: per-token figures of the last micro-batch that has some.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.tokens = self.slots = 0
+        self.likelihood_after: dict[int, float] = {}
+        self.last_rows: Any = None
+        self._learned = clip_network(objective) is not None
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, batch: Batch, terms: LossTerms) -> None:
+        """One micro-batch. Its terms are over the whole step's denominators, so the step's are their sums."""
+        parts = {"sft": terms.sft, "dac_kl": terms.dac_kl, "span": terms.span}
+        if not self.objective.weights[0]:
+            del parts["sft"]
+        if not self.objective.needs_teacher:
+            del parts["dac_kl"], parts["span"]
+        self._sum("loss", terms.total)
+        self._sum("clip_penalty", terms.clip_penalty)
+        for name, value in parts.items():
+            self._sum(f"loss_{name}", value)
+        self.tokens += int(batch.attention_mask.sum())
+        self.slots += batch.attention_mask.numel()
+        rows = terms.rows
+        if rows is None or rows.index.numel() == 0:
+            return
+        self._note_likelihoods(batch, rows.index, rows.teacher_log_prob)
+        self._sum("rows", torch.tensor(float(rows.index.numel()), device=terms.total.device))
+        for name in ROW_FIGURES:
+            value = getattr(rows, name)
+            if value is not None and (self._learned or name not in ("lower", "upper")):
+                self._sum(name, value.sum())
+        self.last_rows = rows
+
+    def reduce(self, strategy: Any = None) -> dict[str, float]:
+        """The step's sums, over all ranks of `strategy` if one is given; the next step starts from nothing."""
+        device = self._sums["loss"].device
+        if strategy is None and device.type == "cpu":
+            # nothing to wait for: one by one is quicker than to stack them
+            sums, self._sums = self._sums, {}
+            return {name: float(sums[name]) for name in FIGURES if name in sums}
+        # every rank reduces the same names, whatever its own micro-batches held
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        values = torch.stack([self._sums[name].double() if name in self._sums else zero for name in FIGURES])
+        if strategy is not None:
+            values = strategy.reduce(values, reduce_op="sum")
+        reported = set(self._sums) if strategy is None else set(self._reported())
+        self._sums = {}
+        return {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if name in reported}
+
+    def curves(self, step: Mapping[str, float], seconds: float) -> dict[str, float]:
+        """What is drawn of a step: its terms, means over its tokens; of all ranks, each of which has to ask.
+
+        Args:
+            seconds: since `restart`, for the rate; the share of padding is since then too.
+        """
+        curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
+        tokens, slots = (sum(counted) for counted in zip(*gathered((self.tokens, self.slots)), strict=True))
+        curves["train/tokens_per_second"] = tokens / max(1e-9, seconds)
+        if slots:
+            curves["train/padding"] = 1.0 - tokens / slots
+        for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
+            if step.get("rows") and name in step:
+                curves[f"dac/{name}"] = step[name] / step["rows"]
+        return curves
+
+    def _reported(self) -> Iterator[str]:
+        """What some rank has collected, by what the objective is."""
+        yield from ("loss", "clip_penalty")
+        if self.objective.weights[0]:
+            yield "loss_sft"
+        if self.objective.needs_teacher:
+            yield from ("loss_dac_kl", "loss_span", "rows", "teacher_entropy")
+            if self.objective.clip is not None:
+                yield from ("retained_mass", "clipped")
+            if self._learned:
+                yield from ("lower", "upper")
+                if getattr(self.objective.clip, "objective", "") == "priced":
+                    yield from ("clipped_min", "clipped_max")
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: of all ranks, so that any number of them can go on; every rank has to ask."""
+        everyone = gathered((self.likelihood_after, self.tokens, self.slots))
+        likelihoods, tokens, slots = zip(*everyone, strict=True)
+        return {"likelihood_after": dict(ChainMap(*likelihoods)), "tokens": sum(tokens), "slots": sum(slots)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`: one rank takes what all had counted, as it is added up in the end."""
+        if is_first():
+            self.likelihood_after = dict(state["likelihood_after"])
+            self.tokens, self.slots = int(state["tokens"]), int(state["slots"])
+
+    def take_likelihoods(self) -> dict[int, float]:
+        """`likelihood_after` of all ranks, each of which has to ask; each is handed out once."""
+        taken, self.likelihood_after = self.likelihood_after, {}
+        return dict(ChainMap(*gathered(taken)))
+
+    def restart(self) -> None:
+        """Count tokens and slots from here on."""
+        self.tokens = self.slots = 0
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def _note_likelihoods(self, batch: Batch, index_N: Tensor, log_prob_N: Tensor) -> None:
+        rows_N = index_N // (batch.input_ids.shape[1] - 1)
+        total_B = log_prob_N.new_zeros(batch.input_ids.shape[0]).index_add_(0, rows_N, log_prob_N)
+        count_B = torch.zeros_like(total_B).index_add_(0, rows_N, torch.ones_like(log_prob_N))
+        means = (total_B / count_B.clamp(min=1)).tolist()
+        written = batch.is_ground_truth.logical_not().tolist()
+        for example, is_written, mean in zip(batch.example_ids.tolist(), written, means, strict=True):
+            if is_written:
+                self.likelihood_after.setdefault(example, mean)
+
+
+def non_finite(step: Mapping[str, float]) -> str:
+    """Names of a step's figures that are NaN or infinite, comma-separated; empty where all are well.
+
+    The terms are named: the total is bad because one of them is.
+    """
+    bad = [name for name in step if not math.isfinite(step[name])]
+    return ", ".join([name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad)
+
+
+def term_gradient_norms(
+    objective: Callable[..., LossTerms], weights: Weights, parameters: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Norm of each term's own gradient, as it enters the sum.
+
+    Args:
+        objective: called with `weights`, one of them at a time; terms without weight are left out.
+    """
+    norms: dict[str, Tensor] = {}
+    for i, name in enumerate(TERMS):
+        if not weights[i]:
+            continue
+        alone = (weights[0] * (i == 0), weights[1] * (i == 1), weights[2] * (i == 2))
+        total = objective(weights=alone).total
+        gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+        squares = [g.float().square().sum() for g in gradients if g is not None]
+        if squares:
+            norms[name] = torch.stack(squares).sum().sqrt()
+    return norms

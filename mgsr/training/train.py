@@ -1,0 +1,220 @@
+"""One run: prepare models and data, distil, evaluate the best checkpoint on the test sets, write metrics.json."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgsr.config.load import ExperimentConfig
+from mgsr.data.prompts import Example, pad_id
+from mgsr.data.rows import Row
+from mgsr.data.splits import encode, read_split, rows_fingerprint
+from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unknown_kinds
+from mgsr.models import content_fingerprint
+from mgsr.models.from_config import check_tokenizers
+from mgsr.rounds.store import read_manifest
+from mgsr.rounds.text_quality import correction_quality, exposure_bias, rounds_of, text_diversity
+from mgsr.runtime.devices import check_compiler, placed, working_device
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.files import remove_leftovers, write_atomically
+from mgsr.runtime.locks import locked
+from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
+from mgsr.training.base_models import keep_base
+from mgsr.training.build import Job, build_job, mean_bounds, shared_vocabulary
+from mgsr.training.cost_log import CostLog
+from mgsr.training.module import DistillationModule
+from mgsr.training.run_folder import keep_shape, open_run_folder, run_folder
+from mgsr.training.sft import (
+    Prepared,
+    cached_evaluation,
+    prepare_student,
+    prepare_teacher,
+)
+from mgsr.training.trainer import load_student
+
+
+def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Run a configuration to its end and return what `metrics.json` holds.
+
+    Args:
+        resume: go on with what the run folder holds; otherwise a folder that holds a run is refused.
+
+    Raises:
+        UserError: anything the user can mend, as one line.
+    """
+    began = time.monotonic()
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    # read before anything is written: a bad row leaves no folder behind
+    with first_alone():
+        rows = _rows(config)
+        say_of_unknown_kinds(config, rows)
+    device = working_device(config.trainer.accelerator)
+    if config.trainer.compile:
+        check_compiler(device)
+    mean_bounds(config)
+    folder = run_folder(config)
+    if resume and not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
+    if not (folder / "metrics.json").exists():
+        check_tokenizers(config)
+    fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
+    with locked(folder) if is_first() else nullcontext():
+        if is_first():
+            remove_leftovers(folder)
+            open_run_folder(folder, config, resume=resume, data=fingerprints)
+        done = folder / "metrics.json"
+        if agreed(done.exists()):
+            say(f"{folder}: complete already")
+            return json.loads(done.read_text(encoding="utf-8"))
+        metrics = _run(config, rows, folder, device)
+        metrics["seconds"] = time.monotonic() - began
+        on_first(lambda: write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics"))
+    return metrics
+
+
+def _run(
+    config: ExperimentConfig, rows: dict[str, list[Row]], folder: Path, device: torch.device
+) -> dict[str, Any]:
+    """What `metrics.json` holds, time aside."""
+    teacher, student, tests, known = _prepared(config, rows)
+    tokenizer = student.tokenizer
+    vocab_size = shared_vocabulary(teacher, student)
+    identity = _identity(config, teacher)
+    on_first(lambda: keep_shape(folder, student.model, tokenizer, identity))
+    on_first(lambda: keep_base(folder, config, student))
+    metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
+
+    started = time.monotonic()
+    job = build_job(config, rows["train"], rows["dev"], teacher, student, vocab_size, folder)
+    best = job.fit(config, folder)
+    module = job.module
+    metrics["seconds_training"] = time.monotonic() - started
+    trained = module.residence.last()
+    if best is not None:
+        load_student(trained, best)
+    metrics.update(_figures(job))
+    finished = rounds_of(folder)
+    metrics["training_text"] = text_diversity(finished, [row.response_ids for row in job.data.train_rows])
+    quality = correction_quality(finished, {row.id: row.references for row in rows["train"]})
+    if quality is not None:
+        metrics["corrections"] = quality
+    with placed(device, trained):
+        metrics["result"] = _test(config, module, trained, student, tests, folder, vocab_size)
+    if teacher is not None:
+        examples = tests["test"][1]
+        metrics["exposure"] = exposure_bias(config, trained, teacher.model, tokenizer, examples, vocab_size)
+    return metrics
+
+
+def _identity(config: ExperimentConfig, teacher: Prepared | None) -> dict[str, Any]:
+    """Who the teacher is: checkpoints refer to it and do not hold it."""
+    if teacher is None:
+        return {"cache": None, "source": "", "revision": "", "content": None}
+    content = content_fingerprint(teacher.model)
+    source = config.teacher.source
+    return {
+        "cache": teacher.folder.name,
+        "source": source,
+        "revision": config.teacher.revision,
+        "content": content,
+    }
+
+
+Tests = dict[str, tuple[list[Row], list[Example]]]
+
+
+def prepare(config: ExperimentConfig) -> None:
+    """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
+    _prepared(config, _rows(config))
+
+
+def _rows(config: ExperimentConfig) -> dict[str, list[Row]]:
+    return {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
+
+
+def _prepared(
+    config: ExperimentConfig, rows: dict[str, list[Row]]
+) -> tuple[Prepared | None, Prepared, Tests, dict[str, Any]]:
+    """Teacher, student, encoded test sets, and the two models' figures on those."""
+    teacher = prepare_teacher(config, rows["dev"])
+    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    tests = {
+        name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
+        for name in ("test", *config.data.test_sets)
+    }
+    known: dict[str, Any] = {}
+    if teacher is not None:
+        known["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
+    known["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
+    return teacher, student, tests, known
+
+
+def _figures(job: Job) -> dict[str, Any]:
+    """What the training itself showed: rounds of text, clipping bounds, dev figures."""
+    trainer, data = job.module.trainer, job.data
+    figures: dict[str, Any] = {"steps": trainer.global_step}
+    if job.module.skipped:
+        figures["steps_left_out"] = job.module.skipped
+    latest = job.module.latest
+    figures["val"] = {k.removeprefix("val/"): v for k, v in latest.items() if k.startswith("val/")}
+    figures["dac"] = {k.removeprefix("dac/"): v for k, v in latest.items() if k.startswith("dac/")}
+    best: list[Any] = list(trainer.checkpoint_callbacks)
+    scores = [float(c.best_model_score) for c in best if getattr(c, "best_model_score", None) is not None]
+    if scores:
+        figures["val"]["best_rouge_l"] = max(scores)
+    costs = next(c for c in trainer.callbacks if isinstance(c, CostLog))  # type: ignore[attr-defined]
+    figures["costs"] = costs.totals(data)
+    if job.cache_report is not None:
+        # who wrote it is chance: this run, one before it, or another one
+        figures["teacher_cache"] = {k: v for k, v in asdict(job.cache_report).items() if k != "written"}
+    rounds = [read_manifest(path) or {} for path in sorted((data.run_folder / "scrg").glob("round=*"))]
+    statistics = [r["statistics"] for r in rounds if r.get("statistics")]
+    if statistics:
+        names = set().union(*statistics)
+        figures["scrg"] = {
+            name: sum(values) / len(values)
+            for name in sorted(names)
+            if (values := [s[name] for s in statistics if name in s])
+        }
+        figures["scrg"]["rounds"] = len(statistics)
+    return figures
+
+
+def _test(
+    config: ExperimentConfig,
+    module: DistillationModule,
+    trained: Any,
+    student: Prepared,
+    tests: Tests,
+    folder: Path,
+    vocab_size: int,
+) -> dict[str, Any]:
+    """Read the test sets, once, with the chosen checkpoint."""
+    say(f"{config.arm}: writing the test sets with {len(config.evaluation.seeds)} seeds")
+    results = {}
+    for name, (_, examples) in tests.items():
+        predictor = Predictor(
+            student.tokenizer,
+            examples,
+            config.evaluation,
+            vocab_size=vocab_size,
+            pad_token_id=pad_id(student.tokenizer),
+        )
+        evaluation = evaluate(trained, predictor)
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
+        if is_first():
+            write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
+        results[name] = evaluation.summary
+    logger = module.logger
+    if logger is not None:
+        logger.log_metrics({"hp/rouge_l": results["test"]["rouge_l"]}, module.trainer.global_step)
+        logger.save()
+    return results

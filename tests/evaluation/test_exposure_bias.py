@@ -1,0 +1,83 @@
+"""Exposure bias against a slow version that reads one prefix at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mgsr.evaluation.exposure_bias import exposure
+from mgsr.generation import LanguageModel
+from mgsr.runtime.rng import Stream
+from tests.scrg.tiny import BUDGET, EOS, tiny
+
+PROMPTS = [(7, (3, 4, 5)), (8, (6,)), (9, (4, 9, 3, 5, 8))]
+
+
+def measure(student: Any, teacher: Any, **changes: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"prompts": PROMPTS, "seed": 5, "max_new_tokens": BUDGET, "batch_size": 2, **changes}
+    return exposure(student, teacher, eos_token_id=EOS, pad_token_id=EOS, vocab_size=11, **options)
+
+
+def slow(student: Any, teacher: Any) -> dict[str, Any]:
+    """KL and the teacher's log-probability of every written token, one forward per token."""
+    totals: dict[str, list[list[float]]] = {"student": [], "teacher": []}
+    logs: list[float] = []
+    for name, model, stream in (("student", student, Stream.EVALUATION), ("teacher", teacher, Stream.TEACHER)):
+        writer = LanguageModel(
+            model, eos_token_id=EOS, max_new_tokens=BUDGET, batch_size=1, vocab_size=11, stream=stream
+        )
+        for (_, prompt), text in zip(PROMPTS, writer.write(PROMPTS, seed=5, round=0), strict=True):
+            row = []
+            for end in range(len(text)):
+                ids = torch.tensor([[*prompt, *text[:end]]])
+                with torch.no_grad():
+                    p, q = (m(input_ids=ids).logits[0, -1].softmax(-1).numpy() for m in (teacher, student))
+                row.append(float((p * np.log(p / q)).sum()))
+                if name == "student":
+                    logs.append(math.log(p[text[end]]))
+            totals[name].append(row)
+    means = {
+        name: [sum(row[t] for row in rows if t < len(row)) / len(rows) for t in range(BUDGET)]
+        for name, rows in totals.items()
+    }
+    written = max(len(row) for rows in totals.values() for row in rows)
+    errors = [100 * (sum(means["student"][:n]) / sum(means["teacher"][:n]) - 1) for n in range(1, written + 1)]
+    flat = {name: [kl for row in rows for kl in row] for name, rows in totals.items()}
+    return {
+        "ex_acc_err": errors,
+        "kl_student_prefix": np.mean(flat["student"]),
+        "kl_teacher_prefix": np.mean(flat["teacher"]),
+        "teacher_perplexity": math.exp(-np.mean(logs)),
+    }
+
+
+def test_equals_one_forward_per_token() -> None:
+    student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
+    got, expected = measure(student, teacher), slow(student, teacher)
+    assert got["ex_acc_err"] == pytest.approx(expected["ex_acc_err"], rel=1e-9)
+    assert got["ex_acc_err_at_end"] == got["ex_acc_err"][-1]
+    for name in ("kl_student_prefix", "kl_teacher_prefix", "teacher_perplexity"):
+        assert got[name] == pytest.approx(expected[name], rel=1e-9)
+
+
+def test_does_not_depend_on_the_batch() -> None:
+    student, teacher = tiny("gpt2", 0).eval(), tiny("gpt2", 1).eval()
+    one, three = measure(student, teacher, batch_size=1), measure(student, teacher, batch_size=3)
+    assert one["ex_acc_err"] == pytest.approx(three["ex_acc_err"], rel=1e-9)
+
+
+def test_two_equal_models_have_no_error_to_speak_of() -> None:
+    model = tiny("llama", 0).eval()
+    got = measure(model, model)
+    assert got["kl_student_prefix"] == got["kl_teacher_prefix"] == 0.0
+    assert got["ex_acc_err_at_end"] is None
+
+
+def test_no_prompts_are_refused() -> None:
+    model = tiny("llama", 0).eval()
+    with pytest.raises(ValueError, match="at least one prompt"):
+        measure(model, model, prompts=())

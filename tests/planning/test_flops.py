@@ -1,0 +1,146 @@
+"""The arithmetic of FLOPs against torch's own count of the products a real model makes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from mgsr import models
+from mgsr.planning import flops
+from mgsr.planning.flops import Shape, shape_of
+from mgsr.runtime.errors import UserError
+
+B, T = 3, 11
+ROTARY = ("llama", "qwen2", "qwen3")
+FAMILIES = (*ROTARY, "gpt2", "opt")
+
+
+def tiny(family: str, layers: int = 2, **sizes: Any) -> Any:
+    """Eager attention: torch counts every product of it, and nothing else."""
+    grouped = {"num_kv_heads": 2} if family in ROTARY else {}
+    shape = {"hidden_size": 24, "num_layers": layers, "num_heads": 4, "intermediate_size": 40, **grouped, **sizes}
+    return models.build_causal_lm(
+        family,
+        vocab_size=53,
+        eos_token_id=0,
+        seed=0,
+        max_position_embeddings=64,
+        attn_implementation="eager",
+        **shape,
+    )
+
+
+def counted(run: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(0, 53, (B, T), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_and_backward_to_the_last_operation(family: str) -> None:
+    model, rows = tiny(family), ids()
+    shape = shape_of(model.config)
+    once = flops.forward(shape, B, T, B * T)
+    assert counted(lambda: model(input_ids=rows, use_cache=False)) == once.total
+    assert once.head == 2 * B * T * 24 * 53
+
+    def both() -> None:
+        model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+
+    assert counted(both) == flops.training(shape, B, T, B * T).total
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert counted(both) == flops.training(shape, B, T, B * T, checkpointing=True).total
+
+
+def test_heads_wider_than_the_model() -> None:
+    """Qwen3's heads are not width / heads wide."""
+    sizes = {"vocab_size": 53, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
+    model = models_from(Qwen3Config(**sizes, **heads, attn_implementation="eager"))
+    shape = shape_of(model.config)
+    assert shape.head_dim == 16 and shape.kv_heads == 1
+    expected = flops.forward(shape, B, T, B * T).total
+    assert counted(lambda: model(input_ids=ids(), use_cache=False)) == expected
+
+
+def models_from(config: PretrainedConfig) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reading_prompts_and_writing_token_by_token(family: str) -> None:
+    model, prompts, new = tiny(family).eval(), ids(), 5
+    shape = shape_of(model.config)
+    cache = DynamicCache(config=model.config)
+
+    @torch.no_grad()
+    def read(tokens: torch.Tensor) -> None:
+        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    assert counted(lambda: read(prompts)) == flops.prefill(shape, B, T).total
+
+    def write() -> None:
+        for _ in range(new - 1):
+            read(prompts[:, :1])
+
+    expected = flops.decoding(shape, B, T, new).total
+    assert counted(write) == expected
+    assert flops.decoding(shape, B, T, 1).total == flops.decoding(shape, B, T, 0.5).total == 0
+
+
+@pytest.mark.parametrize(("family", "targets"), [("llama", "all-linear"), ("gpt2", None)])
+def test_frozen_weights_have_no_gradient(family: str, targets: str | None) -> None:
+    """Backward with adapters: exact but for the first layer, which has nothing to send gradients to."""
+    model, rows = tiny(family, layers=4), ids()
+    plain = shape_of(model.config)
+    adapted: Any = models.add_lora(model, r=2, alpha=4, target_modules=targets)
+    adapters = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    shape = shape_of(model.config, adapters=adapters)
+    once = counted(lambda: adapted(input_ids=rows, use_cache=False))
+    assert once == flops.forward(shape, B, T, B * T).total
+
+    def both() -> None:
+        adapted(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+
+    found = counted(both)
+    expected = flops.training(shape, B, T, B * T).total
+    assert found <= expected
+    # at most the gradients of the first layer's inputs: its products, its comparisons, its adapters
+    spared = 2 * B * T * (shape.layer_weights + adapters / 4) + 4 * B * T * T * 24
+    assert expected - found <= spared
+    assert expected < flops.training(plain, B, T, B * T).total
+
+
+def test_known_totals() -> None:
+    """A 7B model takes about 2 x 6.6e9 per token forward: all its matrices but the embedding."""
+    config = LlamaConfig(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    )
+    shape = shape_of(config)
+    assert shape.layers * shape.layer_weights + shape.head_weights == 6_738_415_616 - 32000 * 4096 - 65 * 4096
+    assert flops.forward(shape, 1, 1, 1).total == 2 * 6_607_077_376 + 4 * 32 * 4096
+
+
+def test_a_family_that_is_not_known_is_refused() -> None:
+    class Other(PretrainedConfig):
+        model_type = "rwkv"
+
+    with pytest.raises(UserError, match="family `rwkv` is not known"):
+        shape_of(Other(num_attention_heads=1, hidden_size=1, num_hidden_layers=1))
+
+
+def test_sums() -> None:
+    shape = Shape(2, 8, 2, 1, 4, 16, gated=True, classes=10)
+    # q and o 8 x 8, k and v 8 x 4, three of 8 x 16
+    assert shape.layer_weights == 64 + 64 + 32 + 32 + 3 * 128
+    assert (flops.Flops(1, 2) + flops.Flops(3, 4)).total == 10

@@ -1,0 +1,205 @@
+"""Steps, sequences, tokens and traffic, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig, TrainConfig
+from mgsr.data.splits import encode, read_split
+from mgsr.planning.communication import Traffic, all_reduce, gather, student_step, traffic
+from mgsr.planning.flops import Flops, Shape, decoding
+from mgsr.planning.parts import Parts
+from mgsr.planning.plan import plan
+from mgsr.planning.plan_cost import Hardware, Speaker, main_phases
+from mgsr.planning.work import Text, find_text, fine_tuning, main_job
+from mgsr.runtime.errors import UserError
+
+TEXT = Text(100, 100, prompt=10, response=20, written=30, longest=60, rows_from="", lengths_from="")
+# 1,000 bytes, 800 of them in layers
+STUDENT = Parts(weights=1000, trained=1000, layers=800, layer=100, layer_trained=100, root=200, root_trained=200)
+TEACHER = Parts(weights=5000, trained=0, layers=4000, layer=500, layer_trained=0, root=1000, root_trained=0)
+
+
+def configured(**train: int) -> ExperimentConfig:
+    config = ExperimentConfig()
+    config.train = TrainConfig(batch_size=32, micro_batch_size=8, **train)
+    return config
+
+
+def test_steps_and_tokens_by_hand() -> None:
+    """100 rows, 32 a step, 2 devices of at most 8: 2 forwards each; 3 whole steps and one of 4 rows an epoch."""
+    stage = main_job(configured(epochs=3), 100, 2)
+    assert (stage.length.steps_per_epoch, stage.length.total_steps, stage.length.micro_batches) == (4, 12, 2)
+    assert stage.forward_rows == 8
+    # half of 300 sequences is written text, each written once
+    assert (stage.truth, stage.text, stage.written, stage.rounds) == (150, 150, 150, 3)
+    assert stage.tokens(TEXT) == 150 * 30 + 150 * 40
+    # 3 rows are too few for 2 forwards on 2 devices: left out
+    stage = main_job(configured(epochs=3), 99, 2)
+    assert stage.length.total_steps == 9 and stage.truth + stage.text == 288
+    # as many steps as asked for
+    stage = main_job(configured(max_steps=6), 100, 2)
+    assert stage.truth + stage.text == 150 and stage.length.epochs == 2 and stage.rounds == 2
+
+
+def test_rounds_and_shares() -> None:
+    config = configured(epochs=4)
+    config.scrg.every_n_epochs = 2
+    # a prompt is drawn in one of two epochs with probability 3/4
+    assert main_job(config, 128, 1).written == 128 * 0.75 * 2
+    config.mixture.kind = "adaptive"
+    assert main_job(config, 128, 1).written == 128 * 2
+    config.mixture.kind, config.scrg.every_n_epochs = "linear", 1
+    assert main_job(config, 128, 1).written == pytest.approx(0.3 * 512)
+    config.scrg.enabled = False
+    stage = main_job(config, 128, 1)
+    assert (stage.truth, stage.text, stage.written, stage.rounds) == (512, 0, 0, 0)
+    assert fine_tuning("student SFT", config.train, 128, 1).truth == 512
+
+
+def test_lengths_are_measured_where_rows_and_tokenizer_are_here(tiny_file: Path) -> None:
+    config = load_config(tiny_file)
+    text, tokenizer = find_text(config, None)
+    assert tokenizer is not None and text.rows == 32 and text.teacher_rows == 48
+    examples = encode(read_split(config.data, "train"), tokenizer, config.data, "rows").examples
+    prompts = [len(example.prompt_ids) for example in examples]
+    answers = [len(example.response_ids) for example in examples]
+    assert text.prompt == pytest.approx(sum(prompts) / 32) and text.response == pytest.approx(sum(answers) / 32)
+    assert text.longest == max(*map(sum, zip(prompts, answers, strict=True)), max(prompts) + 6)
+    assert find_text(config, 7)[0].rows == 7
+
+
+def test_rows_that_are_not_here() -> None:
+    config = load_config("configs/gpt2.yaml")
+    text, tokenizer = find_text(config, None)
+    assert text.rows == 11_430 and "assumed" in text.rows_from and tokenizer is None
+    assert (text.prompt, text.response, text.written, text.longest) == (256, 256, 256, 512)
+    config.data.train_limit = 50
+    assert find_text(config, None)[0].rows == 50
+    config.data.train = "some/set"
+    with pytest.raises(UserError, match="give --rows N"):
+        find_text(config, None)
+    assert find_text(config, 12)[0].rows == 12
+
+
+def test_rings() -> None:
+    assert gather(800, 8) == 700 and all_reduce(800, 8) == 1400
+    assert gather(800, 1) == all_reduce(800, 1) == 0
+
+
+def test_what_a_step_sends() -> None:
+    # 2 (N - 1) / N of the gradients, whatever the number of micro-batches
+    assert student_step(STUDENT, 8, "ddp", 2) == 1750
+    # per micro-batch: the layers twice and the rest once, and the gradients: 7/8 of 1800 and of 1000
+    assert student_step(STUDENT, 8, "fsdp2", 1) == 2450 and student_step(STUDENT, 8, "fsdp2", 2) == 4900
+    assert student_step(STUDENT, 1, "auto", 4) == 0
+
+    def sent(strategy: str, placement: str) -> Traffic:
+        return traffic(
+            STUDENT,
+            TEACHER,
+            devices=8,
+            strategy=strategy,
+            placement=placement,
+            micro_batches=2,
+            teacher_forwards=2,
+            scoring_batches=3,
+            state_bytes=70,
+            writes=True,
+        )
+
+    assert sent("ddp", "replicated") == Traffic(1750)
+    assert sent("fsdp2", "replicated") == Traffic(4900, 875)
+    # the teacher's layers once per forward, 7/8 of 4000
+    assert sent("fsdp2", "sharded") == Traffic(4900 + 2 * 3500, 875 + 3 * 3500)
+    # states in every step; before an epoch the teacher comes and goes, and a whole student goes and comes
+    # and in each of the three batches that are scored both change places
+    assert sent("ddp", "cpu") == Traffic(1750, 0, 70, 2 * 6000, 3 * 2 * 6000)
+    assert sent("fsdp2", "cpu") == Traffic(4900, 875, 70, 2 * 5000, 3 * 2 * 6000)
+    # 10 steps, 3 epochs, 2 rounds: 3000 between devices, 500 + 300 + 200 to the host
+    assert Traffic(100, 1000, 50, 100, 100).seconds(10, 3, 2, interconnect=30, host=5) == 300
+
+
+def test_time_by_hand() -> None:
+    """One layer of one weight each, so that every figure can be written down."""
+    shape = Shape(1, 1, 1, 1, 1, 1, gated=False, classes=10)
+    assert (shape.layer_weights, shape.head_weights) == (6, 10)
+    config = configured(epochs=1)
+    config.trainer.precision = "bf16-mixed"
+    config.scrg.max_new_tokens, config.scrg.batch_size = 30, 5
+    stage = main_job(config, 64, 1)
+    assert stage.truth == stage.text == 32
+    hardware = Hardware(flops=100, flops_float32=10, mfu=0.5, bandwidth=1000, interconnect=1, host=1)
+    student = Speaker(shape, weights=24, kv_per_token=8, narrow=False)
+    teacher = Speaker(shape, weights=12, kv_per_token=4, narrow=True)
+    found = {phase.name: phase for phase in main_phases(config, stage, student, teacher, TEXT, hardware, 2)}
+    # 12 per token and 4 T^2 of attention, three times; 20 per response token, three times
+    trunk = 3 * 32 * (12 * 30 + 4 * 30**2 + 12 * 40 + 4 * 40**2)
+    head = 3 * 32 * 20 * (20 + 30)
+    assert found["student forward and backward"].work == Flops(trunk, head)
+    assert found["student forward and backward"].seconds == pytest.approx((trunk / 100 + head / 10) / (2 * 0.5))
+    assert found["teacher forward"].work == Flops(trunk / 3, head / 3)
+    assert found["student prefill"].work == Flops(32 * (12 * 10 + 4 * 100), 32 * 20)
+    # 29 tokens are read behind the prompt's 10, at 11 to 39 positions
+    assert found["student decode"].work == Flops(32 * (12 * 29 + 4 * sum(range(11, 40))), 32 * 29 * 20)
+    assert found["scoring"].work == Flops(32 * (12 * 40 + 4 * 40**2), 2 * 32 * 30 * 20)
+    # half of 30 tokens again, behind 25
+    assert found["continuation"].work == Flops(32 * (12 * 14 + 4 * sum(range(26, 40))), 32 * 14 * 20)
+    # text is written in the type of the weights: float32 here; bandwidth is no limit
+    decode = found["student decode"]
+    assert decode.bound == "compute" and decode.seconds == pytest.approx(decode.work.total / 10)
+    slow = Hardware(flops=100, flops_float32=10, mfu=0.5, bandwidth=0.01, interconnect=1, host=1)
+    phases = {phase.name: phase for phase in main_phases(config, stage, student, teacher, TEXT, slow, 2)}
+    # 16 prompts on each device, 5 at once: 3.2 batches of 30 steps; every token reads 25 slots on average
+    moved = 16 / 5 * 30 * 24 + 16 * 30 * 25 * 8
+    assert phases["student decode"].bound == "memory bandwidth"
+    assert phases["student decode"].seconds == pytest.approx(moved / 0.01)
+
+
+def test_what_is_switched_off_costs_nothing() -> None:
+    shape = Shape(1, 1, 1, 1, 1, 1, gated=False, classes=10)
+    speaker = Speaker(shape, weights=24, kv_per_token=8, narrow=False)
+
+    def phases(config: ExperimentConfig) -> dict[str, Flops]:
+        stage = main_job(config, 64, 1)
+        found = main_phases(config, stage, speaker, speaker_of_teacher, TEXT, Hardware(), 1)
+        return {phase.name: phase.work for phase in found}
+
+    speaker_of_teacher = Speaker(shape, weights=12, kv_per_token=4, narrow=True)
+    config = configured(epochs=10)
+    config.scrg.passes = 3
+    three = phases(config)
+    assert {"continuation 1", "continuation 2", "continuation 3"} <= set(three)
+    # 30 tokens: what is left behind the error is 15, then 7.5, then 3.75 of them
+    for number, left in enumerate((15, 7.5, 3.75), 1):
+        written = main_job(config, 64, 1).written
+        assert three[f"continuation {number}"] == decoding(shape, written, 40 - left, left)
+    config.scrg.passes = 1
+    assert three["scoring"].total == 3 * phases(config)["scoring"].total
+    config.scrg.passes = 0
+    assert set(phases(config)) == {
+        "student forward and backward", "teacher forward", "student prefill", "student decode",
+    }  # fmt: skip
+    whole = phases(config)["teacher forward"].total
+    config.objective.teacher_top_k = 8
+    # one pass over 100 rows of ground truth in place of 5 over 64
+    assert phases(config)["teacher forward"].total < whole
+    config.scrg.text = "teacher"
+    assert "teacher decode" in phases(config) and "student decode" not in phases(config)
+    config.scrg.text = "mixed"
+    assert {"teacher decode", "student decode"} <= set(phases(config))
+    config.scrg.enabled, config.objective.w_dac, config.objective.w_span = False, 0.0, 0.0
+    assert set(phases(config)) == {"student forward and backward"}
+
+
+def test_devices_of_the_command_not_of_the_configuration(tiny_file: Path) -> None:
+    one = plan(tiny_file, available=10**9)
+    four = plan(tiny_file, devices=2, nodes=2, available=10**9)
+    assert one.main.forward_rows == 8 and four.main.forward_rows == 2 and four.world_size == 4
+    assert one.phases[2].seconds == pytest.approx(4 * four.phases[2].seconds)
+    assert [stage.name for stage in one.stages] == ["teacher SFT", "student SFT", "main job"]
+    assert one.stages[0].length.total_steps == 6 and one.stages[1].length.total_steps == 4
+    assert one.tokens_per_epoch == pytest.approx(one.main.tokens(one.text) / 3)

@@ -1,0 +1,80 @@
+"""What is read of a processor, and what numpy is told about it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mgsr.runtime import processor
+
+ZEN_4 = {
+    "vendor_id": "AuthenticAMD",
+    "cpu family": "25",
+    "flags": "sse avx2 avx512f avx512vl",
+    "model name": "EPYC",
+}
+NAME = "NPY_DISABLE_CPU_FEATURES"
+
+
+@pytest.fixture
+def is_(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(processor, "described", lambda: ZEN_4)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("numpy", "feature"), [("2.4.6", "X86_V4"), ("2.10.0", "X86_V4"), ("2.3.5", "AVX512_SKX")]
+)
+def test_numpy_sorts_with_avx2_on_zen_4(numpy: str, feature: str, is_: pytest.MonkeyPatch) -> None:
+    is_.setattr(processor, "version", lambda package: numpy)
+    environ: dict[str, str] = {}
+    processor.prefer_quick_sorts(environ)
+    assert environ == {NAME: feature} and processor.name() == "EPYC" and processor.is_amd()
+    environ = {NAME: "AVX2"}
+    processor.prefer_quick_sorts(environ)
+    assert environ == {NAME: "AVX2"}, "what the user has set stays"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"vendor_id": "GenuineIntel"}, {"cpu family": "26"}, {"flags": "sse avx2"}, {"vendor_id": "", "flags": ""}],
+)
+def test_other_processors_are_left_alone(other: dict[str, str], is_: pytest.MonkeyPatch) -> None:
+    is_.setattr(processor, "described", lambda: {**ZEN_4, **other})
+    environ: dict[str, str] = {}
+    processor.prefer_quick_sorts(environ)
+    assert environ == {}
+
+
+def test_without_proc_the_platform_is_asked(is_: pytest.MonkeyPatch) -> None:
+    is_.setattr(processor, "described", dict)
+    is_.setattr(processor.platform, "processor", lambda: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD")
+    assert processor.is_amd() and processor.name().startswith("AMD64")
+    is_.setattr(processor.platform, "processor", lambda: "")
+    assert not processor.is_amd() and processor.name() == "unknown"
+
+
+def test_only_the_first_processor_is_described() -> None:
+    described = processor.described()
+    text = Path("/proc/cpuinfo")
+    if not text.exists():
+        assert described == {}
+    else:
+        assert described and all(name and "\n" not in value for name, value in described.items())
+        assert described.get("processor", "0") == "0"
+
+
+def test_the_command_line_tells_numpy_before_it_is_imported() -> None:
+    code = (
+        "import sys, os, mgsr.cli.main as cli, mgsr.runtime.processor as p; assert 'numpy' not in sys.modules; "
+        "p.described = lambda: {'vendor_id': 'AuthenticAMD', 'cpu family': '25', 'flags': 'avx512f'}; "
+        "cli.main(['config', 'configs/demo.yaml']); print(os.environ['NPY_DISABLE_CPU_FEATURES'])"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, cwd=root
+    )
+    assert done.stdout.split()[-1] in ("X86_V4", "AVX512_SKX")
