@@ -115,8 +115,8 @@ def main(overrides: list[str]) -> None:
         build: Callable[..., Any] = build_callbacks
 
         def with_parts(*arguments: Any, **options: Any) -> Any:
-            callbacks, check = build(*arguments, **options)
-            return [*callbacks, parts], check
+            callbacks = build(*arguments, **options)
+            return [*callbacks, parts]
 
         mgsr.training.trainer.build_callbacks = with_parts  # type: ignore[assignment]
         torch.set_num_threads(1)

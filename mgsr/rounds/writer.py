@@ -28,7 +28,7 @@ Texts = tuple[list[RevisedSequence], list[dict[str, Any]]]
 
 
 class Models(Protocol):
-    """Student and teacher of a run, wherever they are; `mgsr.training.placement.Residence` is one."""
+    """Student and teacher of a run, wherever they are; `mgsr.training.placement.Placement` is one."""
 
     acting: Any
     teacher: Any

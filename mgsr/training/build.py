@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mgsr.rounds.writer import build_write
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.ranks import first_alone
+from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
 from mgsr.training.objective import build_clip, build_objective
@@ -30,34 +31,17 @@ from mgsr.training.sft import Prepared, cache_folder
 from mgsr.training.teacher_cache import cached_teacher, response_states
 from mgsr.training.teacher_states import Score, build_score
 from mgsr.training.teacher_top import CacheReport
-from mgsr.training.trainer import fit
 
 
 @dataclass
 class Job:
-    """Everything that `fit` takes. `cache_report`: of the teacher's cached distributions, where there are some."""
+    """What `fit` takes. `cache_report`: of the teacher's cached distributions, where there are some."""
 
     module: DistillationModule
     data: DistillationDataModule
-    predictor: Predictor
+    stop: StopRequest
     length: Length
     cache_report: CacheReport | None
-
-    def fit(self, config: ExperimentConfig, folder: Path) -> Path | None:
-        """Train to the end, or from where it stopped; returns the best checkpoint by dev ROUGE-L."""
-        self.module.predict = self.predictor
-        return fit(
-            config,
-            self.module,
-            self.data,
-            self.predictor.tokenizer,
-            folder=folder,
-            length=self.length,
-            name=f"{config.experiment}/{config.arm} seed {config.seed}",
-            go_on=f"mgsr train --resume {folder}",
-            predictor=self.predictor,
-            hyper_parameters=asdict(config),
-        )
 
 
 def build_job(
@@ -92,6 +76,16 @@ def build_job(
     objective = build_objective(config, build_clip(config, vocab_size, mean_bounds(config)))
     needs_teacher = objective.needs_teacher or config.scrg.enabled
     teacher_model = teacher.model if teacher is not None and needs_teacher else None
+    stop = StopRequest(f"mgsr train --resume {folder}")
+    shown = dev_examples[: config.evaluation.val_rows or None]
+    predictor = Predictor(
+        tokenizer,
+        shown,
+        config.evaluation,
+        vocab_size=vocab_size,
+        pad_token_id=pad_id(tokenizer),
+        check=stop.check,
+    )
     module = DistillationModule(
         adapted(student.model, config),
         teacher_model,
@@ -102,16 +96,18 @@ def build_job(
         micro_batches=length.micro_batches,
         vocab_size=vocab_size,
         clip_lr=config.clip.lr,
+        predict=predictor,
+        check_stop=stop.check,
         seed=config.seed,
         placement=config.teacher.placement,
     )
     write = build_write(
         config,
-        module.residence,
+        module.placement,
         tokenizer,
         annotation,
         vocab_size=vocab_size,
-        check=module.check_stop,
+        check=stop.check,
     )
     tops, report = None, None
     if config.objective.teacher_top_k and teacher_model is not None:
@@ -139,11 +135,7 @@ def build_job(
         tops=tops,
         score=_score(config, module, tokenizer) if config.teacher.placement == "cpu" and teacher_model else None,
     )
-    shown = dev_examples[: config.evaluation.val_rows or None]
-    predictor = Predictor(
-        tokenizer, shown, config.evaluation, vocab_size=vocab_size, pad_token_id=pad_id(tokenizer)
-    )
-    return Job(module, data, predictor, length, report)
+    return Job(module, data, stop, length, report)
 
 
 def _score(
@@ -158,7 +150,7 @@ def _score(
         pad_token_id=pad_id(tokenizer),
         batch_size=config.train.micro_batch_size,
     )
-    return build_score(module.residence, read, working_device(config.trainer.accelerator))
+    return build_score(module.placement, read, working_device(config.trainer.accelerator))
 
 
 def adapted(student: Any, config: ExperimentConfig) -> Any:

@@ -1,10 +1,9 @@
-"""Lightning callbacks: the dev set's turn, what a round of text did, progress."""
+"""Lightning callbacks: the dev set's turn, what a round of text did, what the run has cost, progress."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import TrainerConfig
 from mgsr.rounds.render import markdown_revision
-from mgsr.rounds.store import RoundEntry, round_statistics
+from mgsr.rounds.store import RoundEntry, read_manifest, round_statistics
+from mgsr.runtime.meter import Meter, added, overall
 from mgsr.runtime.progress import StepBar, say
-from mgsr.training.cost_log import CostLog
+from mgsr.runtime.ranks import gathered, is_first
+from mgsr.training.checkpoint import BestCheckpoint, ResumePoint, StopRequest
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length
-from mgsr.training.resume import BestCheckpoint, ResumePoint
 
 
 class Validation(L.Callback):
@@ -176,6 +176,65 @@ class StepProgress(L.Callback):
         say(", ".join(part for part in (line, self._figures(trainer)) if part))
 
 
+class CostLog(L.Callback):
+    """Seconds and tokens of training steps and of the dev set; checkpointed, so that a resumed run counts on.
+
+    Seconds are those of all devices together, as those of the rounds are.
+
+    After every look at the dev set `cost/seconds` and `cost/tokens` say what had been spent until then, text
+    included: arms can be compared at equal cost.
+    """
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self._start = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        meters = gathered((self.meter.seconds, self.meter.tokens))
+        return {"seconds": added(*(m[0] for m in meters)), "tokens": added(*(m[1] for m in meters))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if is_first():
+            self.meter.seconds, self.meter.tokens = dict(state_dict["seconds"]), dict(state_dict["tokens"])
+
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self._start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DistillationModule)
+        models = 2 if pl_module.teacher is not None and pl_module.objective.needs_teacher else 1
+        read = models * int(batch.attention_mask.sum())
+        self.meter.add("training", time.monotonic() - self._start, read)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.meter.add("validation", time.monotonic() - self._start)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, DistillationDataModule):
+            return
+        spent = self.totals(data)
+        # Lightning counts the steps of `val/` from 0: the two must meet
+        step = trainer.global_step - 1
+        if trainer.logger is None:
+            return
+        trainer.logger.log_metrics({f"cost/{u}": overall(spent, u) for u in ("seconds", "tokens")}, step)
+
+    def totals(self, data: DistillationDataModule) -> dict[str, float]:
+        """Everything until now, of all ranks, each of which has to ask; rounds of text tell their own part."""
+        return added(*gathered(self.meter.totals()), round_costs(data.run_folder, data.round))
+
+
+def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:
+    """What the finished rounds of a run took, up to `last`: a run taken up again may have later ones on disk."""
+    paths = sorted((run_folder / "scrg").glob("round=*"))
+    wanted = (path for path in paths if last is None or int(path.name.removeprefix("round=")) <= last)
+    return added(*((read_manifest(path) or {}).get("costs", {}) for path in wanted))
+
+
 def build_callbacks(
     config: TrainerConfig,
     folder: Path,
@@ -184,18 +243,17 @@ def build_callbacks(
     length: Length,
     val_every_n_epochs: int,
     name: str,
-    go_on: str,
+    stop: StopRequest,
     validates: bool,
-) -> tuple[list[L.Callback], Callable[[], None]]:
-    """The callbacks of a stage, and the check that long work between steps calls to stop when asked.
-
-    Args:
-        go_on: the command that takes up a stopped stage.
-    """
-    resume = ResumePoint(folder, config.checkpoint_every_n_steps, go_on, length)
-    callbacks: list[L.Callback] = [resume, Mixture(), RoundLog(tokenizer, config), CostLog()]
-    callbacks.append(Validation(val_every_n_epochs, length.epochs))
-    if validates:
-        callbacks.append(BestCheckpoint(folder))
-    callbacks.append(StepProgress(length.total_steps, name))
-    return callbacks, resume.check
+) -> list[L.Callback]:
+    """The callbacks of a stage; `stop` is asked by signals, between two steps and by long work between them."""
+    best: list[L.Callback] = [BestCheckpoint(folder)] if validates else []
+    return [
+        ResumePoint(folder, config.checkpoint_every_n_steps, stop, length),
+        Mixture(),
+        RoundLog(tokenizer, config),
+        CostLog(),
+        Validation(val_every_n_epochs, length.epochs),
+        *best,
+        StepProgress(length.total_steps, name),
+    ]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole, checked before they are read, never a carrier of code.
+"""Checkpoints: written whole, checked before they are read, never a carrier of code; and a clean stop.
 
 checkpoints/resume-<step>.ckpt   where to go on; the two newest are kept
 checkpoints/best.ckpt            the student with the best dev ROUGE-L
@@ -8,16 +8,23 @@ checkpoints/*.ckpt.sha256        their checksums
 from __future__ import annotations
 
 import pickle
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from mgsr.runtime.errors import DataError, UserError
+from mgsr.runtime.errors import DataError, RunInterruptedError, UserError
+from mgsr.runtime.faults import reach
 from mgsr.runtime.files import check, remove_checked, write_checked
 from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import barrier, is_first, largest
+from mgsr.training.launch import in_slurm, requeue
+from mgsr.training.optim import Length
 
 BEST = "best.ckpt"
 KEPT = 2
@@ -98,3 +105,192 @@ class DurableIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         remove_checked(Path(path))
+
+
+class StopRequest:
+    """A user's wish to stop: noted when the signal comes, carried out where nothing is lost.
+
+    The first Ctrl-C (or SIGTERM) lets the step or batch at hand finish; a second one ends at once. Under SLURM
+    SIGUSR1 announces the end of the job's time, as in `#SBATCH --signal=USR1@120`, and the job is queued again.
+
+    Args:
+        go_on: the command that takes up a stopped stage.
+    """
+
+    def __init__(self, go_on: str) -> None:
+        self.go_on = go_on
+        self.asked: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def watch(self) -> None:
+        """Handle the signals from here on; of no effect outside the main thread, whose owner handles them."""
+        announced = (signal.SIGUSR1,) if in_slurm() else ()
+        for number in (signal.SIGINT, signal.SIGTERM, *announced):
+            try:
+                before = signal.signal(number, self._ask)
+            except ValueError:
+                return
+            self._previous.setdefault(number, before)
+
+    def unwatch(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = number
+        say("\nstopping after this step; once more to stop at once")
+
+    def check(self) -> None:
+        """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
+        if self.asked is not None:
+            name = signal.Signals(self.asked).name
+            if self.asked == signal.SIGUSR1 and is_first():
+                requeue()
+            raise RunInterruptedError(f"stopped by {name}; go on with: {self.go_on}", self.asked)
+
+
+class ResumePoint(Checkpoint):
+    """Writes `checkpoints/resume-<step>.ckpt` every n steps, at the end of each epoch, and when asked to stop.
+
+    Lightning cannot go on between an epoch's last step and the dev set, so there is a point before that step:
+    whoever is stopped while looking at the dev set repeats one step.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, stop: StopRequest, length: Length) -> None:
+        self.folder, self.every_n_steps, self.stop, self.length = folder, every_n_steps, stop, length
+        self._between_epochs = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.stop.watch()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.stop.unwatch()
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        reach("step.begin")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        reach("step.end")
+        left, within = divmod(int(trainer.num_training_batches) - batch_idx - 1, trainer.accumulate_grad_batches)
+        # within a step gradients would be lost; the end of the epoch writes one, behind the dev set
+        if within or left == 0:
+            return
+        before_dev = left == 1 and self._validates(trainer)
+        # all ranks stop behind the same step, whichever of them was asked
+        self.stop.asked = largest(self.stop.asked or 0) or None
+        if self.stop.asked is not None or trainer.global_step % self.every_n_steps == 0 or before_dev:
+            self._save(trainer)
+        self.stop.check()
+
+    def on_validation_start(self, *_: Any) -> None:
+        reach("validation.begin")
+
+    def on_validation_end(self, *_: Any) -> None:
+        reach("validation.end")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._between_epochs = True
+        self._save(trainer)
+        self._between_epochs = False
+        self.stop.check()
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["between_epochs"] = self._between_epochs
+        checkpoint["micro_batches"] = self.length.micro_batches
+        checkpoint["steps_per_epoch"] = self.length.steps_per_epoch
+        if self._between_epochs:
+            settle(checkpoint["loops"]["fit_loop"])
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._between_epochs = bool(checkpoint["between_epochs"])
+        steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
+        if steps != now:
+            raise UserError(
+                f"{self.folder}: an epoch had {steps} steps and would have {now} with these devices and batches; "
+                "resume with the number of devices it began with"
+            )
+        rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning puts a handler of its own on top, which ends a run wherever it stands, unsaved
+        self.stop.watch()
+        if self._between_epochs:
+            # an epoch begins, as in a run that was never stopped
+            self._between_epochs = False
+            for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+                loop.restarting = False
+                loop.reset_restart_stage()
+
+    @staticmethod
+    def _validates(trainer: L.Trainer) -> bool:
+        every = trainer.check_val_every_n_epoch
+        return bool(trainer.enable_validation and every and (trainer.current_epoch + 1) % every == 0)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(resume_path(self.folder, trainer.global_step))
+        if trainer.is_global_zero:
+            prune(self.folder)
+            reach("checkpoint.pruned")
+        barrier("resume point")
+
+
+def settle(fit_loop: dict[str, Any]) -> None:
+    """Make Lightning's progress at the end of an epoch that of an epoch which is over.
+
+    Taken up as it is, Lightning (2.6) would run the epoch's end again, and count one step and one epoch too many.
+    """
+    fit_loop["state_dict"].pop("combined_loader", None)
+    for progress in (fit_loop["epoch_progress"][which] for which in ("total", "current")):
+        progress["completed"] = progress["processed"]
+    batches = fit_loop["epoch_loop.batch_progress"]
+    batches["is_last_batch"] = False
+    optimiser = fit_loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for part in (batches, fit_loop["epoch_loop.scheduler_progress"], optimiser["step"], optimiser["zero_grad"]):
+        part["current"] = dict.fromkeys(part["current"], 0)
+
+
+def rescale(fit_loop: dict[str, Any], before: int, now: int) -> None:
+    """Count an epoch's micro-batches until now as another number of devices cuts them.
+
+    Args:
+        before, now: micro-batches per optimiser step, on one rank.
+    """
+    if before == now:
+        return
+    current = fit_loop["epoch_loop.batch_progress"]["current"]
+    for name in ("ready", "started", "processed"):
+        current[name] = current[name] * now // before
+    # a point within an epoch is written before its last micro-batch counts as completed
+    current["completed"] = max(0, current["processed"] - 1)
+    for loader in fit_loop["state_dict"].get("combined_loader", ()):
+        for name in ("_sampler_iter_yielded", "_num_yielded"):
+            loader[name] = loader[name] * now // before
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The student with the best dev ROUGE-L, in `checkpoints/best.ckpt`, also of a run that was moved."""
+
+    def __init__(self, folder: Path) -> None:
+        name, best = BEST.removesuffix(".ckpt"), {"monitor": "val/rouge_l", "mode": "max", "save_top_k": 1}
+        when = {"save_weights_only": True, "enable_version_counter": False, "save_on_train_epoch_end": False}
+        super().__init__(folder / "checkpoints", filename=name, **best, **when)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        # the score alone: where the file lies is known
+        score = self.best_model_score
+        return {"score": None if score is None else float(score)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["score"] is None:
+            return
+        path = str(Path(str(self.dirpath)) / BEST)
+        score = torch.tensor(state_dict["score"])
+        self.best_model_score = self.kth_value = score
+        self.best_model_path = self.kth_best_model_path = path
+        self.best_k_models = {path: score}

@@ -25,18 +25,22 @@ from mgsr.data.collate import Batch
 from mgsr.evaluation.metrics import RougeL
 from mgsr.losses import LossTerms
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.models.output_layer import OutputHead, last_hidden, output_head
+from mgsr.models.output_layer import OutputHead
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
-from mgsr.training.forwards import seed_dropout
+from mgsr.runtime.rng import Stream, draw_bits
 from mgsr.training.fsdp import whole
 from mgsr.training.objective import Objective, clip_network
 from mgsr.training.optim import build_optimizer
-from mgsr.training.placement import Residence
+from mgsr.training.placement import Placement
 from mgsr.training.step_metrics import StepFigures, non_finite, term_gradient_norms
 
 # dev prompts of one rank -> (predictions, references)
 Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
+
+# last hidden states [B, L, H] and the output layer that makes logits of them
+States = tuple[Tensor, OutputHead]
+NoStates = tuple[None, None]
 
 
 class DistillationModule(L.LightningModule):
@@ -50,7 +54,8 @@ class DistillationModule(L.LightningModule):
         micro_batches: forwards per rank and optimiser step.
         vocab_size: number of token ids that both models share.
         clip_lr: learning rate of the clip network.
-        predict: writes the dev set with the student as it stands, for `val/rouge_l`.
+        predict: writes the dev set with the student as it stands, for `val/rouge_l`; None: it is not written.
+        check_stop: called between two batches of long work; may raise to stop.
         seed: of dropout, per step and rank.
         section: of the configuration that `train` is, for advice.
         placement: of the teacher, see `teacher.placement`.
@@ -69,6 +74,7 @@ class DistillationModule(L.LightningModule):
         vocab_size: int,
         clip_lr: float = 1e-3,
         predict: Predict | None = None,
+        check_stop: Callable[[], None] = lambda: None,
         seed: int = 0,
         section: str = "train",
         placement: str = "replicated",
@@ -76,24 +82,22 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.student = student
         self.clip = clip_network(objective)
-        self.residence = Residence(student, teacher, placement)
+        self.placement = Placement(student, teacher, placement, compile=trainer.compile)
         self._dev_phase = ExitStack()
         self.objective = objective
         self.config, self.logging = train, trainer
         self.total_steps, self.micro_batches = total_steps, micro_batches
-        self.vocab_size, self.clip_lr, self.predict, self.seed = vocab_size, clip_lr, predict, seed
+        self.vocab_size, self.clip_lr, self.seed = vocab_size, clip_lr, seed
+        self.predict, self.check_stop = predict, check_stop
         self._advice = (
             f"the last good checkpoints are kept; resume with {section}.max_nonfinite_steps=N to leave some steps "
             f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"
         )
         self.skipped = 0
         self.rouge_l = RougeL()
-        self.stop_check: Callable[[], None] | None = None
         self.figures = StepFigures(objective)
         # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
         self.latest: dict[str, float] = {}
-        # writing and the dev set keep the plain forward: their shapes change with every token
-        self._read = torch.compile(last_hidden, dynamic=True) if trainer.compile else last_hidden
         self._clock = time.monotonic()
         if trainer.precision == "64-true":
             # now: Lightning casts behind the loading of a checkpoint, which would round it
@@ -103,11 +107,11 @@ class DistillationModule(L.LightningModule):
 
     @property
     def teacher(self) -> PreTrainedModel | None:
-        return self.residence.teacher
+        return self.placement.teacher
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:
-            self.residence.shard(self, self.device_mesh["data_parallel"], "losses")
+            self.placement.shard(self, self.device_mesh["data_parallel"], "losses")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what adapters stand on is frozen, and known by its fingerprint
@@ -120,13 +124,8 @@ class DistillationModule(L.LightningModule):
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.figures.load(figures)
 
-    def check_stop(self) -> None:
-        """Stop between two batches of long work, where the user has asked for it."""
-        if self.stop_check is not None:
-            self.stop_check()
-
     def on_fit_start(self) -> None:
-        self.residence.settle(self.device)
+        self.placement.to_device(self.device)
 
     def on_train_start(self) -> None:
         # from_pretrained hands out eval mode; a run resumed within an epoch doesn't call on_train_epoch_start
@@ -137,52 +136,48 @@ class DistillationModule(L.LightningModule):
         self._restart_rate()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
+        self._seed_dropout(batch_idx)
         first = batch_idx % self.micro_batches == 0
-        teacher = teacher_head = None
-        if self.teacher is not None and self.objective.needs_teacher:
-            teacher, teacher_head = self.residence.taught(self._read, batch)
-        terms, student = self.losses(batch, teacher, teacher_head, self._wants_rows(batch, first))
+        needs_teacher = self.teacher is not None and self.objective.needs_teacher
+        teacher = self.placement.teacher_states(batch) if needs_teacher else (None, None)
+        terms, student = self.losses(batch, teacher, self._wants_rows(batch, first))
         due = first and self.global_step % self.logging.grad_norm_every_n_steps == 0
         # a gradient of a sharded model exists only in parts, and only after backward
         if due and student is not None:
-            self._log_term_norms(batch, student, teacher, teacher_head)
+            self._log_term_norms(batch, student, teacher)
         self.figures.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
 
     def losses(
-        self, batch: Batch, teacher: Tensor | None, teacher_head: OutputHead | None, collect_rows: bool
-    ) -> tuple[LossTerms, Tensor | None]:
-        """The terms of a micro-batch, and the student's last hidden states `[B, L, H]` unless it is sharded.
+        self, batch: Batch, teacher: States | NoStates, collect_rows: bool
+    ) -> tuple[LossTerms, States | None]:
+        """The terms of a micro-batch; unless the student is sharded its states and output layer too.
 
         Under FSDP2 the output layer and the clip network are whole within this method alone.
         """
-        student = self._read(self.student, batch.input_ids, batch.attention_mask)
-        terms = self.objective(
-            batch,
-            student,
-            output_head(self.student),
-            teacher,
-            teacher_head,
-            vocab_size=self.vocab_size,
-            collect_rows=collect_rows,
-        )
-        return terms, None if self.residence.sharded else student
+        student = self.placement.student_states(batch)
+        terms = self.objective(batch, *student, *teacher, vocab_size=self.vocab_size, collect_rows=collect_rows)
+        return terms, None if self.placement.sharded else student
 
-    def _log_term_norms(
-        self, batch: Batch, student: Tensor, teacher: Tensor | None, teacher_head: OutputHead | None
-    ) -> None:
+    def _log_term_norms(self, batch: Batch, student: States, teacher: States | NoStates) -> None:
         # a compiled graph can go backward only once: measure on a plain one
-        if self._read is not last_hidden:
-            student = last_hidden(self.student, batch.input_ids, batch.attention_mask)
-        head = output_head(self.student)
+        if self.placement.compiled:
+            student = self.placement.student_states(batch, plain=True)
         norms = term_gradient_norms(
-            partial(self.objective, batch, student, head, teacher, teacher_head, vocab_size=self.vocab_size),
+            partial(self.objective, batch, *student, *teacher, vocab_size=self.vocab_size),
             self.objective.weights,
             [p for p in self.student.parameters() if p.requires_grad],
         )
         self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
+
+    def _seed_dropout(self, micro_batch: int) -> None:
+        """Dropout depends on (seed, step, micro-batch, rank) alone, so a resumed run repeats it."""
+        seed = draw_bits(self.seed, Stream.ROLLOUT, self.global_step, micro_batch, self.global_rank, 0)
+        # torch.manual_seed would also queue a call for every kind of device that isn't there: milliseconds each
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
@@ -242,22 +237,13 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.student.eval()
-        self._dev_phase.enter_context(self.residence.whole())
+        self._dev_phase.enter_context(self.placement.whole())
         self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
-        student = self.residence.acting
-        hidden = last_hidden(student, batch.input_ids, batch.attention_mask)
-        terms = self.objective(
-            batch,
-            hidden,
-            output_head(student),
-            None,
-            None,
-            weights=(1.0, 0.0, 0.0),
-            vocab_size=self.vocab_size,
-        )
+        student = self.placement.student_states(batch, plain=True)
+        terms = self.objective(batch, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size)
         tokens = batch.counts.ground_truth_tokens
         self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
 
@@ -269,7 +255,7 @@ class DistillationModule(L.LightningModule):
         self.log("val/loss", loss, rank_zero_only=False)
         self.latest["val/loss"] = float(loss)
         if self.predict is not None:
-            predictions, references = self.predict(self.residence.acting)
+            predictions, references = self.predict(self.placement.acting)
             self.rouge_l.update(predictions, references)
             rouge_l = self.rouge_l.compute().float()
             self.log("val/rouge_l", rouge_l, prog_bar=True)

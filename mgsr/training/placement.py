@@ -1,4 +1,9 @@
-"""Where teacher and student are: in training, while text is written, on the dev set, and at the end."""
+"""Where teacher and student are, and how their hidden states are read there.
+
+They move: for training, while text is written, for the dev set, and at the end.
+
+Shapes: B sequences, L tokens, H hidden size.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +18,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from mgsr.data.collate import Batch
 from mgsr.generation.reader import HiddenLogits
-from mgsr.models.output_layer import OutputHead, output_head
+from mgsr.models.output_layer import OutputHead, last_hidden, output_head
 from mgsr.runtime.devices import placed
-from mgsr.training.forwards import teacher_states
 from mgsr.training.fsdp import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher
 
 
-class Residence:
+class Placement:
     """The two models of a stage, wherever they are.
 
     Args:
@@ -27,13 +31,19 @@ class Residence:
         teacher: frozen, or None. Held here and not in the module tree, so that it is neither checkpointed nor
             optimised.
         placement: of the teacher, see `teacher.placement`.
+        compile: compile the forwards of training. Writing and the dev set keep the plain forward: their shapes
+            change with every token.
 
     Attributes:
         acting: what writes text and is looked at: the student, or a whole copy of a sharded one within `whole`.
     """
 
-    def __init__(self, student: Any, teacher: Any, placement: str = "replicated") -> None:
+    def __init__(
+        self, student: Any, teacher: Any, placement: str = "replicated", *, compile: bool = False
+    ) -> None:
         self.student, self.teacher, self.placement = student, teacher, placement
+        self.compiled = compile
+        self._read: Callable[..., Tensor] = torch.compile(last_hidden, dynamic=True) if compile else last_hidden
         self.acting = student
         self._copy: WholeCopy | None = None
         self._head: OutputHead | None = None
@@ -51,7 +61,7 @@ class Residence:
         if self.teacher is not None and self.placement == "sharded" and not is_sharded(self.teacher):
             shard_teacher(self.teacher, mesh)
 
-    def settle(self, device: torch.device) -> None:
+    def to_device(self, device: torch.device) -> None:
         """Before training: the teacher to its device, or its output layer alone."""
         if self.teacher is None:
             return
@@ -61,17 +71,45 @@ class Residence:
         else:
             self.teacher.to(device)
 
-    def taught(self, read: Callable[..., Tensor], batch: Batch) -> tuple[Tensor, OutputHead]:
-        """The teacher's last hidden states `[B, L, H]` of a batch, and its output layer."""
+    def student_states(self, batch: Batch, *, plain: bool = False) -> tuple[Tensor, OutputHead]:
+        """The student's last hidden states `[B, L, H]`, and its output layer.
+
+        Args:
+            plain: never compiled; of the student as one piece, within `whole`.
+        """
+        model, read = (self.acting, last_hidden) if plain else (self.student, self._read)
+        return read(model, batch.input_ids, batch.attention_mask), output_head(model)
+
+    def teacher_states(self, batch: Batch) -> tuple[Tensor, OutputHead]:
+        """The teacher's last hidden states `[B, L, H]`, and its output layer.
+
+        The states are 0 for sequences whose teacher distributions are cached.
+        """
         if self._head is not None:
-            # read in a phase of its own; nothing is needed of texts whose distributions are cached
+            # read in a phase of its own
             states = batch.teacher_states
             shape = (*batch.input_ids.shape, self._head.weight.shape[1])
             return (self._head.weight.new_zeros(shape) if states is None else states), self._head
         head = output_head(self.teacher)
         # no_grad and not inference_mode: backward refuses inference tensors
         with torch.no_grad():
-            return teacher_states(read, self.teacher, batch, head), head
+            if batch.teacher_top is None:
+                return self._read(self.teacher, batch.input_ids, batch.attention_mask), head
+            return self._uncached_states(batch, batch.teacher_top.rows, head), head
+
+    def _uncached_states(self, batch: Batch, cached_rows: Tensor, head: OutputHead) -> Tensor:
+        size, length = batch.input_ids.shape
+        cached_B = torch.zeros(size, dtype=torch.bool, device=batch.input_ids.device)
+        cached_B[cached_rows // (length - 1)] = True
+        unread = (~cached_B).nonzero().squeeze(1)
+        if not unread.numel():
+            return head.weight.new_zeros(size, length, head.weight.shape[1])
+        ids, mask = batch.input_ids[unread], batch.attention_mask[unread]
+        width = int(mask.sum(dim=1).max())
+        some = self._read(self.teacher, ids[:, :width], mask[:, :width])
+        states = some.new_zeros(size, length, some.shape[-1])
+        states[unread, :width] = some
+        return states
 
     @contextmanager
     def whole(self) -> Iterator[Any]:

@@ -32,6 +32,7 @@ from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
+from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
 from mgsr.training.objective import Objective
@@ -217,6 +218,7 @@ def _supervise(
         run_folder=folder,
         seed=seed,
     )
+    stop = StopRequest("the same command, which takes this stage up again")
     module = DistillationModule(
         model,
         None,
@@ -226,9 +228,9 @@ def _supervise(
         total_steps=length.total_steps,
         micro_batches=length.micro_batches,
         vocab_size=model.config.vocab_size,
+        check_stop=stop.check,
         seed=seed,
         section=f"{name}.sft",
     )
-    go_on = "the same command, which takes this stage up again"
-    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", go_on=go_on)
-    return module.residence.last()
+    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", stop=stop)
+    return module.placement.last()

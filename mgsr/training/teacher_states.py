@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mgsr.data.collate import TextKey, TrainingSequence
 from mgsr.models.output_layer import output_head
-from mgsr.training.placement import Residence
+from mgsr.training.placement import Placement
 
 Score = Callable[[Sequence[TrainingSequence], Path], "TeacherStates"]
 
@@ -61,7 +61,7 @@ class TeacherStates(Mapping[TextKey, Tensor]):
 
 
 def build_score(
-    residence: Residence,
+    placement: Placement,
     read: Callable[[Any, Sequence[TrainingSequence]], Iterator[Tensor]],
     device: torch.device,
 ) -> Score:
@@ -72,11 +72,11 @@ def build_score(
     """
 
     def score(rows: Sequence[TrainingSequence], path: Path) -> TeacherStates:
-        weight = output_head(residence.teacher).weight
+        weight = output_head(placement.teacher).weight
         states = TeacherStates(path, rows, weight.shape[1], weight.dtype)
         different = sorted({row.key: row for row in rows}.values(), key=len)
-        with residence.scoring(device):
-            for row, found in zip(different, read(residence.teacher, different), strict=True):
+        with placement.scoring(device):
+            for row, found in zip(different, read(placement.teacher, different), strict=True):
                 states[row.key] = found.cpu()
         return states
 

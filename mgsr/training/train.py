@@ -28,7 +28,7 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.base_models import keep_base
 from mgsr.training.build import Job, build_job, mean_bounds, shared_vocabulary
-from mgsr.training.cost_log import CostLog
+from mgsr.training.callbacks import CostLog
 from mgsr.training.module import DistillationModule
 from mgsr.training.run_folder import keep_shape, open_run_folder, run_folder
 from mgsr.training.sft import (
@@ -37,7 +37,7 @@ from mgsr.training.sft import (
     prepare_student,
     prepare_teacher,
 )
-from mgsr.training.trainer import load_student
+from mgsr.training.trainer import fit, load_student
 
 
 def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
@@ -94,10 +94,20 @@ def _run(
 
     started = time.monotonic()
     job = build_job(config, rows["train"], rows["dev"], teacher, student, vocab_size, folder)
-    best = job.fit(config, folder)
     module = job.module
+    best = fit(
+        config,
+        module,
+        job.data,
+        tokenizer,
+        folder=folder,
+        length=job.length,
+        name=f"{config.experiment}/{config.arm} seed {config.seed}",
+        stop=job.stop,
+        hyper_parameters=asdict(config),
+    )
     metrics["seconds_training"] = time.monotonic() - started
-    trained = module.residence.last()
+    trained = module.placement.last()
     if best is not None:
         load_student(trained, best)
     metrics.update(_figures(job))

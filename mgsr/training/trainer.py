@@ -13,17 +13,24 @@ from lightning.pytorch.plugins import DoublePrecision
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.load import ExperimentConfig, flat_tree
-from mgsr.evaluation.test_set import Predictor
 from mgsr.models import with_base
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.ranks import agreed, barrier, is_first
 from mgsr.training.callbacks import build_callbacks
-from mgsr.training.checkpoint import BEST, DurableIO, newest_whole, read_checkpoint, resume_points, step_of
+from mgsr.training.checkpoint import (
+    BEST,
+    DurableIO,
+    StopRequest,
+    newest_whole,
+    read_checkpoint,
+    resume_points,
+    step_of,
+)
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import build_strategy
 from mgsr.training.launch import environment
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length
-from mgsr.training.strategies import build_strategy
 
 
 def quiet_lightning() -> None:
@@ -54,8 +61,7 @@ def fit(
     folder: Path,
     length: Length,
     name: str,
-    go_on: str,
-    predictor: Predictor | None = None,
+    stop: StopRequest,
     hyper_parameters: dict[str, Any] | None = None,
 ) -> Path | None:
     """Train until the stage's last step, from the resume point in `folder` if there is one.
@@ -63,28 +69,24 @@ def fit(
     Args:
         folder: `checkpoints/` and TensorBoard's events go there.
         name: of the stage, for progress lines.
-        go_on: the command that takes the stage up again when it is stopped.
-        predictor: writes the dev set for `val/rouge_l`; None: no dev set, no best checkpoint.
+        stop: what signals ask, and how to go on; the same that `module` and its writers check.
         hyper_parameters: nested configuration for TensorBoard's HPARAMS tab.
 
     Returns:
-        The best checkpoint by `val/rouge_l`, or None without a dev set.
+        The best checkpoint by `val/rouge_l`; None where the module writes no dev set.
     """
     quiet_lightning()
-    validates = predictor is not None and bool(data.dev_rows)
-    callbacks, check = build_callbacks(
+    validates = module.predict is not None and bool(data.dev_rows)
+    callbacks = build_callbacks(
         config.trainer,
         folder,
         tokenizer,
         length=length,
         val_every_n_epochs=config.evaluation.val_every_n_epochs,
         name=name,
-        go_on=go_on,
+        stop=stop,
         validates=validates,
     )
-    module.stop_check = check
-    if predictor is not None:
-        predictor.check = check
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     resume = agreed(newest_whole(folder) if is_first() else None)
     place = environment(config.trainer)

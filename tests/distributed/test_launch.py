@@ -18,11 +18,10 @@ from mgsr.models.output_layer import OutputHead
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.faults import VARIABLE
 from mgsr.training import launch
-from mgsr.training.checkpoint import newest_whole, step_of
+from mgsr.training.checkpoint import ResumePoint, StopRequest, newest_whole, rescale, step_of
 from mgsr.training.launch import environment, in_slurm, joined, must_launch
 from mgsr.training.optim import Length
-from mgsr.training.placement import Residence
-from mgsr.training.resume import ResumePoint, rescale
+from mgsr.training.placement import Placement
 from tests.reliability.harness import SMALL
 
 SLURM = {
@@ -178,7 +177,7 @@ def test_progress_of_an_epoch_in_another_number_of_micro_batches() -> None:
 
 
 def test_other_steps_per_epoch_are_refused(tmp_path: Path) -> None:
-    point = ResumePoint(tmp_path, 1, "", Length(5, 10, 2, 1))
+    point = ResumePoint(tmp_path, 1, StopRequest(""), Length(5, 10, 2, 1))
     with pytest.raises(UserError, match="had 6 steps and would have 5"):
         point.on_load_checkpoint(None, None, {"between_epochs": True, "steps_per_epoch": 6})  # type: ignore[arg-type]
 
@@ -206,7 +205,7 @@ class Model(torch.nn.Module):
 
 def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> None:
     student, teacher, device = Model(), Model(), torch.device("meta")
-    pair = Residence(student, teacher, "cpu")
+    pair = Placement(student, teacher, "cpu")
     calls: list[tuple[str, str, str]] = []
 
     class Writer:
@@ -230,4 +229,4 @@ def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> N
     assert (student.there, teacher.there) == ("meta", "cpu") and own.batch_size == 3
     # readable when the teacher has left
     assert scores[0:1].tolist() == [[2.0, 2.0]] and not scores.head.weight.requires_grad
-    assert Residence(student, teacher).in_turn(own, device) is own
+    assert Placement(student, teacher).in_turn(own, device) is own

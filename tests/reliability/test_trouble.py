@@ -273,9 +273,9 @@ def test_a_step_that_is_left_out_changes_no_weight(make_config: Make, monkeypatc
         "train.max_nonfinite_steps=1", "trainer.checkpoint_every_n_steps=1", "train.epochs=1", "train.lr=0.1"
     )
     kept: dict[int, dict[str, torch.Tensor]] = {}
-    import mgsr.training.resume
+    import mgsr.training.checkpoint
 
-    original = mgsr.training.resume.prune
+    original = mgsr.training.checkpoint.prune
 
     def keep(folder: Path, number: int = 2) -> None:
         for path in resume_points(folder):
@@ -283,7 +283,7 @@ def test_a_step_that_is_left_out_changes_no_weight(make_config: Make, monkeypatc
             kept[content["global_step"]] = content["state_dict"]
         original(folder, number)
 
-    monkeypatch.setattr(mgsr.training.resume, "prune", keep)
+    monkeypatch.setattr(mgsr.training.checkpoint, "prune", keep)
     train(config)
     name = next(n for n in kept[3] if n.startswith("student."))
     assert torch.equal(kept[2][name], kept[3][name]) and not torch.equal(kept[1][name], kept[2][name])

@@ -22,7 +22,7 @@ from mgsr.losses import LossTerms
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.rounds.writer import build_write
 from mgsr.training.minillm import MiniLLMObjective
-from mgsr.training.placement import Residence
+from mgsr.training.placement import Placement
 from tests.losses import reference
 from tests.scrg.tiny import next_logits, prompts, tiny
 from tests.training.by_definition import (
@@ -212,7 +212,7 @@ def test_minillm_draws_a_fifth_from_the_teacher() -> None:
     config = arm_config("baselines", "minillm", "scrg.max_new_tokens=8")
     student, teacher = tiny("llama", 2), tiny("gpt2", 2)
     tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=EOS, decode=lambda ids, **options: "")
-    write = build_write(config, Residence(student, teacher), tokenizer, Annotation(None), vocab_size=11)  # type: ignore[arg-type]
+    write = build_write(config, Placement(student, teacher), tokenizer, Annotation(None), vocab_size=11)  # type: ignore[arg-type]
     for entry in write(prompts(4), 0):
         read, expected = list(entry.revised.prompt_ids), []
         for token in entry.revised.response_ids:

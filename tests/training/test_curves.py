@@ -41,8 +41,8 @@ def test_callbacks_find_the_last_point_of_every_curve(
     reader, original = Reader(), mgsr.training.trainer.build_callbacks
 
     def with_reader(*args: Any, **kwargs: Any) -> Any:
-        callbacks, check = original(*args, **kwargs)
-        return [*callbacks, reader], check
+        callbacks = original(*args, **kwargs)
+        return [*callbacks, reader]
 
     monkeypatch.setattr(mgsr.training.trainer, "build_callbacks", with_reader)
     config = make_config("train.epochs=2", "trainer.log_every_n_steps=3")

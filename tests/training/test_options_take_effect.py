@@ -65,8 +65,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[ExperimentConfig], Wat
         watcher = Watcher()
 
         def with_watcher(*args: Any, **kwargs: Any) -> Any:
-            callbacks, check = original(*args, **kwargs)
-            return [*callbacks, watcher], check
+            callbacks = original(*args, **kwargs)
+            return [*callbacks, watcher]
 
         monkeypatch.setattr(mgsr.training.trainer, "build_callbacks", with_watcher)
         train(config)

@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._dynamo.utils import counters
 
-import mgsr.training.resume
+import mgsr.training.checkpoint
 import mgsr.training.train
 from mgsr.config.schema import ExperimentConfig
 from mgsr.losses import LossTerms
@@ -145,14 +145,14 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
     expected = train(whole)
     halved = make_config("arm=halved", "student.architecture.family=gpt2", "student.architecture.dropout=0.1")
     with monkeypatch.context() as patch:
-        original = mgsr.training.resume.ResumePoint.on_train_batch_end
+        original = mgsr.training.checkpoint.ResumePoint.on_train_batch_end
 
         def stop(self: Any, trainer: Any, module: Any, *args: Any) -> None:
             if trainer.global_step == stop_at and module.objective.needs_teacher:
                 self._asked = 15
             original(self, trainer, module, *args)
 
-        patch.setattr(mgsr.training.resume.ResumePoint, "on_train_batch_end", stop)
+        patch.setattr(mgsr.training.checkpoint.ResumePoint, "on_train_batch_end", stop)
         with pytest.raises(RunInterruptedError, match="--resume") as stopped:
             train(halved)
     assert stopped.value.exit_code == 143

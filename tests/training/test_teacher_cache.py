@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-import mgsr.training.module
+import mgsr.training.placement
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import StepCounts, TeacherTop, TrainingSequence, collate
 from mgsr.runtime.errors import ConfigError, DataError
@@ -28,13 +28,13 @@ class Reads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sequences = 0
-        original = mgsr.training.module.last_hidden
+        original = mgsr.training.placement.last_hidden
 
         def counted(model: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
             self.sequences += ids.shape[0] * (model.config.hidden_size == 16)
             return original(model, ids, *rest)
 
-        monkeypatch.setattr(mgsr.training.module, "last_hidden", counted)
+        monkeypatch.setattr(mgsr.training.placement, "last_hidden", counted)
 
 
 def test_whole_distributions_cached_train_the_same_student(

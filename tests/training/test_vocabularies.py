@@ -19,7 +19,6 @@ from mgsr.data.collate import StepCounts, collate
 from mgsr.data.splits import read_split
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.losses import dac_kl, global_mean, span_correlation
-from mgsr.models.output_layer import last_hidden
 from mgsr.training.build import build_job, shared_vocabulary
 from mgsr.training.run_folder import run_folder
 from mgsr.training.sft import prepare_student, prepare_teacher
@@ -180,7 +179,7 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     teacher.model.double()
     sequences = job.data.train_rows[:4]
     batch = collate(sequences, StepCounts.of(sequences), 0)
-    taught, teacher_head = module.residence.taught(last_hidden, batch)
+    taught, teacher_head = module.placement.teacher_states(batch)
     terms, _ = module.losses(batch, taught, teacher_head, False)
 
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
