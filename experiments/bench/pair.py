@@ -15,8 +15,7 @@ from mgsr.data.prompts import pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode, read_split
 from mgsr.scrg import Prompt
-from mgsr.training.build import shared_vocabulary
-from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.sft import prepare_student, prepare_teacher, shared_vocabulary
 
 CONFIG = "configs/demo.yaml"
 DOLLY = {

@@ -21,10 +21,10 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import read_split
 from mgsr.models.output_layer import last_hidden, output_head
-from mgsr.training.build import Job, build_job, shared_vocabulary
+from mgsr.training.build import Job, build_job
 from mgsr.training.callbacks import StepProgress
 from mgsr.training.optim import build_optimizer
-from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
 from mgsr.training.trainer import quiet_lightning
 
 
@@ -60,7 +60,8 @@ def job_of(config: ExperimentConfig, folder: Path) -> Job:
     dev = read_split(config.data, "dev") if config.student.sft.enabled else []
     teacher = prepare_teacher(config, dev)
     student = prepare_student(config, teacher, train, dev)
-    return build_job(config, train, (), teacher, student, shared_vocabulary(teacher, student), folder)
+    start = Start(teacher, student, shared_vocabulary(teacher, student))
+    return build_job(config, train, (), start, folder)
 
 
 class Twin(L.Callback):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import models
@@ -124,3 +126,19 @@ def build_student(
         return models.prune_depth(teacher, list(layers))
     model = build_model(config, student, tokenizer, seed=seed)
     return models.prune_depth(model, student.keep_layers) if student.keep_layers else model
+
+
+def with_adapters(student: Any, config: ExperimentConfig) -> Any:
+    """The student as it is trained: itself, or with low-rank adapters on it."""
+    lora = config.student.lora
+    if not lora.r:
+        return student
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return models.add_lora(
+            student,
+            r=lora.r,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules or None,
+        )

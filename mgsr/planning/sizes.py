@@ -20,10 +20,9 @@ from mgsr.config.load import ExperimentConfig
 from mgsr.config.schema import ModelConfig
 from mgsr.losses.fused.inputs import rows_per_part, rows_per_tile
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.models.from_config import build_initial
+from mgsr.models.from_config import build_initial, with_adapters
 from mgsr.models.output_layer import causal_lm, last_hidden, output_head
 from mgsr.training.base_models import TRUE_TYPES
-from mgsr.training.build import adapted
 from mgsr.training.objective import build_clip
 
 # AdamW: two moments of a parameter's type, and a float32 step count per parameter tensor
@@ -96,7 +95,7 @@ def fake_models(
                 shape = models.pruned_config(student.config, config.student.keep_layers)
                 student = AutoModelForCausalLM.from_config(shape, dtype=student.dtype)
     # peft moves what it makes, which parameters without content do not allow
-    student = adapted(student, config)
+    student = with_adapters(student, config)
     for module in student.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if not isinstance(parameter, FakeTensor):

@@ -16,7 +16,7 @@ from mgsr.models.from_config import build_student, quiet_transformers
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.training.run_folder import BASE, TEACHER, load_run_config, read_json
-from mgsr.training.sft import Prepared, load_cached, prepare_teacher, stage_seed
+from mgsr.training.sft import load_cached, prepare_teacher, stage_seed
 
 # precisions that turn all weights into their own type
 TRUE_TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
@@ -31,24 +31,24 @@ class Base:
     content: str
 
 
-def keep_base(folder: Path, config: ExperimentConfig, student: Prepared) -> None:
+def keep_base(folder: Path, config: ExperimentConfig, student: PreTrainedModel, lies_in: Path) -> None:
     """Write who the base of a student with adapters is; without adapters there is nothing to write.
 
     Args:
-        student: before it gets its adapters.
+        student: before it gets its adapters; lies_in: its folder in the cache, if it was fine-tuned.
 
     Raises:
         UserError: the base is not the one the run began with.
     """
     if not config.student.lora.r:
         return
-    content = models.content_fingerprint(student.model)
+    content = models.content_fingerprint(student)
     known = read_json(folder / BASE)
     if known.get("content") not in (None, content):
-        raise _changed(folder, config, student.folder)
+        raise _changed(folder, config, lies_in)
     base = {
         # a fine-tuned base lies in the cache, any other comes from its source
-        "cache": student.folder.name if config.student.sft.enabled else None,
+        "cache": lies_in.name if config.student.sft.enabled else None,
         "source": config.student.source,
         "revision": config.student.revision,
         "content": content,

@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase
-
-from mgsr import models
-from mgsr.config.load import ExperimentConfig
-from mgsr.data.prompts import pad_id, require_eos
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
 from mgsr.evaluation.test_set import Predictor
+from mgsr.models.from_config import with_adapters
 from mgsr.rounds.writer import build_write
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.errors import ConfigError
@@ -27,10 +21,8 @@ from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
 from mgsr.training.objective import build_clip, build_objective
 from mgsr.training.optim import Length, training_length
-from mgsr.training.sft import Prepared, cache_folder
-from mgsr.training.teacher_cache import cached_teacher, response_states
-from mgsr.training.teacher_states import Score, build_score
-from mgsr.training.teacher_top import CacheReport
+from mgsr.training.sft import Start, cache_folder
+from mgsr.training.teacher_cache import CacheReport, build_score, cached_teacher
 
 
 @dataclass
@@ -45,56 +37,45 @@ class Job:
 
 
 def build_job(
-    config: ExperimentConfig,
-    train_rows: Sequence[Row],
-    dev_rows: Sequence[Row],
-    teacher: Prepared | None,
-    student: Prepared,
-    vocab_size: int,
-    folder: Path,
+    config: ExperimentConfig, train_rows: Sequence[Row], dev_rows: Sequence[Row], start: Start, folder: Path
 ) -> Job:
-    """Bind configuration, rows and models.
-
-    Args:
-        vocab_size: from `shared_vocabulary`.
-        folder: of the run; its rounds of text go there.
-    """
-    tokenizer = student.tokenizer
+    """Bind configuration, rows and models; `folder` is the run's, its rounds of text go there."""
+    student = start.student
+    ids = {"eos_token_id": student.eos_id, "pad_token_id": student.pad_id}
+    device = working_device(config.trainer.accelerator)
     annotation = build_annotation(
-        tokenizer,
+        student.tokenizer,
         config.spans,
         seed=config.seed,
         cache_file=cache_folder(config) / "phrases.json",
         wanted=config.objective.w_span > 0,
     )
-    train_examples = encode(train_rows, tokenizer, config.data, "training rows").examples
-    dev_examples = encode(dev_rows, tokenizer, config.data, "dev rows").examples
+    train_examples = encode(train_rows, student.tokenizer, config.data, "training rows").examples
+    dev_examples = encode(dev_rows, student.tokenizer, config.data, "dev rows").examples
     with first_alone():
-        train_sequences = annotation.ground_truth(train_examples)
-        dev_sequences = annotation.ground_truth(dev_examples)
-    length = training_length(config.train, len(train_sequences), config.trainer.devices * config.trainer.num_nodes)
-    objective = build_objective(config, build_clip(config, vocab_size, mean_bounds(config)))
+        train, dev = annotation.ground_truth(train_examples), annotation.ground_truth(dev_examples)
+    length = training_length(config.train, len(train), config.trainer.devices * config.trainer.num_nodes)
+    objective = build_objective(config, build_clip(config, start.vocab_size, mean_bounds(config)))
     needs_teacher = objective.needs_teacher or config.scrg.enabled
-    teacher_model = teacher.model if teacher is not None and needs_teacher else None
+    teacher = start.teacher.model if start.teacher is not None and needs_teacher else None
     stop = StopRequest(f"mgsr train --resume {folder}")
-    shown = dev_examples[: config.evaluation.val_rows or None]
     predictor = Predictor(
-        tokenizer,
-        shown,
+        student.tokenizer,
+        dev_examples[: config.evaluation.val_rows or None],
         config.evaluation,
-        vocab_size=vocab_size,
-        pad_token_id=pad_id(tokenizer),
+        vocab_size=start.vocab_size,
+        pad_token_id=student.pad_id,
         check=stop.check,
     )
     module = DistillationModule(
-        adapted(student.model, config),
-        teacher_model,
+        with_adapters(student.model, config),
+        teacher,
         objective,
         train=config.train,
         trainer=config.trainer,
         total_steps=length.total_steps,
         micro_batches=length.micro_batches,
-        vocab_size=vocab_size,
+        vocab_size=start.vocab_size,
         clip_lr=config.clip.lr,
         predict=predictor,
         check_stop=stop.check,
@@ -104,77 +85,40 @@ def build_job(
     write = build_write(
         config,
         module.placement,
-        tokenizer,
+        student.tokenizer,
         annotation,
-        vocab_size=vocab_size,
+        vocab_size=start.vocab_size,
         check=stop.check,
     )
     tops, report = None, None
-    if config.objective.teacher_top_k and teacher_model is not None:
+    if config.objective.teacher_top_k and teacher is not None:
         # the first rank writes what is missing, the others read it
-        with first_alone(), placed(working_device(config.trainer.accelerator), teacher_model):
+        with first_alone(), placed(device, teacher):
             tops, report = cached_teacher(
                 cache_folder(config),
-                teacher_model,
-                train_sequences,
+                teacher,
+                train,
                 config.objective.teacher_top_k,
-                vocab_size=vocab_size,
-                eos_token_id=require_eos(tokenizer),
-                pad_token_id=pad_id(tokenizer),
+                vocab_size=start.vocab_size,
+                **ids,
             )
+    score = None
+    if config.teacher.placement == "cpu" and teacher is not None and objective.needs_teacher:
+        score = build_score(module.placement, device, config.train.micro_batch_size, **ids)
     data = DistillationDataModule(
         config,
-        train_sequences,
-        dev_sequences,
+        train,
+        dev,
         stage=config.train,
         length=length,
-        pad_token_id=pad_id(tokenizer),
+        pad_token_id=student.pad_id,
         run_folder=folder,
         seed=config.seed,
         write=write if config.scrg.enabled else None,
         tops=tops,
-        score=_score(config, module, tokenizer) if config.teacher.placement == "cpu" and teacher_model else None,
+        score=score,
     )
     return Job(module, data, stop, length, report)
-
-
-def _score(
-    config: ExperimentConfig, module: DistillationModule, tokenizer: PreTrainedTokenizerBase
-) -> Score | None:
-    """For a teacher that is on the device in phases of its own."""
-    if not module.objective.needs_teacher:
-        return None
-    read = partial(
-        response_states,
-        eos_token_id=require_eos(tokenizer),
-        pad_token_id=pad_id(tokenizer),
-        batch_size=config.train.micro_batch_size,
-    )
-    return build_score(module.placement, read, working_device(config.trainer.accelerator))
-
-
-def adapted(student: Any, config: ExperimentConfig) -> Any:
-    """The student as it is trained: itself, or with low-rank adapters on it."""
-    lora = config.student.lora
-    if not lora.r:
-        return student
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return models.add_lora(
-            student,
-            r=lora.r,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules or None,
-        )
-
-
-def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
-    """Number of token ids that both models share; refuses tokenizers that disagree."""
-    require_eos(student.tokenizer)
-    if teacher is None:
-        return models.written_vocab_size(student.tokenizer, student.model)
-    return models.shared_vocab_size(teacher.tokenizer, student.tokenizer, teacher.model, student.model)
 
 
 def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:

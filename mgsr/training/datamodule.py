@@ -24,7 +24,7 @@ from mgsr.data.sampler import StepSelection, pack, select
 from mgsr.rounds.round import Ranks, Rounds, Write
 from mgsr.rounds.store import RoundEntry
 from mgsr.training.optim import Length
-from mgsr.training.teacher_states import Score
+from mgsr.training.teacher_cache import ScoreEpoch
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class DistillationDataModule(L.LightningDataModule):
         seed: int,
         write: Write | None = None,
         tops: Mapping[TextKey, TeacherTop] | None = None,
-        score: Score | None = None,
+        score: ScoreEpoch | None = None,
     ) -> None:
         super().__init__()
         self.config, self.stage, self.length = config, stage, length

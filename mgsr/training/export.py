@@ -10,11 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from mgsr import __version__, models
 from mgsr.config.load import ExperimentConfig
-from mgsr.models.from_config import quiet_transformers
+from mgsr.models.from_config import quiet_transformers, with_adapters
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.training.base_models import Base, as_trained, base_location, load_base
-from mgsr.training.build import adapted
 from mgsr.training.checkpoint import BEST, newest_whole
 from mgsr.training.run_folder import STUDENT, load_run_config
 from mgsr.training.trainer import load_student
@@ -43,7 +42,7 @@ def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     quiet_transformers()
     tokenizer = models.load_tokenizer(str(folder / STUDENT))
     if config.student.lora.r:
-        model = adapted(as_trained(load_base(folder, config, tokenizer), config.trainer.precision), config)
+        model = with_adapters(as_trained(load_base(folder, config, tokenizer), config.trainer.precision), config)
     else:
         model = _shape(folder / STUDENT, config)
     load_student(model, checkpoint)

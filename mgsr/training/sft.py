@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr import __version__, models
 from mgsr.config.load import ExperimentConfig, fingerprint
 from mgsr.config.schema import ModelConfig, SftConfig
-from mgsr.data.prompts import Example, pad_id
+from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint
-from mgsr.evaluation.test_set import Predictor, evaluate
+from mgsr.evaluation.test_set import Evaluation, Predictor, evaluate
 from mgsr.models.from_config import build_model, build_student, build_tokenizer, quiet_transformers
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.faults import reach
@@ -39,6 +39,9 @@ from mgsr.training.objective import Objective
 from mgsr.training.optim import training_length
 from mgsr.training.trainer import fit
 
+# name of a test set -> its rows, and the same encoded
+Tests = dict[str, tuple[list[Row], list[Example]]]
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -48,6 +51,61 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     key: str
     folder: Path
+
+    @property
+    def eos_id(self) -> int:
+        return require_eos(self.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        return pad_id(self.tokenizer)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the main job begins with.
+
+    Attributes:
+        vocab_size: number of token ids that both models share.
+        tests: encoded with the student's tokenizer.
+        figures: of teacher and student on the test sets, as `metrics.json` holds them.
+    """
+
+    teacher: Prepared | None
+    student: Prepared
+    vocab_size: int
+    tests: Tests = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> Start:
+    """Teacher, student and their test figures, made as far as they aren't there.
+
+    Args:
+        rows: by split, from `read_splits`.
+
+    Raises:
+        UserError: anything the user can mend, such as tokenizers that disagree.
+    """
+    teacher = prepare_teacher(config, rows["dev"])
+    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    tests = {
+        name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
+        for name in ("test", *config.data.test_sets)
+    }
+    figures: dict[str, Any] = {}
+    if teacher is not None:
+        figures["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
+    figures["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
+    return Start(teacher, student, shared_vocabulary(teacher, student), tests, figures)
+
+
+def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
+    """Number of token ids that both models share; refuses tokenizers that disagree."""
+    require_eos(student.tokenizer)
+    if teacher is None:
+        return models.written_vocab_size(student.tokenizer, student.model)
+    return models.shared_vocab_size(teacher.tokenizer, student.tokenizer, teacher.model, student.model)
 
 
 def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | None:
@@ -93,29 +151,36 @@ def cache_folder(config: ExperimentConfig) -> Path:
     return Path(config.run_root) / "cache"
 
 
-def cached_evaluation(
-    config: ExperimentConfig, prepared: Prepared, sets: dict[str, tuple[list[Row], list[Example]]], name: str
-) -> dict[str, Any]:
+def cached_evaluation(config: ExperimentConfig, prepared: Prepared, tests: Tests, name: str) -> dict[str, Any]:
     """Test figures of a model that several runs start from; measured once, then read."""
-    rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in sets.items()}
+    rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
     key = fingerprint(asdict(config.evaluation), asdict(config.data), rows)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return json.loads(path.read_text(encoding="utf-8"))
-    say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
-    results = {}
-    with placed(working_device(config.trainer.accelerator), prepared.model):
-        for set_name, (_, examples) in sets.items():
-            predictor = Predictor(
-                prepared.tokenizer,
-                examples,
-                config.evaluation,
-                vocab_size=models.written_vocab_size(prepared.tokenizer, prepared.model),
-                pad_token_id=pad_id(prepared.tokenizer),
-            )
-            results[set_name] = evaluate(prepared.model, predictor).summary
+    width = models.written_vocab_size(prepared.tokenizer, prepared.model)
+    written = evaluate_tests(config, prepared.model, prepared, tests, width, name)
+    results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
+
+
+def evaluate_tests(
+    config: ExperimentConfig, model: PreTrainedModel, source: Prepared, tests: Tests, vocab_size: int, name: str
+) -> dict[str, Evaluation]:
+    """Every test set, written and measured.
+
+    Args:
+        source: whose tokenizer `model` has.
+        name: of the model, for progress lines.
+    """
+    say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
+    written: dict[str, Evaluation] = {}
+    with placed(working_device(config.trainer.accelerator), model):
+        for set_name, (_, examples) in tests.items():
+            predictor = Predictor(source.tokenizer, examples, config.evaluation, vocab_size, source.pad_id)
+            written[set_name] = evaluate(model, predictor)
+    return written
 
 
 def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], origin: str = "") -> str:

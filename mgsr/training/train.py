@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,31 +13,24 @@ from typing import Any
 import torch
 
 from mgsr.config.load import ExperimentConfig
-from mgsr.data.prompts import Example, pad_id
 from mgsr.data.rows import Row
-from mgsr.data.splits import encode, read_split, rows_fingerprint
-from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unknown_kinds
+from mgsr.data.splits import read_split, rows_fingerprint
+from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds
 from mgsr.models import content_fingerprint
 from mgsr.models.from_config import check_tokenizers
 from mgsr.rounds.store import read_manifest
 from mgsr.rounds.text_quality import correction_quality, exposure_bias, rounds_of, text_diversity
-from mgsr.runtime.devices import check_compiler, placed, working_device
+from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.base_models import keep_base
-from mgsr.training.build import Job, build_job, mean_bounds, shared_vocabulary
+from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
-from mgsr.training.module import DistillationModule
 from mgsr.training.run_folder import keep_shape, open_run_folder, run_folder
-from mgsr.training.sft import (
-    Prepared,
-    cached_evaluation,
-    prepare_student,
-    prepare_teacher,
-)
+from mgsr.training.sft import Prepared, evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
 
 
@@ -84,22 +78,20 @@ def _run(
     config: ExperimentConfig, rows: dict[str, list[Row]], folder: Path, device: torch.device
 ) -> dict[str, Any]:
     """What `metrics.json` holds, time aside."""
-    teacher, student, tests, known = _prepared(config, rows)
-    tokenizer = student.tokenizer
-    vocab_size = shared_vocabulary(teacher, student)
+    start = prepare_models(config, rows)
+    teacher, student = start.teacher, start.student
     identity = _identity(config, teacher)
-    on_first(lambda: keep_shape(folder, student.model, tokenizer, identity))
-    on_first(lambda: keep_base(folder, config, student))
-    metrics: dict[str, Any] = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **known}
+    on_first(lambda: keep_shape(folder, student.model, student.tokenizer, identity))
+    on_first(lambda: keep_base(folder, config, student.model, student.folder))
+    metrics = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **start.figures}
 
     started = time.monotonic()
-    job = build_job(config, rows["train"], rows["dev"], teacher, student, vocab_size, folder)
-    module = job.module
+    job = build_job(config, rows["train"], rows["dev"], start, folder)
     best = fit(
         config,
-        module,
+        job.module,
         job.data,
-        tokenizer,
+        student.tokenizer,
         folder=folder,
         length=job.length,
         name=f"{config.experiment}/{config.arm} seed {config.seed}",
@@ -107,7 +99,7 @@ def _run(
         hyper_parameters=asdict(config),
     )
     metrics["seconds_training"] = time.monotonic() - started
-    trained = module.placement.last()
+    trained = job.module.placement.last()
     if best is not None:
         load_student(trained, best)
     metrics.update(_figures(job))
@@ -116,11 +108,16 @@ def _run(
     quality = correction_quality(finished, {row.id: row.references for row in rows["train"]})
     if quality is not None:
         metrics["corrections"] = quality
-    with placed(device, trained):
-        metrics["result"] = _test(config, module, trained, student, tests, folder, vocab_size)
+    # the test sets, once, with the chosen checkpoint
+    written = evaluate_tests(config, trained, student, start.tests, start.vocab_size, config.arm)
+    on_first(lambda: _keep_predictions(folder, written))
+    metrics["result"] = {name: evaluation.summary for name, evaluation in written.items()}
+    _log_result(job, metrics["result"])
     if teacher is not None:
-        examples = tests["test"][1]
-        metrics["exposure"] = exposure_bias(config, trained, teacher.model, tokenizer, examples, vocab_size)
+        examples = start.tests["test"][1]
+        metrics["exposure"] = exposure_bias(
+            config, trained, teacher.model, student.tokenizer, examples, start.vocab_size
+        )
     return metrics
 
 
@@ -138,33 +135,27 @@ def _identity(config: ExperimentConfig, teacher: Prepared | None) -> dict[str, A
     }
 
 
-Tests = dict[str, tuple[list[Row], list[Example]]]
-
-
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
-    _prepared(config, _rows(config))
+    prepare_models(config, _rows(config))
 
 
 def _rows(config: ExperimentConfig) -> dict[str, list[Row]]:
     return {split: read_split(config.data, split) for split in ("train", "dev", "test", *config.data.test_sets)}
 
 
-def _prepared(
-    config: ExperimentConfig, rows: dict[str, list[Row]]
-) -> tuple[Prepared | None, Prepared, Tests, dict[str, Any]]:
-    """Teacher, student, encoded test sets, and the two models' figures on those."""
-    teacher = prepare_teacher(config, rows["dev"])
-    student = prepare_student(config, teacher, rows["train"], rows["dev"])
-    tests = {
-        name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
-        for name in ("test", *config.data.test_sets)
-    }
-    known: dict[str, Any] = {}
-    if teacher is not None:
-        known["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
-    known["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
-    return teacher, student, tests, known
+def _keep_predictions(folder: Path, written: Mapping[str, Evaluation]) -> None:
+    for name, evaluation in written.items():
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
+        write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
+
+
+def _log_result(job: Job, result: Mapping[str, Any]) -> None:
+    """The figure that TensorBoard's HPARAMS tab compares."""
+    logger = job.module.logger
+    if logger is not None:
+        logger.log_metrics({"hp/rouge_l": result["test"]["rouge_l"]}, job.module.trainer.global_step)
+        logger.save()
 
 
 def _figures(job: Job) -> dict[str, Any]:
@@ -196,35 +187,3 @@ def _figures(job: Job) -> dict[str, Any]:
         }
         figures["scrg"]["rounds"] = len(statistics)
     return figures
-
-
-def _test(
-    config: ExperimentConfig,
-    module: DistillationModule,
-    trained: Any,
-    student: Prepared,
-    tests: Tests,
-    folder: Path,
-    vocab_size: int,
-) -> dict[str, Any]:
-    """Read the test sets, once, with the chosen checkpoint."""
-    say(f"{config.arm}: writing the test sets with {len(config.evaluation.seeds)} seeds")
-    results = {}
-    for name, (_, examples) in tests.items():
-        predictor = Predictor(
-            student.tokenizer,
-            examples,
-            config.evaluation,
-            vocab_size=vocab_size,
-            pad_token_id=pad_id(student.tokenizer),
-        )
-        evaluation = evaluate(trained, predictor)
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
-        if is_first():
-            write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
-        results[name] = evaluation.summary
-    logger = module.logger
-    if logger is not None:
-        logger.log_metrics({"hp/rouge_l": results["test"]["rouge_l"]}, module.trainer.global_step)
-        logger.save()
-    return results

@@ -12,8 +12,8 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import read_split
 from mgsr.rounds.round import Ranks, Rounds
 from mgsr.rounds.store import read_round, round_folder
-from mgsr.training.build import build_job, shared_vocabulary
-from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.build import build_job
+from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
 from tests.reliability.harness import SMALL
 
 
@@ -30,7 +30,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, A
     student = prepare_student(config, teacher, train, dev)
     assert teacher is not None
     teacher.model.double(), student.model.double()
-    return config, build_job(config, train, dev, teacher, student, shared_vocabulary(teacher, student), root)
+    start = Start(teacher, student, shared_vocabulary(teacher, student))
+    return config, build_job(config, train, dev, start, root)
 
 
 def written(parts: tuple[ExperimentConfig, Any], folder: Path, world: int, shard_size: int = 0) -> list[Any]:

@@ -13,13 +13,12 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import TrainConfig
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.models.from_config import build_initial
+from mgsr.models.from_config import build_initial, with_adapters
 from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
 from mgsr.planning.sizes import fake_models, model_size
 from mgsr.runtime.errors import DataError, UserError
-from mgsr.training import build
 from mgsr.training.checkpoint import KEPT
 from mgsr.training.optim import build_optimizer
 from tests.reliability.harness import small_config
@@ -174,7 +173,7 @@ def test_the_disk_estimate_counts_what_checkpoints_hold(tmp_path: Path) -> None:
     config = small_config(tmp_path, "student.lora.r=2", "student.lora.target_modules=[c_attn,c_fc]")
     tokenizer = train_tokenizer(["a red cat"], vocab_size=258)
     ids = {"vocab_size": len(tokenizer), "eos_token_id": 1, "pad_token_id": 0, "seed": 0}
-    model = build.adapted(build_initial(config, config.student, **ids), config)
+    model = with_adapters(build_initial(config, config.student, **ids), config)
     said = {}
     for name, rank in (("lora", 2), ("plain", 0)):
         config.student.lora.r = rank

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
-from mgsr.training.teacher_states import TeacherStates
+from mgsr.training.teacher_cache import TeacherStates
 
 
 def row(example: int, prompt: int, response: tuple[int, ...]) -> TrainingSequence:

@@ -19,9 +19,9 @@ from mgsr.data.collate import StepCounts, collate
 from mgsr.data.splits import read_split
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.losses import dac_kl, global_mean, span_correlation
-from mgsr.training.build import build_job, shared_vocabulary
+from mgsr.training.build import build_job
 from mgsr.training.run_folder import run_folder
-from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
 
 Capture = pytest.CaptureFixture[str]
 
@@ -174,13 +174,14 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     teacher = prepare_teacher(config, rows["dev"])
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
     assert teacher is not None and shared_vocabulary(teacher, student) == pair.ids
-    job = build_job(config, rows["train"], rows["dev"], teacher, student, pair.ids, tmp_path / "run")
+    start = Start(teacher, student, pair.ids)
+    job = build_job(config, rows["train"], rows["dev"], start, tmp_path / "run")
     module = job.module.double()
     teacher.model.double()
     sequences = job.data.train_rows[:4]
     batch = collate(sequences, StepCounts.of(sequences), 0)
     taught, teacher_head = module.placement.teacher_states(batch)
-    terms, _ = module.losses(batch, taught, teacher_head, False)
+    terms, _ = module.losses(batch, (taught, teacher_head), False)
 
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     q, p = (model(**given).logits[:, :-1, : pair.ids] for model in (student.model, teacher.model))
