@@ -20,8 +20,7 @@ from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import progress, say
-from mgsr.training.base_models import load_run_teacher
-from mgsr.training.export import load_run
+from mgsr.training.export import load_run, load_run_teacher
 from mgsr.training.run_folder import load_run_config
 
 OWN_TEACHER = "run"

@@ -22,7 +22,7 @@ from mgsr.losses.fused.inputs import rows_per_part, rows_per_tile
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import build_initial, with_adapters
 from mgsr.models.output_layer import causal_lm, last_hidden, output_head
-from mgsr.training.base_models import TRUE_TYPES
+from mgsr.training.export import TRUE_TYPES
 from mgsr.training.objective import build_clip
 
 # AdamW: two moments of a parameter's type, and a float32 step count per parameter tensor

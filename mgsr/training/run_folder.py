@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.config.load import ExperimentConfig, config_from_tree, dump, flat_tree, read_yaml
+from mgsr.models import content_fingerprint
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import say
@@ -166,6 +167,39 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
     student.config.save_pretrained(folder / STUDENT)
     tokenizer.save_pretrained(folder / STUDENT)
     write_atomically(folder / TEACHER, json.dumps(dict(teacher), indent=2) + "\n")
+
+
+def keep_base(folder: Path, config: ExperimentConfig, student: Any, lies_in: Path) -> None:
+    """Write who the base of a student with adapters is; without adapters there is nothing to write.
+
+    Args:
+        student: before it gets its adapters; lies_in: its folder in the cache, if it was fine-tuned.
+
+    Raises:
+        UserError: the base is not the one the run began with.
+    """
+    if not config.student.lora.r:
+        return
+    content = content_fingerprint(student)
+    known = read_json(folder / BASE)
+    if known.get("content") not in (None, content):
+        raise base_has_changed(folder, config, lies_in)
+    base = {
+        # a fine-tuned base lies in the cache, any other comes from its source
+        "cache": lies_in.name if config.student.sft.enabled else None,
+        "source": config.student.source,
+        "revision": config.student.revision,
+        "content": content,
+    }
+    write_atomically(folder / BASE, json.dumps(base, indent=2) + "\n")
+
+
+def base_has_changed(folder: Path, config: ExperimentConfig, cached: Path | None) -> UserError:
+    place = cached if config.student.sft.enabled else config.student.source
+    return UserError(
+        f"{folder}: the base of its adapters is not the one it began with (its weights differ); put that one back "
+        f"({place}), or begin another run"
+    )
 
 
 def load_run_config(folder: str | Path) -> ExperimentConfig:

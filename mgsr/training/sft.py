@@ -93,10 +93,8 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
         name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
         for name in ("test", *config.data.test_sets)
     }
-    figures: dict[str, Any] = {}
-    if teacher is not None:
-        figures["teacher"] = cached_evaluation(config, teacher, tests, "teacher")
-    figures["sft_start"] = cached_evaluation(config, student, tests, "sft_start")
+    both = {"teacher": teacher, "sft_start": student}
+    figures = {name: cached_evaluation(config, model, tests, name) for name, model in both.items() if model}
     return Start(teacher, student, shared_vocabulary(teacher, student), tests, figures)
 
 

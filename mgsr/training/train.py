@@ -26,10 +26,9 @@ from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.base_models import keep_base
 from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
-from mgsr.training.run_folder import keep_shape, open_run_folder, run_folder
+from mgsr.training.run_folder import keep_base, keep_shape, open_run_folder, run_folder
 from mgsr.training.sft import Prepared, evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
 
