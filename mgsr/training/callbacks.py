@@ -90,7 +90,7 @@ class RoundLog(L.Callback):
         if trainer.global_step % self.config.histogram_every_n_steps or writer is None:
             return
         assert isinstance(pl_module, DistillationModule)
-        rows = pl_module.figures.last_rows
+        rows = pl_module.step_metrics.last_rows
         if rows is None or pl_module.objective.clip is None:
             return
         for name in ("lower", "upper", "retained_mass") if pl_module.clip is not None else ("retained_mass",):
@@ -103,7 +103,7 @@ class RoundLog(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, DistillationModule)
-        data.note_likelihoods(pl_module.figures.take_likelihoods())
+        data.note_likelihoods(pl_module.step_metrics.take_likelihoods())
 
 
 def spread_of_bounds(clip: Any, lower: Tensor, upper: Tensor) -> dict[str, float]:

@@ -33,7 +33,7 @@ from mgsr.training.fsdp import whole
 from mgsr.training.objective import Objective, clip_network
 from mgsr.training.optim import build_optimizer
 from mgsr.training.placement import Placement
-from mgsr.training.step_metrics import StepFigures, non_finite, term_gradient_norms
+from mgsr.training.step_metrics import StepMetrics, non_finite, term_gradient_norms
 
 # dev prompts of one rank -> (predictions, references)
 Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
@@ -95,7 +95,7 @@ class DistillationModule(L.LightningModule):
         )
         self.skipped = 0
         self.rouge_l = RougeL()
-        self.figures = StepFigures(objective)
+        self.step_metrics = StepMetrics(objective)
         # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
         self.latest: dict[str, float] = {}
         self._clock = time.monotonic()
@@ -116,13 +116,13 @@ class DistillationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what adapters stand on is frozen, and known by its fingerprint
         checkpoint["state_dict"] = models.without_base(checkpoint["state_dict"], self.student, "student.")
-        checkpoint["figures"] = {"latest": dict(self.latest), "skipped": self.skipped} | self.figures.state()
+        checkpoint["figures"] = {"latest": dict(self.latest), "skipped": self.skipped} | self.step_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
-        self.figures.load(figures)
+        self.step_metrics.load(figures)
 
     def on_fit_start(self) -> None:
         self.placement.to_device(self.device)
@@ -145,7 +145,7 @@ class DistillationModule(L.LightningModule):
         # a gradient of a sharded model exists only in parts, and only after backward
         if due and student is not None:
             self._log_term_norms(batch, student, teacher)
-        self.figures.add(batch, terms)
+        self.step_metrics.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
 
@@ -185,7 +185,7 @@ class DistillationModule(L.LightningModule):
         return self.objective.needs_teacher and (steered or logged or not bool(batch.is_ground_truth.all()))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        step = self.figures.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
+        step = self.step_metrics.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
         bad = non_finite(step)
         if bad:
             self._leave_out(optimizer, f"{bad} became {step[bad.split(', ')[0]]}")
@@ -207,7 +207,7 @@ class DistillationModule(L.LightningModule):
         say(f"step {self.global_step}: {what}: left out ({self.skipped} of {self.config.max_nonfinite_steps})")
 
     def _log_step(self, step: dict[str, float]) -> None:
-        curves = self.figures.curves(step, time.monotonic() - self._clock)
+        curves = self.step_metrics.curves(step, time.monotonic() - self._clock)
         if not self.global_step:
             del curves["train/tokens_per_second"]
         self._restart_rate()
@@ -216,7 +216,7 @@ class DistillationModule(L.LightningModule):
         self._log_curves(curves)
 
     def _restart_rate(self) -> None:
-        self.figures.restart()
+        self.step_metrics.restart()
         self._clock = time.monotonic()
 
     def _log_curves(self, curves: dict[str, Any]) -> None:

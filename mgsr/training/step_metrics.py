@@ -23,7 +23,7 @@ ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", 
 FIGURES = ("loss", "clip_penalty", *(f"loss_{term}" for term in TERMS), "rows", *ROW_FIGURES)
 
 
-class StepFigures:
+class StepMetrics:
     """Sums of a step's terms and per-token figures.
 
     Attributes:
