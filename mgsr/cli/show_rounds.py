@@ -35,7 +35,8 @@ def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) 
     if round_ not in whole:
         raise UserError(f"{run}: no round {round_}; it has {', '.join(map(str, sorted(whole)))}")
     folder = round_folder(run, round_)
-    entries = read_round(folder, str((read_manifest(folder) or {}).get("key"))) or []
+    found = read_round(folder)
+    entries = [] if found is None else found.entries
     tokenizer = models.load_tokenizer(str(run / STUDENT))
     shown = sorted((e.revised for e in entries if e.revised.corrections), key=lambda r: r.example_id)
     for revised in shown[:number]:

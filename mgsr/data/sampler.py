@@ -26,13 +26,10 @@ class StepSelection:
 
 @dataclass(frozen=True)
 class PlannedStep(Generic[Row]):
-    """One optimiser step: `micro_batches[k][rank]` is what `rank` sees in its k-th forward."""
+    """One optimiser step: `micro_batches[k][rank]` is what `rank` sees in its k-th forward, `rows` what all see."""
 
     micro_batches: tuple[tuple[tuple[Row, ...], ...], ...]
-
-    @property
-    def rows(self) -> list[Row]:
-        return [row for ranks in self.micro_batches for micro_batch in ranks for row in micro_batch]
+    rows: tuple[Row, ...]
 
 
 def steps_per_epoch(rows: int, batch_size: int, groups: int) -> int:
@@ -121,4 +118,5 @@ def _cut(rows: list[Row], length: Callable[[Row], int], micro_batches: int, worl
     edges = [round(len(rows) * i / groups) for i in range(groups + 1)]
     # neighbours in length go to different ranks of the same forward, so no rank waits for a longer batch
     cut = [tuple(rows[a:b]) for a, b in pairwise(edges)]
-    return PlannedStep(tuple(tuple(cut[k * world_size : (k + 1) * world_size]) for k in range(micro_batches)))
+    ranks = [tuple(cut[k * world_size : (k + 1) * world_size]) for k in range(micro_batches)]
+    return PlannedStep(tuple(ranks), tuple(rows))

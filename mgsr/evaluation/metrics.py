@@ -1,7 +1,6 @@
-"""Text against references, the diversity of texts, agreement of two models, and the averages over ranks.
+"""Text against references, and the diversity of texts.
 
-Functions first; the metrics are thin shells over them. What is computed from finished numbers (ExAccErr,
-perplexity, intervals) is in `token_scores` and `statistics` and can be imported from here too.
+Functions first; the metric is a thin shell over one of them.
 """
 
 from __future__ import annotations
@@ -16,27 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-
-from mgsr.evaluation.statistics import MeanStd, PairedInterval, mean_std, paired_t_interval
-from mgsr.evaluation.token_scores import ex_acc_err, perplexity
-
-__all__ = [
-    "Agreement",
-    "ExactMatch",
-    "MeanStd",
-    "PairedInterval",
-    "RougeL",
-    "agreement",
-    "distinct_n",
-    "diversity",
-    "ex_acc_err",
-    "exact_match",
-    "mean_std",
-    "paired_t_interval",
-    "perplexity",
-    "rouge_l",
-    "self_bleu",
-]
 
 # ---- against references
 
@@ -81,8 +59,8 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().translate(str.maketrans("", "", string.punctuation)).split())
 
 
-class _MeanOfTexts(Metric):
-    """Sum and count of a score per text in float64, added up over ranks: every text weighs the same."""
+class RougeL(Metric):
+    """Mean of `rouge_l` over texts, summed in float64 and added up over ranks: every text weighs the same."""
 
     full_state_update = False
     higher_is_better = True
@@ -104,29 +82,12 @@ class _MeanOfTexts(Metric):
             raise ValueError(f"{len(predictions)} predictions but {len(references)} lists of references")
         if any(isinstance(several, str) for several in references):
             raise ValueError("references must be a list of strings for every prediction, got a bare string")
-        self.total += sum(self.score(text, several) for text, several in zip(predictions, references, strict=True))
+        self.total += sum(rouge_l(text, several) for text, several in zip(predictions, references, strict=True))
         self.count += len(predictions)
 
     def compute(self) -> Tensor:
         """The mean; nan before any text."""
         return self.total / self.count
-
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        raise NotImplementedError
-
-
-class RougeL(_MeanOfTexts):
-    """Mean of `rouge_l` over texts."""
-
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        return rouge_l(prediction, references)
-
-
-class ExactMatch(_MeanOfTexts):
-    """Mean of `exact_match` over texts."""
-
-    def score(self, prediction: str, references: Sequence[str]) -> float:
-        return exact_match(prediction, references)
 
 
 # ---- diversity
@@ -203,55 +164,3 @@ def _bleu(matches: list[int], totals: list[int], length: int, others: list[int])
     brevity = min(0.0, 1.0 - closest / length)
     logs = [math.log((match or 0.1) / total) for match, total in zip(matches, totals, strict=True)]
     return math.exp(brevity + math.fsum(logs) / len(logs))
-
-
-# ---- token by token
-
-
-def agreement(teacher_top: Tensor, student_top: Tensor, mask: Tensor) -> Tensor:
-    """Share of the positions in `mask` where both models prefer the same token; nan if there are none.
-
-    Args:
-        teacher_top, student_top: `[...]`, ids: the argmax of the logits.
-        mask: `[...]` bool, True on response tokens.
-
-    Raises:
-        ValueError: the shapes differ.
-
-    >>> agreement(torch.tensor([1, 2, 3]), torch.tensor([1, 0, 3]), torch.tensor([True, True, False]))
-    tensor(0.5000, dtype=torch.float64)
-    """
-    same, count = _agreement_counts(teacher_top, student_top, mask)
-    return same.double() / count
-
-
-def _agreement_counts(teacher_top: Tensor, student_top: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    if not teacher_top.shape == student_top.shape == mask.shape:
-        shapes = [tuple(x.shape) for x in (teacher_top, student_top, mask)]
-        raise ValueError(f"teacher_top, student_top and mask must have one shape, got {shapes}")
-    inside = mask.bool()
-    return ((teacher_top == student_top) & inside).sum(), inside.sum()
-
-
-class Agreement(Metric):
-    """`agreement` over all positions of all batches and ranks."""
-
-    full_state_update = False
-    higher_is_better = True
-    same: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("same", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, teacher_top: Tensor, student_top: Tensor, mask: Tensor) -> None:
-        """See `agreement`."""
-        same, count = _agreement_counts(teacher_top, student_top, mask)
-        self.same += same
-        self.count += count
-
-    def compute(self) -> Tensor:
-        """The share; nan before any position."""
-        return self.same.double() / self.count

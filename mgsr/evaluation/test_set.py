@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
 from mgsr.data.prompts import Example, decode
 from mgsr.data.rows import ALL, Row
-from mgsr.evaluation.metrics import distinct_n, exact_match, mean_std, rouge_l, self_bleu
+from mgsr.evaluation.metrics import distinct_n, exact_match, rouge_l, self_bleu
+from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
 from mgsr.runtime import ranks
 from mgsr.runtime.errors import did_you_mean

@@ -1,4 +1,4 @@
-"""Which rows of a batch are read together: ragged text in few passes with little padding.
+"""Which rows are read together: batches that fit into memory, and within one the passes that pad least.
 
 A padded batch costs rows x longest row. Prompts have a long tail (a question alone, or a question and a page to
 read), so one long row makes all others as dear as itself. A further pass has a price too: it streams all weights
@@ -7,11 +7,82 @@ once more. Rows sorted by length are cut where that makes the sum of both least.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
+import torch
 from torch import nn
+
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.progress import say
+
+T = TypeVar("T")
+
+# keys that were named already: once per process
+_SAID: set[str] = set()
+
+
+class FittingBatches:
+    """Cuts work into batches, smaller ones from the first that memory does not suffice for.
+
+        for batch in batches.of(items):
+            try:
+                ...
+            except RuntimeError as error:
+                batches.halve(error)
+                continue
+
+    Args:
+        size: items per batch to begin with.
+        key: the configuration key that is named when it has to shrink; None: never shrink.
+    """
+
+    def __init__(self, size: int, key: str | None) -> None:
+        self.size, self.key = size, key
+        self._first = size
+        self._tried, self._again = 0, False
+
+    def of(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Every batch in order; after `halve` the first half of the same one."""
+        start = 0
+        while start < len(items):
+            batch = items[start : start + self.size]
+            self._tried, self._again = len(batch), False
+            yield batch
+            if not self._again:
+                start += len(batch)
+
+    def halve(self, error: RuntimeError) -> None:
+        """Take half of the batch that was given last, because it failed with `error`.
+
+        Raises:
+            UserError: it was one item.
+            RuntimeError: the error itself, if it is of another kind or no key is named.
+        """
+        if self.key is None or not is_out_of_memory(error):
+            raise error
+        if self._tried == 1:
+            raise UserError(
+                f"out of memory with one sequence at a time (`{self.key}` is {self._first}): shorten "
+                "data.max_length or max_new_tokens, or take a smaller model"
+            ) from None
+        self.size, self._again = self._tried // 2, True
+        if self.key not in _SAID:
+            say(
+                f"out of memory with {self._tried} sequences at once: going on with {self.size}; "
+                f"set {self.key} lower"
+            )
+            _SAID.add(self.key)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or of the CPU's allocator."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 @dataclass(frozen=True)

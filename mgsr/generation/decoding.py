@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgsr.generation.kv_cache import Slots
 from mgsr.generation.reader import Reader
 from mgsr.runtime.rng import inverse_cdf
 
 Choice = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
 """(logits `[n, V]` per reader, uniforms `[n]` per stream) -> (tokens `[n]`, values to keep, each `[n]`)."""
-
-Archive = Callable[[Reader, Tensor, Sequence[int]], None]
-"""Called with the first reader, rows of it that leave, and the same rows counted in the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a batch wrote: tokens per row, per kept value a list of floats per row, and `[B, T, H]` the first
-    reader's states from which the tokens were drawn (None unless asked for)."""
+    """What a batch wrote.
+
+    Attributes:
+        tokens: per row.
+        values: per value that `choose` keeps, a list of floats per row.
+        states: `[B, T, H]`, those of the first reader from which the tokens were drawn; None unless asked for.
+        slots: the first reader's keys and values, in the parts in which rows left the batch; if asked for.
+    """
 
     tokens: list[list[int]]
     values: list[list[list[float]]]
     states: Tensor | None = None
+    slots: tuple[Slots, ...] = ()
 
 
 def decode(
@@ -87,8 +92,8 @@ def decode(
     *,
     budgets: Sequence[int],
     eos_ids: Sequence[int],
-    archive: Archive | None = None,
-    record_states: bool = False,
+    keep_states: bool = False,
+    keep_slots: bool = False,
 ) -> Decoded:
     """Write until every row has ended or used up its budget; rows that have leave the batch half at a time.
 
@@ -99,11 +104,10 @@ def decode(
         choose: the token from logits and uniforms.
         budgets: new tokens per row, at least 1, at most T.
         eos_ids: ids that end a row; they are part of it.
-        archive: is shown the rows that leave, and at the end those that are left.
-        record_states: return the states too.
+        keep_states, keep_slots: what the first reader leaves behind is returned too.
 
     Returns:
-        The new tokens of all B rows, and the values that `choose` kept for them.
+        The new tokens of all B rows, and what was kept of them.
     """
     device, batch = logits[0].device, len(budgets)
     budgets_N = torch.tensor(budgets, device=device)
@@ -117,7 +121,8 @@ def decode(
     tokens_BT = torch.zeros(batch, max(budgets), dtype=torch.int64, device=device)
     values_BT: list[Tensor] = []
     state_NH = readers[0].state
-    states_BTH = state_NH.new_zeros(batch, max(budgets), state_NH.shape[1]) if record_states else None
+    states_BTH = state_NH.new_zeros(batch, max(budgets), state_NH.shape[1]) if keep_states else None
+    slots: list[Slots] = []
     for step in range(max(budgets)):
         if states_BTH is not None:
             states_BTH[rows_N, step] = readers[0].state
@@ -136,8 +141,8 @@ def decode(
             break
         if remaining <= len(here) // 2:
             stay, leave = np.flatnonzero(alive_B[here]), np.flatnonzero(~alive_B[here])
-            if archive is not None:
-                archive(readers[0], torch.from_numpy(leave).to(device), here[leave].tolist())
+            if keep_slots:
+                slots.append(readers[0].slots(torch.from_numpy(leave).to(device), here[leave].tolist()))
             stay_N = torch.from_numpy(stay).to(device)
             for reader in readers:
                 reader.select(stay_N)
@@ -145,11 +150,11 @@ def decode(
             tables_NT = [table[stay_N] for table in tables_NT]
             here = here[stay]
         logits = [reader.advance(tokens_N, alive_N) for reader in readers]
-    if archive is not None:
-        archive(readers[0], torch.arange(len(here), device=device), here.tolist())
+    if keep_slots:
+        slots.append(readers[0].slots(torch.arange(len(here), device=device), here.tolist()))
     lengths = lengths_B.tolist()
     kept = [_ragged(table, lengths) for table in values_BT]
-    return Decoded(_ragged(tokens_BT, lengths), kept, states_BTH)
+    return Decoded(_ragged(tokens_BT, lengths), kept, states_BTH, tuple(slots))
 
 
 def _ragged(table_BT: Tensor, lengths: Sequence[int]) -> list[list]:

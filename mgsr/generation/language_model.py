@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgsr.generation.batching import SHORT, price_of_pass, similar_lengths
+from mgsr.generation.batching import SHORT, FittingBatches, price_of_pass, similar_lengths
 from mgsr.generation.decoding import Sampling, decode
-from mgsr.generation.fitting_batches import FittingBatches
-from mgsr.generation.kv_cache import KeptCache
-from mgsr.generation.reader import HiddenLogits, Reader, evaluating, keeps_every_slot
-from mgsr.generation.recorded_states import RecordedStates
+from mgsr.generation.kv_cache import KeptText
+from mgsr.generation.reader import HiddenLogits, Reader, evaluating
 from mgsr.models.output_layer import causal_lm, last_hidden, output_head, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
@@ -105,9 +103,8 @@ class LanguageModel:
         config = causal_lm(model).config.get_text_config(decoder=True)
         self._position_limit: int | None = getattr(config, "max_position_embeddings", None)
         self._progress = progress
-        self._cut = FittingBatches(batch_size, memory_key)
-        self._kept: KeptCache | None = None
-        self._recorded = RecordedStates()
+        self._batches = FittingBatches(batch_size, memory_key)
+        self._kept = KeptText()
         self._said: set[str] = set() if said is None else said
 
     def write(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[list[int]]:
@@ -140,8 +137,7 @@ class LanguageModel:
 
     def release(self) -> None:
         """Let go of the kept cache and states."""
-        self._kept = None
-        self._recorded.clear()
+        self._kept = KeptText()
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> HiddenLogits:
         """Logits of all response positions from one forward per sequence; only hidden states are kept.
@@ -154,19 +150,21 @@ class LanguageModel:
             UserError: a text longer than the model's positions.
         """
         head = output_head(self.model)
-        recorded = self._recorded.find(prompts, responses)
-        if recorded:
-            return HiddenLogits(torch.cat(recorded), head, self.vocab_size)
+        known = self._kept.states(prompts, responses)
+        if known:
+            return HiddenLogits(torch.cat(known), head, self.vocab_size)
         pairs = list(zip(prompts, responses, strict=True))
         texts = [(*prompt_ids, *response) for (_, prompt_ids), response in pairs]
         for (example_id, prompt_ids), response in pairs:
             self._check_length(example_id, len(prompt_ids), len(response))
         hidden: dict[int, Tensor] = {}
         with evaluating(self.model):
-            read = self._cut.map(
-                _by_length(texts), lambda batch: self._states([(texts[i], len(responses[i])) for i in batch])
-            )
-            for batch, states in read:
+            for batch in self._batches.of(_by_length(texts)):
+                try:
+                    states = self._states([(texts[i], len(responses[i])) for i in batch])
+                except RuntimeError as error:
+                    self._batches.halve(error)
+                    continue
                 hidden.update(zip(batch, states, strict=True))
         empty = head.weight.new_zeros(0, head.weight.shape[1])
         return HiddenLogits(
@@ -223,17 +221,17 @@ class LanguageModel:
         ]
         # Kept rows are found by example id, so ids that occur twice rule keeping out.
         keep = len(rows) <= self.batch_size and len({prefixes[row].example_id for row in rows}) == len(rows)
-
-        def run(batch: Sequence[int]) -> list[list[int]]:
-            chosen = [prefixes[rows[index]] for index in batch]
-            whole = keep and len(batch) == len(rows)
-            return self._write_batch(chosen, whole, seed=seed, round=round, pass_=pass_)
-
-        order = _by_length([(*prefixes[row].prompt_ids, *results[row]) for row in rows])
+        rows.sort(key=lambda row: len(prefixes[row].prompt_ids) + len(results[row]))
         with evaluating(self.model):
-            for batch, written in self._cut.map(order, run):
-                for index, tokens in zip(batch, written, strict=True):
-                    results[rows[index]] += tokens
+            for batch in self._batches.of(rows):
+                chosen, whole = [prefixes[row] for row in batch], keep and len(batch) == len(rows)
+                try:
+                    written = self._write_batch(chosen, whole, seed=seed, round=round, pass_=pass_)
+                except RuntimeError as error:
+                    self._batches.halve(error)
+                    continue
+                for row, tokens in zip(batch, written, strict=True):
+                    results[row] += tokens
                 if self._progress is not None and pass_ == 0:
                     self._progress(len(batch))
         return results
@@ -248,51 +246,28 @@ class LanguageModel:
         starts = [len(prefix.response_ids) for prefix in prefixes]
         budgets = [self.max_new_tokens - start for start in starts]
         reader = Reader(self.model, pad_id=self.pad_id, vocab_size=self.vocab_size)
-        logits = self._resumed(reader, ids, texts, room=max(budgets))
-        resumed = logits is not None
-        if logits is None:
-            logits = reader.read(texts, room=max(budgets))
+        cache = self._kept.restore(ids, texts, reader.config)
         longest = max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens
         obstacle = self._obstacle(reader, longest)
-        if pass_ > 0 and not resumed:
+        if pass_ > 0 and cache is None:
             self._say_once(obstacle or "the last call did not write them, or wrote several batches")
-        store = KeptCache(ids) if keep and not obstacle else None
-        table = draws(ids, starts, max(budgets), seed=seed, stream=self.stream, round=round, pass_=pass_)
         decoded = decode(
             [reader],
-            [logits],
-            [table],
+            [reader.read(texts, room=max(budgets), cache=cache)],
+            [draws(ids, starts, max(budgets), seed=seed, stream=self.stream, round=round, pass_=pass_)],
             self.sampling,
             budgets=budgets,
             eos_ids=self.eos_ids,
-            archive=None if store is None else store.archive,
-            record_states=keep,
+            keep_states=keep,
+            keep_slots=keep and not obstacle,
         )
         if decoded.states is not None:
-            self._recorded.note(prefixes, decoded.tokens, decoded.states)
-        if store is not None:
-            written = zip(ids, texts, decoded.tokens, strict=True)
-            store.set_text({example_id: (*text, *new) for example_id, text, new in written})
-            self._kept = store
+            self._kept.keep(prefixes, decoded.tokens, decoded.states, decoded.slots)
         return decoded.tokens
-
-    def _resumed(
-        self, reader: Reader, ids: list[int], texts: list[tuple[int, ...]], *, room: int
-    ) -> Tensor | None:
-        """Logits `[B, V]` after the texts, where the kept cache has all of them but their last tokens.
-
-        The kept cache is given up in any case, so that no two caches stand side by side while a batch is written.
-        """
-        kept, self._kept = self._kept, None
-        if kept is None or not all(kept.holds(i, text[:-1]) for i, text in zip(ids, texts, strict=True)):
-            return None
-        lengths = [len(text) - 1 for text in texts]
-        reader.resume(kept.restore(ids, lengths, reader.config), lengths, room=room + 1)
-        return reader.advance(torch.tensor([text[-1] for text in texts], device=reader.device))
 
     def _obstacle(self, reader: Reader, slots: int) -> str:
         """What keeps this batch's cache from being kept, if anything."""
-        if not keeps_every_slot(reader.cache):
+        if not reader.keeps_every_slot:
             return "the model's cache does not hold every position (sliding window)"
         if self.max_cache_slots is not None and slots > self.max_cache_slots:
             return f"rows may outgrow max_cache_slots={self.max_cache_slots}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from mgsr.generation.batching import price_of_pass, similar_lengths
+from mgsr.generation.kv_cache import Slots
 from mgsr.models.output_layer import OutputHead, causal_lm, output_head, trunk
 
 
@@ -70,6 +72,7 @@ class Reader:
         self.config = causal_lm(model).config
         self.pad_id, self.vocab_size = pad_id, vocab_size
         self.cache = DynamicCache(config=self.config)
+        self.keeps_every_slot = keeps_every_slot(self.cache)
         self._cache_name = cache_argument(self.body)
         self.device = causal_lm(model).get_input_embeddings().weight.device
         self.width = 0
@@ -82,16 +85,23 @@ class Reader:
         )
         self._ready_B11W: Tensor | None = None
 
-    def read(self, sequences: Sequence[Sequence[int]], *, room: int) -> Tensor:
+    def read(self, sequences: Sequence[Sequence[int]], *, room: int, cache: DynamicCache | None = None) -> Tensor:
         """Take in whole sequences and return logits `[B, V]`; `room` tokens more will follow at most.
 
         Very ragged ones are read in several passes, and their slots then lined up at the right edge; not so with
         caches that do not hold every position.
+
+        Args:
+            cache: of all tokens but the last of every row, padded on the left; only the last ones are then read.
         """
         lengths = [len(sequence) for sequence in sequences]
+        if cache is not None:
+            self.cache = cache
+            self._lay_out([length - 1 for length in lengths], max(lengths) - 1, room + 1)
+            return self.advance(torch.tensor([sequence[-1] for sequence in sequences], device=self.device))
         self._lay_out(lengths, max(lengths), room)
         groups = [list(range(len(lengths)))]
-        if keeps_every_slot(self.cache):
+        if self.keeps_every_slot:
             groups = similar_lengths(lengths, price_of_pass(self.body, max(lengths)))
         if len(groups) == 1:
             self.state = self._states(sequences, self.cache)
@@ -128,11 +138,6 @@ class Reader:
                 cache.layers[index] = DynamicLayer()
             self.cache.update(parts[0], parts[1], index)
 
-    def resume(self, cache: DynamicCache, lengths: Sequence[int], *, room: int) -> None:
-        """Take over a cache in which row b ends with `lengths[b]` tokens, padded on the left."""
-        self.cache = cache
-        self._lay_out(lengths, max(lengths), room)
-
     def _lay_out(self, lengths: Sequence[int], width: int, room: int) -> None:
         self._position_B = torch.tensor(lengths, dtype=torch.int64, device=self.device)
         self.padding_B = width - self._position_B
@@ -146,7 +151,7 @@ class Reader:
 
         Without padding it has its own short cut; caches with a window need masks of their own.
         """
-        ready = self._takes_ready_mask and keeps_every_slot(self.cache) and bool(self.padding_B.any())
+        ready = self._takes_ready_mask and self.keeps_every_slot and bool(self.padding_B.any())
         self._ready_B11W = self._mask_BW.bool()[:, None, None] if ready else None
 
     def advance(self, tokens_B: Tensor, alive_B: Tensor | None = None) -> Tensor:
@@ -174,6 +179,16 @@ class Reader:
         )
         return output.last_hidden_state[:, -1]
 
+    def slots(self, rows_N: Tensor, batch_rows: Sequence[int]) -> Slots:
+        """Keys and values of rows, which are `batch_rows` of the whole batch."""
+        whole = len(rows_N) == self.padding_B.shape[0]
+        layers = []
+        for layer in self.cache.layers:
+            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+            kept = (layer.keys, layer.values) if whole else (layer.keys[rows_N], layer.values[rows_N])
+            layers.append(kept)
+        return Slots(layers, self.padding_B[rows_N], list(batch_rows))
+
     def select(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order."""
         rows = rows.to(self.device)
@@ -194,17 +209,19 @@ def cache_argument(body: Any) -> str:
     return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
+@dataclass(frozen=True, eq=False)
 class HiddenLogits:
     """Logits of response positions, made from their hidden states a slice at a time.
 
-    Args:
+    Attributes:
         hidden_NH: `[N, H]`, sequence after sequence.
         head: the output embedding.
         vocab_size: number of leading ids, None for all.
     """
 
-    def __init__(self, hidden_NH: Tensor, head: OutputHead, vocab_size: int | None = None) -> None:
-        self.hidden_NH, self.head, self.vocab_size = hidden_NH, head, vocab_size
+    hidden_NH: Tensor  # noqa: N815
+    head: OutputHead
+    vocab_size: int | None = None
 
     def __len__(self) -> int:
         return self.hidden_NH.shape[0]

@@ -5,19 +5,20 @@ A round is keyed by what changes its text, so that asking for it twice writes it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from mgsr.config.load import ExperimentConfig, fingerprint
 from mgsr.data.collate import TrainingSequence
 from mgsr.rounds.store import (
+    Round,
     RoundEntry,
     finish_round,
     is_finished,
     read_after,
-    read_manifest,
     read_round,
     round_folder,
     shard_name,
@@ -26,20 +27,24 @@ from mgsr.rounds.store import (
 )
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.progress import progress, say
-from mgsr.runtime.ranks import agreed
-
-Prompt = tuple[int, Sequence[int]]
-# (prompts, round) -> one entry per prompt, in their order; called shard by shard
-Write = Callable[[Sequence[Prompt], int], list[RoundEntry]]
+from mgsr.runtime.ranks import agreed, barrier
+from mgsr.scrg import Prompt
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that write a round together."""
+class TextWriter(Protocol):
+    """Who writes the text of a round, with the models as they stand."""
 
-    rank: int
-    world: int
-    barrier: Callable[[str], None]
+    def phase(self) -> AbstractContextManager[Any]:
+        """Open while a round is written: on every rank, also where it has nothing to write."""
+        ...
+
+    def write(self, prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
+        """One entry per prompt, in their order, and what they cost (see `mgsr.runtime.meter`).
+
+        Args:
+            prompts: of a shard, shortest first.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,16 +61,50 @@ class Rounds:
     """The rounds of one run.
 
     Args:
-        write: writes and revises text for prompts with the models as they stand.
         run_folder: rounds are kept in its `scrg/`.
         steps_per_epoch: of the stage, which says before which step a round is written.
     """
 
     def __init__(
-        self, config: ExperimentConfig, write: Write, run_folder: Path, *, seed: int, steps_per_epoch: int
+        self, config: ExperimentConfig, writer: TextWriter, run_folder: Path, *, seed: int, steps_per_epoch: int
     ) -> None:
-        self.config, self.write, self.run_folder = config, write, run_folder
+        self.config, self.writer, self.run_folder = config, writer, run_folder
         self.seed, self.steps_per_epoch = seed, steps_per_epoch
+
+    def ensure(
+        self,
+        round_: int,
+        prompts: Sequence[TrainingSequence],
+        *,
+        written_now: bool,
+        rank: int = 0,
+        world: int = 1,
+    ) -> Round:
+        """Read a round that is whole; write what is missing otherwise, each rank its part, the manifest last.
+
+        Args:
+            prompts: of all ranks, shortest first: shards and batches are cut from them as they come.
+            written_now: this is the step before which the round is written; later on the student has changed, and
+                what is missing or damaged cannot be written again.
+            rank, world: this process among those that write the round together.
+
+        Raises:
+            DataError: the round is damaged, and the student has trained on since.
+        """
+        folder, key = round_folder(self.run_folder, round_), self.key(round_, prompts)
+        whole = self._whole(folder, key, written_now)
+        if agreed(whole is not None):
+            return self._shared(folder, whole)
+        shards = self.shards(key, prompts, world)
+        if not written_now and not all(is_finished(folder / shard.name, shard.key) for shard in shards):
+            self._refuse_too_late(f"{folder}: text of this round is missing or damaged")
+        with self.writer.phase():
+            self._write_missing(folder, round_, [shard for shard in shards if shard.rank == rank])
+        barrier(f"scrg-{round_}-shards")
+        if rank == 0:
+            whole = finish_round(folder, key, [shard.name for shard in shards])
+        barrier(f"scrg-{round_}-manifest")
+        return self._shared(folder, read_round(folder, key) if whole is None else whole)
 
     def first_step(self, round_: int) -> int:
         """The optimiser step that a round is written before."""
@@ -85,55 +124,6 @@ class Rounds:
         start = self.first_step(round_)
         return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
 
-    def ensure(
-        self, round_: int, prompts: Sequence[TrainingSequence], ranks: Ranks, *, written_now: bool
-    ) -> list[RoundEntry]:
-        """Read a round that is whole; write what is missing otherwise, each rank its part, the manifest last.
-
-        Args:
-            prompts: of all ranks.
-            written_now: this is the step before which the round is written; later on the student has changed, and
-                what is missing or damaged cannot be written again.
-
-        Raises:
-            DataError: the round is damaged, and the student has trained on since.
-        """
-        folder, key = round_folder(self.run_folder, round_), self.key(round_, prompts)
-        entries = self._whole(folder, key, written_now)
-        if agreed(entries is not None):
-            if entries is None:
-                raise DataError(
-                    f"{folder}: not there on this node; `run_root` must lie on a disk that all nodes share"
-                )
-            return entries
-        shards = self.shards(key, prompts, ranks.world)
-        if not written_now and not all(is_finished(folder / shard.name, shard.key) for shard in shards):
-            self._refuse_too_late(f"{folder}: text of this round is missing or damaged")
-        with getattr(self.write, "phase", nullcontext)():
-            self._write_missing(folder, round_, [shard for shard in shards if shard.rank == ranks.rank])
-        ranks.barrier(f"scrg-{round_}-shards")
-        if ranks.rank == 0:
-            finish_round(folder, key, [shard.name for shard in shards])
-        ranks.barrier(f"scrg-{round_}-manifest")
-        entries = read_round(folder, key)
-        assert entries is not None
-        return entries
-
-    def _whole(self, folder: Path, key: str, written_now: bool) -> list[RoundEntry] | None:
-        try:
-            return read_round(folder, key)
-        except DataError as error:
-            if not written_now:
-                self._refuse_too_late(str(error))
-            say(f"{error}: written again")
-            return None
-
-    def _refuse_too_late(self, what: str) -> None:
-        raise DataError(
-            f"{what}; the student has trained on since and cannot write it again: restore the file, or delete "
-            f"{self.run_folder} to start anew"
-        )
-
     def shards(self, key: str, prompts: Sequence[TrainingSequence], world: int) -> list[Shard]:
         """Which rank writes which prompts to which file."""
         scrg, shards = self.config.scrg, []
@@ -146,29 +136,18 @@ class Rounds:
                 shards.append(Shard(rank, shard_name(rank, number), part_key, part))
         return shards
 
-    def _write_missing(self, folder: Path, round_: int, shards: Sequence[Shard]) -> None:
-        missing = [shard for shard in shards if not is_finished(folder / shard.name, shard.key)]
-        if len(missing) < len(shards):
-            say(f"round {round_}: {len(shards) - len(missing)} of {len(shards)} shards are there already")
-        total = sum(len(shard.prompts) for shard in missing)
-        with progress(f"round {round_}", total, unit="sequences") as advance:
-            for shard in missing:
-                written = self.write([(row.example_id, row.prompt_ids) for row in shard.prompts], round_)
-                write_shard(folder / shard.name, shard.key, written, getattr(self.write, "costs", None))
-                advance(len(written))
-
-    def finished(self, round_: int) -> list[RoundEntry]:
+    def finished(self, round_: int) -> Round:
         """A round that has been trained on, as it lies on the disk.
 
         Raises:
             DataError: it is missing or damaged.
         """
         folder = round_folder(self.run_folder, round_)
-        manifest = read_manifest(folder)
-        if manifest is None:
+        whole = read_round(folder)
+        if whole is None:
             self._refuse_too_late(f"{folder}: its manifest is missing or damaged")
-        assert manifest is not None
-        return read_round(folder, str(manifest.get("key"))) or []
+        assert whole is not None
+        return whole
 
     def note_likelihoods(self, round_: int, likelihoods: dict[int, float]) -> None:
         """Keep the teacher's log-likelihood of a round's text as trained on, beside the round."""
@@ -177,3 +156,39 @@ class Rounds:
         known = read_after(folder)
         if not known.keys() >= likelihoods.keys():
             write_after(folder, {**likelihoods, **known})
+
+    def _whole(self, folder: Path, key: str, written_now: bool) -> Round | None:
+        try:
+            return read_round(folder, key)
+        except DataError as error:
+            if not written_now:
+                self._refuse_too_late(str(error))
+            say(f"{error}: written again")
+            return None
+
+    def _write_missing(self, folder: Path, round_: int, shards: Sequence[Shard]) -> None:
+        missing = [shard for shard in shards if not is_finished(folder / shard.name, shard.key)]
+        if len(missing) < len(shards):
+            say(f"round {round_}: {len(shards) - len(missing)} of {len(shards)} shards are there already")
+        total = sum(len(shard.prompts) for shard in missing)
+        with progress(f"round {round_}", total, unit="sequences") as advance:
+            for shard in missing:
+                prompts = [(row.example_id, row.prompt_ids) for row in shard.prompts]
+                entries, costs = self.writer.write(prompts, round_)
+                write_shard(folder / shard.name, shard.key, entries, costs)
+                advance(len(entries))
+
+    @staticmethod
+    def _shared(folder: Path, whole: Round | None) -> Round:
+        """The round, on a rank that was told it is there."""
+        if whole is None:
+            raise DataError(
+                f"{folder}: not there on this node; `run_root` must lie on a disk that all nodes share"
+            )
+        return whole
+
+    def _refuse_too_late(self, what: str) -> None:
+        raise DataError(
+            f"{what}; the student has trained on since and cannot write it again: restore the file, or delete "
+            f"{self.run_folder} to start anew"
+        )

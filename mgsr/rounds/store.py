@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class RoundEntry:
     replaced: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        record = dict(self.revised.to_dict())
+        record = asdict(self.revised)
         record.update(span_ids=list(self.span_ids), rollout=self.rollout, response=self.response)
         if self.behaviour_log_probs:
             record["behaviour_log_probs"] = list(self.behaviour_log_probs)
@@ -88,6 +88,20 @@ class RoundEntry:
             is_ground_truth=cross_entropy,
             behaviour_log_probs=self.behaviour_log_probs,
         )
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round.
+
+    Attributes:
+        entries: shortest prompts first, an order that does not depend on the number of ranks: the replay buffer
+            draws by place.
+        statistics: of `round_statistics`, as the manifest has them.
+    """
+
+    entries: list[RoundEntry] = field(default_factory=list)
+    statistics: dict[str, float] = field(default_factory=dict)
 
 
 def _require_ids(ids: Iterable[Any]) -> None:
@@ -135,7 +149,7 @@ def is_finished(path: Path, key: str) -> bool:
         return False
 
 
-def finish_round(folder: Path, key: str, names: Sequence[str]) -> None:
+def finish_round(folder: Path, key: str, names: Sequence[str]) -> Round:
     """Write the manifest, which makes the round whole. Called by one rank, when every shard is finished.
 
     Args:
@@ -155,18 +169,20 @@ def finish_round(folder: Path, key: str, names: Sequence[str]) -> None:
             old.unlink()
     (folder / AFTER).unlink(missing_ok=True)
     # statistics come from the shards: what is logged is what is trained on
-    manifest = {"key": key, "shards": shards, "statistics": round_statistics(entries), "costs": costs}
+    statistics = round_statistics(entries)
+    manifest = {"key": key, "shards": shards, "statistics": statistics, "costs": costs}
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n", kind="manifest")
+    return Round(_by_length(entries), statistics)
 
 
-def read_round(folder: Path, key: str) -> list[RoundEntry] | None:
-    """The round's sequences, shortest prompts first, or None where it must be written (again).
+def read_round(folder: Path, key: str | None = None) -> Round | None:
+    """The round, or None where it is not whole or has another key than the one asked for.
 
     Raises:
         DataError: the manifest names a shard that is missing, truncated or changed since.
     """
     manifest = read_manifest(folder)
-    if manifest is None or manifest.get("key") != key:
+    if manifest is None or (key is not None and manifest.get("key") != key):
         return None
     entries = []
     for name, wanted in _named_shards(folder, manifest):
@@ -178,7 +194,11 @@ def read_round(folder: Path, key: str) -> list[RoundEntry] | None:
         if _sha256(content) != wanted:
             raise DataError(f"{path}: not the shard its manifest describes (checksum differs)")
         entries += _parse(content, path)
-    # an order that doesn't depend on the number of ranks: the replay buffer draws by place
+    statistics = manifest.get("statistics")
+    return Round(_by_length(entries), statistics if isinstance(statistics, dict) else {})
+
+
+def _by_length(entries: Sequence[RoundEntry]) -> list[RoundEntry]:
     return sorted(entries, key=lambda entry: (len(entry.revised.prompt_ids), entry.revised.example_id))
 
 

@@ -1,18 +1,12 @@
-"""What is measured of a finished run beside its test sets: its text, its corrections, its exposure bias."""
+"""What is measured of the rounds of a finished run: how diverse their text is, and what corrections gain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from mgsr.config.load import ExperimentConfig
-from mgsr.data.prompts import Example, pad_id, require_eos
-from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.metrics import diversity, rouge_l
-from mgsr.rounds.store import RoundEntry, read_after, read_manifest, read_round
-from mgsr.runtime.devices import placed, working_device
-from mgsr.runtime.progress import say
+from mgsr.rounds.store import RoundEntry, read_after, read_round
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
@@ -21,10 +15,9 @@ def rounds_of(run_folder: Path) -> list[tuple[Path, list[RoundEntry]]]:
     """Every finished round of a run, oldest first."""
     found = []
     for path in (run_folder / "scrg").glob("round=*"):
-        manifest = read_manifest(path)
-        entries = read_round(path, str(manifest["key"])) if manifest is not None else None
-        if entries is not None:
-            found.append((path, entries))
+        whole = read_round(path)
+        if whole is not None:
+            found.append((path, whole.entries))
     return sorted(found, key=lambda item: int(item[0].name.removeprefix("round=")))
 
 
@@ -75,28 +68,3 @@ def _gains(name: str, values: Sequence[float]) -> dict[str, float]:
         f"{name}_lowered": lowered / len(values),
         f"{name}_gain": sum(values) / len(values),
     }
-
-
-def exposure_bias(
-    config: ExperimentConfig,
-    student: Any,
-    teacher: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    vocab_size: int,
-) -> dict[str, Any]:
-    """`exposure` on a test set, with the first sampling seed."""
-    say(f"{config.arm}: exposure bias on {len(examples)} prompts")
-    device = working_device(config.trainer.accelerator)
-    with placed(device, student), placed(device, teacher):
-        return exposure(
-            student,
-            teacher,
-            [(example.id, example.prompt_ids) for example in examples],
-            seed=config.evaluation.seeds[0],
-            eos_token_id=require_eos(tokenizer),
-            pad_token_id=pad_id(tokenizer),
-            max_new_tokens=config.evaluation.max_new_tokens,
-            batch_size=config.evaluation.batch_size,
-            vocab_size=vocab_size,
-        )

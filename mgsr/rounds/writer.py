@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,19 +16,22 @@ from mgsr.config.load import ExperimentConfig
 from mgsr.data.prompts import decode, pad_id, require_eos
 from mgsr.data.splits import Annotation
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
-from mgsr.generation.fitting_batches import FittingBatches
+from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.meter import Meter
-from mgsr.scrg import Prompt, RevisedSequence, revise
-
-Texts = tuple[list[RevisedSequence], list[dict[str, Any]]]
+from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
 
 
 class Models(Protocol):
-    """Student and teacher of a run, wherever they are; `mgsr.training.placement.Placement` is one."""
+    """Student and teacher of a run, wherever they are; `mgsr.training.placement` has them.
+
+    Attributes:
+        acting: the student as it writes: itself, or while a round is written a whole copy of a sharded one.
+        teacher: None where no text needs it.
+    """
 
     acting: Any
     teacher: Any
@@ -43,166 +46,209 @@ class Models(Protocol):
 
 
 class RoundWriter:
-    """Called with prompts and the round's number; `costs` are those of the last call, see `mgsr.runtime.meter`.
+    """Writes rounds with student and teacher as they stand when it is asked, a batch at a time.
 
-    `phase` is open while a round is written: on every rank, also where it has nothing to write.
+    A `mgsr.rounds.round.TextWriter`. Subclasses, one per `scrg.text`, say who writes the tokens.
+
+    Args:
+        models: the teacher may be None for plain student text.
+        annotation: finds the spans of what was written.
+        vocab_size: token ids that both models share; no other is ever written.
+        check: called between batches; may raise to stop.
     """
+
+    together = False
+    """Whether both models are needed at every token, so that neither can make room for the other."""
 
     def __init__(
         self,
-        write: Callable[[Sequence[Prompt], int], tuple[list[RoundEntry], dict[str, float]]],
-        phase: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        config: ExperimentConfig,
+        models: Models,
+        tokenizer: PreTrainedTokenizerBase,
+        annotation: Annotation,
+        *,
+        vocab_size: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._write, self.phase = write, phase
-        self.costs: dict[str, float] = {}
+        self.config, self.models, self.tokenizer = config, models, tokenizer
+        self.annotation, self.vocab_size, self.check = annotation, vocab_size, check
+        self.device = working_device(config.trainer.accelerator)
+        self.batches = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
+        said: set[str] = set()
+        self.student = self._language_model(models.acting, said)
+        self.teacher = None if models.teacher is None else self._language_model(models.teacher, said)
 
-    def __call__(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
-        entries, self.costs = self._write(prompts, round_)
-        return entries
+    def _language_model(self, model: Any, said: set[str]) -> LanguageModel:
+        scrg = self.config.scrg
+        return LanguageModel(
+            model,
+            eos_token_id=require_eos(self.tokenizer),
+            pad_token_id=pad_id(self.tokenizer),
+            max_new_tokens=scrg.max_new_tokens,
+            batch_size=scrg.batch_size,
+            vocab_size=self.vocab_size,
+            max_cache_slots=scrg.max_cache_slots or None,
+            said=said,
+        )
+
+    def phase(self) -> AbstractContextManager[None]:
+        """Both models ready, see `TextWriter`."""
+        return self.models.writing(self.device, together=self.together)
+
+    def write(self, prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
+        """Entries and costs, see `TextWriter`."""
+        self.student.model = self.models.acting
+        entries: list[RoundEntry] = []
+        meter = Meter()
+        for batch in self.batches.of(prompts):
+            try:
+                self.check()
+                reach("round.batch")
+                revised, more = self.texts(batch, round_, meter)
+            except RuntimeError as error:
+                self.batches.halve(error)
+                continue
+            spans = self.annotation.spans([sequence.response_ids for sequence in revised])
+            for sequence, ids, extra in zip(revised, spans, more, strict=True):
+                before, after = (decode(self.tokenizer, x) for x in (sequence.rollout_ids, sequence.response_ids))
+                entries.append(RoundEntry(sequence, ids, rollout=before, response=after, **extra))
+        return entries, meter.totals()
+
+    def texts(
+        self, prompts: Sequence[Prompt], round_: int, meter: Meter
+    ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
+        """The sequences of one batch of prompts, and what else their entries hold."""
+        with meter.phase("generation"):
+            responses, more, readers = self.unrevised(prompts, round_)
+        read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
+        meter.add("generation", tokens=read * readers)
+        revised = [
+            RevisedSequence(
+                example_id=example_id,
+                prompt_ids=tuple(prompt_ids),
+                rollout_ids=tuple(response),
+                response_ids=tuple(response),
+                corrections=(),
+                status="not_searched",
+                disagreements=0,
+                positions=0,
+            )
+            for (example_id, prompt_ids), response in zip(prompts, responses, strict=True)
+        ]
+        return revised, more
+
+    def unrevised(
+        self, prompts: Sequence[Prompt], round_: int
+    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+        """Of text that no teacher searches: responses, what else entries hold, and how many models read them."""
+        raise NotImplementedError
 
 
-def build_write(
+class RevisingWriter(RoundWriter):
+    """The student's text, corrected by the teacher `scrg.passes` times (0: as it is)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        scrg = self.config.scrg
+        self.options = Options(
+            max_new_tokens=scrg.max_new_tokens,
+            eos_ids=frozenset([require_eos(self.tokenizer)]),
+            seed=self.config.seed,
+            passes=scrg.passes,
+            teacher_token=scrg.teacher_token,  # type: ignore[arg-type]
+            error_position=scrg.error_position,  # type: ignore[arg-type]
+            kl_threshold=scrg.kl_threshold,
+            vocab_size=self.vocab_size,
+        )
+        self._student = self.models.in_turn(self.student, self.device)
+        self._teacher = None if self.teacher is None else self.models.in_turn(self.teacher, self.device)
+        self._engine: Engine | None = None
+        self._loaded: int | None = None
+
+    def texts(
+        self, prompts: Sequence[Prompt], round_: int, meter: Meter
+    ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
+        student = self._student
+        if self.config.scrg.backend == "vllm":
+            student = EngineWriter(self._loaded_engine(round_), student)
+        revised = revise_batch(student, self._teacher, prompts, self.options, round=round_, meter=meter)
+        return revised, [{} for _ in revised]
+
+    def _loaded_engine(self, round_: int) -> Engine:
+        """The engine with the student's weights, handed over once per round: they do not change within one."""
+        student = self.models.acting
+        if self._engine is None:
+            self._engine = _vllm_engine(self.config, student, self.tokenizer, self.vocab_size)
+        if self._loaded != round_:
+            self._engine.load_weights(student.state_dict().items())
+            self._loaded = round_
+        return self._engine
+
+
+class TeacherWriter(RoundWriter):
+    """The teacher's own text."""
+
+    def unrevised(
+        self, prompts: Sequence[Prompt], round_: int
+    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+        teacher = self.models.in_turn(self.teacher, self.device)
+        try:
+            return teacher.write(prompts, seed=self.config.seed, round=round_), [{} for _ in prompts], 1
+        finally:
+            teacher.release()
+
+
+class MixingWriter(RoundWriter):
+    """Tokens drawn from the mixture of both models (MiniLLM)."""
+
+    together = True
+
+    def unrevised(
+        self, prompts: Sequence[Prompt], round_: int
+    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+        mixer = MixedWriter(self.student, _needed(self.teacher), alpha=self.config.scrg.mixed_alpha)
+        written = mixer.write_mixed(prompts, seed=self.config.seed, round=round_)
+        more = [{"behaviour_log_probs": text.behaviour_log_probs} for text in written]
+        return [text.response_ids for text in written], more, 2
+
+
+class InterleavingWriter(RoundWriter):
+    """The student's text, in which the teacher replaces unlikely tokens as they are written (Speculative KD)."""
+
+    together = True
+
+    def unrevised(
+        self, prompts: Sequence[Prompt], round_: int
+    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+        pair = InterleavedWriter(self.student, _needed(self.teacher), top_k=self.config.scrg.interleaved_top_k)
+        written = pair.write_interleaved(prompts, seed=self.config.seed, round=round_)
+        more = [{"replaced": tuple(i for i, there in enumerate(text.replaced) if there)} for text in written]
+        return [text.response_ids for text in written], more, 2
+
+
+def build_writer(
     config: ExperimentConfig,
-    residence: Models,
+    models: Models,
     tokenizer: PreTrainedTokenizerBase,
     annotation: Annotation,
     *,
     vocab_size: int,
     check: Callable[[], None] = lambda: None,
 ) -> RoundWriter:
-    """Writes one round with student and teacher as they stand when it is called.
-
-    Args:
-        residence: of both models; the teacher may be None for plain student text.
-        annotation: finds the spans of what was written.
-        vocab_size: token ids that both models share; no other is ever written.
-        check: called between batches; may raise to stop.
-    """
-
-    device = working_device(config.trainer.accelerator)
-    engines: list[Engine] = []
-    loaded: list[int] = []
-    cut = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
-    said: set[str] = set()
-
-    def write(prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
-        student, teacher = residence.acting, residence.teacher
-        if config.scrg.backend == "vllm" and loaded != [round_]:
-            if not engines:
-                engines.append(_vllm_engine(config, student, tokenizer, vocab_size))
-            # once per round: the student does not change within one
-            engines[0].load_weights(student.state_dict().items())
-            loaded[:] = [round_]
-        entries: list[RoundEntry] = []
-        meter = Meter()
-        # batches of like length: the engine sorts within a batch, this sorts between them
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i][1]))
-
-        def texts(batch: Sequence[int]) -> Texts:
-            check()
-            reach("round.batch")
-            part = [prompts[i] for i in batch]
-            both = [model for model in (student, teacher) if model]
-            pair = [_language_model(config, model, tokenizer, vocab_size, said) for model in both]
-            if not together:
-                pair = [residence.in_turn(model, device) for model in pair]
-            return _texts(config, pair, tokenizer, part, round_, vocab_size, meter, *engines)
-
-        for _, (revised, extra) in cut.map(order, texts):
-            spans = annotation.spans([r.response_ids for r in revised])
-            entries += [
-                RoundEntry(
-                    sequence,
-                    ids,
-                    rollout=decode(tokenizer, sequence.rollout_ids),
-                    response=decode(tokenizer, sequence.response_ids),
-                    **more,
-                )
-                for sequence, ids, more in zip(revised, spans, extra, strict=True)
-            ]
-        place = {i: k for k, i in enumerate(order)}
-        return [entries[place[i]] for i in range(len(prompts))], meter.totals()
-
-    together = config.scrg.text in ("mixed", "interleaved")
-    return RoundWriter(write, lambda: residence.writing(device, together=together))
+    """The writer that `scrg.text` names; arguments as those of `RoundWriter`."""
+    writers: dict[str, type[RoundWriter]] = {
+        "student": RevisingWriter,
+        "teacher": TeacherWriter,
+        "mixed": MixingWriter,
+        "interleaved": InterleavingWriter,
+    }
+    made = writers[config.scrg.text]
+    return made(config, models, tokenizer, annotation, vocab_size=vocab_size, check=check)
 
 
-def _language_model(
-    config: ExperimentConfig, model: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, said: set[str]
-) -> LanguageModel:
-    scrg = config.scrg
-    return LanguageModel(
-        model,
-        eos_token_id=require_eos(tokenizer),
-        pad_token_id=pad_id(tokenizer),
-        max_new_tokens=scrg.max_new_tokens,
-        batch_size=scrg.batch_size,
-        vocab_size=vocab_size,
-        max_cache_slots=scrg.max_cache_slots or None,
-        said=said,
-    )
-
-
-def _texts(
-    config: ExperimentConfig,
-    pair: Sequence[Any],
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    round_: int,
-    vocab_size: int,
-    meter: Meter,
-    engine: Engine | None = None,
-) -> Texts:
-    """The sequences of one batch of prompts, and what else their entries hold.
-
-    Args:
-        pair: `LanguageModel`s of student and teacher; the teacher may be missing for plain student text.
-    """
-    scrg, seed = config.scrg, config.seed
-    if scrg.text == "student":
-        revised = revise(
-            pair[0] if engine is None else EngineWriter(engine, pair[0]),
-            pair[1] if scrg.passes else None,
-            prompts,
-            passes=scrg.passes,
-            max_new_tokens=scrg.max_new_tokens,
-            eos_token_id=require_eos(tokenizer),
-            seed=seed,
-            round=round_,
-            teacher_token=scrg.teacher_token,  # type: ignore[arg-type]
-            error_position=scrg.error_position,  # type: ignore[arg-type]
-            kl_threshold=scrg.kl_threshold,
-            vocab_size=vocab_size,
-            meter=meter,
-        )
-        return revised, [{} for _ in revised]
-    with meter.phase("generation"):
-        texts, extra = _joint_texts(config, pair[0], pair[1], prompts, round_)
-    read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, texts))
-    meter.add("generation", tokens=read * (1 if scrg.text == "teacher" else 2))
-    return _unrevised(prompts, texts), extra
-
-
-def _joint_texts(
-    config: ExperimentConfig,
-    student: LanguageModel,
-    teacher: LanguageModel,
-    prompts: Sequence[Prompt],
-    round_: int,
-) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]]]:
-    """Text in which the teacher takes part while it is written."""
-    scrg, seed = config.scrg, config.seed
-    if scrg.text == "teacher":
-        return teacher.write(prompts, seed=seed, round=round_), [{} for _ in prompts]
-    if scrg.text == "mixed":
-        mixer = MixedWriter(student, teacher, alpha=scrg.mixed_alpha)
-        mixed = mixer.write_mixed(prompts, seed=seed, round=round_)
-        extra = [{"behaviour_log_probs": text.behaviour_log_probs} for text in mixed]
-        return [text.response_ids for text in mixed], extra
-    pair = InterleavedWriter(student, teacher, top_k=scrg.interleaved_top_k)
-    written = pair.write_interleaved(prompts, seed=seed, round=round_)
-    replaced = [{"replaced": tuple(i for i, there in enumerate(t.replaced) if there)} for t in written]
-    return [text.response_ids for text in written], replaced
+def _needed(teacher: LanguageModel | None) -> LanguageModel:
+    assert teacher is not None, "checked with the configuration"
+    return teacher
 
 
 def _vllm_engine(
@@ -220,20 +266,3 @@ def _vllm_engine(
             vocab_size=vocab_size if vocab_size < models.logits_width(student) else None,
             trust_remote_code=config.student.trust_remote_code,
         )
-
-
-def _unrevised(prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> list[RevisedSequence]:
-    """Records of text that no teacher has searched."""
-    return [
-        RevisedSequence(
-            example_id=example_id,
-            prompt_ids=tuple(prompt_ids),
-            rollout_ids=tuple(response),
-            response_ids=tuple(response),
-            corrections=(),
-            status="not_searched",
-            disagreements=0,
-            positions=0,
-        )
-        for (example_id, prompt_ids), response in zip(prompts, responses, strict=True)
-    ]

@@ -1,6 +1,15 @@
-"""Sequence correction and re-generation (SCRG): see `revise`."""
+"""Sequence correction and re-generation (SCRG): the student writes, the teacher mends a token, the student goes on.
 
-from mgsr.scrg.locate import ErrorPosition, locate_error, splice
+Here is the method alone, on protocols (`Student`, `Scorer`) that any pair of models can meet: `locate` has the
+rule for the error position (Liu et al. 2024, eq. 3), `search` applies it to a batch of responses, `revise` is the
+loop over passes (eq. 4), `records` are what goes in and out. Tensors and token ids only: no files, no
+configuration, no Lightning and no model of transformers. Models that write are in `mgsr.generation`; who asks them
+during a run is in `mgsr.rounds`.
+
+Begin with `revise.revise_batch`.
+"""
+
+from mgsr.scrg.locate import ErrorPosition, locate_error
 from mgsr.scrg.records import (
     Correction,
     Prefix,
@@ -11,12 +20,13 @@ from mgsr.scrg.records import (
     TokenLogits,
     Writer,
 )
-from mgsr.scrg.revise import revise
-from mgsr.scrg.search import TeacherToken
+from mgsr.scrg.revise import revise, revise_batch, splice
+from mgsr.scrg.search import Options, TeacherToken
 
 __all__ = [
     "Correction",
     "ErrorPosition",
+    "Options",
     "Prefix",
     "Prompt",
     "RevisedSequence",
@@ -27,5 +37,6 @@ __all__ = [
     "Writer",
     "locate_error",
     "revise",
+    "revise_batch",
     "splice",
 ]

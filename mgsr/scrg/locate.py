@@ -6,7 +6,6 @@ p is the teacher's distribution, q the student's, both at temperature 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -115,14 +114,3 @@ def locate_error(
     kl_BT = torch.zeros(batch, length, dtype=kl_N.dtype, device=kl_N.device)
     kl_BT[candidates_BT] = kl_N
     return choose_position(kl_BT, candidates_BT, error_position, kl_threshold, uniforms)
-
-
-def splice(response_ids: Sequence[int], position: int, token: int) -> list[int]:
-    """The response up to `position`, with `token` there: y_<j, y^T_j (Liu et al. 2024, eq. 4).
-
-    >>> splice([5, 6, 7, 8], 2, 9)
-    [5, 6, 9]
-    """
-    if not 0 <= position < len(response_ids):
-        raise ValueError(f"position {position} lies outside a response of {len(response_ids)} tokens")
-    return [*response_ids[:position], token]

@@ -6,7 +6,7 @@ A revised sequence is plain Python numbers and tuples, so that it goes to JSON a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
@@ -135,13 +135,9 @@ class RevisedSequence:
     disagreements: int
     positions: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """A dictionary that `json.dumps` takes."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RevisedSequence:
-        """The sequence that `to_dict`, or JSON made of it, describes.
+        """The sequence that `dataclasses.asdict`, or JSON made of it, describes.
 
         Raises:
             ValueError: a field is missing, unknown, or of another type.

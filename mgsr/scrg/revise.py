@@ -10,26 +10,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mgsr.runtime.meter import Meter
-from mgsr.scrg.locate import ErrorPosition, splice
-from mgsr.scrg.records import Prefix, Prompt, RevisedSequence, Scorer, Student
-from mgsr.scrg.search import Draft, Settings, TeacherToken, record, search_errors
+from mgsr.scrg.locate import ErrorPosition
+from mgsr.scrg.records import Correction, Prefix, Prompt, RevisedSequence, Scorer, Student
+from mgsr.scrg.search import Draft, Options, Search, TeacherToken, search_errors
+
+
+def splice(response_ids: Sequence[int], position: int, token: int) -> list[int]:
+    """The response up to `position`, with `token` there: y_<j, y^T_j (Liu et al. 2024, eq. 4).
+
+    >>> splice([5, 6, 7, 8], 2, 9)
+    [5, 6, 9]
+    """
+    if not 0 <= position < len(response_ids):
+        raise ValueError(f"position {position} lies outside a response of {len(response_ids)} tokens")
+    return [*response_ids[:position], token]
 
 
 def _continue(
-    student: Student, drafts: Sequence[Draft], prefixes: Sequence[list[int]], pass_: int, settings: Settings
+    student: Student,
+    drafts: Sequence[Draft],
+    prefixes: Sequence[list[int]],
+    pass_: int,
+    round: int,
+    options: Options,
 ) -> list[list[int]]:
     """What the student makes of the spliced prefixes; those that end or fill the budget stay as they are."""
     results = list(prefixes)
     open_rows = [
         row
         for row, prefix in enumerate(prefixes)
-        if prefix[-1] not in settings.eos_ids and len(prefix) < settings.max_new_tokens
+        if prefix[-1] not in options.eos_ids and len(prefix) < options.max_new_tokens
     ]
     if not open_rows:
         return results
     asked = [Prefix(drafts[row].example_id, drafts[row].prompt_ids, tuple(prefixes[row])) for row in open_rows]
-    written = student.continue_from(asked, seed=settings.seed, round=settings.round, pass_=pass_)
-    _check_written(asked, written, settings)
+    written = student.continue_from(asked, seed=options.seed, round=round, pass_=pass_)
+    _check_written(asked, written, options)
     for row, prefix, response in zip(open_rows, asked, written, strict=True):
         kept = len(prefix.response_ids)
         if len(response) <= kept or tuple(response[:kept]) != prefix.response_ids:
@@ -38,22 +54,30 @@ def _continue(
     return results
 
 
-def _check_written(asked: Sequence[object], written: Sequence[Sequence[int]], settings: Settings) -> None:
+def _check_written(asked: Sequence[object], written: Sequence[Sequence[int]], options: Options) -> None:
     if len(written) != len(asked):
         raise ValueError(f"the student was asked for {len(asked)} responses and wrote {len(written)}")
     for response in written:
-        if not 1 <= len(response) <= settings.max_new_tokens:
-            raise ValueError(f"the student wrote {len(response)} tokens, not 1 to {settings.max_new_tokens}")
-        ends = [token in settings.eos_ids for token in response]
-        if any(ends[:-1]) or not (ends[-1] or len(response) == settings.max_new_tokens):
+        if not 1 <= len(response) <= options.max_new_tokens:
+            raise ValueError(f"the student wrote {len(response)} tokens, not 1 to {options.max_new_tokens}")
+        ends = [token in options.eos_ids for token in response]
+        if any(ends[:-1]) or not (ends[-1] or len(response) == options.max_new_tokens):
             raise ValueError(f"the student wrote {len(response)} tokens that do not end where eos_token_id does")
 
 
-def _correct(student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: int, settings: Settings) -> None:
+def _correct(
+    student: Student,
+    teacher: Scorer,
+    drafts: Sequence[Draft],
+    pass_: int,
+    round: int,
+    options: Options,
+    meter: Meter,
+) -> None:
     """One pass over the drafts: search, splice, continue, record."""
     read = sum(len(draft.prompt_ids) + len(draft.response_ids) for draft in drafts)
-    with settings.meter.phase("scoring", tokens=read):
-        search = search_errors(student, teacher, drafts, pass_, settings)
+    with meter.phase("scoring", tokens=read):
+        search = search_errors(student, teacher, drafts, pass_, round, options)
     if pass_ == 1:
         for draft, disagreements, positions in zip(drafts, search.disagreements, search.positions, strict=True):
             draft.disagreements, draft.positions = disagreements, positions
@@ -67,38 +91,81 @@ def _correct(student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: 
         position = search.chosen[index]
         token = int(search.comparison.teacher_token[int(search.starts[index]) + position])
         prefixes.append(splice(drafts[index].response_ids, position, token))
-    with settings.meter.phase("generation"):
-        responses = _continue(student, [drafts[index] for index in found], prefixes, pass_, settings)
+    with meter.phase("generation"):
+        responses = _continue(student, [drafts[index] for index in found], prefixes, pass_, round, options)
     grown = (len(response) - len(prefix) for response, prefix in zip(responses, prefixes, strict=True))
-    settings.meter.add("generation", tokens=sum(grown))
+    meter.add("generation", tokens=sum(grown))
     for index, prefix, response in zip(found, prefixes, responses, strict=True):
         draft = drafts[index]
-        draft.corrections.append(record(search, index, draft, pass_, len(response)))
+        draft.corrections.append(_record(search, index, draft, pass_, len(response)))
         draft.response_ids, draft.after, draft.status = response, search.chosen[index], "corrected"
         draft.finished = len(prefix) == len(response)
 
 
-def _revise_chunk(
-    student: Student, teacher: Scorer | None, prompts: Sequence[Prompt], settings: Settings
+def _record(search: Search, index: int, draft: Draft, pass_: int, length_after: int) -> Correction:
+    """The record of sequence `index`, whose response still is as it was before."""
+    position, seen = search.chosen[index], search.comparison
+    row = int(search.starts[index]) + position
+    return Correction(
+        pass_=pass_,
+        position=position,
+        student_token=draft.response_ids[position],
+        teacher_token=int(seen.teacher_token[row]),
+        kl=float(seen.kl[row]),
+        teacher_prob_student_token=float(seen.teacher_log_prob_student_token[row].exp()),
+        teacher_prob_teacher_token=float(seen.teacher_log_prob_teacher_token[row].exp()),
+        student_prob_student_token=float(seen.student_log_prob_student_token[row].exp()),
+        student_prob_teacher_token=float(seen.student_log_prob_teacher_token[row].exp()),
+        length_before=len(draft.response_ids),
+        length_after=length_after,
+        teacher_log_likelihood_before=search.log_likelihoods[index],
+        disagreements=search.disagreements[index],
+        positions=search.positions[index],
+    )
+
+
+def revise_batch(
+    student: Student,
+    teacher: Scorer | None,
+    prompts: Sequence[Prompt],
+    options: Options,
+    *,
+    round: int,
+    meter: Meter,
 ) -> list[RevisedSequence]:
-    """Write and correct the prompts of one chunk, whose state the student keeps in between."""
+    """`revise` for prompts that the student takes at once, with options that were checked before.
+
+    What the student keeps of a batch for the next pass it keeps no longer than this.
+    """
     try:
-        with settings.meter.phase("generation", tokens=sum(len(prompt_ids) for _, prompt_ids in prompts)):
-            written = student.write(prompts, seed=settings.seed, round=settings.round)
-        settings.meter.add("generation", tokens=sum(map(len, written)))
-        _check_written(prompts, written, settings)
+        with meter.phase("generation", tokens=sum(len(prompt_ids) for _, prompt_ids in prompts)):
+            written = student.write(prompts, seed=options.seed, round=round)
+        meter.add("generation", tokens=sum(map(len, written)))
+        _check_written(prompts, written, options)
         drafts = [
             Draft(int(example_id), tuple(map(int, prompt_ids)), list(response), list(response))
             for (example_id, prompt_ids), response in zip(prompts, written, strict=True)
         ]
-        for pass_ in range(1, settings.passes + 1):
+        for pass_ in range(1, options.passes + 1):
             active = [draft for draft in drafts if not draft.finished]
             if active:
-                assert teacher is not None, "checked by revise"
-                _correct(student, teacher, active, pass_, settings)
+                assert teacher is not None, "without one passes are 0"
+                _correct(student, teacher, active, pass_, round, options, meter)
     finally:
         student.release()
-    return [draft.finish() for draft in drafts]
+    return [
+        RevisedSequence(
+            draft.example_id,
+            draft.prompt_ids,
+            tuple(draft.rollout_ids),
+            tuple(draft.response_ids),
+            tuple(draft.corrections),
+            draft.status,
+            draft.disagreements,
+            draft.positions,
+        )
+        for draft in drafts
+    ]
 
 
 def revise(
@@ -128,9 +195,8 @@ def revise(
     it or fills the budget.
 
     The text of a sequence depends on its own prompt, example id, `seed` and `round` alone, not on the
-    company it
-    is written in: every draw is keyed (see `mgsr.runtime.rng`). The rollout has pass 0 in its keys, correction k
-    pass k.
+    company it is written in: every draw is keyed (see `mgsr.runtime.rng`). The rollout has pass 0 in its keys,
+    correction k pass k.
 
     Args:
         student: writes and scores (`mgsr.scrg.Student`).
@@ -157,18 +223,16 @@ def revise(
         ValueError: an option or a prompt cannot be used, or a model breaks its protocol.
     """
     ids = frozenset(eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id])
-    settings = Settings(
-        passes,
+    options = Options(
         max_new_tokens,
         ids,
         seed,
-        round,
+        passes,
         teacher_token,
         error_position,
         kl_threshold,
         tile_size,
         vocab_size,
-        meter or Meter(),
     )
     if teacher is None and passes > 0:
         raise ValueError(f"passes={passes} needs a teacher")
@@ -179,10 +243,12 @@ def revise(
         raise ValueError(f"max_new_tokens is {max_new_tokens} here and {limit} in the student")
     if batch_size is None:
         batch_size = getattr(student, "batch_size", None) or max(len(prompts), 1)
+    meter = meter or Meter()
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index][1]))
     revised: dict[int, RevisedSequence] = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        sequences = _revise_chunk(student, teacher, [prompts[index] for index in chunk], settings)
+        batch = [prompts[index] for index in chunk]
+        sequences = revise_batch(student, teacher, batch, options, round=round, meter=meter)
         revised.update(zip(chunk, sequences, strict=True))
     return [revised[index] for index in range(len(prompts))]

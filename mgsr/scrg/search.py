@@ -1,42 +1,43 @@
 """One search of a pass: score the sequences, compare the models everywhere, choose the errors.
 
-Shapes: B sequences, T positions of the longest response, N response positions of all sequences end to end.
+Shapes: B sequences, T positions of the longest response, N response positions of all sequences end to end,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mgsr.runtime.meter import Meter
-from mgsr.runtime.rng import Stream, uniform
-from mgsr.scrg.compare import Comparison, compare
-from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position
-from mgsr.scrg.records import Correction, Prompt, RevisedSequence, Scorer, Status, Student
+from mgsr.runtime.rng import Stream, inverse_cdf, uniform
+from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position, forward_kl, wide
+from mgsr.scrg.records import Correction, Prompt, Scorer, Status, Student, TokenLogits
 
 TeacherToken = Literal["sample", "argmax"]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of `revise`, checked once."""
+class Options:
+    """How sequences are revised, see `mgsr.scrg.revise`; checked once.
 
-    passes: int
+    Raises:
+        ValueError: one of them cannot be used.
+    """
+
     max_new_tokens: int
     eos_ids: frozenset[int]
     seed: int
-    round: int
-    teacher_token: TeacherToken
-    error_position: ErrorPosition
-    kl_threshold: float
-    tile_size: int
-    vocab_size: int | None
-    meter: Meter = field(default_factory=Meter)
+    passes: int = 1
+    teacher_token: TeacherToken = "sample"
+    error_position: ErrorPosition = "max_kl"
+    kl_threshold: float = 1.0
+    tile_size: int = 256
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("teacher_token", self.teacher_token, get_args(TeacherToken))
@@ -63,17 +64,68 @@ class Draft:
     positions: int = 0
     finished: bool = False
 
-    def finish(self) -> RevisedSequence:
-        return RevisedSequence(
-            self.example_id,
-            self.prompt_ids,
-            tuple(self.rollout_ids),
-            tuple(self.response_ids),
-            tuple(self.corrections),
-            self.status,
-            self.disagreements,
-            self.positions,
+
+class Comparison(NamedTuple):
+    """Teacher and student at N response positions, each `[N]`."""
+
+    teacher_token: Tensor
+    kl: Tensor
+    teacher_log_prob_student_token: Tensor
+    teacher_log_prob_teacher_token: Tensor
+    student_log_prob_student_token: Tensor
+    student_log_prob_teacher_token: Tensor
+
+
+def _compare_tile(
+    teacher_logits_NV: Tensor, student_logits_NV: Tensor, tokens_N: Tensor, uniforms_N: Tensor | None
+) -> Comparison:
+    """Draw (or, without uniforms, take the best of) the teacher's tokens and compare the two models there."""
+    if teacher_logits_NV.shape != student_logits_NV.shape:
+        widths = teacher_logits_NV.shape[-1], student_logits_NV.shape[-1]
+        raise ValueError(
+            f"teacher and student have {widths[0]} and {widths[1]} classes: pass vocab_size, the shared ids"
         )
+    if uniforms_N is None:
+        teacher_tokens_N = teacher_logits_NV.argmax(dim=-1)
+    else:
+        teacher_tokens_N = inverse_cdf(teacher_logits_NV, uniforms_N)
+    teacher_NV = wide(teacher_logits_NV).log_softmax(dim=-1)
+    student_NV = wide(student_logits_NV).log_softmax(dim=-1)
+    both_N2 = torch.stack([tokens_N.to(teacher_tokens_N.device), teacher_tokens_N], dim=-1)
+    teacher_N2, student_N2 = teacher_NV.gather(1, both_N2), student_NV.gather(1, both_N2)
+    kl_N = forward_kl(teacher_NV, student_NV)
+    return Comparison(teacher_tokens_N, kl_N, *teacher_N2.unbind(-1), *student_N2.unbind(-1))
+
+
+def compare(
+    teacher: TokenLogits,
+    student: TokenLogits,
+    tokens_N: Tensor,
+    uniforms_N: Tensor | None,
+    tile_size: int,
+    vocab_size: int | None,
+) -> Comparison:
+    """`_compare_tile` over all positions, a tile of logits at a time; results on the CPU."""
+    if len(teacher) != len(tokens_N) or len(student) != len(tokens_N):
+        raise ValueError(
+            f"{len(tokens_N)} tokens, but scores of {len(teacher)} (teacher) and {len(student)} (student)"
+        )
+    tiles = []
+    for start in range(0, len(tokens_N), tile_size):
+        rows = slice(start, min(start + tile_size, len(tokens_N)))
+        teacher_logits = teacher[rows][:, :vocab_size]
+        student_logits = student[rows][:, :vocab_size].to(teacher_logits.device)
+        largest, width = int(tokens_N[rows].max()), teacher_logits.shape[1]
+        if largest >= width:
+            raise ValueError(f"the student wrote token {largest}, beyond the {width} shared ids")
+        uniforms = None if uniforms_N is None else uniforms_N[rows]
+        tiles.append(_compare_tile(teacher_logits, student_logits, tokens_N[rows], uniforms))
+    result = Comparison(*(torch.cat(columns).cpu() for columns in zip(*tiles, strict=True)))
+    if torch.isnan(result.kl).any():
+        raise ValueError(
+            "KL(p || q) is NaN at a response position: the logits of teacher or student are not finite"
+        )
+    return result
 
 
 def _end_to_end(drafts: Sequence[Draft]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,7 +150,7 @@ class Search:
 
 
 def search_errors(
-    student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: int, settings: Settings
+    student: Student, teacher: Scorer, drafts: Sequence[Draft], pass_: int, round: int, options: Options
 ) -> Search:
     """Score the drafts with both models and choose the error positions of this pass."""
     prompts: list[Prompt] = [(draft.example_id, draft.prompt_ids) for draft in drafts]
@@ -106,16 +158,16 @@ def search_errors(
     rows, columns, tokens = _end_to_end(drafts)
     ids = np.array([draft.example_id for draft in drafts], dtype=np.int64)
     uniforms = None
-    if settings.teacher_token == "sample":
-        draws = uniform(settings.seed, Stream.TEACHER, settings.round, ids[rows], pass_, columns)
+    if options.teacher_token == "sample":
+        draws = uniform(options.seed, Stream.TEACHER, round, ids[rows], pass_, columns)
         uniforms = torch.from_numpy(draws)
     comparison = compare(
         teacher.score(prompts, responses),
         student.score(prompts, responses),
         torch.from_numpy(tokens),
         uniforms,
-        tile_size=settings.tile_size,
-        vocab_size=settings.vocab_size,
+        tile_size=options.tile_size,
+        vocab_size=options.vocab_size,
     )
 
     def padded(values: Tensor, fill: float) -> Tensor:
@@ -126,9 +178,9 @@ def search_errors(
     after_N = np.array([draft.after for draft in drafts])[rows]
     searched_BT = padded(torch.from_numpy(columns > after_N), False)
     candidates_BT = searched_BT & padded(comparison.teacher_token != torch.from_numpy(tokens), False)
-    uniforms_B = torch.from_numpy(uniform(settings.seed, Stream.POSITION, settings.round, ids, pass_, 0))
+    uniforms_B = torch.from_numpy(uniform(options.seed, Stream.POSITION, round, ids, pass_, 0))
     chosen_B = choose_position(
-        padded(comparison.kl, 0.0), candidates_BT, settings.error_position, settings.kl_threshold, uniforms_B
+        padded(comparison.kl, 0.0), candidates_BT, options.error_position, options.kl_threshold, uniforms_B
     )
     # One term after the other, so that the last digit does not depend on the company either.
     sums_B = np.bincount(rows, comparison.teacher_log_prob_student_token.double().numpy())
@@ -140,26 +192,4 @@ def search_errors(
         candidates_BT.sum(dim=1).tolist(),
         searched_BT.sum(dim=1).tolist(),
         likelihoods_B.tolist(),
-    )
-
-
-def record(search: Search, index: int, draft: Draft, pass_: int, length_after: int) -> Correction:
-    """The record of sequence `index`, whose response still is as it was before."""
-    position, seen = search.chosen[index], search.comparison
-    row = int(search.starts[index]) + position
-    return Correction(
-        pass_=pass_,
-        position=position,
-        student_token=draft.response_ids[position],
-        teacher_token=int(seen.teacher_token[row]),
-        kl=float(seen.kl[row]),
-        teacher_prob_student_token=float(seen.teacher_log_prob_student_token[row].exp()),
-        teacher_prob_teacher_token=float(seen.teacher_log_prob_teacher_token[row].exp()),
-        student_prob_student_token=float(seen.student_log_prob_student_token[row].exp()),
-        student_prob_teacher_token=float(seen.student_log_prob_teacher_token[row].exp()),
-        length_before=len(draft.response_ids),
-        length_after=length_after,
-        teacher_log_likelihood_before=search.log_likelihoods[index],
-        disagreements=search.disagreements[index],
-        positions=search.positions[index],
     )

@@ -12,7 +12,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
 from mgsr.evaluation.test_set import Predictor
 from mgsr.models.from_config import with_adapters
-from mgsr.rounds.writer import build_write
+from mgsr.rounds.writer import build_writer
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.ranks import first_alone
@@ -82,7 +82,7 @@ def build_job(
         seed=config.seed,
         placement=config.teacher.placement,
     )
-    write = build_write(
+    writer = build_writer(
         config,
         module.placement,
         student.tokenizer,
@@ -114,7 +114,7 @@ def build_job(
         pad_token_id=student.pad_id,
         run_folder=folder,
         seed=config.seed,
-        write=write if config.scrg.enabled else None,
+        writer=writer if config.scrg.enabled else None,
         tops=tops,
         score=score,
     )

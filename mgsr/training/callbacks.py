@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import TrainerConfig
 from mgsr.rounds.render import markdown_revision
-from mgsr.rounds.store import RoundEntry, read_manifest, round_statistics
+from mgsr.rounds.store import RoundEntry, read_manifest
 from mgsr.runtime.meter import Meter, added, overall
 from mgsr.runtime.progress import StepBar, say
 from mgsr.runtime.ranks import gathered, is_first
@@ -49,7 +49,7 @@ class Mixture(L.Callback):
         loss = trainer.callback_metrics.get("val/loss")
         data = trainer.datamodule  # type: ignore[attr-defined]
         if loss is not None and not trainer.sanity_checking and isinstance(data, DistillationDataModule):
-            data.observe_dev_loss(float(loss))
+            data.mixture.observe_dev_loss(float(loss))
 
 
 class RoundLog(L.Callback):
@@ -71,7 +71,7 @@ class RoundLog(L.Callback):
             return
         self._logged = data.round
         writer = _writer(trainer)
-        for name, value in round_statistics(data.entries).items():
+        for name, value in data.round_statistics.items():
             pl_module.logger.log_metrics({f"scrg/{name}": value}, trainer.global_step)  # type: ignore[union-attr]
         if writer is None:
             return

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -165,7 +164,7 @@ class Placement:
 
     def in_turn(self, writer: Any, device: torch.device) -> Any:
         """A writer or scorer of one of the two models, which takes its turn before it works."""
-        return InTurn(writer, partial(self.turn, writer.model, device)) if self.alternates else writer
+        return InTurn(writer, lambda: self.turn(writer.model, device)) if self.alternates else writer
 
     def last(self) -> Any:
         """After training: the student as one plain model, which stays; every rank has to call this."""

@@ -15,11 +15,12 @@ import torch
 from mgsr.config.load import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
+from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds
 from mgsr.models import content_fingerprint
 from mgsr.models.from_config import check_tokenizers
 from mgsr.rounds.store import read_manifest
-from mgsr.rounds.text_quality import correction_quality, exposure_bias, rounds_of, text_diversity
+from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically

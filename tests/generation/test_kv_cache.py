@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mgsr.generation import sample
+from mgsr.generation.kv_cache import KeptText
 from mgsr.generation.reader import Reader
 from mgsr.scrg import Prefix
 from tests.scrg import reference
@@ -22,9 +23,13 @@ def test_cached_continuation_equals_a_fresh_prefill(family, monkeypatch):
     student, teacher = tiny(family, 3), language_model(tiny(family, 4))
     reads: list[int] = []
     read = Reader.read
-    monkeypatch.setattr(
-        Reader, "read", lambda self, texts, room: reads.append(len(texts)) or read(self, texts, room=room)
-    )
+
+    def spy(self, texts, room, cache=None):
+        if cache is None:
+            reads.append(len(texts))
+        return read(self, texts, room=room, cache=cache)
+
+    monkeypatch.setattr(Reader, "read", spy)
     cached = revised(language_model(student), teacher, prompts(8))
     assert reads == [8]
     reads.clear()
@@ -77,7 +82,7 @@ def test_rows_leave_as_they_end(monkeypatch):
         Prefix(example, tuple(prompt), (*response[: rng.integers(len(response))], 5))
         for (example, prompt), response in zip(given_prompts, written, strict=True)
     ]
-    assert together._kept is not None and len(together._kept._segments) >= 3
+    assert len(together._kept.segments) >= 3
     chosen = [prefixes[i] for i in rng.permutation(24)[:17]]
     continued = together.continue_from(chosen, seed=0, round=0, pass_=1)
     for prefix, response in zip(chosen, continued, strict=True):
@@ -151,7 +156,7 @@ def test_sliding_windows_prefill_anew_and_say_so_once(family, caplog):
     writer = language_model(student, batch_size=3)
     with caplog.at_level(logging.WARNING, logger="mgsr.generation.language_model"):
         got = revised(writer, language_model(teacher), prompts(7))
-    assert writer._kept is None
+    assert writer._kept == KeptText()
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "sliding window" in caplog.records[0].message and len(caplog.records) == 1
     s = Settings(BUDGET, EOS, 5, passes=3)

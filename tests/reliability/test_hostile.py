@@ -275,7 +275,8 @@ def test_fuzz_shards(tmp_path: Path, content: bytes, manifest: Any) -> None:
     path.write_bytes(content)
     try:
         finish_round(folder, "k", [path.name])
-        entries = read_round(folder, "k")
+        read = read_round(folder, "k")
+        entries = None if read is None else read.entries
         assert entries is not None
         for entry in entries:
             sequence = entry.training_sequence()

@@ -10,7 +10,7 @@ import pytest
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import read_split
-from mgsr.rounds.round import Ranks, Rounds
+from mgsr.rounds.round import Rounds
 from mgsr.rounds.store import read_round, round_folder
 from mgsr.training.build import build_job
 from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
@@ -37,7 +37,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, A
 def written(parts: tuple[ExperimentConfig, Any], folder: Path, world: int, shard_size: int = 0) -> list[Any]:
     config, job = parts
     config.scrg.shard_size = shard_size
-    rounds = Rounds(config, job.data.rounds.write, folder, seed=config.seed, steps_per_epoch=3)
+    rounds = Rounds(config, job.data.rounds.writer, folder, seed=config.seed, steps_per_epoch=3)
     prompts = sorted(job.data.train_rows, key=lambda row: (len(row.prompt_ids), row.example_id))
     found: list[Any] = []
     # the first rank comes last: it writes the manifest when all shards are there
@@ -46,9 +46,10 @@ def written(parts: tuple[ExperimentConfig, Any], folder: Path, world: int, shard
             shards = [s for s in rounds.shards(rounds.key(0, prompts), prompts, world) if s.rank == rank]
             rounds._write_missing(round_folder(folder, 0), 0, shards)
         else:
-            found = rounds.ensure(0, prompts, Ranks(0, world, lambda name: None), written_now=True)
+            found = rounds.ensure(0, prompts, written_now=True, world=world).entries
     manifest_key = rounds.key(0, prompts)
-    assert read_round(round_folder(folder, 0), manifest_key) == found
+    read = read_round(round_folder(folder, 0), manifest_key)
+    assert read is not None and read.entries == found
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.generation.fitting_batches import FittingBatches
+from mgsr.generation.batching import FittingBatches
 from mgsr.runtime import faults
 from mgsr.runtime.errors import ConfigError, DataError, NonFiniteLossError, UserError
 from mgsr.runtime.locks import locked
@@ -212,6 +212,19 @@ def test_memory_that_does_not_suffice_halves_the_batch_and_says_so_once(
     assert [r["rollout_ids"] for r in records[0]] == [r["rollout_ids"] for r in records[1]]
 
 
+def mapped(batches: FittingBatches, items: Any, run: Callable[[Any], Any]) -> list[Any]:
+    """Results of all items, batch by batch, as every caller of `FittingBatches` goes about it."""
+    found: list[Any] = []
+    for batch in batches.of(items):
+        try:
+            result = run(batch)
+        except RuntimeError as error:
+            batches.halve(error)
+            continue
+        found += result
+    return found
+
+
 def test_batches_shrink_until_they_fit() -> None:
     tried: list[int] = []
 
@@ -221,16 +234,16 @@ def test_batches_shrink_until_they_fit() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [2 * item for item in batch]
 
-    found = [r for _, result in FittingBatches(16, "a.batch_size").map(range(10), run) for r in result]
+    found = mapped(FittingBatches(16, "a.batch_size"), range(10), run)
     assert found == [2 * i for i in range(10)] and tried == [10, 5, 2, 2, 2, 2, 2]
 
     def never(batch: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     with pytest.raises(UserError, match="one sequence at a time"):
-        list(FittingBatches(4, "a.batch_size").map([1, 2, 3], never))
+        mapped(FittingBatches(4, "a.batch_size"), [1, 2, 3], never)
     with pytest.raises(RuntimeError, match="can't allocate"):
-        list(FittingBatches(4, None).map([1, 2, 3], never))
+        mapped(FittingBatches(4, None), [1, 2, 3], never)
 
 
 def _poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:

@@ -98,11 +98,13 @@ def test_a_round_reads_back_as_it_was_written(tmp_path: Path) -> None:
         write_shard(folder / name, "s", part, {"tokens_scoring": 5})
         assert is_finished(folder / name, "s") and not is_finished(folder / name, "another key")
     assert read_round(folder, "k") is None, "a round without a manifest is not there"
-    finish_round(folder, "k", names)
+    finished = finish_round(folder, "k", names)
     assert not list(folder.glob("shard-00002-*")), "of another number of ranks"
     manifest = read_manifest(folder)
     assert manifest is not None and manifest["costs"] == {"tokens_scoring": 10}
-    assert read_round(folder, "k") == [*shards[0], *shards[1]]
+    whole = read_round(folder, "k")
+    assert whole is not None and whole.entries == [*shards[0], *shards[1]]
+    assert whole == finished == read_round(folder) and whole.statistics == manifest["statistics"]
     assert read_round(folder, "another key") is None
     line = json.loads((folder / names[0]).read_text().split("\n")[0])
     assert line["corrections"][0]["position"] == 1 and line["rollout"] == "a\u2028b"

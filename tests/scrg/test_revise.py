@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -240,7 +241,7 @@ def test_wider_teacher_is_cut_to_the_shared_ids():
 def test_json_round_trip():
     s = Settings(8, EOS, 4, passes=2)
     for sequence in run(table(1), table(2), prompts(6), s):
-        again = RevisedSequence.from_dict(json.loads(json.dumps(sequence.to_dict())))
+        again = RevisedSequence.from_dict(json.loads(json.dumps(asdict(sequence))))
         assert again == sequence and hash(again) == hash(sequence)
         assert all(isinstance(c, Correction) for c in again.corrections)
     with pytest.raises(ValueError, match="rollout_ids"):
@@ -250,7 +251,7 @@ def test_json_round_trip():
 def test_ids_of_any_integer_type_become_plain():
     s = Settings(4, EOS, 4)
     (sequence,) = run(table(1), table(2), [(np.int64(3), torch.tensor([1, 2]))], s)
-    json.dumps(sequence.to_dict())
+    json.dumps(asdict(sequence))
     assert sequence.prompt_ids == (1, 2)
 
 

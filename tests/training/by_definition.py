@@ -14,14 +14,13 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import Batch, TrainingSequence, collate
 from mgsr.losses import LossTerms
 from mgsr.models.output_layer import OutputHead
-from mgsr.rounds.round import Prompt
 from mgsr.rounds.store import RoundEntry
-from mgsr.scrg import RevisedSequence
+from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.study.study import Study, load_study
 from mgsr.training.datamodule import MicroBatch
 from mgsr.training.objective import Objective, build_clip, build_objective
 from tests.losses import policy, reference
-from tests.training.epochs import data_module
+from tests.training.epochs import FakeWriter, data_module
 
 ROOT = Path(__file__).parents[2]
 CLASSES, EOS, PAD = 13, 2, 0
@@ -64,21 +63,22 @@ def arm_config(study: str, arm: str, *overrides: str) -> ExperimentConfig:
     return committed(study).config(arm, 0, [*step, *overrides])
 
 
-def write(prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
-    entries = []
-    for example, prompt in prompts:
-        text = TEXTS["written"][example]
-        revised = RevisedSequence(example, tuple(prompt), text, text, (), "not_searched", 0, 0)
-        entries.append(RoundEntry(revised, spans(text), behaviour_log_probs=behaviour(text)))
-    return entries
+class Answers(FakeWriter):
+    def entries(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+        made = []
+        for example, prompt in prompts:
+            text = TEXTS["written"][example]
+            revised = RevisedSequence(example, tuple(prompt), text, text, (), "not_searched", 0, 0)
+            made.append(RoundEntry(revised, spans(text), behaviour_log_probs=behaviour(text)))
+        return made
 
 
 def only_step(config: ExperimentConfig, folder: Path) -> MicroBatch:
-    """What the run would train on; `write` stands for whoever writes its text."""
+    """What the run would train on; `Answers` stand for whoever writes its text."""
     truth = [TrainingSequence(i, PROMPTS[i], text, spans(text), True) for i, text in TEXTS["ground truth"].items()]
     data = data_module(config, truth, folder)
     if data.rounds is not None:
-        data.rounds.write = write
+        data.rounds.writer = Answers()
     (step,) = data.plan_epoch(0)
     return step
 

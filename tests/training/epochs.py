@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import TrainingSequence
-from mgsr.rounds.round import Prompt
 from mgsr.rounds.store import RoundEntry
-from mgsr.scrg import RevisedSequence
+from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.optim import training_length
 
@@ -29,14 +29,27 @@ def made_up_rows(count: int) -> list[TrainingSequence]:
     return rows
 
 
-class MadeUpText:
-    """Stands for the models: text of other lengths in every arm and round; `sizes` are those of the rounds."""
+class FakeWriter:
+    """Stands for the models: a `TextWriter` of text that `entries` makes up."""
+
+    def phase(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def write(self, prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
+        return self.entries(prompts, round_), {}
+
+    def entries(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+        raise NotImplementedError
+
+
+class MadeUpText(FakeWriter):
+    """Text of other lengths in every arm and round; `sizes` are those of the rounds."""
 
     def __init__(self, arm: str) -> None:
         self.arm = arm
         self.sizes: dict[int, int] = {}
 
-    def __call__(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+    def entries(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
         self.sizes[round_] = self.sizes.get(round_, 0) + len(prompts)
         entries = []
         for example, prompt in prompts:
@@ -48,7 +61,7 @@ class MadeUpText:
 
 
 def data_module(config: ExperimentConfig, rows: list[TrainingSequence], folder: Path) -> DistillationDataModule:
-    """The stage of distillation on one rank, about to begin; its `write` is a `MadeUpText`."""
+    """The stage of distillation on one rank, about to begin; its writer is a `MadeUpText`."""
     length = training_length(config.train, len(rows), 1)
     data = DistillationDataModule(
         config,
@@ -59,10 +72,9 @@ def data_module(config: ExperimentConfig, rows: list[TrainingSequence], folder: 
         pad_token_id=0,
         run_folder=folder,
         seed=config.seed,
-        write=MadeUpText(config.arm),
+        writer=MadeUpText(config.arm),
     )
-    strategy = SimpleNamespace(barrier=lambda name: None)
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, strategy=strategy)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)  # type: ignore[assignment]
     return data
 
 

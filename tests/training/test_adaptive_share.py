@@ -29,12 +29,12 @@ def look(data: DistillationDataModule, loss: float, *, sanity: bool = False) -> 
     """The share of student text after a look at the dev set, as Lightning reports it."""
     trainer = SimpleNamespace(callback_metrics={"val/loss": loss}, datamodule=data, sanity_checking=sanity)
     Mixture().on_validation_end(trainer, None)  # type: ignore[arg-type]
-    return data.adaptive_fraction
+    return data.mixture.adaptive_fraction
 
 
 def test_the_share_rises_only_when_dev_loss_worsens_by_more_than_eps(make_config: Make, tmp_path: Path) -> None:
     data = data_module(make_config(*ADAPTIVE), made_up_rows(40), tmp_path)
-    assert data.adaptive_fraction == 0.25
+    assert data.mixture.adaptive_fraction == 0.25
     # (dev loss, share): the first look has nothing to compare with
     looks = [(9.0, 0.25), (2.0, 0.25), (2.0, 0.25), (2.5, 0.25), (3.0, 0.25), (3.625, 0.75)]
     # after a rise as before: the look before counts, not the best one; the share ends at 1
@@ -46,7 +46,7 @@ def test_the_share_rises_only_when_dev_loss_worsens_by_more_than_eps(make_config
 def test_lightnings_sanity_check_does_not_count(make_config: Make, tmp_path: Path) -> None:
     data = data_module(make_config(*ADAPTIVE), made_up_rows(40), tmp_path)
     look(data, 1.0, sanity=True)
-    assert data.previous_dev_loss is None and look(data, 9.0) == 0.25
+    assert data.mixture.previous_dev_loss is None and look(data, 9.0) == 0.25
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -55,7 +55,7 @@ def test_the_next_round_follows_the_share(every: int, make_config: Make, tmp_pat
     truth = made_up_rows(40)
     own = {(row.example_id, row.response_ids) for row in truth}
     data = data_module(config, truth, tmp_path)
-    text = data.rounds.write if data.rounds else None
+    text = data.rounds.writer if data.rounds else None
     assert isinstance(text, MadeUpText)
     written = []
     for epoch, loss in enumerate([2.0, 2.5, 3.25, 3.0, 4.0]):
@@ -65,8 +65,10 @@ def test_the_next_round_follows_the_share(every: int, make_config: Make, tmp_pat
         look(data, loss)
     # five steps of eight rows: a quarter, then, from the epoch after the rise of 0.75, three quarters
     assert written == [[2] * 5, [2] * 5, [2] * 5, [6] * 5, [6] * 5]
-    assert data.adaptive_fraction == 1.0 and data.epoch_fractions == {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.75, 4: 0.75}
+    mixture = data.mixture
+    assert mixture.adaptive_fraction == 1.0
+    assert mixture.epoch_fractions == {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.75, 4: 0.75}
     # a round of several epochs answers every prompt, since any may be asked for when the share rises within it
     assert text.sizes == ({0: 10, 1: 10, 2: 10, 3: 30, 4: 30} if every == 1 else {0: 40, 1: 40, 2: 40})
-    assert [len(step.student) for step in data.selection(5)] == [8] * 5
-    assert [len(step.student) for step in data.selection(2)] == [2] * 5, "an epoch keeps the share it began with"
+    assert [len(step.student) for step in mixture.selection(5, 1)] == [8] * 5
+    assert [len(step.student) for step in mixture.selection(2, 1)] == [2] * 5, "an epoch keeps its share"

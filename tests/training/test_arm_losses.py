@@ -20,7 +20,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import Annotation
 from mgsr.losses import LossTerms
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.rounds.writer import build_write
+from mgsr.rounds.writer import build_writer
 from mgsr.training.minillm import MiniLLMObjective
 from mgsr.training.placement import Placement
 from tests.losses import reference
@@ -212,8 +212,9 @@ def test_minillm_draws_a_fifth_from_the_teacher() -> None:
     config = arm_config("baselines", "minillm", "scrg.max_new_tokens=8")
     student, teacher = tiny("llama", 2), tiny("gpt2", 2)
     tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=EOS, decode=lambda ids, **options: "")
-    write = build_write(config, Placement(student, teacher), tokenizer, Annotation(None), vocab_size=11)  # type: ignore[arg-type]
-    for entry in write(prompts(4), 0):
+    models = Placement(student, teacher)
+    writer = build_writer(config, models, tokenizer, Annotation(None), vocab_size=11)  # type: ignore[arg-type]
+    for entry in writer.write(prompts(4), 0)[0]:
         read, expected = list(entry.revised.prompt_ids), []
         for token in entry.revised.response_ids:
             p, q = (reference.softmax(next_logits(model)(read))[token] for model in (teacher, student))

@@ -313,9 +313,9 @@ def test_an_epoch_keeps_its_share_of_student_text_when_it_is_planned_again(make_
 
     def watched(data: DistillationDataModule, epoch: int) -> Any:
         steps = original(data, epoch)
-        data.adaptive_fraction, kept = 1.0, data.adaptive_fraction
+        data.mixture.adaptive_fraction, kept = 1.0, data.mixture.adaptive_fraction
         assert [s.student for s in original(data, epoch)] == [s.student for s in steps]
-        data.adaptive_fraction = kept
+        data.mixture.adaptive_fraction = kept
         seen.append(epoch)
         return steps
 

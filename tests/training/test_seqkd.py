@@ -13,12 +13,11 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
 from mgsr.losses import LossTerms
 from mgsr.models.output_layer import OutputHead
-from mgsr.rounds.round import Prompt
 from mgsr.rounds.store import RoundEntry
-from mgsr.scrg import RevisedSequence
+from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.study.study import load_study
 from mgsr.training.objective import build_clip, build_objective
-from tests.training.epochs import data_module, made_up_rows
+from tests.training.epochs import FakeWriter, data_module, made_up_rows
 
 STUDIES = Path(__file__).parents[2] / "experiments"
 PAD = 0
@@ -31,13 +30,14 @@ BITS = sum(sum(bits) for _, bits in TEXTS.values())
 TOKENS = sum(len(text) for text, _ in TEXTS.values())
 
 
-def write(prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
-    entries = []
-    for example, prompt in prompts:
-        text, _ = TEXTS[example]
-        revised = RevisedSequence(example, tuple(prompt), text, text, (), "not_searched", 0, 0)
-        entries.append(RoundEntry(revised, (-1,) * len(text)))
-    return entries
+class Answers(FakeWriter):
+    def entries(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
+        made = []
+        for example, prompt in prompts:
+            text, _ = TEXTS[example]
+            revised = RevisedSequence(example, tuple(prompt), text, text, (), "not_searched", 0, 0)
+            made.append(RoundEntry(revised, (-1,) * len(text)))
+        return made
 
 
 def arm(study: str, name: str, base: Path) -> ExperimentConfig:
@@ -46,13 +46,13 @@ def arm(study: str, name: str, base: Path) -> ExperimentConfig:
 
 
 def step_of(config: ExperimentConfig, folder: Path) -> tuple[list[TrainingSequence], StepCounts]:
-    """The one step of an epoch of three prompts, all answered by `write`."""
+    """The one step of an epoch of three prompts, all answered by `Answers`."""
     truth = [
         TrainingSequence(row.example_id, (1,), row.response_ids, row.span_ids, True) for row in made_up_rows(3)
     ]
     data = data_module(config, truth, folder)
     assert data.rounds is not None
-    data.rounds.write = write
+    data.rounds.writer = Answers()
     (item,) = data.plan_epoch(0)
     assert {(row.example_id, row.response_ids) for row in item.rows} == {(k, v[0]) for k, v in TEXTS.items()}
     return list(item.rows), item.counts
