@@ -26,7 +26,7 @@ class StepSelection:
 
 @dataclass(frozen=True)
 class PlannedStep(Generic[Row]):
-    """One optimiser step: `micro_batches[k][rank]` is what `rank` sees in its k-th forward, `rows` what all see."""
+    """One optimiser step: `micro_batches[k][rank]` is what `rank` sees in its k-th forward; `rows` are all."""
 
     micro_batches: tuple[tuple[tuple[Row, ...], ...], ...]
     rows: tuple[Row, ...]

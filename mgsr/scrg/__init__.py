@@ -1,4 +1,4 @@
-"""Sequence correction and re-generation (SCRG): the student writes, the teacher mends a token, the student goes on.
+"""Sequence correction and re-generation (SCRG): the student writes, the teacher mends a token, and so on.
 
 Here is the method alone, on protocols (`Student`, `Scorer`) that any pair of models can meet: `locate` has the
 rule for the error position (Liu et al. 2024, eq. 3), `search` applies it to a batch of responses, `revise` is the
