@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgsr.config.load import ExperimentConfig, load_config
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.planning.doctor_data import look_at_rows
 from mgsr.planning.doctor_memory import look_at_memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split
 from mgsr.planning.findings import Report

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import LoraConfig, SftConfig
+from mgsr.config.schema import ExperimentConfig, LoraConfig, SftConfig
 from mgsr.data.sampler import micro_batches_per_step
 from mgsr.planning.doctor_text import text_bytes
 from mgsr.planning.findings import Report, size

@@ -8,8 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import ModelConfig
+from mgsr.config.schema import ExperimentConfig, ModelConfig
 from mgsr.data.prompts import encode_rows, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig, load_config
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.models.from_config import quiet_transformers
 from mgsr.planning.communication import Traffic, traffic
 from mgsr.planning.doctor_memory import MIXED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.planning import flops
 from mgsr.planning.flops import Flops, Shape
 from mgsr.planning.work import Stage, Text

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.planning.doctor_memory import FLOAT, generation_added, largest, training_added
 from mgsr.planning.parts import Parts
 from mgsr.planning.sizes import Activations, ModelSize, clip_bytes

@@ -16,8 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from mgsr import models
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import ModelConfig
+from mgsr.config.schema import ExperimentConfig, ModelConfig
 from mgsr.losses.fused.inputs import rows_per_part, rows_per_tile
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import build_initial, with_adapters

@@ -10,8 +10,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import MixtureConfig, ModelConfig, TrainConfig
+from mgsr.config.schema import ExperimentConfig, MixtureConfig, ModelConfig, TrainConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import SYNTHETIC, is_file, read_split
 from mgsr.planning.doctor_memory import longest_sequence

@@ -10,7 +10,8 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mgsr.config.load import ExperimentConfig, fingerprint
+from mgsr.config.load import fingerprint
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import TrainingSequence
 from mgsr.rounds.store import (
     RoundEntry,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.metrics import diversity, rouge_l
