@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import warnings
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.cli.arguments import parse
+from mgsr.cli.console import evaluation_table, show, study_table
+from mgsr.config.keys import describe
+from mgsr.config.load import dump, load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import prefer_quick_sorts
 
@@ -67,7 +72,6 @@ def _who() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from mgsr.config.load import load_config
     from mgsr.runtime.ranks import is_first
     from mgsr.training.launch import joined, launch, must_launch
     from mgsr.training.run_folder import load_run_config, run_folder
@@ -101,7 +105,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.console import evaluation_table, show
     from mgsr.cli.evaluate_folder import evaluate_files
 
     results = evaluate_files(
@@ -128,7 +131,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.console import show, study_table
     from mgsr.study.run import run_study
     from mgsr.study.study import load_study
 
@@ -158,8 +160,6 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    import json
-
     from mgsr.planning.doctor import examine
     from mgsr.planning.doctor_table import lines, parse_size
 
@@ -173,9 +173,6 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    import json
-
-    from mgsr.cli.console import show
     from mgsr.planning.doctor_table import parse_size
     from mgsr.planning.plan import Hardware, plan
     from mgsr.planning.plan_table import configured, heading, memory_table, traffic_table, verdict, work_table
@@ -228,12 +225,10 @@ def _texts(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from mgsr.config.load import describe, dump, load_config
-
     if arguments.config is not None:
         print(dump(load_config(arguments.config, arguments.overrides)), end="")
         return
-    for name, kind, default, text in describe():
+    for name, kind, default, text in describe(ExperimentConfig()):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
 
