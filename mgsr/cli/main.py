@@ -1,5 +1,4 @@
-"""The command line: `mgsr train | evaluate | export | ablate | report | verify | doctor | plan | texts |
-config`."""
+"""The command line: one function per command, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -21,13 +20,15 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import prefer_quick_sorts
 
+# what a rank says when the connection to another one has broken
+_BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
-    0; 2 for an error that is the user's to mend; 1 where `doctor` found one, or `plan` no strategy that
-    fits; 130 and 143 for a run that was
-    stopped by Ctrl-C or SIGTERM.
+    0 if all went well. 1 where `doctor` found an error, or `plan` no strategy that fits. 2 for an error that is
+    the user's to mend. 130 and 143 for a run that was stopped by Ctrl-C or SIGTERM.
     """
     arguments = parse(argv)
     # all set before numpy, torch and transformers are imported
@@ -38,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with warnings.catch_warnings():
-            return COMMANDS[arguments.command](arguments) or 0
+            return _COMMANDS[arguments.command](arguments) or 0
     except UserError as error:
         if arguments.debug:
             raise
         print(f"mgsr: error: {_who()}{' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except RuntimeError as error:
-        if arguments.debug or not _who() or not any(word in str(error) for word in BROKEN):
+        if arguments.debug or not _who() or not any(word in str(error) for word in _BROKEN):
             raise
         # a rank that dies takes the connections of the others with it
         print(f"mgsr: error: {_who()}another rank is gone, and this one ends too", file=sys.stderr)
@@ -60,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mgsr: stopped", file=sys.stderr)
         return 130
-
-
-BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
 
 
 def _who() -> str:
@@ -105,7 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.evaluate_folder import evaluate_files
+    from mgsr.cli.evaluate import evaluate_files
 
     results = evaluate_files(
         arguments.source,
@@ -219,7 +217,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _texts(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.show_rounds import revised_texts
+    from mgsr.cli.revisions import revised_texts
 
     print("\n\n".join(revised_texts(arguments.run, arguments.round, arguments.number)))
 
@@ -233,7 +231,7 @@ def _config(arguments: argparse.Namespace) -> None:
         print(f"{name} ({kind}) = {shown}\n    {text}")
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,
