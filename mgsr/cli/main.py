@@ -159,21 +159,24 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from mgsr.planning.doctor import examine
-    from mgsr.planning.doctor_table import lines, parse_size
+    from mgsr.planning.findings import report_lines
+    from mgsr.planning.units import parse_size
 
     memory = None if arguments.memory is None else parse_size(arguments.memory)
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         report = examine(arguments.config, arguments.overrides, available=memory)
-    print(
-        json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines(report))
-    )
+    if arguments.json:
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(report_lines(report)))
     return 0 if report.well else 1
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from mgsr.planning.doctor_table import parse_size
-    from mgsr.planning.plan import Hardware, plan
+    from mgsr.planning.plan import plan
+    from mgsr.planning.plan_cost import Hardware
     from mgsr.planning.plan_table import configured, heading, memory_table, traffic_table, verdict, work_table
+    from mgsr.planning.units import parse_size
 
     giga, tera = 1e9, 1e12
     hardware = Hardware(
