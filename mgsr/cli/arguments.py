@@ -1,4 +1,4 @@
-"""What the command line takes: `mgsr COMMAND ...`, with `key=value` words anywhere."""
+"""The parser: what `mgsr COMMAND` takes, with `key=value` words anywhere."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options. Overrides are no arguments of it, see `parse`."""
     parser = argparse.ArgumentParser(
         prog="mgsr", description="Distillation of language models by multi-granularity semantic revision."
     )
@@ -183,7 +184,14 @@ def _is_file(word: str) -> bool:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Arguments; `key=value` words may stand anywhere."""
+    """The arguments of a command, with `overrides` (the `key=value` words, which may stand anywhere) and `words`.
+
+    Args:
+        argv: what stands behind `mgsr`; None takes it from `sys.argv`.
+
+    Raises:
+        SystemExit: code 2, for words that the command does not take.
+    """
     parser = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
     # taken out first: `--seeds 0 1 scrg.passes=3` would otherwise hand the override to --seeds

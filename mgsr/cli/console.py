@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
+_NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
 
 
 def show(table: Table) -> None:
+    """Print a table, as wide as the terminal."""
     # a pipe has no width of its own; 100 columns keep rows on one line
     console = Console()
     (console if console.is_terminal else Console(width=100)).print(table)
@@ -24,7 +25,7 @@ def study_table(summary: Mapping[str, Any]) -> Table:
     for name in ("model", "ROUGE-L", "std", "exact match", "distinct-2"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for name, value in summary.items():
-        if name in NOT_ARMS:
+        if name in _NOT_ARMS:
             continue
         table.add_row(
             name,
@@ -33,7 +34,7 @@ def study_table(summary: Mapping[str, Any]) -> Table:
             f"{value['exact_match']:.1f} %",
             f"{value['distinct_2']:.3f}",
         )
-    over = next(v["std_over"] for k, v in summary.items() if k not in NOT_ARMS)
+    over = next(v["std_over"] for k, v in summary.items() if k not in _NOT_ARMS)
     caption = [f"std over {over}"]
     scrg = summary.get("scrg")
     if scrg:

@@ -1,10 +1,10 @@
-"""The command line: `mgsr train | evaluate | export | ablate | report | verify | doctor | plan | texts |
-config`."""
+"""The command line: one function per command, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import warnings
@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.cli.arguments import parse
+from mgsr.cli.console import evaluation_table, show, study_table
+from mgsr.config.keys import describe
+from mgsr.config.load import dump, load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import prefer_quick_sorts
+
+# what a rank says when the connection to another one has broken
+_BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
-    0; 2 for an error that is the user's to mend; 1 where `doctor` found one, or `plan` no strategy that
-    fits; 130 and 143 for a run that was
-    stopped by Ctrl-C or SIGTERM.
+    0 if all went well. 1 where `doctor` found an error, or `plan` no strategy that fits. 2 for an error that is
+    the user's to mend. 130 and 143 for a run that was stopped by Ctrl-C or SIGTERM.
     """
     arguments = parse(argv)
     # all set before numpy, torch and transformers are imported
@@ -33,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         with warnings.catch_warnings():
-            return COMMANDS[arguments.command](arguments) or 0
+            return _COMMANDS[arguments.command](arguments) or 0
     except UserError as error:
         if arguments.debug:
             raise
         print(f"mgsr: error: {_who()}{' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except RuntimeError as error:
-        if arguments.debug or not _who() or not any(word in str(error) for word in BROKEN):
+        if arguments.debug or not _who() or not any(word in str(error) for word in _BROKEN):
             raise
         # a rank that dies takes the connections of the others with it
         print(f"mgsr: error: {_who()}another rank is gone, and this one ends too", file=sys.stderr)
@@ -57,9 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
-
-
 def _who() -> str:
     """Which of several ranks speaks."""
     ranks = sys.modules.get("mgsr.runtime.ranks")
@@ -67,7 +70,6 @@ def _who() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from mgsr.config.load import load_config
     from mgsr.runtime.ranks import is_first
     from mgsr.training.launch import joined, launch, must_launch
     from mgsr.training.run_folder import load_run_config, run_folder
@@ -101,8 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.console import evaluation_table, show
-    from mgsr.cli.evaluate_folder import evaluate_files
+    from mgsr.cli.evaluate import evaluate_files
 
     results = evaluate_files(
         arguments.source,
@@ -128,7 +129,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.console import show, study_table
     from mgsr.study.run import run_study
     from mgsr.study.study import load_study
 
@@ -158,27 +158,25 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    import json
-
     from mgsr.planning.doctor import examine
-    from mgsr.planning.doctor_table import lines, parse_size
+    from mgsr.planning.findings import report_lines
+    from mgsr.planning.units import parse_size
 
     memory = None if arguments.memory is None else parse_size(arguments.memory)
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         report = examine(arguments.config, arguments.overrides, available=memory)
-    print(
-        json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else "\n".join(lines(report))
-    )
+    if arguments.json:
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(report_lines(report)))
     return 0 if report.well else 1
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    import json
-
-    from mgsr.cli.console import show
-    from mgsr.planning.doctor_table import parse_size
-    from mgsr.planning.plan import Hardware, plan
+    from mgsr.planning.plan import plan
+    from mgsr.planning.plan_cost import Hardware
     from mgsr.planning.plan_table import configured, heading, memory_table, traffic_table, verdict, work_table
+    from mgsr.planning.units import parse_size
 
     giga, tera = 1e9, 1e12
     hardware = Hardware(
@@ -222,23 +220,21 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _texts(arguments: argparse.Namespace) -> None:
-    from mgsr.cli.show_rounds import revised_texts
+    from mgsr.cli.revisions import revised_texts
 
     print("\n\n".join(revised_texts(arguments.run, arguments.round, arguments.number)))
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from mgsr.config.load import describe, dump, load_config
-
     if arguments.config is not None:
         print(dump(load_config(arguments.config, arguments.overrides)), end="")
         return
-    for name, kind, default, text in describe():
+    for name, kind, default, text in describe(ExperimentConfig()):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,

@@ -5,12 +5,13 @@ Everything a user can get wrong is refused here, by name, before any weight is l
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mgsr.config.checks import check_together
+from mgsr.config.keys import walk
 from mgsr.config.schema import ExperimentConfig
-from mgsr.config.yaml_keys import repeated_key
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
 
@@ -60,8 +61,7 @@ def config_from_tree(
     tree: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = ""
 ) -> ExperimentConfig:
     """As `load_config`, from a mapping that is read already; `source` names its file in errors."""
-    merged = OmegaConf.structured(ExperimentConfig)
-    merged = _merge(merged, tree, source)
+    merged = _merge(copy.deepcopy(_defaults()), tree, source)
     for override in overrides:
         merged = _merge(merged, parse_override(override), "")
     try:
@@ -104,6 +104,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
+def repeated_key(top: yaml.Node) -> tuple[str, int, int] | None:
+    """A key that stands twice in one mapping: its name, its line and the first one; None where there is none.
+
+    YAML itself takes the last of the two without a word.
+
+    >>> repeated_key(yaml.compose("a: {b: 1,\\n  b: 2}", Loader=yaml.SafeLoader))
+    ('b', 2, 1)
+    """
+    waiting, known = [top], {id(top)}
+    while waiting:
+        node = waiting.pop()
+        inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inner = [value for _, value in node.value]
+            seen: dict[str, int] = {}
+            for name, _ in node.value:
+                line = name.start_mark.line + 1
+                if name.value in seen:
+                    return name.value, line, seen[name.value]
+                seen[name.value] = line
+        # an anchor may be meant many times, and by what it holds itself
+        waiting += [each for each in inner if id(each) not in known]
+        known.update(map(id, inner))
+    return None
+
+
 def parse_override(override: str) -> dict[str, Any]:
     """`a.b=1` as `{"a": {"b": 1}}`.
 
@@ -144,16 +170,6 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Every leaf of the tree: dotted name, value, metadata of `schema.key`."""
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            yield from walk(value, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", value, item.metadata
-
-
 _FREE_MAPPINGS = {"data.test_sets"}
 
 
@@ -163,10 +179,16 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
 
 
+@cache
+def _defaults() -> Any:
+    """The schema as OmegaConf has it, to be copied: building it takes four times as long."""
+    return OmegaConf.structured(ExperimentConfig)
+
+
 def _merge(config: Any, tree: Mapping[str, Any], source: str) -> Any:
     _check_names(tree, ExperimentConfig, "", source)
     try:
-        return OmegaConf.merge(config, OmegaConf.create(_nested(tree)))
+        return OmegaConf.unsafe_merge(config, OmegaConf.create(_nested(tree)))
     except OmegaConfBaseException as error:
         name = getattr(error, "full_key", None) or ""
         reason = str(error).splitlines()[0]
@@ -262,26 +284,3 @@ def _check_value(name: str, value: Any, meta: Mapping[str, Any], source: str) ->
             raise ConfigError(f"{_where(source, name)}`{name}` is {value}; it must be at least {low}")
         if high is not None and not value <= high:
             raise ConfigError(f"{_where(source, name)}`{name}` is {value}; it must be at most {high}")
-
-
-def describe() -> Iterator[tuple[str, str, Any, str]]:
-    """Every key as (name, type, default, explanation), for `mgsr config`."""
-    yield from _describe(ExperimentConfig, ExperimentConfig(), "")
-
-
-def _describe(cls: type, defaults: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
-    hints = typing.get_type_hints(cls)
-    for item in fields(cls):
-        value, hint = getattr(defaults, item.name), hints[item.name]
-        if is_dataclass(hint):
-            yield from _describe(typing.cast(type, hint), value, f"{prefix}{item.name}.")
-            continue
-        choices = item.metadata.get("choices")
-        generic = isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is not None
-        kind = str(hint).replace("typing.", "") if generic else hint.__name__
-        yield (
-            f"{prefix}{item.name}",
-            " | ".join(map(str, choices)) if choices else kind,
-            value,
-            item.metadata["help"],
-        )

@@ -9,8 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import DataConfig, ModelConfig, StudentConfig
+from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig, StudentConfig
 from mgsr.data.prompts import pad_id, render, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer

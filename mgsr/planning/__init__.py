@@ -1,0 +1,13 @@
+"""`mgsr doctor` and `mgsr plan`: what a run needs, and what would go wrong with it, before a weight is loaded.
+
+`doctor` checks one configuration on this machine: `doctor_data` looks at rows, tokenizers and lengths,
+`doctor_memory` at memory and disk, `findings` keeps what was found. `plan` says what a run costs on other devices:
+`workload` has steps, sequences and tokens, `plan_cost` FLOPs and seconds, `plan_memory` bytes under every
+strategy, `communication` what devices send one another, `plan_table` the tables. Both stand on `shapes` and
+`flops` (the arithmetic of a transformer), `model_size` (bytes of a model) and `peak_memory` (bytes that a step
+adds to them).
+
+Nothing here loads weights, trains or writes a file.
+
+Begin with `doctor.examine` or `plan.plan`.
+"""

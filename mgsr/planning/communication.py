@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgsr.planning.parts import Parts
+from mgsr.planning.model_size import Parts
 
 
 def gather(size: float, devices: int) -> float:

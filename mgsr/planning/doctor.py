@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgsr.config.load import ExperimentConfig, load_config
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
-from mgsr.planning.doctor_data import look_at_rows
+from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tokenizers
 from mgsr.planning.doctor_memory import look_at_memory
-from mgsr.planning.doctor_text import look_at_lengths, look_at_tokenizers
-from mgsr.planning.findings import Finding, Report
+from mgsr.planning.findings import Report
 from mgsr.runtime.errors import UserError
 from mgsr.training.build import mean_bounds
 from mgsr.training.optim import training_length
-
-__all__ = ["Finding", "Report", "examine"]
 
 
 def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:

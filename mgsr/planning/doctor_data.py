@@ -1,12 +1,19 @@
-"""The doctor's look at rows: every bad line counted, rows that stand twice, and test rows that are trained on."""
+"""The doctor's look at data: rows, tokenizers, and lengths with what is cut of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from mgsr.config.load import ExperimentConfig
+from transformers import PreTrainedTokenizerBase
+
+from mgsr import models
+from mgsr.config.schema import ExperimentConfig, ModelConfig
+from mgsr.data.prompts import encode_rows, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split
+from mgsr.data.tokenizer import train_tokenizer
+from mgsr.models.from_config import configured_tokenizer, init_texts, quiet_transformers
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import RowsError, UserError
 
@@ -59,6 +66,119 @@ def _look_for_leaks(found: dict[str, list[Row]], report: Report) -> None:
 
 def _task(row: Row) -> tuple[str, str]:
     return row.instruction.strip(), row.input.strip()
+
+
+def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTokenizerBase | None:
+    """The student's tokenizer, where it can be had; findings about it and the teacher's."""
+    quiet_transformers()
+    known: dict[str, PreTrainedTokenizerBase] = {}
+    for name, model in (("teacher", config.teacher), ("student", config.student)):
+        if not model.source:
+            continue
+        try:
+            known[name] = _tokenizer(config, model, name, known)
+        except UserError as error:
+            report.say("error", f"{name} tokenizer", str(error))
+    for name, tokenizer in known.items():
+        _look_at_ends(name, tokenizer, report)
+    if len(known) == 2:
+        try:
+            models.require_shared_ids(known["teacher"], known["student"])
+            report.say("ok", "tokenizers", f"teacher and student share all {len(known['student'])} ids")
+        except UserError as error:
+            report.say("error", "tokenizers", str(error))
+    return known.get("student")
+
+
+def _tokenizer(
+    config: ExperimentConfig, model: ModelConfig, name: str, known: dict[str, PreTrainedTokenizerBase]
+) -> PreTrainedTokenizerBase:
+    if name == "student" and model.source in ("teacher", "init") and "teacher" in known:
+        return known["teacher"]
+    if model.source == "init":
+        rows = read_split(config.data, "teacher" if name == "teacher" else "train")
+        return train_tokenizer(init_texts(rows, config.data), vocab_size=config.data.synthetic.vocab_size)
+    return configured_tokenizer(model)
+
+
+def _look_at_ends(name: str, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+    """The trap that swallows ends of text: padding with their id, and masking by id."""
+    eos, pad = require_eos(tokenizer), pad_id(tokenizer)
+    report.figures[f"{name} tokenizer"] = {"ids": len(tokenizer), "eos": eos, "pad": pad}
+    note = f"{len(tokenizer)} ids, end of text {eos}"
+    if pad == eos:
+        note += ", padding the same: masks go by position here, so no end of text is lost"
+    report.say("ok", f"{name} tokenizer", note)
+
+
+def look_at_lengths(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, rows: dict[str, list[Row]], report: Report
+) -> None:
+    """Token lengths by split, and how many rows the limits cut."""
+    data = config.data
+    for split, some in rows.items():
+        try:
+            encoded = encode_rows(
+                some,
+                tokenizer,
+                template=data.template,
+                max_length=data.max_length,
+                max_prompt_length=data.max_prompt_length,
+            )
+        except UserError as error:
+            report.say("error", f"lengths.{split}", str(error))
+            continue
+        lengths = [len(e.prompt_ids) + len(e.response_ids) for e in encoded.examples]
+        figures = _lengths(lengths, [len(e.prompt_ids) for e in encoded.examples])
+        figures |= {"cut_prompts": encoded.truncated_prompts, "cut_responses": encoded.truncated_responses}
+        report.figures[f"lengths.{split}"] = figures
+        if split == "train":
+            figures["histogram"] = histogram(lengths)
+        cut = encoded.truncated_prompts + encoded.truncated_responses
+        text = (
+            f"{figures['median']} tokens at the median, {figures['longest']} at most; cut: "
+            f"{encoded.truncated_prompts} prompts, {encoded.truncated_responses} responses of {len(some)}"
+        )
+        # an answer that is cut teaches the student never to end
+        much = encoded.truncated_responses > len(some) // 20
+        advice = "; raise data.max_length: a cut answer has no end of text" if much else ""
+        report.say("warning" if much else "ok", f"lengths.{split}", text + (advice if cut else ""))
+    _look_at_room(config, report)
+
+
+def _lengths(lengths: Sequence[int], prompts: Sequence[int]) -> dict[str, Any]:
+    ordered = sorted(lengths)
+    return {
+        "median": ordered[len(ordered) // 2],
+        "longest": ordered[-1],
+        "longest_prompt": max(prompts),
+        "prompt_tokens": sum(prompts),
+        "tokens": sum(lengths),
+    }
+
+
+def _look_at_room(config: ExperimentConfig, report: Report) -> None:
+    room = config.data.max_length - config.data.max_prompt_length
+    for key, value in (
+        ("scrg.max_new_tokens", config.scrg.max_new_tokens if config.scrg.enabled else 0),
+        ("evaluation.max_new_tokens", config.evaluation.max_new_tokens),
+    ):
+        if value > room:
+            report.say(
+                "warning",
+                "lengths",
+                f"{key} is {value}, and a whole prompt leaves {room} of data.max_length: written text may be "
+                "longer than anything the student was trained on",
+            )
+
+
+def longest_sequence(config: ExperimentConfig, report: Report) -> int:
+    """The longest sequence of a training batch: of the rows, or a prompt with the longest written answer."""
+    train = report.figures.get("lengths.train")
+    if train is None:
+        return config.data.max_length
+    written = train["longest_prompt"] + config.scrg.max_new_tokens if config.scrg.enabled else 0
+    return max(train["longest"], written)
 
 
 def histogram(lengths: Sequence[int], *, bins: int = 8, width: int = 32) -> list[str]:

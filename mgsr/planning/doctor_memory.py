@@ -1,10 +1,6 @@
 """The doctor's account of memory and disk: what stands on a device in each phase, and the largest batch that fits.
 
-Phases, highest point of each:
-
-    training     weights + moments + gradients met so far + what backward still needs + the objective's tiles
-    generation   weights + moments + two KV caches (the writer's, and the one kept for corrections) + logits
-                 + the hidden states that scoring reads
+Weights and moments stand all the time; `peak_memory` has what a training step and a written batch add to them.
 
 These are bytes of tensors. A CPU's heap keeps holes between them, so that a process takes about a third more of
 what comes and goes; whether a batch fits is judged with them.
@@ -12,35 +8,34 @@ what comes and goes; whether a batch fits is judged with them.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import LoraConfig, SftConfig
+from mgsr.config.schema import ExperimentConfig, LoraConfig, SftConfig
 from mgsr.data.sampler import micro_batches_per_step
-from mgsr.planning.doctor_text import text_bytes
-from mgsr.planning.findings import Report, size
-from mgsr.planning.sizes import (
+from mgsr.planning.doctor_data import longest_sequence
+from mgsr.planning.findings import Report
+from mgsr.planning.model_size import ModelSize, clip_bytes, fake_models, model_size
+from mgsr.planning.peak_memory import (
+    MIXED,
+    MOST,
     Activations,
-    ModelSize,
     activations,
-    clip_bytes,
-    fake_models,
-    model_size,
-    workspace,
+    generation_added,
+    largest,
+    training_added,
 )
+from mgsr.planning.units import readable
 from mgsr.runtime.devices import working_device
 from mgsr.training.checkpoint import KEPT
 
-FLOAT = 4
 # resident memory of a training step over the bytes of its tensors, glibc; measured, see tests/reliability
 HEAP_HOLES = {"cpu": 1.35}
-MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def look_at_memory(
@@ -125,7 +120,7 @@ def look_at_memory(
         added = training_added(config, its_size, None, before, rows_at_once, length, device.type)
         needs = (its_size.weights + its_size.optimiser) // shards + int(holes * added)
         account[f"{name}_sft"] = needs
-        text = f"{size(needs)} of {size(room)} on {device.type}"
+        text = f"{readable(needs)} of {readable(room)} on {device.type}"
         if needs > room:
             report.say("error", f"memory.{name}.sft", f"{text}: lower {name}.sft.micro_batch_size")
         else:
@@ -134,19 +129,10 @@ def look_at_memory(
     _look_at_disk(config, own, taught, report)
 
 
-def longest_sequence(config: ExperimentConfig, report: Report) -> int:
-    """The longest sequence of a training batch: of the rows, or a prompt with the longest written answer."""
-    train = report.figures.get("lengths.train")
-    if train is None:
-        return config.data.max_length
-    written = train["longest_prompt"] + config.scrg.max_new_tokens if config.scrg.enabled else 0
-    return max(train["longest"], written)
-
-
 def _resident(teacher: ModelSize, placement: str, world: int) -> int:
     """Bytes of the teacher that are there in training: all, its output layer, or its part."""
     if placement == "cpu":
-        return teacher.classes * teacher.width * (teacher.weights // teacher.parameters)
+        return teacher.head_bytes
     return teacher.weights // (world if placement == "sharded" else 1)
 
 
@@ -154,44 +140,6 @@ def _between(config: ExperimentConfig, world: int) -> str:
     strategy = config.trainer.strategy.replace("auto", "ddp")
     more = "; mgsr plan counts layers that are whole for a while too" if strategy == "fsdp2" else ""
     return f"{world} devices, {strategy}, teacher {config.teacher.placement}: of one device{more}"
-
-
-def training_added(
-    config: ExperimentConfig,
-    student: ModelSize,
-    teacher: ModelSize | None,
-    kept: Activations,
-    rows: int,
-    length: int,
-    device_type: str,
-) -> int:
-    """Most bytes of a training step above weights and moments.
-
-    Backward begins with everything that autograd kept and the head's gradient, and ends with all gradients and a
-    second one of the embedding where that is tied to the head; the higher of the two counts.
-    """
-    tokens = rows * length
-    states = FLOAT * tokens * (2 * student.width + (teacher.width if teacher else 0))
-    head = student.largest
-    tiles = workspace(tokens, student.classes, config.objective.tile_size, device_type)
-    begins = kept.of(rows) + states + tiles + head
-    # an embedding that is tied to the head gets a second dense gradient at the very end
-    ends = student.trained + head
-    return max(begins, ends)
-
-
-def generation_added(config: ExperimentConfig, student: ModelSize, teacher: ModelSize | None, rows: int) -> int:
-    """Most bytes of writing and scoring `rows` sequences at once, above weights and moments."""
-    if not config.scrg.enabled:
-        return 0
-    length = config.data.max_prompt_length + config.scrg.max_new_tokens
-    joint = config.scrg.text in ("mixed", "interleaved")
-    cache = rows * length * student.kv_per_token
-    corrected = cache if config.scrg.text == "student" and config.scrg.passes else 0
-    other = rows * length * teacher.kv_per_token if teacher and (joint or config.scrg.text == "teacher") else 0
-    logits = FLOAT * rows * student.classes * (4 if joint else 3)
-    states = FLOAT * rows * length * (student.width + (teacher.width if teacher else 0))
-    return cache + corrected + other + logits + (states if config.scrg.passes else 0)
 
 
 def _compare(
@@ -224,27 +172,20 @@ def _compare(
         if most is None:
             continue
         needs = account[name]
-        text = f"{size(needs)} of {size(room)} on {device.type}; the largest {key} that fits is {_limit(most)}"
+        text = (
+            f"{readable(needs)} of {readable(room)} on {device.type}; "
+            f"the largest {key} that fits is {_limit(most)}"
+        )
         if needs <= room:
             report.say("ok", f"memory.{name}", text)
         elif most == 0:
             report.say(
-                "error", f"memory.{name}", f"{text}: weights and moments alone take {size(account['static'])}"
+                "error",
+                f"memory.{name}",
+                f"{text}: weights and moments alone take {readable(account['static'])}",
             )
         else:
             report.say("error", f"memory.{name}", f"{text}: set {key}={most}")
-
-
-MOST = 1 << 16
-
-
-def largest(fits: Any) -> int:
-    """The largest number from 0 to `MOST` for which `fits` holds, where it holds up to some number."""
-    low, high = 0, MOST
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
 
 
 def _limit(most: int) -> str:
@@ -262,8 +203,6 @@ def device_memory(device: torch.device) -> int:
     except OSError:
         pass
     # no Linux: what the system has in all
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -272,7 +211,7 @@ def _look_at_disk(config: ExperimentConfig, own: ModelSize, taught: ModelSize | 
     # of a student with adapters, they alone are in a checkpoint
     kept = own.trained if config.student.lora.r else own.weights
     point = kept + own.optimiser
-    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * kept, "text": text_bytes(config, report)}
+    needs = {"resume_points": (KEPT + 1) * point, "best": 2 * kept, "text": _text_bytes(config, report)}
     if taught is not None and config.teacher.sft.enabled:
         needs["teacher"] = taught.weights + (KEPT + 1) * 3 * taught.weights
     if config.student.sft.enabled:
@@ -282,8 +221,21 @@ def _look_at_disk(config: ExperimentConfig, own: ModelSize, taught: ModelSize | 
         root = root.parent
     free, total = shutil.disk_usage(root).free, sum(needs.values())
     report.figures["disk"] = {**needs, "needed": total, "free": free}
-    text = f"{size(total)} for checkpoints, cached models and text; {size(free)} free at {root}"
+    text = f"{readable(total)} for checkpoints, cached models and text; {readable(free)} free at {root}"
     if total <= free:
         report.say("ok", "disk", text)
     else:
         report.say("error", "disk", f"{text}: choose another run_root or free some space")
+
+
+def _text_bytes(config: ExperimentConfig, report: Report) -> int:
+    """About what all rounds of text take on the disk: ids and text of prompts and answers, as JSON."""
+    train = report.figures.get("lengths.train")
+    rows = report.figures.get("data.train", {}).get("rows", 0)
+    if not config.scrg.enabled or train is None:
+        return 0
+    rounds = -(-config.train.epochs // config.scrg.every_n_epochs)
+    per_row = 7 * (train["longest_prompt"] + 3 * config.scrg.max_new_tokens) + 900
+    total = int(rounds * rows * max(0.0, config.mixture.student_fraction) * per_row)
+    report.figures["text"] = {"bytes": total, "readable": readable(total)}
+    return total

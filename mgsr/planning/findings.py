@@ -1,11 +1,15 @@
-"""What the doctor says: findings by section, and figures that people and programs read alike."""
+"""What the doctor says: findings by section, figures for people and programs, and both as lines of text."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from mgsr.planning.units import readable
+
 Level = Literal["ok", "warning", "error"]
+SIGNS = {"ok": "ok   ", "warning": "WARN ", "error": "ERROR"}
+PARTS = ("student_weights", "teacher_weights", "optimiser", "clip_network", "activations")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Report:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def say(self, level: Level, section: str, text: str) -> None:
+        """Add a finding; its text becomes one line."""
         self.findings.append(Finding(level, section, " ".join(text.split())))
 
     @property
@@ -36,17 +41,29 @@ class Report:
         return all(finding.level != "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
+        """Machine-readable: `well`, `findings`, `figures`."""
         findings = [asdict(finding) for finding in self.findings]
         return {"well": self.well, "findings": findings, "figures": self.figures}
 
 
-def size(count: float) -> str:
-    """Bytes for people.
-
-    >>> size(3 * 2**30), size(900)
-    ('3.00 GiB', '900 B')
-    """
-    for unit, factor in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count:.0f} B"
+def report_lines(report: Report) -> list[str]:
+    """What people read, a finding per line, the longest account last."""
+    width = max(len(finding.section) for finding in report.findings)
+    out = [f"{SIGNS[f.level]} {f.section:<{width}}  {f.text}" for f in report.findings]
+    bars = report.figures.get("lengths.train", {}).get("histogram", [])
+    if bars:
+        out += ["", "tokens of a training row, prompt and answer:", *bars]
+    memory = report.figures.get("memory")
+    if memory:
+        out += ["", f"memory for {memory['rows']} sequences of {memory['length']} tokens in one forward:"]
+        out += [f"  {name.replace('_', ' '):<16} {readable(memory[name]):>12}" for name in PARTS]
+        for phase in ("training", "generation"):
+            out.append(f"  {'in ' + phase:<16} {readable(memory[phase]):>12}")
+        if memory["largest_micro_batch"]:
+            out.append(f"  largest train.micro_batch_size that fits: {memory['largest_micro_batch']}")
+        if memory["largest_written_batch"]:
+            out.append(f"  largest scrg.batch_size that fits: {memory['largest_written_batch']}")
+    counts = [sum(f.level == level for f in report.findings) for level in ("error", "warning")]
+    verdict = "ready to run" if report.well else "not ready"
+    out += ["", f"{verdict}: {counts[0]} errors, {counts[1]} warnings"]
+    return out

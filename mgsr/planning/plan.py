@@ -8,21 +8,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig, load_config
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
 from mgsr.models.from_config import quiet_transformers
 from mgsr.planning.communication import Traffic, traffic
-from mgsr.planning.doctor_memory import MIXED
 from mgsr.planning.flops import shape_of
-from mgsr.planning.parts import kept_for_backward, parts_of
-from mgsr.planning.plan_cost import Hardware, Phase, Speaker, fine_tuning, main_phases, needs_teacher
-from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, as_dict, combinations
+from mgsr.planning.model_size import fake_models, model_size, parts_of
+from mgsr.planning.peak_memory import MIXED, Activations, extrapolated_activations
+from mgsr.planning.plan_cost import Hardware, Phase, Speaker, main_phases, needs_teacher, sft_phase
+from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, combinations
 from mgsr.planning.shapes import ShapeFinder
-from mgsr.planning.sizes import Activations, fake_models, model_size
-from mgsr.planning.work import Stage, Text, find_text, main_job
-from mgsr.planning.work import fine_tuning as fine_tuning_stage
+from mgsr.planning.workload import Stage, Text, find_text, main_job, sft_stage
 from mgsr.runtime.errors import ConfigError
-
-__all__ = ["Hardware", "Option", "Plan", "plan"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class Plan:
             "flops": {p.name: {"trunk": p.work.trunk, "head": p.work.head} for p in self.phases},
             "seconds": {p.name: {"seconds": p.seconds, "bound": p.bound} for p in self.phases},
             "strategies": [
-                as_dict(option.account)
+                option.account.to_dict()
                 | {
                     "communication": asdict(option.traffic) | {"seconds": option.communication_seconds},
                     "seconds": option.seconds,
@@ -151,7 +148,7 @@ def plan(
     quiet_transformers()
     text, tokenizer = find_text(config, rows)
     finder = ShapeFinder()
-    mode, teacher, student = fake_models(config, 0 if tokenizer is None else len(tokenizer), shape_of=finder)
+    mode, teacher, student = fake_models(config, 0 if tokenizer is None else len(tokenizer), find_shape=finder)
     people = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
     _check_positions(config, people, text)
     sized = {name: _model(model) for name, model in people.items()}
@@ -160,8 +157,10 @@ def plan(
 
     @cache
     def kept(name: str, checkpointing: bool) -> Activations:
-        mixed, size = MIXED.get(config.trainer.precision), sized[name].size
-        return kept_for_backward(mode, people[name], size, text.longest, checkpointing=checkpointing, mixed=mixed)
+        mixed, layers = MIXED.get(config.trainer.precision), sized[name].size.layers
+        return extrapolated_activations(
+            mode, people[name], layers, text.longest, checkpointing=checkpointing, mixed=mixed
+        )
 
     def memory_of(stage: Stage, name: str, checkpointing: bool) -> Trained:
         rows, micro_batches = stage.forward_rows, stage.length.micro_batches
@@ -171,9 +170,9 @@ def plan(
         sft = getattr(config, name).sft
         if sft.enabled:
             count = text.teacher_rows if name == "teacher" else text.rows
-            stage = fine_tuning_stage(f"{name} SFT", sft, count, world)
+            stage = sft_stage(f"{name} SFT", sft, count, world)
             stages.append(stage)
-            phases.append(fine_tuning(config, stage, speakers[name], text, hardware, world))
+            phases.append(sft_phase(config, stage, speakers[name], text, hardware, world))
             trained.append(memory_of(stage, name, sft.gradient_checkpointing))
     main = main_job(config, text.rows, world)
     stages.append(main)
@@ -240,8 +239,8 @@ def _communication(
         states = 0.0
         if teacher is not None:
             answers = stage.truth * text.response + stage.text * text.written
-            width = teacher.size.width * (teacher.size.weights // teacher.size.parameters)
-            states = answers / stage.length.total_steps / world * width
+            state = teacher.size.width * teacher.size.bytes_per_weight
+            states = answers / stage.length.total_steps / world * state
         sent = traffic(
             sized[name].parts,
             None if teacher is None else teacher.parts,

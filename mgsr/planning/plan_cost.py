@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.planning import flops
 from mgsr.planning.flops import Flops, Shape
-from mgsr.planning.work import Stage, Text
+from mgsr.planning.workload import Stage, Text
 
 GIGA, TERA = 1e9, 1e12
 
@@ -64,7 +64,7 @@ class Phase:
     bound: str = "compute"
 
 
-def fine_tuning(
+def sft_phase(
     config: ExperimentConfig, stage: Stage, model: Speaker, text: Text, hardware: Hardware, devices: int
 ) -> Phase:
     """Forward and backward of a stage before the main job."""

@@ -1,4 +1,4 @@
-"""Bytes of one device under every strategy, from the doctor's account of the models.
+"""The plan's account of memory: bytes of one device under every strategy.
 
 The strategies are those of `trainer.strategy` and `teacher.placement`:
 
@@ -14,13 +14,13 @@ The strategies are those of `trainer.strategy` and `teacher.placement`:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig
-from mgsr.planning.doctor_memory import FLOAT, generation_added, largest, training_added
-from mgsr.planning.parts import Parts
-from mgsr.planning.sizes import Activations, ModelSize, clip_bytes
+from mgsr.config.schema import ExperimentConfig
+from mgsr.planning.model_size import ModelSize, Parts, clip_bytes
+from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, largest, training_added
 
 DEVICE = "cuda"
 # what the CUDA context and the allocator's holes may take of a device
@@ -85,11 +85,13 @@ class Account:
     @property
     def phase(self) -> str:
         """Where the peak is."""
-        return max({"training": self.training, "generation": self.generation, **self.sft}.items(), key=_second)[0]
+        return max(
+            {"training": self.training, "generation": self.generation, **self.sft}.items(), key=itemgetter(1)
+        )[0]
 
-
-def _second(pair: tuple[str, int]) -> int:
-    return pair[1]
+    def to_dict(self) -> dict[str, Any]:
+        """Machine-readable, in bytes."""
+        return asdict(self) | {"peak": self.peak, "peak_in": self.phase}
 
 
 def combinations(world_size: int, has_teacher: bool) -> Iterator[tuple[str, str]]:
@@ -186,8 +188,7 @@ def _resident(teacher: Model, placement: str, shards: int) -> int:
     """Bytes of the teacher that are there in training."""
     parts = teacher.parts
     if placement == "cpu":
-        size = teacher.size
-        return size.classes * size.width * (size.weights // size.parameters)
+        return teacher.size.head_bytes
     return parts.weights if placement == "replicated" else parts.layers // shards + parts.root + 2 * parts.layer
 
 
@@ -218,8 +219,3 @@ def _tiles(config: ExperimentConfig, stage: Trained, teacher: Model | None) -> i
     size = replace(stage.model.size, trained=0)
     added = training_added(config, size, _size(teacher), empty, stage.rows, stage.length, DEVICE)
     return added + _wide_heads(stage.model, teacher)
-
-
-def as_dict(found: Account) -> dict[str, Any]:
-    fields = {name: getattr(found, name) for name in found.__dataclass_fields__}
-    return fields | {"peak": found.peak, "peak_in": found.phase}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from mgsr.planning.findings import size
 from mgsr.planning.plan import Option, Plan
 from mgsr.planning.plan_cost import GIGA, TERA
 from mgsr.planning.plan_memory import RESERVED, usable
+from mgsr.planning.units import readable
 
 
 def heading(plan: Plan) -> list[str]:
@@ -28,8 +28,9 @@ def heading(plan: Plan) -> list[str]:
         f"{text.lengths_from}"
     )
     out.append(
-        f"devices   {plan.world_size} x {size(plan.available)}; {hardware.flops / TERA:.0f} TFLOPS in 16 bits, "
-        f"{hardware.flops_float32 / TERA:.1f} in float32, MFU {hardware.mfu:g}"
+        f"devices   {plan.world_size} x {readable(plan.available)}; "
+        f"{hardware.flops / TERA:.0f} TFLOPS in 16 bits, {hardware.flops_float32 / TERA:.1f} in float32, "
+        f"MFU {hardware.mfu:g}"
     )
     out.append(
         f"bandwidth {hardware.bandwidth / GIGA:.0f} GB/s of memory, {hardware.interconnect / GIGA:.0f} GB/s "
@@ -117,9 +118,9 @@ def traffic_table(plan: Plan) -> Table:
         sent = option.traffic
         table.add_row(
             f"{option.account.strategy} {option.account.placement}",
-            size(sent.step),
-            size(sent.round),
-            size(sent.host_epoch + sent.host_step * plan.main.length.steps_per_epoch),
+            readable(sent.step),
+            readable(sent.round),
+            readable(sent.host_epoch + sent.host_step * plan.main.length.steps_per_epoch),
             f"{option.communication_seconds / 3600:.2f}",
             f"{option.seconds / 3600:.2f}",
         )
@@ -153,7 +154,7 @@ def _name(option: Option) -> str:
 def _advice(plan: Plan) -> str:
     """What the option that is nearest to fitting lacks."""
     nearest = min(plan.options, key=lambda option: option.account.peak).account
-    over = size(nearest.peak - usable(plan.available))
+    over = readable(nearest.peak - usable(plan.available))
     keys = {"training": "train.micro_batch_size", "generation": "scrg.batch_size"}
     stages = {f"{name} SFT": f"{name}.sft.micro_batch_size" for name in ("teacher", "student")}
     key = (keys | stages)[nearest.phase]

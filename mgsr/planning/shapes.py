@@ -1,4 +1,4 @@
-"""Shapes of models on the hub, so that a plan needs no network.
+"""Shapes of models that come from elsewhere: what transformers calls their configuration, no weight of them.
 
 A shape is asked for in this order: the folder, package or file that the source names; the local hub cache; the
 table below; the hub.
@@ -21,7 +21,6 @@ from transformers import (
 
 from mgsr import models
 from mgsr.config.schema import ModelConfig
-from mgsr.planning.sizes import read_shape
 from mgsr.runtime.errors import UserError
 
 
@@ -121,9 +120,7 @@ class ShapeFinder:
         return shape
 
     def _find(self, model: ModelConfig) -> tuple[PretrainedConfig, str]:
-        found = models.resolve_source(
-            model.source, gguf_file=model.gguf_file or None, revision=model.revision or None
-        )
+        found = _source(model)
         if found.is_local:
             return read_shape(model), "package" if model.source.startswith("package:") else "folder"
         # first what needs no network: without one the hub's client tries for half a minute
@@ -142,13 +139,30 @@ class ShapeFinder:
             ) from None
 
 
+def _source(model: ModelConfig) -> models.ModelSource:
+    return models.resolve_source(model.source, gguf_file=model.gguf_file or None, revision=model.revision or None)
+
+
+def _options(model: ModelConfig, gguf_file: str | None) -> dict[str, Any]:
+    """What transformers is told beside the place."""
+    options = {"gguf_file": gguf_file, "revision": model.revision}
+    return {"trust_remote_code": model.trust_remote_code} | {name: text for name, text in options.items() if text}
+
+
 def _cached(model: ModelConfig) -> PretrainedConfig | None:
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code, "local_files_only": True}
-    if model.gguf_file:
-        options["gguf_file"] = model.gguf_file
-    if model.revision:
-        options["revision"] = model.revision
+    options = _options(model, model.gguf_file)
     try:
-        return AutoConfig.from_pretrained(model.source, **options)
+        return AutoConfig.from_pretrained(model.source, local_files_only=True, **options)
     except (OSError, ValueError):
         return None
+
+
+def read_shape(model: ModelConfig) -> PretrainedConfig:
+    """The configuration of a model that comes from elsewhere.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    found = _source(model)
+    with models.one_line_errors(model.source):
+        return AutoConfig.from_pretrained(found.location, **_options(model, found.gguf_file))

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mgsr.config.load import ExperimentConfig, fingerprint
+from mgsr.config.load import fingerprint
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import TrainingSequence
 from mgsr.rounds.store import (
     Round,

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import decode, pad_id, require_eos
 from mgsr.data.splits import Annotation
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter

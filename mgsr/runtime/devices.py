@@ -32,7 +32,7 @@ def working_device(accelerator: str) -> torch.device:
 
 
 def check_compiler(device: torch.device) -> None:
-    """`torch.compile` builds C++ for a CPU.
+    """Refuse `torch.compile` where it cannot work: for a CPU it builds C++.
 
     Raises:
         ConfigError: there is no compiler.
@@ -44,7 +44,7 @@ def check_compiler(device: torch.device) -> None:
 
 @contextmanager
 def placed(device: torch.device, *models: Any) -> Iterator[None]:
-    """The models on `device` for as long as it lasts."""
+    """The models on `device` for as long as the block lasts, then where they were before."""
     before = [next(model.parameters()).device for model in models]
     for model in models:
         model.to(device)

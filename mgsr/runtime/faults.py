@@ -13,7 +13,7 @@ import signal
 from collections import Counter
 from pathlib import Path
 
-ACTIONS = ("kill", "tear", "stop", "announce", "full", "oom")
+_ACTIONS = ("kill", "tear", "stop", "announce", "full", "oom")
 VARIABLE = "MGSR_FAILPOINTS"
 
 _armed: dict[str, tuple[str, int]] = {}
@@ -39,9 +39,9 @@ def arm(text: str) -> None:
         name, _, rest = item.partition("=")
         rest, _, rank = rest.partition("#")
         action, _, visit = rest.partition("@")
-        if action not in ACTIONS:
+        if action not in _ACTIONS:
             raise ValueError(
-                f"{VARIABLE}: {item!r} is not name=action@visit with an action of {', '.join(ACTIONS)}"
+                f"{VARIABLE}: {item!r} is not name=action@visit with an action of {', '.join(_ACTIONS)}"
             )
         if rank and rank != os.environ.get("RANK", "0"):
             continue

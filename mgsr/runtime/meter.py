@@ -38,6 +38,7 @@ class Meter:
             self.add(name, time.monotonic() - start, tokens)
 
     def add(self, name: str, seconds: float = 0.0, tokens: int = 0) -> None:
+        """Count seconds and tokens for a phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.tokens[name] = self.tokens.get(name, 0) + tokens
 

@@ -22,10 +22,12 @@ def described() -> Mapping[str, str]:
 
 
 def name() -> str:
+    """The model name of the processor, or "unknown"."""
     return described().get("model name") or platform.processor() or "unknown"
 
 
 def is_amd() -> bool:
+    """Whether the processor is one of AMD's."""
     # Windows puts the vendor into the processor's name
     return "AuthenticAMD" in (described().get("vendor_id") or platform.processor())
 

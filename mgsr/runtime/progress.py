@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
 Advance = Callable[[int], None]
 
 # of several processes that do the same work one speaks
@@ -41,17 +43,20 @@ def progress(
         yield from _lines(description, total, unit, every)
 
 
-def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (
+def _columns() -> Progress:
+    """A bar that is gone when it is done: what, how far, how many of how many, and a text."""
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[state]}"),
+        transient=True,
     )
+
+
+def _bar(description: str, total: int, unit: str) -> Iterator[Advance]:
     start, done = time.monotonic(), 0
-    with Progress(*columns, transient=True) as bar:
+    with _columns() as bar:
         task = bar.add_task(description, total=total, state="")
 
         def advance(n: int) -> None:
@@ -94,7 +99,7 @@ def pace(done: int, total: int, seconds: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As long as it needs to be, and no longer.
+    """Seconds for people, in the largest unit that tells enough.
 
     >>> duration(95), duration(1500), duration(5692)
     ('95 s', '25 min', '1 h 35 min')
@@ -109,20 +114,13 @@ class StepBar:
     """A bar over optimiser steps that is moved to where they are, with the latest figures behind it."""
 
     def __init__(self, description: str, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            transient=True,
-        )
+        self._bar = _columns()
         self._task = self._bar.add_task(description, total=total, state="")
         self._total = total
         self._bar.start()
 
     def show(self, step: int, rate: float, figures: str) -> None:
+        """Move to `step`, at `rate` steps per second; nothing but the step is shown as long as the rate is 0."""
         left = (self._total - step) / rate if rate > 0 else float("inf")
         state = f"{rate:.1f} steps/s, {left:.0f} s left, {figures}" if rate > 0 else ""
         self._bar.update(self._task, completed=step, state=state)

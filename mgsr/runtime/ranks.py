@@ -26,11 +26,12 @@ def rank() -> int:
 
 
 def world_size() -> int:
+    """How many processes there are; 1 without a process group."""
     return dist.get_world_size() if several() else 1
 
 
 def is_first() -> bool:
-    """The first rank writes files, logs and prints."""
+    """Whether this is the rank that writes files, logs and prints."""
     return rank() == 0
 
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import TrainerConfig
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import described
 from mgsr.runtime.processor import name as cpu

@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig, fingerprint, flat_tree
+from mgsr.config.load import fingerprint, flat_tree
+from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.files import cannot_write, write_whole
 
 SUFFIX = ".recorded"

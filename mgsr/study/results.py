@@ -18,8 +18,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from mgsr.config.load import ExperimentConfig, fingerprint, flat_tree
-from mgsr.config.schema import DataConfig
+from mgsr.config.load import fingerprint, flat_tree
+from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import write_atomically

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from mgsr.config.load import ExperimentConfig, dump, fingerprint
+from mgsr.config.load import dump, fingerprint
+from mgsr.config.schema import ExperimentConfig
 from mgsr.models.from_config import check_tokenizers
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically

@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig, config_from_tree, flat_tree, keep_inside, read_yaml
+from mgsr.config.load import config_from_tree, flat_tree, keep_inside, read_yaml
+from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
 STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks", "arguments")

@@ -7,6 +7,6 @@ loss, and adds up what it saw in `step_metrics`. Everything that survives a kill
 `mgsr.rounds.store`.
 
 No equation lives here: those are in `mgsr.losses` and `mgsr.scrg`. The teacher is a plain object beside the module
-tree (`placement`), so that it is never in a checkpoint or an optimiser. An ablation is a configuration, never a branch
-of these files.
+tree (`placement`), so that it is never in a checkpoint or an optimiser. An ablation is a configuration, never a
+branch of these files.
 """

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import TrainConfig
+from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.data.collate import Batch, StepCounts, TeacherTop, TextKey, TrainingSequence, collate
 from mgsr.data.sampler import pack
 from mgsr.rounds.round import Rounds, TextWriter

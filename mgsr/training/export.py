@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.models.from_config import build_student, quiet_transformers, with_adapters
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically

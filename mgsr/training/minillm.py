@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, policy_gradient_objective
 from mgsr.training.objective import Objective, Weights

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import TrainingSequence
 from mgsr.data.sampler import StepSelection, select
 from mgsr.rounds.round import Rounds

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, tiled_objective
 from mgsr.models.clip_network import ClipNetwork

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import ExperimentConfig, config_from_tree, dump, flat_tree, read_yaml
+from mgsr.config.load import config_from_tree, dump, flat_tree, read_yaml
+from mgsr.config.schema import ExperimentConfig
 from mgsr.models import content_fingerprint
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically

@@ -19,8 +19,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import __version__, models
-from mgsr.config.load import ExperimentConfig, fingerprint
-from mgsr.config.schema import ModelConfig, SftConfig
+from mgsr.config.load import fingerprint
+from mgsr.config.schema import ExperimentConfig, ModelConfig, SftConfig
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint

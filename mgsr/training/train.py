@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mgsr.config.load import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import DoublePrecision
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mgsr.config.load import ExperimentConfig, flat_tree
+from mgsr.config.load import flat_tree
+from mgsr.config.schema import ExperimentConfig
 from mgsr.models import with_base
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.ranks import agreed, barrier, is_first

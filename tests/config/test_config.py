@@ -10,9 +10,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgsr.config.load import config_from_tree, describe, dump, fingerprint, flat_tree, load_config, parse_override
+from mgsr.config.keys import describe
+from mgsr.config.load import (
+    config_from_tree,
+    dump,
+    fingerprint,
+    flat_tree,
+    load_config,
+    parse_override,
+    repeated_key,
+)
 from mgsr.config.schema import ExperimentConfig
-from mgsr.config.yaml_keys import repeated_key
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.study import load_study
 
@@ -41,7 +49,7 @@ def test_every_shipped_study_parses(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_key_is_explained() -> None:
-    entries = list(describe())
+    entries = list(describe(ExperimentConfig()))
     assert len(entries) > 100
     for name, kind, _, text in entries:
         assert kind and len(text) >= 5, name

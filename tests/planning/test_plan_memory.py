@@ -12,11 +12,16 @@ import torch
 from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.planning.doctor_memory import generation_added, training_added
-from mgsr.planning.parts import kept_for_backward, parts_of
+from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, fake_models, model_size, parts_of
+from mgsr.planning.peak_memory import (
+    Activations,
+    activations,
+    extrapolated_activations,
+    generation_added,
+    training_added,
+)
 from mgsr.planning.plan import plan
 from mgsr.planning.plan_memory import Account, Model, Trained, account, combinations, usable
-from mgsr.planning.sizes import activations, clip_bytes, fake_models, model_size
 
 GIB = 2**30
 
@@ -37,7 +42,7 @@ def test_three_layers_tell_what_five_keep(tiny_file: Path, family: str, mixed: t
     size = model_size(student)
     for checkpointing in (False, True):
         whole = activations(mode, student, 16, checkpointing=checkpointing, mixed=mixed)
-        told = kept_for_backward(mode, student, size, 16, checkpointing=checkpointing, mixed=mixed)
+        told = extrapolated_activations(mode, student, size.layers, 16, checkpointing=checkpointing, mixed=mixed)
         assert told == whole and told.per_sequence > 0
     assert parts_of(student, size).layers == 5 * parts_of(student, size).layer, "all layers are back"
 
@@ -99,8 +104,6 @@ def test_strategies_that_exist() -> None:
 
 def stage(weights: int, micro_batches: int) -> tuple[ExperimentConfig, Trained, Model]:
     """A student of ten layers, all of it trained, and a teacher five times as large; nothing else weighs much."""
-    from mgsr.planning.parts import Parts
-    from mgsr.planning.sizes import Activations, ModelSize
 
     def model(size: int) -> Model:
         return Model(

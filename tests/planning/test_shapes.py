@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mgsr.config.schema import ModelConfig
-from mgsr.planning import shapes, sizes
+from mgsr.planning import shapes
 from mgsr.planning.flops import shape_of
 from mgsr.planning.shapes import ALIASES, KNOWN, ShapeFinder, known_shape
 from mgsr.runtime.errors import UserError
@@ -94,6 +94,6 @@ def test_a_model_out_of_reach_is_named() -> None:
 
 def test_what_is_read_comes_from_the_folder_alone(tmp_path: Path) -> None:
     LlamaConfig(hidden_size=32, num_hidden_layers=5).save_pretrained(tmp_path)
-    assert sizes.read_shape(ModelConfig(source=str(tmp_path))).num_hidden_layers == 5
+    assert shapes.read_shape(ModelConfig(source=str(tmp_path))).num_hidden_layers == 5
     with pytest.raises(UserError, match="does not exist"):
-        sizes.read_shape(ModelConfig(source="/nowhere/at/all"))
+        shapes.read_shape(ModelConfig(source="/nowhere/at/all"))

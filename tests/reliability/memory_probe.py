@@ -1,4 +1,4 @@
-"""What a training step really takes, beside what the doctor says: run in a process of its own by the test.
+"""What a training step really takes, beside what the doctor says: run in a fork of its own by the test.
 
 python -m tests.reliability.memory_probe FAMILY ROWS LENGTH [key=value ...]
 """
@@ -16,22 +16,22 @@ from mgsr.config.load import load_config
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
 from mgsr.models.from_config import build_initial
 from mgsr.models.output_layer import last_hidden, output_head
-from mgsr.planning.doctor_memory import training_added
-from mgsr.planning.sizes import activations, fake_models, model_size
+from mgsr.planning.model_size import fake_models, model_size
+from mgsr.planning.peak_memory import activations, training_added
 from mgsr.training.objective import build_clip, build_objective
 from mgsr.training.optim import build_optimizer
 
-VOCABULARY = 32_000
+VOCABULARY = 16_000
 
 
 def probe(family: str, rows: int, length: int, overrides: list[str]) -> dict[str, float]:
     shape = [
         f"{who}.{key}={value}"
-        for who, layers in (("teacher", 4), ("student", 12))
+        for who, layers in (("teacher", 2), ("student", 8))
         for key, value in (
             ("source", "init"),
             ("architecture.family", family),
-            ("architecture.hidden_size", 512),
+            ("architecture.hidden_size", 256),
             ("architecture.num_layers", layers),
             ("architecture.num_heads", 8),
         )

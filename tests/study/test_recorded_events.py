@@ -15,7 +15,8 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mgsr.study.run
-from mgsr.config.load import ExperimentConfig, flat_tree
+from mgsr.config.load import flat_tree
+from mgsr.config.schema import ExperimentConfig
 from mgsr.study.recorded_events import SUFFIX, write_events
 from mgsr.study.results import hashes, result_path, write_result
 from mgsr.study.run import run_study

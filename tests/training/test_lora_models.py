@@ -17,7 +17,7 @@ from mgsr.models.from_config import build_initial, with_adapters
 from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
-from mgsr.planning.sizes import fake_models, model_size
+from mgsr.planning.model_size import fake_models, model_size
 from mgsr.runtime.errors import DataError, UserError
 from mgsr.training.checkpoint import KEPT
 from mgsr.training.optim import build_optimizer

@@ -10,12 +10,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
-from mgsr.config.load import ExperimentConfig
-from mgsr.config.schema import MixtureConfig, ModelConfig, TrainConfig
+from mgsr.config.schema import ExperimentConfig, MixtureConfig, ModelConfig, TrainConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import SYNTHETIC, is_file, read_split
-from mgsr.planning.doctor_memory import longest_sequence
-from mgsr.planning.doctor_text import look_at_lengths, look_at_tokenizers
+from mgsr.planning.doctor_data import longest_sequence, look_at_lengths, look_at_tokenizers
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import UserError
 from mgsr.training.optim import Length, training_length
@@ -158,7 +156,7 @@ def _is_here(model: ModelConfig) -> bool:
     return isinstance(try_to_load_from_cache(model.source, "tokenizer_config.json"), str)
 
 
-def fine_tuning(name: str, train: TrainConfig, rows: int, world_size: int) -> Stage:
+def sft_stage(name: str, train: TrainConfig, rows: int, world_size: int) -> Stage:
     """Supervised fine-tuning of the teacher or the student before the main job."""
     length = training_length(train, rows, world_size)
     return Stage(name, length, _forward_rows(train, length, world_size), _sequences(train, length, rows))

@@ -16,7 +16,9 @@ def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) 
     """Markdown of the first corrected sequences of a round, by example id.
 
     Args:
+        run: a run folder.
         round_: None takes the last whole one.
+        number: how many at most.
 
     Raises:
         UserError: not a run, or it holds no such round.

@@ -11,10 +11,10 @@ from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.data.splits import encode, read_split
 from mgsr.planning.communication import Traffic, all_reduce, gather, student_step, traffic
 from mgsr.planning.flops import Flops, Shape, decoding
-from mgsr.planning.parts import Parts
+from mgsr.planning.model_size import Parts
 from mgsr.planning.plan import plan
 from mgsr.planning.plan_cost import Hardware, Speaker, main_phases
-from mgsr.planning.work import Text, find_text, fine_tuning, main_job
+from mgsr.planning.workload import Text, find_text, main_job, sft_stage
 from mgsr.runtime.errors import UserError
 
 TEXT = Text(100, 100, prompt=10, response=20, written=30, longest=60, rows_from="", lengths_from="")
@@ -57,7 +57,7 @@ def test_rounds_and_shares() -> None:
     config.scrg.enabled = False
     stage = main_job(config, 128, 1)
     assert (stage.truth, stage.text, stage.written, stage.rounds) == (512, 0, 0, 0)
-    assert fine_tuning("student SFT", config.train, 128, 1).truth == 512
+    assert sft_stage("student SFT", config.train, 128, 1).truth == 512
 
 
 def test_lengths_are_measured_where_rows_and_tokenizer_are_here(tiny_file: Path) -> None:

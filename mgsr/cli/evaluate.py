@@ -23,7 +23,7 @@ from mgsr.runtime.progress import progress, say
 from mgsr.training.export import load_run, load_run_teacher
 from mgsr.training.run_folder import load_run_config
 
-OWN_TEACHER = "run"
+_OWN_TEACHER = "run"
 
 
 def evaluate_files(
@@ -61,7 +61,7 @@ def evaluate_files(
             raise UserError(f"{path}: exists already; choose another --out or delete it")
     data, settings = DataConfig(), EvaluationConfig()
     sets = {name: read_rows(name) for name in files}
-    if is_run(source):
+    if _is_run(source):
         config = load_run_config(source)
         data, settings = config.data, config.evaluation
         model, tokenizer = load_run(source)
@@ -108,8 +108,8 @@ def _teacher(
     teacher: str | Path, source: str | Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, int]:
     """The teacher and the number of ids it shares with the student."""
-    if str(teacher) == OWN_TEACHER:
-        if not is_run(source):
+    if str(teacher) == _OWN_TEACHER:
+        if not _is_run(source):
             raise UserError(f"{source}: only a run has a teacher of its own; name one with --teacher FOLDER")
         model, words = load_run_teacher(source)
     else:
@@ -141,7 +141,7 @@ def _exposure(
         )
 
 
-def is_run(source: str | Path) -> bool:
+def _is_run(source: str | Path) -> bool:
     return (Path(source) / "config.yaml").exists()
 
 
