@@ -19,7 +19,6 @@ from mgsr.cli.help import (
     REPORT_HELP,
     TEXTS_HELP,
     TRAIN_HELP,
-    VERIFY_HELP,
 )
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -138,17 +137,6 @@ def build_parser() -> argparse.ArgumentParser:
         )
     plan.add_argument("--json", action="store_true", help="everything as JSON, in bytes, seconds and FLOPs")
 
-    verify = command("verify", "repeat recorded runs and compare every number", VERIFY_HELP)
-    verify.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
-    verify.add_argument(
-        "ignored", nargs="*", metavar="key=value", help="overrides that the runs were recorded with"
-    )
-    verify.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
-    )
-    verify.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
-    verify.add_argument("--jobs", type=_number(int, 1), default=1, metavar="N", help="runs side by side")
-
     texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
     texts.add_argument("run", metavar="RUN")
     texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
@@ -200,7 +188,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if getattr(arguments, "ignored", None):
         # what argparse shows as key=value is no override
         parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
-    if overrides and arguments.command not in ("train", "ablate", "verify", "doctor", "plan", "config"):
+    if overrides and arguments.command not in ("train", "ablate", "doctor", "plan", "config"):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     arguments.overrides, arguments.words = overrides, words
     return arguments

@@ -77,10 +77,3 @@ The defaults of the hardware are an A100 SXM's with 80 GB; the configuration's t
   mgsr plan configs/llama2.yaml --devices 8 --gpu 80GB
   mgsr plan configs/gpt2.yaml train.micro_batch_size=16 --devices 2 --gpu 24GB --flops 165 --bandwidth 1008 --json
 """
-VERIFY_HELP = """\
-Repeat recorded runs of a study with the code as it is and compare every number, times aside. If all are identical
-the code is noted beside the studies (same_code.json) as one whose results may stand beside the recorded ones.
-Exit code 0 if they are, else 1.
-
-  mgsr verify experiments/scrg/study.yaml --arms full removed --seeds 0
-"""

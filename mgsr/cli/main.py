@@ -149,7 +149,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from mgsr.study.report.build import report
+    from mgsr.study.report.write_report import report
     from mgsr.study.study import load_study
 
     places = [None if path is None else Path(path) for path in (arguments.results, arguments.out)]
@@ -207,18 +207,6 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0 if found.recommended is not None else 1
 
 
-def _verify(arguments: argparse.Namespace) -> int:
-    from mgsr.study.study import load_study
-    from mgsr.study.verify import verify
-
-    study = load_study(arguments.study)
-    options = {"jobs": arguments.jobs, "overrides": arguments.overrides}
-    wrong = verify(study, arguments.seeds, arguments.arms, **options)
-    for place in wrong[:20]:
-        print(place)
-    return 1 if wrong else 0
-
-
 def _texts(arguments: argparse.Namespace) -> None:
     from mgsr.cli.revisions import revised_texts
 
@@ -242,7 +230,6 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "report": _report,
     "doctor": _doctor,
     "plan": _plan,
-    "verify": _verify,
     "texts": _texts,
     "config": _config,
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.study.results import plain
+from mgsr.training.run_folder import START, read_json
 
 POINTS = 200
 CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
@@ -31,6 +32,7 @@ def collect(
         "hashes": dict(found),
         "overrides": plain(overrides),
         "environment": environment,
+        "start": read_json(folder / START),
         "metrics": _rounded({k: v for k, v in metrics.items() if k not in ("experiment", "arm", "seed")}),
         "scores": {path.stem: _scores(path) for path in sorted((folder / "predictions").glob("*.jsonl"))},
         "curves": read_curves(folder),

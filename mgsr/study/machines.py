@@ -20,10 +20,9 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import described
 from mgsr.runtime.processor import name as cpu
 from mgsr.runtime.progress import say
-from mgsr.study.results import recorded, result_path
+from mgsr.study.results import recorded
 from mgsr.study.study import Study
-from mgsr.training.environment import cpu_model
-from mgsr.training.run_folder import is_begun, read_json, run_folder
+from mgsr.training.run_folder import cpu_model, is_begun, read_json, run_folder
 
 
 class Machine(NamedTuple):
@@ -78,46 +77,6 @@ def machine_lines(results: Iterable[Mapping[str, Any]]) -> tuple[str, str]:
     return words, (
         f"{said}: at training seed {', '.join(mixed)} differences between arms are not those of the arms alone."
     )
-
-
-def begun_with(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Test ROUGE-L of the teacher and of the SFT student that a run began with, by model and test set.
-
-    Empty for arms that set these models themselves. Machines of one name can still make different ones.
-    """
-    if any(name.startswith(("teacher.", "student.", "data.")) for name in result["overrides"]):
-        return {}
-    metrics = result["metrics"]
-    figures = {model: metrics.get(model) or {} for model in ("teacher", "sft_start")}
-    return {
-        model: {name: test["rouge_l"] for name, test in tests.items() if "rouge_l" in test}
-        for model, tests in figures.items()
-        if tests
-    }
-
-
-def refuse_other_start(folder: Path, result: Mapping[str, Any]) -> None:
-    """Runs of one seed are compared with each other: they must have begun with the same models.
-
-    Args:
-        folder: of a study's result files.
-        result: that is to be recorded there.
-
-    Raises:
-        UserError: another arm's run of this seed began with another teacher or SFT student.
-    """
-    mine = begun_with(result)
-    for other in recorded(folder, f"*/seed={result['seed']}.json"):
-        for model, figures in begun_with(other).items():
-            if model in mine and mine[model] != figures:
-                words = {"teacher": "teacher", "sft_start": "SFT student"}[model]
-                test = next(iter(figures))
-                raise UserError(
-                    f"{result_path(folder, result['arm'], result['seed'])}: not recorded, as {other['arm']}, seed "
-                    f"{result['seed']}, began with another {words} (ROUGE-L {figures[test]:.2f} on {test}, "
-                    f"here {mine[model].get(test, float('nan')):.2f}): another machine made it, and differences "
-                    "would not be those of the arms alone; take training seeds that have no results yet"
-                )
 
 
 def differing(machines: Iterable[Machine]) -> list[str]:

@@ -62,6 +62,12 @@ def _wrong_names(result: dict[str, Any]) -> str:
         return "environment.devices is no list of names"
     if threads is not None and not _is_count(threads):
         return "environment.threads is no number"
+    # results recorded before there was a numerics version have none
+    if not _is_count(environment.get("numerics", 1)):
+        return "environment.numerics is no number"
+    start = result.get("start", {})
+    if not isinstance(start, dict) or not all(value is None or isinstance(value, str) for value in start.values()):
+        return "start is no mapping of fingerprints"
     odd = [name for name, value in environment.items() if not (value is None or isinstance(value, (str, int)))]
     odd += [f"hashes.{name}" for name, value in result["hashes"].items() if not isinstance(value, str)]
     return f"{odd[0]} is neither a word nor a number" if odd else ""

@@ -3,7 +3,9 @@
     <study folder>/results/<arm>/seed=<n>.json
 
 Each holds the run's metrics, the score of every test example, its curves thinned to `POINTS`, the arm's overrides,
-and what the numbers came from: hashes of configuration, data and code, the commit and the machine.
+and what the numbers came from: hashes of configuration and data, commit, numerics version and machine, and the
+fingerprints of the models it began with. The hashes are the same on every Python; older results have one of the
+code as well, which nothing reads.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ def result_path(folder: Path, arm: str, seed: int) -> Path:
     return folder / arm / f"seed={seed}.json"
 
 
-def hashes(config: ExperimentConfig, base: ExperimentConfig, code: str) -> dict[str, str]:
-    """What a run's numbers come from: `config` (names, places and cosmetics aside), `base`, `data` and `code`.
+def hashes(config: ExperimentConfig, base: ExperimentConfig) -> dict[str, str]:
+    """What a run's numbers come from: `config` (names, places and cosmetics aside), `base` and `data`.
 
     Data files count by their content, so a study goes on where they lie elsewhere.
 
@@ -44,7 +46,6 @@ def hashes(config: ExperimentConfig, base: ExperimentConfig, code: str) -> dict[
         "config": _config_hash(config, config.seed),
         "base": _config_hash(base, None),
         "data": _data_hash(json.dumps(asdict(config.data), sort_keys=True)),
-        "code": code,
     }
 
 
@@ -59,6 +60,11 @@ def _config_hash(config: ExperimentConfig, seed: int | None) -> str:
         # whose bounds they are, not where that study lies
         kept["clip.run"] = "/".join(Path(config.clip.run).parts[-2:])
     return fingerprint(kept, seed, names)
+
+
+def other_hashes(result: Mapping[str, Any], found: Mapping[str, str]) -> list[str]:
+    """Names of the hashes of a run in which a recorded result differs from it."""
+    return [name for name, value in found.items() if result["hashes"].get(name) != value]
 
 
 @lru_cache(maxsize=32)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+import mgsr
 from mgsr.config.load import dump, fingerprint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models.from_config import check_tokenizers
@@ -24,14 +25,13 @@ from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
 from mgsr.study.collect import collect
-from mgsr.study.machines import agree_on_threads, refuse_other_start, threads_of, torch_threads
-from mgsr.study.recorded_events import remove_events, write_events
-from mgsr.study.results import hashes, plain, read_result, recorded, result_path, write_result
-from mgsr.study.same_code import read_groups, same_hashes
+from mgsr.study.machines import agree_on_threads, threads_of, torch_threads
+from mgsr.study.results import hashes, other_hashes, plain, read_result, recorded, result_path, write_result
+from mgsr.study.starting_models import refuse_other_start
 from mgsr.study.study import Study
 from mgsr.study.summary import summarise
-from mgsr.training.environment import code_fingerprint
-from mgsr.training.run_folder import run_folder
+from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
+from mgsr.training.run_folder import numerics_of, read_json, run_folder
 from mgsr.training.train import prepare, train
 
 
@@ -70,8 +70,8 @@ def run_study(
         The summary that is written to `<run_root>/<study>/metrics.json`.
 
     Raises:
-        UserError: a result or a begun run comes from other code, another configuration, other data or another
-            number of threads.
+        UserError: a result or a begun run comes from another numerics version, another configuration, other data
+            or another number of threads.
     """
     unknown = [arm for arm in arms if arm not in study.arms]
     if unknown:
@@ -81,7 +81,7 @@ def run_study(
     done = {(run.arm, run.seed): result for run in runs if (result := _complete(run, study, record)) is not None}
     pending = [run for run in runs if (run.arm, run.seed) not in done]
     for run in pending:
-        _refuse_other_code(run)
+        _refuse_other_numerics(run)
     if done:
         say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
     _show_complete(study, runs, done)
@@ -99,7 +99,7 @@ def run_study(
     summary = summarise(study, metrics)
     folder = Path(runs[0].config.run_root) / study.name
     write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    _write_layout(folder / "layout")
+    write_layout(folder / "layout")
     return summary
 
 
@@ -109,32 +109,6 @@ def _show_complete(study: Study, runs: Sequence[Run], done: Mapping[tuple[str, i
     written = [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]
     if written:
         say(f"{study.name}: TensorBoard events of {len(written)} runs written from their results")
-
-
-LAYOUT = {
-    "quality": {"dev ROUGE-L": ["Multiline", ["val/rouge_l"]], "dev loss": ["Multiline", ["val/loss"]]},
-    "loss": {"terms": ["Multiline", [r"train/loss.*"]]},
-    "clipping": {
-        "bounds": ["Multiline", ["dac/lower$", "dac/upper$"]],
-        "retained mass": ["Multiline", ["dac/retained_mass$"]],
-    },
-    "text": {
-        "diversity": ["Multiline", [r"scrg/distinct_.*", "scrg/self_bleu"]],
-        "disagreement": ["Multiline", ["scrg/disagreement_rate", "scrg/corrected_fraction"]],
-    },
-    "cost": {"seconds": ["Multiline", ["cost/seconds"]], "tokens": ["Multiline", ["cost/tokens"]]},
-}
-"""TensorBoard's CUSTOM SCALARS tab: what belongs together, of all runs of a study."""
-
-
-def _write_layout(folder: Path) -> None:
-    """Once: TensorBoard merges the layouts that it finds."""
-    if any(folder.glob("events.*")):
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_custom_scalars(LAYOUT)
 
 
 def _plan(
@@ -149,7 +123,7 @@ def _plan(
         for arm in arms:
             folder = study.results if record else root / study.name / "results"
             config = study.config(arm, seed, overrides, folder)
-            found = hashes(config, base, code_fingerprint())
+            found = hashes(config, base)
             if seed == seeds[0] and found["data"] != same.setdefault("data", found["data"]):
                 raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
             runs.append(Run(arm, seed, config, found, result_path(folder, arm, seed)))
@@ -160,19 +134,23 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
     """The run's result where it is there, or where another study has recorded the very same run."""
     result = read_result(run.path)
     if result is not None:
-        changed = same_hashes(run.hashes, result["hashes"], read_groups(study.path.parent.parent))
+        changed = other_hashes(result, run.hashes)
         if changed:
             raise UserError(
                 f"{run.path}: comes from another {', '.join(changed)} (commit {_commit(result['environment'])}); "
-                f"results are never mixed: check that commit out, delete those of {study.name} to run it anew, or "
-                f"show that the code gives the same numbers by mgsr verify {study.path}"
+                f"results are never mixed: check that commit out, or delete those of {study.name} to run it anew"
+            )
+        version = numerics_of(result["environment"])
+        if version != mgsr.NUMERICS_VERSION:
+            raise UserError(
+                f"{run.path}: recorded with numerics version {version} (commit {_commit(result['environment'])}), "
+                f"here it is {mgsr.NUMERICS_VERSION}, which gives other numbers; check that commit out, or delete "
+                "the file to run the arm anew"
             )
         return result
     if record:
-        groups = read_groups(study.path.parent.parent)
         for other in recorded(study.path.parent.parent):
-            threads = other["environment"].get("threads", run.config.trainer.threads)
-            if threads == run.config.trainer.threads and not same_hashes(run.hashes, other["hashes"], groups):
+            if _is_same_run(run, other):
                 mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
                 refuse_other_start(run.path.parents[1], mine)
                 write_result(run.path, mine)
@@ -181,18 +159,27 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
     return None
 
 
-def _refuse_other_code(run: Run) -> None:
-    """A begun run goes on only with the code that it began with."""
-    try:
-        begun = json.loads((run.folder / "environment.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _is_same_run(run: Run, result: Mapping[str, Any]) -> bool:
+    environment = result["environment"]
+    return (
+        not other_hashes(result, run.hashes)
+        and numerics_of(environment) == mgsr.NUMERICS_VERSION
+        and environment.get("threads", run.config.trainer.threads) == run.config.trainer.threads
+    )
+
+
+def _refuse_other_numerics(run: Run) -> None:
+    """A begun run goes on only with the numerics version that it began with."""
+    path = run.folder / "environment.json"
+    if not path.exists():
         return
-    except (OSError, json.JSONDecodeError):
-        begun = {}
-    if begun.get("code") != run.hashes["code"]:
+    begun = read_json(path)
+    # of a file that is torn nobody knows
+    version = numerics_of(begun) if begun else "unknown"
+    if version != mgsr.NUMERICS_VERSION:
         raise UserError(
-            f"{run.folder}: begun with other code (commit {_commit(begun)}); check that commit out, or delete the "
-            "folder to run it anew"
+            f"{run.folder}: begun with numerics version {version} (commit {_commit(begun)}), here it is "
+            f"{mgsr.NUMERICS_VERSION}; check that commit out, or delete the folder to run it anew"
         )
 
 
@@ -269,7 +256,7 @@ def _begun(run: Run) -> bool:
 
 def _record(study: Study, run: Run) -> None:
     result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
-    if result["environment"].get("code") != run.hashes["code"]:
+    if numerics_of(result["environment"]) != mgsr.NUMERICS_VERSION:
         raise UserError(f"{run.folder}: the code changed while the study ran; delete the folder to run it anew")
     refuse_other_start(run.path.parents[1], result)
     write_result(run.path, result)

@@ -1,25 +1,36 @@
-"""Run folders: `<run_root>/<experiment>/<arm>/seed=<n>/`, one configuration each, never overwritten."""
+"""Run folders: `<run_root>/<experiment>/<arm>/seed=<n>/`, one configuration each, never overwritten.
+
+`environment.json` says what a run's numbers come from: commit, versions, numerics version and machine.
+`start.json` has the fingerprints of the teacher and of the student that the run began with.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import mgsr
 from mgsr.config.load import config_from_tree, dump, flat_tree, read_yaml
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models import content_fingerprint
+from mgsr.runtime import processor
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import say
-from mgsr.training.environment import code_fingerprint, environment
 
 # the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
 STUDENT, TEACHER, DATA = "student", "teacher.json", "data.json"
 # what the student's adapters stand on: it is not in the checkpoints
 BASE = "base.json"
+START = "start.json"
 
 # keys that may differ when a run is taken up again: they change no number of it
 NEUTRAL = (
@@ -85,7 +96,7 @@ def open_run_folder(
             _take_up(folder, there, config, changed, data or {})
             return
         # whose teacher and base it was is not yet settled either
-        for name in (TEACHER, BASE):
+        for name in (TEACHER, BASE, START):
             (folder / name).unlink(missing_ok=True)
     write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
     write_atomically(folder / DATA, json.dumps(dict(data or {}), indent=2) + "\n")
@@ -115,9 +126,10 @@ def _take_up(
         raise UserError(
             f"{folder}: the rows of data.{other[0]} are not those it began with; put the file back as it was"
         )
-    begun = read_json(folder / "environment.json")
-    if begun.get("code") != code_fingerprint():
-        say(f"{folder}: begun with other code (commit {str(begun.get('commit'))[:7]}): the rest may differ")
+    begun = numerics_of(read_json(folder / "environment.json"))
+    if begun != mgsr.NUMERICS_VERSION:
+        here = mgsr.NUMERICS_VERSION
+        say(f"{folder}: begun with numerics version {begun}, here it is {here}: the rest may differ")
     if changed:
         before, now = flat_tree(asdict(there)), flat_tree(asdict(config))
         say(f"{folder}: " + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed))
@@ -203,9 +215,74 @@ def base_has_changed(folder: Path, config: ExperimentConfig, cached: Path | None
     )
 
 
+def keep_start(folder: Path, teacher: str | None, student: Any) -> None:
+    """Write the fingerprints of the models that a run begins with, once.
+
+    Args:
+        teacher: its fingerprint; None without one.
+        student: before it gets its adapters, and after `keep_base`, which takes the same fingerprint.
+    """
+    if not read_json(folder / START):
+        content = read_json(folder / BASE).get("content") or content_fingerprint(student)
+        write_atomically(folder / START, json.dumps({"teacher": teacher, "student": content}, indent=2) + "\n")
+
+
 def load_run_config(folder: str | Path) -> ExperimentConfig:
     """The configuration a run folder was made with."""
     path = Path(folder) / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
     return config_from_tree(read_yaml(path), source=str(path))
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions, numerics version and machine, as far as they can be told.
+
+    `dirty`: the package has changes that the commit lacks; None outside a checkout. What lies beside the package
+    does not count, as a study records its results there while it runs.
+    """
+    import lightning
+    import transformers
+
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
+    return {
+        "mgsr": mgsr.__version__,
+        "commit": commit or "unknown",
+        "dirty": None if changes is None else bool(changes),
+        "numerics": mgsr.NUMERICS_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+        "cpu": processor.name(),
+        "cpu_model": cpu_model(processor.described()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the checkout that this package lies in; None where it is in none."""
+    command = ["git", "-C", str(Path(__file__).resolve().parents[1]), *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def numerics_of(environment: Mapping[str, Any]) -> int:
+    """The numerics version of a run; the first, where an environment was written before there was one."""
+    return int(environment.get("numerics", 1))
+
+
+def cpu_model(described: Mapping[str, str]) -> str | None:
+    """What tells processors of one name apart, as far as the system says it.
+
+    >>> cpu_model({"cpu family": "25", "model": "17", "stepping": "1"})
+    'family 25, model 17, stepping 1'
+    """
+    names = {"cpu family": "family", "model": "model", "stepping": "stepping"}
+    return ", ".join(f"{names[key]} {described[key]}" for key in names if key in described) or None

@@ -29,7 +29,7 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
-from mgsr.training.run_folder import keep_base, keep_shape, open_run_folder, run_folder
+from mgsr.training.run_folder import keep_base, keep_shape, keep_start, open_run_folder, run_folder
 from mgsr.training.sft import Prepared, evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
 
@@ -83,6 +83,7 @@ def _run(
     identity = _identity(config, teacher)
     on_first(lambda: keep_shape(folder, student.model, student.tokenizer, identity))
     on_first(lambda: keep_base(folder, config, student.model, student.folder))
+    on_first(lambda: keep_start(folder, identity["content"], student.model))
     metrics = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **start.figures}
 
     started = time.monotonic()

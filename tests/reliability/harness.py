@@ -131,7 +131,7 @@ def differences(expected: Path, found: Path) -> list[str]:
         ("rounds", *(_rounds(f) for f in (expected, found))),
         ("predictions", *((f / "predictions/test.jsonl").read_bytes() for f in (expected, found))),
     ):
-        wrong += [f"{name}{where}" for where in _unequal(a, b)]
+        wrong += [f"{name}{where}" for where in unequal(a, b)]
     cache = found.parents[2] / "cache"
     # a stage that is killed between saving its model and cleaning up leaves its own folder, which nothing reads
     left_over = [*found.rglob(".*.tmp"), *cache.glob(".*")]
@@ -152,14 +152,14 @@ def _timed(name: Any) -> bool:
     return isinstance(name, str) and ("seconds" in name or name.endswith("_per_second"))
 
 
-def _unequal(a: Any, b: Any, where: str = "") -> list[str]:
+def unequal(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, torch.Tensor):
         return [] if isinstance(b, torch.Tensor) and torch.equal(a, b) else [where]
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         keys = {k for k in (*a, *b) if not _timed(k)}
         found = [f"{where}.{k}" for k in keys if (k in a) != (k in b)]
-        return found + [w for k in keys if k in a and k in b for w in _unequal(a[k], b[k], f"{where}.{k}")]
+        return found + [w for k in keys if k in a and k in b for w in unequal(a[k], b[k], f"{where}.{k}")]
     if isinstance(a, Sequence) and not isinstance(a, (str, bytes)) and len(a) == len(b):
-        return [w for i, (x, y) in enumerate(zip(a, b, strict=True)) for w in _unequal(x, y, f"{where}[{i}]")]
+        return [w for i, (x, y) in enumerate(zip(a, b, strict=True)) for w in unequal(x, y, f"{where}[{i}]")]
     same = a == b or (isinstance(a, float) and isinstance(b, float) and a != a and b != b)
     return [] if same else [where]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mgsr
 import mgsr.study.run
 from mgsr.cli.main import main
 from mgsr.runtime import faults
@@ -18,8 +24,7 @@ from mgsr.runtime.errors import UserError
 from mgsr.study.results import hashes, read_result, result_path
 from mgsr.study.run import Run, run_all, run_study
 from mgsr.study.study import Study, load_study
-from mgsr.study.verify import differences
-from tests.reliability.harness import SMALL, forked
+from tests.reliability.harness import SMALL, forked, unequal
 
 ARMS = """
   full: {}
@@ -46,6 +51,25 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(mgsr.study.run, "train", train)
     return ran
+
+
+@pytest.fixture(params=["forked", pytest.param("started", marks=pytest.mark.long)])
+def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How `mgsr train` begins where runs are side by side: in a fork, which imports nothing, or from its start."""
+
+    def run(command: list[str], *, stdout: Any, stderr: int, env: dict[str, str], check: bool) -> Any:
+        assert command[:3] == [sys.executable, "-m", "mgsr"] and stderr == subprocess.STDOUT and not check
+
+        def work() -> None:
+            os.environ.update(env)
+            code = main(command[3:])
+            sys.stdout.flush()
+            os._exit(code)
+
+        return subprocess.CompletedProcess(command, forked(work, Path(stdout.name)))
+
+    if request.param == "forked":
+        monkeypatch.setattr(mgsr.study.run, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 
 
 def test_a_study_is_recorded_skipped_and_shared(
@@ -121,10 +145,10 @@ def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -
     for arm in study.arms:
         both = [read_result(result_path(root / "half/results", arm, 0)) for root in (whole, halved)]
         for part in ("hashes", "metrics", "scores", "curves"):
-            assert differences(*(result[part] for result in both), part) == []
+            assert unequal(*(result[part] for result in both), part) == []
 
 
-def test_results_of_other_code_or_configuration_are_never_mixed(
+def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
     tiny_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = make(tmp_path, tiny_file, "mixed", "\n  full: {}\n")
@@ -132,11 +156,24 @@ def test_results_of_other_code_or_configuration_are_never_mixed(
     run_study(study, [0], overrides, record=True)
     with pytest.raises(UserError, match="another config"):
         run_study(study, [0], [*overrides, "train.lr=0.5"], record=True)
-    monkeypatch.setattr(mgsr.study.run, "code_fingerprint", lambda: "other")
-    with pytest.raises(UserError, match=r"another code \(commit"):
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    path = result_path(study.results, "full", 0)
+    with pytest.raises(UserError, match=r"recorded with numerics version 1 \(commit .* here it is 2, .* delete"):
         run_study(study, [0], overrides, record=True)
-    result_path(study.results, "full", 0).unlink()
-    with pytest.raises(UserError, match="begun with other code"):
+    # nor is one of another study taken for the same run
+    other = make(tmp_path, tiny_file, "copied", "\n  full: {}\n")
+    started = counted(monkeypatch)
+    run_study(other, [0], overrides, record=True)
+    assert started == ["full/0"]
+    found = read_result(result_path(other.results, "full", 0))
+    assert found is not None and found["environment"]["numerics"] == 2
+    path.unlink()
+    result_path(other.results, "full", 0).unlink()
+    begun = re.escape(str(shared_root / "mixed/full/seed=0"))
+    with pytest.raises(UserError, match=rf"{begun}: begun with numerics version 1 \(commit .* here it is 2"):
+        run_study(study, [0], overrides, record=True)
+    (shared_root / "mixed/full/seed=0/environment.json").write_text("{torn")
+    with pytest.raises(UserError, match="begun with numerics version unknown"):
         run_study(study, [0], overrides, record=True)
 
 
@@ -152,7 +189,7 @@ def test_hashes_follow_what_changes_numbers(make_config: Any) -> None:
     base = make_config()
 
     def hashes_of(*overrides: str) -> dict[str, str]:
-        return hashes(make_config(*overrides), base, "c")
+        return hashes(make_config(*overrides), base)
 
     plain = hashes_of()
     assert plain == hashes_of("experiment=x", "arm=y", "run_root=z", "trainer.threads=1")
@@ -164,7 +201,9 @@ def test_hashes_follow_what_changes_numbers(make_config: Any) -> None:
     assert plain["data"] != other["data"]
 
 
-def test_two_runs_side_by_side_equal_one_after_another(tiny_file: Path, tmp_path: Path, capfd: Any) -> None:
+def test_two_runs_side_by_side_equal_one_after_another(
+    tiny_file: Path, tmp_path: Path, capfd: Any, processes: None
+) -> None:
     study = make(
         tmp_path,
         tiny_file,
@@ -172,7 +211,8 @@ def test_two_runs_side_by_side_equal_one_after_another(tiny_file: Path, tmp_path
         "\n  full: {}\n  head: {clip.mode: fixed, clip.lower: -.inf}\n",
     )
     for jobs in (1, 2):
-        words = ["ablate", str(study.path), "--jobs", str(jobs), f"run_root={tmp_path}/{jobs}", *QUICK]
+        overrides = [f"run_root={tmp_path}/{jobs}", "trainer.threads=1", *QUICK]
+        words = ["ablate", str(study.path), "--jobs", str(jobs), *overrides]
         assert main(words) == 0
     both = [
         {arm: json.loads((tmp_path / f"{jobs}/side/results/{arm}/seed=0.json").read_text()) for arm in study.arms}
@@ -186,10 +226,10 @@ def test_two_runs_side_by_side_equal_one_after_another(tiny_file: Path, tmp_path
     assert "mgsr train" in log and "written to" in log
 
 
-def test_a_run_that_fails_side_by_side_is_named(tiny_file: Path, tmp_path: Path) -> None:
+def test_a_run_that_fails_side_by_side_is_named(tiny_file: Path, tmp_path: Path, processes: None) -> None:
     study = make(tmp_path, tiny_file, "fails", "\n  full: {}\n  bad: {train.lr: 1.0e+30}\n")
     with pytest.raises(UserError, match=r"bad, seed 0 failed .*became"):
-        run_study(study, [0], [f"run_root={tmp_path}", *QUICK], jobs=2)
+        run_study(study, [0], [f"run_root={tmp_path}", "trainer.threads=1", *QUICK], jobs=2)
     assert read_result(tmp_path / "fails/results/bad/seed=0.json") is None
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgsr.study.report.build import report
 from mgsr.study.results import result_path, write_result
 from mgsr.study.study import Study
-from tests.study.synthetic import STUDY, make_result, make_study, record
+from tests.study.synthetic import STUDY, make_result, make_study, readme_of, record
 from tests.study.test_report import rows
 
 ARMS = """
@@ -40,7 +39,7 @@ def make(folder: Path, priced: dict[str, float]) -> Study:
 
 
 def test_bounds_at_their_limits_are_one_treatment(tmp_path: Path) -> None:
-    text = report(make(tmp_path, AT_LIMITS)).read_text()
+    text = readme_of(make(tmp_path, AT_LIMITS))
     assert text.split("\n\n")[2] == (
         "**Is the learned clipping adaptive?** No, not on these data. In `full`, `priced` and `literal` the "
         "bounds end at (0.30, 0.90) on every token, with a mean spread of 1e-05 at most; both bounds stand "
@@ -66,7 +65,7 @@ def test_bounds_at_their_limits_are_one_treatment(tmp_path: Path) -> None:
 
 
 def test_bounds_that_differ_between_tokens_are_told_apart(tmp_path: Path) -> None:
-    text = report(make(tmp_path, ADAPTIVE)).read_text()
+    text = readme_of(make(tmp_path, ADAPTIVE))
     answer = text.split("\n\n")[2]
     assert "Only in `priced`. In `priced` the bounds of tokens differ at the end (spread 0.05)." in answer
     assert "So `full`, `fixed` and `mean` clip alike" in answer
@@ -75,7 +74,7 @@ def test_bounds_that_differ_between_tokens_are_told_apart(tmp_path: Path) -> Non
 
 def test_bounds_between_their_limits_may_stand_still(tmp_path: Path) -> None:
     still = {**ADAPTIVE, "lower_std": 1e-4, "upper_std": 1e-4}
-    answer = report(make(tmp_path, still)).read_text().split("\n\n")[2]
+    answer = readme_of(make(tmp_path, still)).split("\n\n")[2]
     assert "No, not on these data." in answer and "(0.30, 0.90) or (0.20, 0.93)" in answer
     # not all of them stand at limits
     assert "from step" not in answer
@@ -84,24 +83,24 @@ def test_bounds_between_their_limits_may_stand_still(tmp_path: Path) -> None:
 def test_a_bound_that_an_arm_leaves_out_is_the_base_configurations(tmp_path: Path) -> None:
     study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{clip.mode: fixed, clip.lower: 0.25}"))
     record(study)
-    table = rows(report(study).read_text(), "Where the bounds end")
+    table = rows(readme_of(study), "Where the bounds end")
     assert table["other"][1] == "0.2500" and float(table["other"][3]) == study.base_config().clip.upper
 
 
 def test_a_mean_of_no_named_run_has_no_row(tmp_path: Path) -> None:
     study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{clip.mode: mean_of_run}"))
     record(study)
-    assert "other" not in rows(report(study).read_text(), "Where the bounds end")
+    assert "other" not in rows(readme_of(study), "Where the bounds end")
     # a base that is whole only with a command line is enough for a report
     (tmp_path / "base.yaml").write_text("clip: {mode: mean_of_run, run: runs/full/seed=0, upper: 0.97}\n")
     changed = STUDY.replace("configs/demo.yaml", str(tmp_path / "base.yaml"))
     study = make_study(tmp_path, changed.replace("{scrg.passes: 3}", "{clip.mode: fixed, clip.lower: 0.25}"))
     record(study)
-    assert rows(report(study).read_text(), "Where the bounds end")["other"][3] == "0.9700"
+    assert rows(readme_of(study), "Where the bounds end")["other"][3] == "0.9700"
 
 
 def test_studies_of_other_things_have_no_such_table(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "adaptive?" not in text and "Where the bounds end" not in text

@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+import mgsr
 from mgsr.cli.main import main
 from mgsr.runtime.errors import UserError
-from mgsr.study.report.build import report
+from mgsr.study.report.evidence import read_evidence
+from mgsr.study.report.plots import all_plots
+from mgsr.study.report.write_report import report
 from mgsr.study.results import result_path, write_result
 from mgsr.study.study import Study
-from tests.study.synthetic import FIGURES, make_result, make_study, record
+from tests.study.synthetic import FIGURES, make_result, make_study, readme_of, record
+from tests.study.test_report import rows
 
 
 def without(place: str) -> Any:
@@ -92,6 +96,9 @@ def without(place: str) -> Any:
         (lambda r: r["metrics"].update(corrections={"corrected": {}}) or r, "metrics.corrections is no mapping"),
         (lambda r: r["environment"].update(devices=3) or r, "environment.devices is no list"),
         (lambda r: r["environment"].update(threads="x") or r, "environment.threads is no number"),
+        (lambda r: r["environment"].update(numerics="x") or r, "environment.numerics is no number"),
+        (lambda r: {**r, "start": ["a"]}, "start is no mapping of fingerprints"),
+        (lambda r: {**r, "start": {"student": 3}}, "start is no mapping of fingerprints"),
         (lambda r: r["environment"].update(cpu=["a"]) or r, "cpu is neither a word nor a number"),
         (lambda r: r["hashes"].update(code=["a"]) or r, "hashes.code is neither a word nor a number"),
         (lambda r: r["metrics"]["result"].update(more=r["metrics"]["result"]["test"]) or r, "scores.more"),
@@ -130,7 +137,7 @@ def test_unequal_lengths_and_results_of_no_arm_are_named(tmp_path: Path) -> None
     longer["metrics"]["steps"], longer["arm"], longer["overrides"] = 40, "full", {}
     write_result(result_path(study.results, "full", 3), longer)
     write_result(result_path(study.results, "gone", 0), {**longer, "arm": "gone"})
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "optimiser steps:** 20 in full (seed 0, 1, 2), removed; 30 in other; 40 in full (seed 3)." in text
     assert "Left out, being no arms of the study: results of gone." in text
 
@@ -144,18 +151,18 @@ def environment_of(study: Study, arm: str, seed: int, **changes: Any) -> None:
 def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "Machine: x86_64, 1 thread per run, torch 2, no GPU." in text
     assert "--seeds 0 1 2 3 --record trainer.threads=1\n" in text
     # an older result doesn't say its processor: named as far as known, and no difference
     environment_of(study, "removed", 0, cpu="a Xeon")
-    text = report(study).read_text()
+    text = readme_of(study)
     assert (
         "Machine: x86_64, 1 thread per run, torch 2, no GPU (11 runs); 1 thread per run, a Xeon, torch 2, " in text
     )
     assert "More than one kind" not in text
     environment_of(study, "removed", 1, cpu="an EPYC", threads=2, torch="3")
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "; 2 threads per run, an EPYC, torch 3, no GPU (1 run)." in text
     mixed = "**More than one kind of machine:** the runs differ in threads, cpu and torch, and rounding with it"
     assert f"{mixed}: at training seed 1 differences between arms are not those of the arms alone." in text
@@ -164,11 +171,11 @@ def test_every_kind_of_machine_is_named(tmp_path: Path) -> None:
     for arm in ("full", "other"):
         environment_of(study, arm, 1, cpu="an EPYC", threads=2, torch="3")
     said = f"{mixed}. All runs of a training seed have the same kind"
-    assert f"{said}, as far as they recorded it: arms, paired by seed, " in report(study).read_text()
+    assert f"{said}, as far as they recorded it: arms, paired by seed, " in readme_of(study)
     for arm in ("full", "removed", "other"):
         for seed in (0, 2, 3):
             environment_of(study, arm, seed, cpu="a Xeon")
-    assert f"{said}: arms, paired by seed, " in report(study).read_text()
+    assert f"{said}: arms, paired by seed, " in readme_of(study)
 
 
 def test_runs_of_a_seed_that_began_with_other_models_are_named(tmp_path: Path) -> None:
@@ -186,10 +193,10 @@ def test_runs_of_a_seed_that_began_with_other_models_are_named(tmp_path: Path) -
         begun_with("other", seed, 85.0, 44.0 + seed)
         # an arm without a teacher says nothing of it
         begun_with("removed", seed, None, 44.0 + seed)
-    assert "began with the same models" not in report(study).read_text()
+    assert "began with the same models" not in readme_of(study)
     begun_with("other", 1, 85.5, 45.0)
     begun_with("removed", 2, None, 46.5)
-    assert "**Not all runs of training seed 1, 2 began with the same models:**" in report(study).read_text()
+    assert "**Not all runs of training seed 1, 2 began with the same models:**" in readme_of(study)
 
 
 def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -197,7 +204,7 @@ def test_processors_of_one_name_are_told_apart(tmp_path: Path) -> None:
     record(study)
     environment_of(study, "full", 0, cpu="an EPYC", cpu_model="family 25, model 1")
     environment_of(study, "full", 1, cpu="an EPYC", cpu_model="family 25, model 17")
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "an EPYC (family 25, model 17)" in text and "the runs differ in cpu_model" in text
 
 
@@ -231,3 +238,58 @@ def test_a_run_copied_to_another_seed_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=re.escape(f"{path}: has the configuration of seed 0")):
         report(study)
+
+
+def test_results_of_another_numerics_version_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    text = readme_of(study)
+    assert "numerics version 1, python" in text and "Of numerics version" not in text
+    environment_of(study, "other", 0, numerics=1)
+    # two arms have been run anew, one of them not with all seeds
+    for arm, seeds in (("full", 4), ("removed", 2)):
+        for seed in range(seeds):
+            result = make_result(study, arm, seed, FIGURES[arm][seed])
+            result["environment"]["numerics"] = 2
+            write_result(result_path(study.results, arm, seed), result)
+    text = readme_of(study)
+    apart = (
+        "**Of numerics version 2, and in no figure or verdict here:** full, seed 0, 1, 2, 3; removed, seed 0, 1."
+    )
+    assert apart in text and rows(text, "ROUGE-L on the test set")["full"] == ["0", *["not yet run"] * 7]
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    evidence = read_evidence(study, study.results)
+    assert {arm: list(by_seed) for arm, by_seed in evidence.results.items()} == {
+        "full": [0, 1, 2, 3],
+        "removed": [0, 1],
+        "other": [],
+    }
+    text = readme_of(study)
+    assert "in no figure or verdict here:** removed, seed 2, 3; other, seed 0, 1, 2, 3." in text
+    assert rows(text, "ROUGE-L on the test set")["removed"][0] == "2" and "6 runs, training seeds" in text
+    assert "numerics version 2, python" in text
+    assert [name for name, (_, svg) in all_plots(evidence).items() if ">other<" in svg] == []
+
+
+def test_a_study_that_was_only_run_with_an_older_version_is_reported_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    before = readme_of(study)
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    said = "**These results are of numerics version 1:** the code is at version 2, of which there are none yet."
+    text = readme_of(study)
+    assert said in text
+    assert [line for line in text.splitlines() if said not in line and line] == list(
+        filter(None, before.splitlines())
+    )
+
+
+def test_changes_that_no_commit_holds_are_told(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    record(study)
+    environment_of(study, "full", 0, dirty=True)
+    environment_of(study, "full", 1, dirty=False)
+    environment_of(study, "full", 2, dirty=None)
+    assert "Commit 0123456, 0123456 with changes; numerics version 1" in readme_of(study)

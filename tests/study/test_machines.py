@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 
 from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.errors import UserError
-from mgsr.study.machines import agree_on_threads, refuse_other_start, threads_of
+from mgsr.study.machines import agree_on_threads, threads_of
 from mgsr.study.results import result_path, write_result
 from mgsr.study.study import Study
 from mgsr.training.run_folder import run_folder
-from tests.study.synthetic import STUDY, make_result, make_study, record
+from tests.study.synthetic import make_result, make_study, record
 
 
 @pytest.fixture
@@ -86,24 +85,3 @@ def test_another_processor_is_said(study: Study, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert "has runs with cpu an abacus, here it is " in said
     assert "has runs with torch 2, here it is " in said
-
-
-def test_a_run_that_began_with_other_models_than_its_seed_is_not_recorded(tmp_path: Path) -> None:
-    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{teacher.sft.lr: 0.5}"))
-
-    def begun(arm: str, seed: int, teacher: float, student: float) -> dict[str, Any]:
-        result = make_result(study, arm, seed, 60.0)
-        result["metrics"]["teacher"] = {"test": {"rouge_l": teacher}}
-        result["metrics"]["sft_start"] = {"test": {"rouge_l": student}}
-        return result
-
-    write_result(result_path(study.results, "full", 0), begun("full", 0, 85.17, 44.0))
-    refuse_other_start(study.results, begun("removed", 0, 85.17, 44.0))
-    # another seed has a student of its own; an arm that sets the teacher has another one on purpose
-    refuse_other_start(study.results, begun("removed", 1, 85.17, 45.0))
-    refuse_other_start(study.results, begun("other", 0, 70.0, 44.0))
-    place = re.escape(str(result_path(study.results, "removed", 0)))
-    with pytest.raises(UserError, match=f"{place}: not recorded, as full, seed 0, .* 85.17 on test, here 84.98"):
-        refuse_other_start(study.results, begun("removed", 0, 84.98, 44.0))
-    with pytest.raises(UserError, match="another SFT student"):
-        refuse_other_start(study.results, begun("removed", 0, 85.17, 44.1))

@@ -10,10 +10,10 @@ import pytest
 
 from mgsr.cli.main import main
 from mgsr.runtime.errors import ConfigError, UserError
-from mgsr.study.report.build import report
+from mgsr.study.report.write_report import report
 from mgsr.study.results import result_path, write_result
 from mgsr.study.study import load_study
-from tests.study.synthetic import STUDY, make_result, make_study, record
+from tests.study.synthetic import STUDY, make_result, make_study, readme_of, record
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def rows(readme: str, title: str) -> dict[str, list[str]]:
 def test_the_first_lines_answer_in_words(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert text.split("\n\n")[1:4] == [
         "Does it help?",
         "**SCRG:** +10.50 ROUGE-L, averaged over what stands beside it (95 % interval +9.77 to +11.23 over 4 "
@@ -43,7 +43,7 @@ def test_the_first_lines_answer_in_words(tmp_path: Path) -> None:
 def test_tables_hold_the_recorded_figures(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     table = rows(text, "ROUGE-L on the test set")
     assert table["full"][:3] == ["4", "61.50", "1.29"] and table["full"][-1] == "baseline"
     assert table["removed"][3:5] == ["-10.50", "-11.15 to -9.85"] and table["removed"][-1] == "worse"
@@ -64,7 +64,7 @@ def test_printed_commands_say_what_the_base_leaves_open(tmp_path: Path) -> None:
     given = "arguments: [data.train=TRAIN.jsonl, 'data.test_sets={a: A.jsonl}']"
     study = make_study(tmp_path, STUDY.replace("base:", f"{given}\nbase:"))
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     said = r"mgsr ablate .* --record.* data\.train=TRAIN\.jsonl 'data\.test_sets=\{a: A\.jsonl\}'\n"
     assert re.search(said, text)
 
@@ -80,14 +80,14 @@ def test_the_first_lines_say_how_much_another_study_rests_on(tmp_path: Path) -> 
     )
     record(study)
     record(other, {"full": [60.0, 61.0], "removed": [60.5, 61.0]})
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "**Removing the part, on real text (4 rows, 20 optimiser steps):** inconclusive" in text
     for seed in range(2):
         longer = make_result(other, "removed", seed, 60.0 + seed)
         longer["metrics"]["steps"] = 31
         write_result(result_path(other.results, "removed", seed), longer)
-    assert "on real text (4 rows, 20 optimiser steps, 31 without it):** inconclusive" in report(study).read_text()
-    assert "20 to 31 optimiser steps, 4 test rows" in report(other).read_text()
+    assert "on real text (4 rows, 20 optimiser steps, 31 without it):** inconclusive" in readme_of(study)
+    assert "20 to 31 optimiser steps, 4 test rows" in readme_of(other)
     study.path.write_text(study.path.read_text().replace("{real text: test}", "{real text: tset}"))
     with pytest.raises(ConfigError, match=r"`answer\.elsewhere\.sets` names tset, but .* has results of test"):
         report(load_study(study.path))
@@ -103,7 +103,7 @@ def test_the_first_lines_tell_of_several_other_studies(tmp_path: Path) -> None:
     )
     record(study)
     record(others[0])
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "**Removing the part, on the 0. data (4 rows, 20 optimiser steps):** it lowers ROUGE-L by 10.50" in text
     assert "**Removing the part, on the 1. data:** not yet run." in text
 
@@ -153,13 +153,13 @@ def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path: Path) -> N
 def test_missing_runs_are_said_to_be_missing(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study, {"full": [60.0, 61.0], "removed": [50.0]})
-    text = report(study).read_text()
+    text = readme_of(study)
     table = rows(text, "ROUGE-L on the test set")
     assert table["other"] == ["0", *["not yet run"] * 7]
     assert table["removed"][-1] == "too few seeds"
     assert "Missing: removed: seed 1; other: not yet run." in text
     write_result(result_path(study.results, "other", 0), make_result(study, "other", 0, 60.0))
-    assert "Missing: removed, other: seed 1." in report(study).read_text()
+    assert "Missing: removed, other: seed 1." in readme_of(study)
     assert "too few to say anything" in text
     assert set(rows(text, "Text")["other"]) == {"not yet run"}
 
@@ -169,7 +169,7 @@ def test_what_can_not_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results of sample"):
         report(study)
     record(study)
-    for what in ("code", "data", "base"):
+    for what in ("data", "base"):
         odd = make_result(study, "other", 0, 60.0)
         odd["hashes"][what] = "different"
         write_result(result_path(study.results, "other", 0), odd)
@@ -251,7 +251,10 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, change: tuple[str, str], 
 RECORDED = sorted(path.parent for path in (ROOT / "experiments").glob("*/results"))
 
 
-@pytest.mark.parametrize("folder", RECORDED, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(path, id=path.name, marks=() if path.name == "grid" else pytest.mark.long) for path in RECORDED],
+)
 def test_committed_reports_say_what_the_committed_results_say(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

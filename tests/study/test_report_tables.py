@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from mgsr.study.report.build import report
+from mgsr.study.report.write_report import report
 from mgsr.study.results import result_path, write_result
 from mgsr.study.study import Study
-from tests.study.synthetic import STUDY, make_result, make_study, record
+from tests.study.synthetic import STUDY, make_result, make_study, readme_of, record
 from tests.study.test_report import rows
 
 
@@ -34,7 +34,7 @@ def change(study: Study, arm: str, rouge_l: list[float], **changes: Any) -> None
 
 def test_equal_work_takes_equal_time_whatever_the_clock_said(study: Study) -> None:
     change(study, "other", [61.0] * 4, costs={"seconds_training": 30.0, "tokens_training": 1000})
-    text = report(study).read_text()
+    text = readme_of(study)
     table = rows(text, "At equal cost")
     # the median run took 10 s for these tokens
     assert table["other"][1] == table["full"][1] == "10.0"
@@ -51,7 +51,7 @@ def test_a_dear_arm_is_read_where_the_cheapest_ended_with_its_interval(study: St
     }
     figures = [61.0, 62.5, 62.0, 63.0]
     change(study, "other", figures, costs=dear, spent=[800.0, 2000.0])
-    other = rows(report(study).read_text(), "At equal cost")["other"]
+    other = rows(readme_of(study), "At equal cost")["other"]
     # a sixth of the way from 800 to 2,000 tokens, five points apart
     reached = [value - 5 + 5 / 6 for value in figures]
     want = stats.ttest_rel(reached, [60.0, 62.0, 61.0, 63.0]).confidence_interval(0.95)
@@ -67,7 +67,7 @@ def test_a_dear_arm_is_read_where_the_cheapest_ended_with_its_interval(study: St
 def test_an_empty_cell_at_equal_cost_is_explained(study: Study) -> None:
     dear = {"seconds_training": 10.0, "tokens_training": 5000}
     change(study, "other", [61.0] * 4, costs=dear, spent=[2500.0, 5000.0])
-    text = report(study).read_text()
+    text = readme_of(study)
     assert rows(text, "At equal cost")["other"][3:9] == ["–"] * 6
     assert "No figure at equal tokens (–): the dev set was first looked at later, `other` after 0.0025" in text
     assert "No figure at equal time (–)" in text
@@ -81,7 +81,7 @@ def test_the_size_of_what_diversity_is_over_is_said(study: Study) -> None:
         write_result(result_path(study.results, "full", seed), result)
     result["metrics"]["result"]["test"]["rouge_l_by_seed"] = {"10": 60.0, "20": 60.0}
     write_result(result_path(study.results, "full", 0), result)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert rows(text, "Text")["full"][0] == "287" and rows(text, "Text")["removed"][0] == "–"
     assert "8 in every arm (4 rows, 2 sampling seed(s))" in text
 
@@ -92,9 +92,9 @@ def test_the_comparisons_that_p_is_adjusted_over_are_told(tmp_path: Path) -> Non
     said = (
         "p is adjusted by Holm over the 1 comparison(s) made so far on this test set, of 2 that the study plans; "
     )
-    assert said in report(study).read_text()
+    assert said in readme_of(study)
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "by Holm over all 2 comparison(s) of the study on this test set; the adjustment grows" in text
     assert "a level of 0.05/2" in text
 
@@ -120,15 +120,15 @@ def test_the_test_set_comes_first(study: Study) -> None:
 
 
 def test_runs_of_another_study_are_marked(study: Study, tmp_path: Path) -> None:
-    assert "†" not in report(study).read_text()
+    assert "†" not in readme_of(study)
     path = tmp_path / "beside" / "study.yaml"
     path.parent.mkdir()
-    # seed 2 is of other code; seed 3 was run anew on a machine that gives other figures
-    for seed, code, figure in ((0, "c0de", 60.0), (1, "c0de", 62.0), (2, "else", 61.0), (3, "c0de", 62.9)):
+    # seed 2 is of another numerics version; seed 3 was run anew on a machine that gives other figures
+    for seed, numerics, figure in ((0, 1, 60.0), (1, 1, 62.0), (2, 2, 61.0), (3, 1, 62.9)):
         result = {**make_result(study, "full", seed, figure), "study": "beside", "arm": "base"}
-        result["hashes"] = {**result["hashes"], "code": code}
+        result["environment"]["numerics"] = numerics
         write_result(result_path(path.parent / "results", "base", seed), result)
-    text = report(study).read_text()
+    text = readme_of(study)
     table = rows(text, "ROUGE-L on the test set")
     assert "full †" in table and "removed" in table
     assert (
@@ -140,7 +140,7 @@ def test_runs_of_another_study_are_marked(study: Study, tmp_path: Path) -> None:
 def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
     study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", '{mixture.replay: "on"}'))
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "within each window of `train.bucket_steps` optimiser steps" in text
     assert "Arms with a replay buffer (`other`) draw the prompts of their written text from it." in text
     # its likelihoods before and after a correction may be of different texts
@@ -150,16 +150,16 @@ def test_prompts_are_the_same_but_for_replay(tmp_path: Path) -> None:
         tmp_path, STUDY.replace("{scrg.passes: 3}", "{mixture.kind: adaptive, mixture.replay: 'off'}")
     )
     record(study)
-    assert "replay buffer" not in report(study).read_text()
+    assert "replay buffer" not in readme_of(study)
 
 
 def test_exact_match_by_kind_of_task(study: Study) -> None:
-    assert "Exact match by kind of task" not in report(study).read_text()
+    assert "Exact match by kind of task" not in readme_of(study)
     for seed, value in enumerate([25.0, 50.0]):
         result = make_result(study, "other", seed, 61.0)
         result["metrics"]["result"]["test"]["exact_match_by_category"] = {"sort": value}
         write_result(result_path(study.results, "other", seed), result)
-    text = report(study).read_text()
+    text = readme_of(study)
     table = rows(text, "Exact match by kind of task, %")
     assert table["other"] == ["37.5"] and table["full"] == ["–"]
     assert "2 of the 12 runs have it" in text
@@ -173,7 +173,7 @@ def test_rows_of_no_kind_have_no_table_of_kinds(study: Study) -> None:
                 rouge_l_by_category={"all": 60.0}, exact_match_by_category={"all": 1.0}
             )
             write_result(result_path(study.results, arm, seed), result)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "## By kind of task" not in text and rows(text, "Exact match by kind of task, %")["full"] == ["1.0"]
 
 
@@ -184,7 +184,7 @@ def test_exact_match_is_told_of_the_kinds_that_the_base_configuration_names(tmp_
     result = make_result(study, "full", 0, 60.0)
     result["metrics"]["result"]["test"]["exact_match_by_category"] = {"sort": 25.0, "write": 0.0}
     write_result(result_path(study.results, "full", 0), result)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "| arm | sort |" in text and "with one right answer (`evaluation.one_answer`)" in text
     assert rows(text, "Exact match by kind of task, %")["full"] == ["25.0"]
 
@@ -221,7 +221,7 @@ def test_without_a_seed_in_common_the_means_say_so(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     for arm, seed in (("full", 0), ("full", 1), ("removed", 2)):
         write_result(result_path(study.results, arm, seed), make_result(study, arm, seed, 60.0 + seed))
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "Mean ROUGE-L over an arm's own training seeds, which other arms need not have." in text
     assert rows(text, "By kind of task")["full"] == ["59.5", "61.5"]
 
@@ -232,7 +232,7 @@ def test_a_token_takes_the_time_of_who_writes_it(tmp_path: Path) -> None:
     spent = {"tokens_training": 1000, "seconds_training": 10.0, "tokens_generation": 1000}
     change(study, "full", [60.0, 61.0], costs={**spent, "seconds_generation": 5.0}, spent=[1000.0, 2000.0])
     change(study, "other", [60.0, 61.0], costs={**spent, "seconds_generation": 20.0}, spent=[1000.0, 2000.0])
-    text = report(study).read_text()
+    text = readme_of(study)
     table = rows(text, "At equal cost")
     # seeds 0 and 1 as changed; 2 and 3 have no tokens written
     assert "5,000 s for writing by the student" in text and "20,000 s for writing by the teacher" in text
@@ -240,12 +240,12 @@ def test_a_token_takes_the_time_of_who_writes_it(tmp_path: Path) -> None:
 
 
 def test_arms_of_other_lengths_have_schedules_of_their_own(study: Study) -> None:
-    assert "All arms have one learning rate schedule" in report(study).read_text()
+    assert "All arms have one learning rate schedule" in readme_of(study)
     for seed in range(4):
         longer = make_result(study, "other", seed, 61.0)
         longer["metrics"]["steps"] = 30
         write_result(result_path(study.results, "other", seed), longer)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert "Arms have learning rate schedules of their own length" in text and "have one learning rate" not in text
     assert "in the same order, as far as each of them goes, by which is meant" in text
 
@@ -253,7 +253,7 @@ def test_arms_of_other_lengths_have_schedules_of_their_own(study: Study) -> None
 def test_looks_are_told(tmp_path: Path) -> None:
     study = make_study(tmp_path, STUDY.replace("base:", "looks: 2\nbase:"))
     record(study)
-    text = report(study).read_text()
+    text = readme_of(study)
     assert (
         "Open verdicts were given more seeds and judged again, 2 looks in all: every p is multiplied by 2" in text
     )

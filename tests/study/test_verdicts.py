@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+import mgsr.study.verdicts
 from mgsr.study.verdicts import (
     BETTER,
     INCONCLUSIVE,
@@ -35,9 +36,14 @@ def draw(effects, seeds, generator, spread=1.0, shared=5.0):
     }
 
 
-def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate(monkeypatch):
-    # statsmodels collects garbage in every call, which takes most of the time here
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hundreds of studies the verdicts alone: no number of seeds, and no garbage collected by statsmodels."""
     monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
+    monkeypatch.setattr(mgsr.study.verdicts, "seeds_needed", lambda *arguments, **options: None)
+
+
+def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate(quick):
     generator = np.random.default_rng(0)
     arms = dict.fromkeys(("full", "a", "b", "c"), 0.0)
     families, wrong = 600, 0
@@ -49,9 +55,7 @@ def test_without_an_effect_the_family_is_wrong_at_most_at_the_nominal_rate(monke
     assert wrong > 0
 
 
-def test_a_single_comparison_is_wrong_at_the_nominal_rate(monkeypatch):
-    # statsmodels collects garbage in every call, which takes most of the time here
-    monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
+def test_a_single_comparison_is_wrong_at_the_nominal_rate(quick):
     generator = np.random.default_rng(1)
     draws = 800
     wrong = sum(
@@ -113,10 +117,8 @@ def power_by_hand(effect: float, pairs: int, alpha: float) -> float:
     return float(integrate.quad(weighed, 0, 12, points=[0.5, 1, 2])[0])
 
 
-def test_two_looks_err_no_more_often_than_one(monkeypatch: pytest.MonkeyPatch):
+def test_two_looks_err_no_more_often_than_one(quick):
     """Open arms are given seeds and judged again: under no effect, at most 5 % of studies may say anything."""
-    # statsmodels collects garbage in every call, which takes most of the time here
-    monkeypatch.setattr(gc, "collect", lambda *arguments: 0)
     generator = np.random.default_rng(11)
     said = {1: 0, 2: 0}
     studies = 400

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mgsr
 from mgsr.runtime.errors import ConfigError
 from mgsr.study.machines import machine_lines
-from mgsr.study.report.cells import number
 from mgsr.study.report.evidence import Evidence, Result, read_evidence, replays
 from mgsr.study.report.learned_bounds import bounds_answer, varies_clipping
+from mgsr.study.report.table import number
 from mgsr.study.study import load_study
 from mgsr.study.verdicts import BETTER, WORSE, Verdict
 
@@ -83,7 +84,8 @@ def _size(evidence: Evidence, test_set: str, arm: str) -> str:
     with_it = steps(baseline if evidence.results[baseline] else arm)
     without = steps(arm) if evidence.results[arm] else with_it
     against = "" if without == with_it else f", {without} without it"
-    return f"{rows} rows, {with_it} optimiser steps{against}{sampled}"
+    version = "" if evidence.numerics == mgsr.NUMERICS_VERSION else f", numerics version {evidence.numerics}"
+    return f"{rows} rows, {with_it} optimiser steps{against}{sampled}{version}"
 
 
 def sentence(v: Verdict, baseline: str) -> str:
@@ -116,13 +118,14 @@ def sentence(v: Verdict, baseline: str) -> str:
 def facts(evidence: Evidence) -> list[str]:
     """Where the numbers come from, and what is missing."""
     runs = evidence.runs
-    commits = sorted({str(r["environment"].get("commit"))[:7] for r in runs})
+    commits = sorted({_commit(r["environment"]) for r in runs})
     packages = ", ".join(_versions(runs, name) for name in ("python", "lightning", "transformers"))
     machines, mixed = machine_lines(runs)
     said = [
         f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
         f"{_range(int(r['metrics']['steps']) for r in runs)} optimiser steps, "
-        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; {packages}. "
+        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; "
+        f"numerics version {evidence.numerics}, {packages}. "
         f"Machine: {_different(runs, 'machine')}, {machines}.",
         *([mixed] if mixed else []),
         *evidence.oddities(),
@@ -132,6 +135,11 @@ def facts(evidence: Evidence) -> list[str]:
     if missing:
         said.append("Missing: " + "; ".join(missing) + ".")
     return said
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    changed = " with changes" if environment.get("dirty") else ""
+    return str(environment.get("commit"))[:7] + changed
 
 
 def _prompts(evidence: Evidence) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from mgsr.evaluation.statistics import paired_t_interval
 from mgsr.runtime.meter import PHASES, overall
-from mgsr.study.report.cells import MISSING, NONE, Table, number
 from mgsr.study.report.evidence import Evidence, Result, mean
+from mgsr.study.report.table import MISSING, NONE, Table, number
 from mgsr.study.verdicts import Values
 
 WORK = tuple(name for name in PHASES if name != "validation")

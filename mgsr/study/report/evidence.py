@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import mgsr
 from mgsr.runtime.errors import UserError
-from mgsr.study.machines import begun_with
 from mgsr.study.results import plain, read_result, result_path
-from mgsr.study.same_code import canonical, read_groups
+from mgsr.study.starting_models import other_starts
 from mgsr.study.study import Study
 from mgsr.study.verdicts import Values, Verdict, contrast_verdicts, verdicts_of_sets
+from mgsr.training.run_folder import numerics_of
 
 Result = Mapping[str, Any]
+Results = dict[str, dict[int, Result]]
+"""Arm -> training seed -> result file."""
 
 
 def replays(overrides: Mapping[str, Any]) -> bool:
@@ -37,14 +41,18 @@ def set_in_words(test_set: str) -> str:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Results of a study: arm -> training seed -> result file; arms that have not run are there, empty.
+    """Results of a study, all of one numerics version.
 
-    `strangers` are arms that there are results of and that the study doesn't have.
+    Attributes:
+        results: arms that have not run are there, empty.
+        strangers: arms that there are results of and that the study doesn't have.
+        apart: results of other numerics versions, by version: no figure is made of them.
     """
 
     study: Study
-    results: dict[str, dict[int, Result]]
+    results: Results
     strangers: tuple[str, ...] = ()
+    apart: Mapping[int, Results] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Result]:
@@ -53,6 +61,10 @@ class Evidence:
     @property
     def seeds(self) -> list[int]:
         return sorted({seed for by_seed in self.results.values() for seed in by_seed})
+
+    @property
+    def numerics(self) -> int:
+        return numerics_of(self.runs[0]["environment"])
 
     @property
     def test_sets(self) -> list[str]:
@@ -142,33 +154,44 @@ class Evidence:
             named = ", ".join(map(str, apart))
             said.append(
                 f"**Not all runs of training seed {named} began with the same models:** their teachers or SFT "
-                "students have other test figures, as where another kind of machine fine-tuned them. There, "
+                "students are others, as where another kind of machine fine-tuned them. There, "
                 "differences between arms are not those of the arms alone."
             )
+        if self.numerics != mgsr.NUMERICS_VERSION:
+            said.append(
+                f"**These results are of numerics version {self.numerics}:** the code is at version "
+                f"{mgsr.NUMERICS_VERSION}, of which there are none yet."
+            )
+        for version, results in self.apart.items():
+            named = "; ".join(
+                f"{arm}, seed {', '.join(map(str, sorted(by_seed)))}" for arm, by_seed in results.items()
+            )
+            said.append(f"**Of numerics version {version}, and in no figure or verdict here:** {named}.")
         if self.strangers:
             said.append(f"Left out, being no arms of the study: results of {', '.join(self.strangers)}.")
         return said
 
     def _unequal_starts(self) -> list[int]:
         """Seeds whose runs began with different teachers or SFT students; not of arms that set these."""
-        found: dict[int, dict[str, set[str]]] = {}
-        for by_seed in self.results.values():
-            for seed, result in by_seed.items():
-                for model, figures in begun_with(result).items():
-                    found.setdefault(seed, {}).setdefault(model, set()).add(str(sorted(figures.items())))
-        return sorted(seed for seed, models in found.items() if any(len(each) > 1 for each in models.values()))
+        found = []
+        for seed in self.seeds:
+            runs = [by_seed[seed] for by_seed in self.results.values() if seed in by_seed]
+            if any(any(other_starts(a, b)) for a, b in combinations(runs, 2)):
+                found.append(seed)
+        return found
 
 
 def read_evidence(study: Study, folder: Path) -> Evidence:
     """All result files of the study's arms below `folder`.
 
+    Those of the code's numerics version are taken, or, where there are none, those of the latest one before it.
+
     Raises:
-        UserError: there are none; they come from different code or data; one is partial; the arms of the file and
-            of the study differ.
+        UserError: there are none; they come from different data or another base; one is partial; the arms of the
+            file and of the study differ.
     """
-    results: dict[str, dict[int, Result]] = {}
+    versions: dict[int, Results] = {}
     for arm in study.arms:
-        results[arm] = {}
         for path in sorted((folder / arm).glob("seed=*.json")):
             try:
                 seed = int(path.stem.removeprefix("seed="))
@@ -176,13 +199,16 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
                 continue
             found = read_result(result_path(folder, arm, seed))
             if found is not None:
-                results[arm][seed] = found
+                version = numerics_of(found["environment"])
+                versions.setdefault(version, {}).setdefault(arm, {})[seed] = found
     strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
-    ordered = {arm: dict(sorted(by_seed.items())) for arm, by_seed in results.items()}
-    evidence = Evidence(study, ordered, tuple(strangers))
-    if not evidence.runs:
+    if not versions:
         raise UserError(f"{folder}: no results of {study.name}; run mgsr ablate {study.path} --record first")
-    for what in ("code", "data", "base"):
+    taken = mgsr.NUMERICS_VERSION if mgsr.NUMERICS_VERSION in versions else max(versions)
+    results = versions.pop(taken)
+    ordered = {arm: dict(sorted(results.get(arm, {}).items())) for arm in study.arms}
+    evidence = Evidence(study, ordered, tuple(strangers), dict(sorted(versions.items())))
+    for what in ("data", "base"):
         _refuse_mixture(evidence, folder, what)
     _refuse_partial(evidence, folder)
     _refuse_copies(evidence, folder)
@@ -198,10 +224,9 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
 
 def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
     seen: dict[str, str] = {}
-    groups = read_groups(evidence.study.path.parent.parent) if what == "code" else []
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
-            found = canonical(str(result["hashes"].get(what)), groups)
+            found = str(result["hashes"].get(what))
             seen.setdefault(found, str(result_path(folder, arm, seed)))
     if len(seen) > 1:
         first, second = list(seen.values())[:2]

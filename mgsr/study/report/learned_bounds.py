@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.config.schema import ClipConfig
-from mgsr.study.report.cells import MISSING, NONE, Table, number
 from mgsr.study.report.evidence import Evidence, mean
+from mgsr.study.report.table import MISSING, NONE, Table, number
 
 SIDES = ("lower", "upper")
 LIMITS = ("lower_min", "lower_max", "upper_min", "upper_max")

@@ -100,6 +100,15 @@ def _mean_curve(by_seed: dict[int, Result], name: str) -> tuple[list[int], list[
     return (steps, [sum(curve[s] for curve in each) / len(each) for s in steps]) if steps else None
 
 
+CURVE_PLOTS = {
+    "dev.svg": ("Dev ROUGE-L while training, mean over", "val/rouge_l", "dev ROUGE-L"),
+    "loss.svg": ("Dev loss while training, mean over", "val/loss", "dev loss, nats"),
+    "lower.svg": ("Lower clipping bound, mean over tokens and", "dac/lower", "cumulative mass"),
+    "upper.svg": ("Upper clipping bound, mean over tokens and", "dac/upper", "cumulative mass"),
+}
+"""File name -> caption, curve, label of the axis."""
+
+
 def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
     """File name -> (caption, SVG)."""
     alike = evidence.of_shared_seeds()
@@ -112,22 +121,10 @@ def all_plots(evidence: Evidence) -> dict[str, tuple[str, str]]:
             )
             for name in evidence.test_sets
         },
-        "dev.svg": (
-            f"Dev ROUGE-L while training, mean over {over}",
-            curve_plot(alike, "val/rouge_l", "dev ROUGE-L"),
-        ),
-        "loss.svg": (
-            f"Dev loss while training, mean over {over}",
-            curve_plot(alike, "val/loss", "dev loss, nats"),
-        ),
-        "lower.svg": (
-            f"Lower clipping bound, mean over tokens and {over}",
-            curve_plot(alike, "dac/lower", "cumulative mass"),
-        ),
-        "upper.svg": (
-            f"Upper clipping bound, mean over tokens and {over}",
-            curve_plot(alike, "dac/upper", "cumulative mass"),
-        ),
+        **{
+            file: (f"{caption} {over}", curve_plot(alike, curve, label))
+            for file, (caption, curve, label) in CURVE_PLOTS.items()
+        },
         "exposure.svg": (
             f"Excess accumulated error (ExAccErr) up to a length, on the test prompts, mean over {over}",
             exposure_plot(alike),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mgsr.runtime.errors import UserError
@@ -11,7 +13,8 @@ from mgsr.study.report.answers import answers, facts
 from mgsr.study.report.evidence import Evidence, read_evidence
 from mgsr.study.report.page import page
 from mgsr.study.report.plots import all_plots
-from mgsr.study.report.tables import all_tables
+from mgsr.study.report.score_tables import all_tables
+from mgsr.study.report.table import Table
 from mgsr.study.study import Study
 
 MARK = "*Written by `mgsr report`: change the results or the study, not this file.*"
@@ -32,32 +35,59 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
         UserError: no results, results that can't be compared, or a README that was written by hand.
     """
     folder = study.path.parent if out is None else out
-    readme = folder / "README.md"
-    if readme.exists() and MARK not in readme.read_text(encoding="utf-8"):
-        raise UserError(f"{readme}: was written by hand and stays; choose another folder with --out")
+    path = folder / "README.md"
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        raise UserError(f"{path}: was written by hand and stays; choose another folder with --out")
     evidence = read_evidence(study, study.results if results is None else results)
-    tables, plots = all_tables(evidence), all_plots(evidence)
-    title = f"Study: {study.name}"
-    said, known = answers(evidence), facts(evidence)
-    command = _command(evidence)
-    pictures = [f"![{caption}]({name})" for name, (caption, _) in plots.items()]
-    first, *rest = (table.markdown() for table in tables)
+    found = contents(evidence, all_plots(evidence))
+    for name, (_, svg) in found.plots.items():
+        write_atomically(folder / name, svg)
+    write_atomically(
+        folder / "report.html",
+        page(found.title, found.answers, found.facts, found.command, found.tables, found.plots),
+    )
+    write_atomically(path, readme(found))
+    return path
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What README and page have in common; plots: file name -> (caption, SVG)."""
+
+    title: str
+    answers: list[str]
+    command: str
+    facts: list[str]
+    tables: Sequence[Table]
+    plots: Mapping[str, tuple[str, str]]
+
+
+def contents(evidence: Evidence, plots: Mapping[str, tuple[str, str]]) -> Contents:
+    return Contents(
+        f"Study: {evidence.study.name}",
+        answers(evidence),
+        _command(evidence),
+        facts(evidence),
+        all_tables(evidence),
+        plots,
+    )
+
+
+def readme(found: Contents) -> str:
+    pictures = [f"![{caption}]({name})" for name, (caption, _) in found.plots.items()]
+    first, *rest = (table.markdown() for table in found.tables)
     parts = [
-        f"# {title}",
-        *said,
-        f"```\n{command}\n```",
-        *known,
+        f"# {found.title}",
+        *found.answers,
+        f"```\n{found.command}\n```",
+        *found.facts,
         "[The same as one page](report.html), with tables that sort.",
         first.rstrip(),
         *pictures,
         *(text.rstrip() for text in rest),
         MARK,
     ]
-    for name, (_, svg) in plots.items():
-        write_atomically(folder / name, svg)
-    write_atomically(folder / "report.html", page(title, said, known, command, tables, plots))
-    write_atomically(readme, "\n\n".join(parts) + "\n")
-    return readme
+    return "\n\n".join(parts) + "\n"
 
 
 def _command(evidence: Evidence) -> str:

@@ -1,5 +1,6 @@
-"""TensorBoard events of a run from its result file, for a run folder that has none of its own.
+"""What a study writes for TensorBoard: events of recorded runs, and the layout of their curves.
 
+Events of a run are written from its result file, for a run folder that has none of its own.
 A recorded run is not repeated, and one that another study has recorded is copied: neither leaves event files in
 this study's folder. From the result file come the scalars that are recorded, thinned, under a run's own tags, and
 the same HPARAMS session, so that recorded and repeated runs share charts and one HPARAMS table.
@@ -23,6 +24,21 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.files import cannot_write, write_whole
 
 SUFFIX = ".recorded"
+
+LAYOUT = {
+    "quality": {"dev ROUGE-L": ["Multiline", ["val/rouge_l"]], "dev loss": ["Multiline", ["val/loss"]]},
+    "loss": {"terms": ["Multiline", [r"train/loss.*"]]},
+    "clipping": {
+        "bounds": ["Multiline", ["dac/lower$", "dac/upper$"]],
+        "retained mass": ["Multiline", ["dac/retained_mass$"]],
+    },
+    "text": {
+        "diversity": ["Multiline", [r"scrg/distinct_.*", "scrg/self_bleu"]],
+        "disagreement": ["Multiline", ["scrg/disagreement_rate", "scrg/corrected_fraction"]],
+    },
+    "cost": {"seconds": ["Multiline", ["cost/seconds"]], "tokens": ["Multiline", ["cost/tokens"]]},
+}
+"""TensorBoard's CUSTOM SCALARS tab: what belongs together, of all runs of a study."""
 
 
 def write_events(folder: Path, config: ExperimentConfig, result: Mapping[str, Any]) -> bool:
@@ -87,3 +103,13 @@ def _events(
     logger.experiment.close()
     (written,) = Path(folder).glob("events.*")
     return written.read_bytes()
+
+
+def write_layout(folder: Path) -> None:
+    """Once: TensorBoard merges the layouts that it finds."""
+    if any(folder.glob("events.*")):
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_custom_scalars(LAYOUT)

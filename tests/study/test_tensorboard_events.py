@@ -17,10 +17,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import mgsr.study.run
 from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig
-from mgsr.study.recorded_events import SUFFIX, write_events
 from mgsr.study.results import hashes, result_path, write_result
 from mgsr.study.run import run_study
 from mgsr.study.study import Study, load_study
+from mgsr.study.tensorboard_events import SUFFIX, write_events
 from mgsr.training import trainer
 from mgsr.training.run_folder import is_begun, open_run_folder, run_folder
 from tests.study.synthetic import make_result, make_study
@@ -59,7 +59,7 @@ def recorded_as(study: Study, arms: Mapping[str, float], seed: int, overrides: l
     """Result files that `mgsr ablate` takes for those of these very runs."""
     for arm, rouge_l in arms.items():
         config = study.config(arm, seed, overrides, study.results)
-        found = hashes(config, study.base_config(overrides), mgsr.study.run.code_fingerprint())
+        found = hashes(config, study.base_config(overrides))
         result = make_result(study, arm, seed, rouge_l, hashes=found, overrides={})
         result["metrics"]["result"]["test"].update(rouge_l_std=0.0, std_over="sampling seeds")
         write_result(result_path(study.results, arm, seed), result)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mgsr.study.report.cells import MISSING, NONE, Table, number
 from mgsr.study.report.evidence import Evidence, Result, mean, replays
+from mgsr.study.report.table import MISSING, NONE, Table, number
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 GROUND_TRUTH = "(ground truth)"

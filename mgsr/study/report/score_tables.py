@@ -8,12 +8,12 @@ from typing import Any
 
 from mgsr.data.rows import ALL
 from mgsr.evaluation.statistics import PairedInterval
-from mgsr.study.report.cells import MISSING, NONE, Table, number
 from mgsr.study.report.cost_tables import cost_table
-from mgsr.study.report.diversity import column, text_table
 from mgsr.study.report.evidence import Evidence, Result, set_in_words
 from mgsr.study.report.learned_bounds import bounds_table, varies_clipping
-from mgsr.study.report.shared import footnote, marked, shared_runs
+from mgsr.study.report.shared_runs import footnote, marked, shared_runs
+from mgsr.study.report.table import MISSING, NONE, Table, number
+from mgsr.study.report.text_table import column, text_table
 from mgsr.study.verdicts import ALPHA, BASELINE, INCONCLUSIVE, NOT_RUN, Verdict, bootstrap_interval
 
 

@@ -1,4 +1,4 @@
-"""Runs that several studies report: recorded once, with the same configuration, data and code."""
+"""Runs that several studies report: recorded once, with the same configuration, data and numerics version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from mgsr.study.report.evidence import Evidence, Result
 from mgsr.study.results import recorded
-from mgsr.study.same_code import canonical, read_groups
+from mgsr.training.run_folder import numerics_of
 
 MARK = "†"
 
@@ -17,14 +17,13 @@ def shared_runs(evidence: Evidence) -> dict[str, dict[int, list[str]]]:
     The other studies are those beside this one.
     """
     root = evidence.study.path.parent.parent
-    groups = read_groups(root)
 
     def key(result: Result) -> tuple[object, ...]:
         hashes = result["hashes"]
-        code = canonical(str(hashes.get("code")), groups)
+        numerics = numerics_of(result["environment"])
         # of the same configuration another machine makes another run
         figure = result["metrics"]["result"]["test"]["rouge_l"]
-        return str(hashes.get("config")), str(hashes.get("data")), code, figure
+        return str(hashes.get("config")), str(hashes.get("data")), numerics, figure
 
     places: dict[tuple[object, ...], list[str]] = {}
     for other in recorded(root):
