@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mgsr.generation.decoding import Sampling
-from mgsr.generation.language_model import LanguageModel
-from mgsr.generation.reader import HiddenLogits, evaluating
+from mgsr.generation.language_model import LanguageModel, evaluating
+from mgsr.generation.reader import HiddenLogits
 from mgsr.generation.two_models import InterleavedText, InterleavedWriter, MixedText, MixedWriter
 from mgsr.runtime.rng import Stream
 from mgsr.scrg import Prompt

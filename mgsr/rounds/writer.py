@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig
+from mgsr.data.annotate import Annotation
 from mgsr.data.prompts import decode, pad_id, require_eos
-from mgsr.data.splits import Annotation
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
@@ -74,6 +75,7 @@ class RoundWriter:
         self.annotation, self.vocab_size, self.check = annotation, vocab_size, check
         self.device = working_device(config.trainer.accelerator)
         self.batches = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
+        self.phase = partial(models.writing, self.device, together=self.together)
         said: set[str] = set()
         self.student = self._language_model(models.acting, said)
         self.teacher = None if models.teacher is None else self._language_model(models.teacher, said)
@@ -90,10 +92,6 @@ class RoundWriter:
             max_cache_slots=scrg.max_cache_slots or None,
             said=said,
         )
-
-    def phase(self) -> AbstractContextManager[None]:
-        """Both models ready, see `TextWriter`."""
-        return self.models.writing(self.device, together=self.together)
 
     def write(self, prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
         """Entries and costs, see `TextWriter`."""
@@ -118,10 +116,10 @@ class RoundWriter:
         self, prompts: Sequence[Prompt], round_: int, meter: Meter
     ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
         """The sequences of one batch of prompts, and what else their entries hold."""
-        with meter.phase("generation"):
+        with meter.phase("generation") as spent:
             responses, more, readers = self.unrevised(prompts, round_)
-        read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
-        meter.add("generation", tokens=read * readers)
+            read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
+            spent.tokens += read * readers
         revised = [
             RevisedSequence(
                 example_id=example_id,
