@@ -21,9 +21,14 @@ from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
 from mgsr.runtime.devices import working_device
-from mgsr.runtime.faults import reach
 from mgsr.runtime.meter import Meter
 from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
+
+Extra = list[dict[str, Any]]
+"""Per sequence, what its `RoundEntry` holds beside the text."""
+
+Unrevised = tuple[Sequence[Sequence[int]], Extra, int]
+"""Responses that no teacher searches, what else their entries hold, and how many models have read them."""
 
 
 class Models(Protocol):
@@ -101,7 +106,6 @@ class RoundWriter:
         for batch in self.batches.of(prompts):
             try:
                 self.check()
-                reach("round.batch")
                 revised, more = self.texts(batch, round_, meter)
             except RuntimeError as error:
                 self.batches.halve(error)
@@ -112,9 +116,7 @@ class RoundWriter:
                 entries.append(RoundEntry(sequence, ids, rollout=before, response=after, **extra))
         return entries, meter.totals()
 
-    def texts(
-        self, prompts: Sequence[Prompt], round_: int, meter: Meter
-    ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
+    def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         """The sequences of one batch of prompts, and what else their entries hold."""
         with meter.phase("generation") as spent:
             responses, more, readers = self.unrevised(prompts, round_)
@@ -135,10 +137,8 @@ class RoundWriter:
         ]
         return revised, more
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
-        """Of text that no teacher searches: responses, what else entries hold, and how many models read them."""
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
+        """What the models write to one batch of prompts, where no teacher searches it."""
         raise NotImplementedError
 
 
@@ -163,9 +163,7 @@ class RevisingWriter(RoundWriter):
         self._engine: Engine | None = None
         self._loaded: int | None = None
 
-    def texts(
-        self, prompts: Sequence[Prompt], round_: int, meter: Meter
-    ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
+    def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         student = self._student
         if self.config.scrg.backend == "vllm":
             student = EngineWriter(self._loaded_engine(round_), student)
@@ -186,9 +184,7 @@ class RevisingWriter(RoundWriter):
 class TeacherWriter(RoundWriter):
     """The teacher's own text."""
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         teacher = self.models.in_turn(self.teacher, self.device)
         try:
             return teacher.write(prompts, seed=self.config.seed, round=round_), [{} for _ in prompts], 1
@@ -201,9 +197,7 @@ class MixingWriter(RoundWriter):
 
     together = True
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         mixer = MixedWriter(self.student, _needed(self.teacher), alpha=self.config.scrg.mixed_alpha)
         written = mixer.write_mixed(prompts, seed=self.config.seed, round=round_)
         more = [{"behaviour_log_probs": text.behaviour_log_probs} for text in written]
@@ -215,9 +209,7 @@ class InterleavingWriter(RoundWriter):
 
     together = True
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         pair = InterleavedWriter(self.student, _needed(self.teacher), top_k=self.config.scrg.interleaved_top_k)
         written = pair.write_interleaved(prompts, seed=self.config.seed, round=round_)
         more = [{"replaced": tuple(i for i, there in enumerate(text.replaced) if there)} for text in written]
