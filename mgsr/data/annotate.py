@@ -9,10 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mgsr.data.chunkers import Chunker, build_chunker
+from mgsr.data.collate import TrainingSequence
+from mgsr.data.prompts import Example
 from mgsr.data.spans import (
     OVERLAPS,
     Offset,
@@ -149,3 +152,32 @@ class SpanAnnotator:
             return ids
         written = [index for index, (start, end) in enumerate(offsets) if end > start]
         return random_spans(ids, key=text, seed=self._seed, placeable=written[-1] + 1 if written else 0)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Spans for ground truth and for text still to be written; without an annotator there are none.
+
+    Attributes:
+        annotator: for written text, whose spans are kept with their round.
+        cached: for ground truth; keeps phrases in a file between runs.
+    """
+
+    annotator: SpanAnnotator | None
+    cached: SpanAnnotator | None = None
+
+    def spans(self, responses: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        return _annotate(self.annotator, responses)
+
+    def ground_truth(self, examples: Sequence[Example]) -> list[TrainingSequence]:
+        spans = _annotate(self.cached or self.annotator, [example.response_ids for example in examples])
+        return [
+            TrainingSequence(example.id, tuple(example.prompt_ids), tuple(example.response_ids), ids, True)
+            for example, ids in zip(examples, spans, strict=True)
+        ]
+
+
+def _annotate(annotator: SpanAnnotator | None, responses: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    if annotator is None:
+        return [(-1,) * len(ids) for ids in responses]
+    return [tuple(ids) for ids in annotator.annotate(responses)]

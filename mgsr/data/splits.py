@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import DataConfig, SpansConfig
-from mgsr.data.annotate import SpanAnnotator
-from mgsr.data.collate import TrainingSequence
-from mgsr.data.prompts import EncodedRows, Example, encode_rows
+from mgsr.data.annotate import Annotation, SpanAnnotator
+from mgsr.data.prompts import EncodedRows, encode_rows
 from mgsr.data.rows import Row, load_hub_rows, read_rows
 from mgsr.data.synthetic import generate_rows
 from mgsr.runtime.errors import ConfigError
@@ -83,35 +81,6 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: Data
             f"tokens, {encoded.truncated_responses} responses cut so that both fit {config.max_length}"
         )
     return encoded
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """Spans for ground truth and for text still to be written; without an annotator there are none.
-
-    Attributes:
-        annotator: for written text, whose spans are kept with their round.
-        cached: for ground truth; keeps phrases in a file between runs.
-    """
-
-    annotator: SpanAnnotator | None
-    cached: SpanAnnotator | None = None
-
-    def spans(self, responses: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-        return _annotate(self.annotator, responses)
-
-    def ground_truth(self, examples: Sequence[Example]) -> list[TrainingSequence]:
-        spans = _annotate(self.cached or self.annotator, [example.response_ids for example in examples])
-        return [
-            TrainingSequence(example.id, tuple(example.prompt_ids), tuple(example.response_ids), ids, True)
-            for example, ids in zip(examples, spans, strict=True)
-        ]
-
-
-def _annotate(annotator: SpanAnnotator | None, responses: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    if annotator is None:
-        return [(-1,) * len(ids) for ids in responses]
-    return [tuple(ids) for ids in annotator.annotate(responses)]
 
 
 def build_annotation(

@@ -112,6 +112,18 @@ cent of a round could be saved there, and which rows are read together decides t
 on record."""
 
 
+def passes(model: nn.Module, lengths: Sequence[int], *, together_below: int = 0) -> list[list[int]]:
+    """Indices of rows that a model best reads in one pass each, see `similar_lengths`.
+
+    Args:
+        together_below: where the longest text is shorter than this, all are read in one pass.
+    """
+    longest = max(lengths)
+    if longest < together_below:
+        return [list(range(len(lengths)))]
+    return similar_lengths(lengths, price_of_pass(model, longest))
+
+
 def price_of_pass(model: nn.Module, longest: int) -> int:
     """What a further pass of a model costs, in token positions, each of which takes a multiply-add per parameter.
 

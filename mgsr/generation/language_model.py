@@ -8,23 +8,38 @@ Shapes: B rows of a batch, T new tokens, N response positions end to end, H hidd
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mgsr.generation.batching import SHORT, FittingBatches, price_of_pass, similar_lengths
+from mgsr.generation.batching import SHORT, FittingBatches, passes
 from mgsr.generation.decoding import Sampling, decode
 from mgsr.generation.kv_cache import KeptText
-from mgsr.generation.reader import HiddenLogits, Reader, evaluating
-from mgsr.models.output_layer import causal_lm, last_hidden, output_head, trunk
+from mgsr.generation.reader import HiddenLogits, Reader
+from mgsr.models.output_layer import OutputHead, causal_lm, output_head, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.rng import Stream, uniform
 from mgsr.scrg import Prefix, Prompt
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) without gradients; every submodule gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        # Not inference_mode: what is made under it, a kept cache included, can never enter a backward.
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def draws(
@@ -43,10 +58,6 @@ def draws(
     return torch.from_numpy(uniform(seed, stream, round, ids_B1, pass_, positions_BT))
 
 
-def _by_length(texts: Sequence[Sequence[int]]) -> list[int]:
-    return sorted(range(len(texts)), key=lambda index: len(texts[index]))
-
-
 class LanguageModel:
     """Text of one model, every token drawn with a uniform of its own key, so that batches do not matter.
 
@@ -56,8 +67,7 @@ class LanguageModel:
         pad_token_id: fills rows up; may be an end-of-sequence id; None takes one of those.
         max_new_tokens: limit of a response, end of sequence included.
         batch_size: rows per batch; prompts are sorted into batches by length.
-        temperature, top_p, top_k, greedy: see `Sampling`; the defaults draw from the model's own
-            distribution.
+        temperature, top_p, top_k, greedy: see `Sampling`; by default the model's own distribution.
         vocab_size: leading ids that may be written and are scored; None for all.
         max_cache_slots: where a prompt and `max_new_tokens` together are more, keep no cache between writing
             and continuing, but read the prefix afresh; None for no limit, 0 to never keep one.
@@ -107,6 +117,16 @@ class LanguageModel:
         self._kept = KeptText()
         self._said: set[str] = set() if said is None else said
 
+    @property
+    def body(self) -> Any:
+        """The model's trunk."""
+        return trunk(self.model)
+
+    @property
+    def head(self) -> OutputHead:
+        """The model's output layer, with its weights where they are now."""
+        return output_head(self.model)
+
     def write(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[list[int]]:
         """One response per prompt.
 
@@ -149,7 +169,7 @@ class LanguageModel:
             ValueError: an empty prompt.
             UserError: a text longer than the model's positions.
         """
-        head = output_head(self.model)
+        head = self.head
         known = self._kept.states(prompts, responses)
         if known:
             return HiddenLogits(torch.cat(known), head, self.vocab_size)
@@ -159,32 +179,29 @@ class LanguageModel:
             self._check_length(example_id, len(prompt_ids), len(response))
         hidden: dict[int, Tensor] = {}
         with evaluating(self.model):
-            for batch in self._batches.of(_by_length(texts)):
+            for batch in self._cut(sorted(range(len(texts)), key=lambda i: len(texts[i]))):
                 try:
-                    states = self._states([(texts[i], len(responses[i])) for i in batch])
+                    states = self._states([(texts[i], len(responses[i])) for i in batch], head)
                 except RuntimeError as error:
                     self._batches.halve(error)
                     continue
                 hidden.update(zip(batch, states, strict=True))
         empty = head.weight.new_zeros(0, head.weight.shape[1])
-        return HiddenLogits(
-            torch.cat([empty, *(hidden[index] for index in range(len(texts)))]), head, self.vocab_size
-        )
+        states_NH = torch.cat([empty, *(hidden[index] for index in range(len(texts)))])
+        return HiddenLogits(states_NH, head, self.vocab_size)
 
-    def _states(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[Tensor]:
+    def _states(self, texts: Sequence[tuple[Sequence[int], int]], head: OutputHead) -> list[Tensor]:
         """States `[T, H]` that predict the last T tokens of every `(text, T)`; long ragged texts in few passes."""
-        device = causal_lm(self.model).get_input_embeddings().weight.device
+        device, body = head.weight.device, self.body
         states: dict[int, Tensor] = {}
         lengths = [len(text) for text, _ in texts]
-        longest = max(lengths)
-        # what one pass costs at most: short texts are never worth another
-        price = price_of_pass(trunk(self.model), longest) if longest >= SHORT else len(texts) * longest
-        for rows in similar_lengths(lengths, price):
+        for rows in passes(body, lengths, together_below=SHORT):
             # padded on the right: no token looks ahead, so no mask is needed
             ids = torch.full((len(rows), max(lengths[row] for row in rows)), self.pad_id, dtype=torch.int64)
             for place, row in enumerate(rows):
                 ids[place, : lengths[row]] = torch.as_tensor(texts[row][0], dtype=torch.int64)
-            for row, states_TH in zip(rows, last_hidden(self.model, ids.to(device)), strict=True):
+            read = body(input_ids=ids.to(device), use_cache=False).last_hidden_state
+            for row, states_TH in zip(rows, read, strict=True):
                 # the state of the token before predicts a token, so the last token's own is not needed
                 begin = lengths[row] - texts[row][1] - 1
                 states[row] = states_TH[begin : begin + texts[row][1]].clone()
@@ -214,16 +231,13 @@ class LanguageModel:
     def _write(self, prefixes: list[Prefix], *, seed: int, round: int, pass_: int) -> list[list[int]]:
         self.check_room((prefix.example_id, prefix.prompt_ids) for prefix in prefixes)
         results = [list(prefix.response_ids) for prefix in prefixes]
-        rows = [
-            index
-            for index, response in enumerate(results)
-            if len(response) < self.max_new_tokens and not (response and response[-1] in self.eos_ids)
-        ]
+        full = self.max_new_tokens
+        rows = [i for i, text in enumerate(results) if len(text) < full and not {*text[-1:]} & {*self.eos_ids}]
         # Kept rows are found by example id, so ids that occur twice rule keeping out.
         keep = len(rows) <= self.batch_size and len({prefixes[row].example_id for row in rows}) == len(rows)
         rows.sort(key=lambda row: len(prefixes[row].prompt_ids) + len(results[row]))
         with evaluating(self.model):
-            for batch in self._batches.of(rows):
+            for batch in self._cut(rows):
                 chosen, whole = [prefixes[row] for row in batch], keep and len(batch) == len(rows)
                 try:
                     written = self._write_batch(chosen, whole, seed=seed, round=round, pass_=pass_)
@@ -236,6 +250,11 @@ class LanguageModel:
                     self._progress(len(batch))
         return results
 
+    def _cut(self, rows: list[int]) -> Iterable[Sequence[int]]:
+        """Batches of sorted rows; what its caller has cut already stays whole."""
+        whole = self._batches.key is None and len(rows) <= self.batch_size
+        return [rows] * bool(rows) if whole else self._batches.of(rows)
+
     def _write_batch(
         self, prefixes: list[Prefix], keep: bool, *, seed: int, round: int, pass_: int
     ) -> list[list[int]]:
@@ -245,7 +264,7 @@ class LanguageModel:
         ids = [prefix.example_id for prefix in prefixes]
         starts = [len(prefix.response_ids) for prefix in prefixes]
         budgets = [self.max_new_tokens - start for start in starts]
-        reader = Reader(self.model, pad_id=self.pad_id, vocab_size=self.vocab_size)
+        reader = Reader(self.body, self.head, pad_id=self.pad_id, vocab_size=self.vocab_size)
         cache = self._kept.restore(ids, texts, reader.config)
         longest = max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens
         obstacle = self._obstacle(reader, longest)

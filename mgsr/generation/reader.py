@@ -9,33 +9,18 @@ included).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from mgsr.generation.batching import price_of_pass, similar_lengths
+from mgsr.generation.batching import passes
 from mgsr.generation.kv_cache import Slots
-from mgsr.models.output_layer import OutputHead, causal_lm, output_head, trunk
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) without gradients; every submodule gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        # Not inference_mode: what is made under it, a kept cache included, can never enter a backward.
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
+from mgsr.models.output_layer import OutputHead
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -62,19 +47,18 @@ class Reader:
     slot `padding[b] + i` of the cache.
 
     Args:
-        model: a causal language model of transformers, in evaluation mode.
+        body, head: trunk and output layer of a model (`mgsr.models.output_layer`), in evaluation mode.
         pad_id: any id; padded slots are masked.
         vocab_size: number of leading ids that take part, None for all.
     """
 
-    def __init__(self, model: Any, *, pad_id: int, vocab_size: int | None = None) -> None:
-        self.body, self.head = trunk(model), output_head(model)
-        self.config = causal_lm(model).config
+    def __init__(self, body: Any, head: OutputHead, *, pad_id: int, vocab_size: int | None = None) -> None:
+        self.body, self.head, self.config = body, head, body.config
         self.pad_id, self.vocab_size = pad_id, vocab_size
         self.cache = DynamicCache(config=self.config)
         self.keeps_every_slot = keeps_every_slot(self.cache)
         self._cache_name = cache_argument(self.body)
-        self.device = causal_lm(model).get_input_embeddings().weight.device
+        self.device = head.weight.device
         self.width = 0
         self.padding_B = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.state = self.head.weight.new_zeros(0, self.head.weight.shape[1])
@@ -102,7 +86,7 @@ class Reader:
         self._lay_out(lengths, max(lengths), room)
         groups = [list(range(len(lengths)))]
         if self.keeps_every_slot:
-            groups = similar_lengths(lengths, price_of_pass(self.body, max(lengths)))
+            groups = passes(self.body, lengths)
         if len(groups) == 1:
             self.state = self._states(sequences, self.cache)
         else:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from mgsr.generation.decoding import Decoded, decode
-from mgsr.generation.language_model import LanguageModel, draws
-from mgsr.generation.reader import Reader, evaluating
+from mgsr.generation.language_model import LanguageModel, draws, evaluating
+from mgsr.generation.reader import Reader
 from mgsr.runtime.rng import Stream, inverse_cdf
 from mgsr.scrg import Prompt
 
@@ -58,7 +58,7 @@ class _PairWriter:
     def _write_batch(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> Decoded:
         ids, texts = [example_id for example_id, _ in prompts], [prompt_ids for _, prompt_ids in prompts]
         readers = [
-            Reader(writer.model, pad_id=writer.pad_id, vocab_size=writer.vocab_size)
+            Reader(writer.body, writer.head, pad_id=writer.pad_id, vocab_size=writer.vocab_size)
             for writer in (self.student, self.teacher)
         ]
         width, zeros = self.max_new_tokens, [0] * len(ids)

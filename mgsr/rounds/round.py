@@ -15,6 +15,7 @@ from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import TrainingSequence
 from mgsr.rounds.store import (
+    SHARD_NAME,
     Round,
     RoundEntry,
     finish_round,
@@ -22,7 +23,6 @@ from mgsr.rounds.store import (
     read_after,
     read_round,
     round_folder,
-    shard_name,
     write_after,
     write_shard,
 )
@@ -134,7 +134,7 @@ class Rounds:
             for number, start in enumerate(range(0, len(mine), size)):
                 part = mine[start : start + size]
                 part_key = fingerprint(key, [row.example_id for row in part])
-                shards.append(Shard(rank, shard_name(rank, number), part_key, part))
+                shards.append(Shard(rank, SHARD_NAME.format(rank, number), part_key, part))
         return shards
 
     def finished(self, round_: int) -> Round:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,11 +23,12 @@ from mgsr.data.collate import TrainingSequence
 from mgsr.evaluation.metrics import diversity
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import write_atomically
-from mgsr.runtime.meter import added
 from mgsr.scrg import RevisedSequence
 
 MANIFEST = "manifest.json"
 AFTER = "after.jsonl"
+SHARD_NAME = "shard-{:05d}-{:05d}.jsonl"
+"""Of a rank, and of its shards from 0."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,6 @@ def round_folder(run_folder: str | Path, round_: int) -> Path:
     return Path(run_folder) / "scrg" / f"round={round_}"
 
 
-def shard_name(rank: int, number: int) -> str:
-    return f"shard-{rank:05d}-{number:05d}.jsonl"
-
-
 def write_shard(
     path: Path, key: str, entries: Sequence[RoundEntry], costs: Mapping[str, float] | None = None
 ) -> None:
@@ -157,12 +155,12 @@ def finish_round(folder: Path, key: str, names: Sequence[str]) -> Round:
     """
     shards: list[dict[str, Any]] = []
     entries: list[RoundEntry] = []
-    costs: dict[str, float] = {}
+    costs: Counter[str] = Counter()
     for name in names:
         content = (folder / name).read_bytes()
         record = _record((folder / name).with_suffix(".json")) or {}
         shards.append({"file": name, "sequences": content.count(b"\n"), "sha256": _sha256(content)})
-        costs = added(costs, record.get("costs", {}))
+        costs.update(record.get("costs", {}))
         entries += _parse(content, folder / name)
     for old in folder.glob("shard-*"):
         if old.with_suffix(".jsonl").name not in names:
@@ -194,8 +192,7 @@ def read_round(folder: Path, key: str | None = None) -> Round | None:
         if _sha256(content) != wanted:
             raise DataError(f"{path}: not the shard its manifest describes (checksum differs)")
         entries += _parse(content, path)
-    statistics = manifest.get("statistics")
-    return Round(_by_length(entries), statistics if isinstance(statistics, dict) else {})
+    return Round(_by_length(entries), _numbers(manifest.get("statistics")))
 
 
 def _by_length(entries: Sequence[RoundEntry]) -> list[RoundEntry]:
@@ -211,6 +208,11 @@ def _named_shards(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[str, 
         if Path(name).name != name:
             raise DataError(f"{folder / MANIFEST}: {name!r} is no file of this folder: refused; delete {folder}")
     return named
+
+
+def _numbers(statistics: Any) -> dict[str, float]:
+    known = statistics.items() if isinstance(statistics, dict) else ()
+    return {name: value for name, value in known if isinstance(value, (int, float))}
 
 
 def _sha256(content: bytes) -> str:

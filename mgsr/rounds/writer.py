@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,16 +14,21 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig
+from mgsr.data.annotate import Annotation
 from mgsr.data.prompts import decode, pad_id, require_eos
-from mgsr.data.splits import Annotation
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
 from mgsr.runtime.devices import working_device
-from mgsr.runtime.faults import reach
 from mgsr.runtime.meter import Meter
 from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
+
+Extra = list[dict[str, Any]]
+"""Per sequence, what its `RoundEntry` holds beside the text."""
+
+Unrevised = tuple[Sequence[Sequence[int]], Extra, int]
+"""Responses that no teacher searches, what else their entries hold, and how many models have read them."""
 
 
 class Models(Protocol):
@@ -74,6 +80,7 @@ class RoundWriter:
         self.annotation, self.vocab_size, self.check = annotation, vocab_size, check
         self.device = working_device(config.trainer.accelerator)
         self.batches = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
+        self.phase = partial(models.writing, self.device, together=self.together)
         said: set[str] = set()
         self.student = self._language_model(models.acting, said)
         self.teacher = None if models.teacher is None else self._language_model(models.teacher, said)
@@ -91,10 +98,6 @@ class RoundWriter:
             said=said,
         )
 
-    def phase(self) -> AbstractContextManager[None]:
-        """Both models ready, see `TextWriter`."""
-        return self.models.writing(self.device, together=self.together)
-
     def write(self, prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
         """Entries and costs, see `TextWriter`."""
         self.student.model = self.models.acting
@@ -103,7 +106,6 @@ class RoundWriter:
         for batch in self.batches.of(prompts):
             try:
                 self.check()
-                reach("round.batch")
                 revised, more = self.texts(batch, round_, meter)
             except RuntimeError as error:
                 self.batches.halve(error)
@@ -114,14 +116,12 @@ class RoundWriter:
                 entries.append(RoundEntry(sequence, ids, rollout=before, response=after, **extra))
         return entries, meter.totals()
 
-    def texts(
-        self, prompts: Sequence[Prompt], round_: int, meter: Meter
-    ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
+    def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         """The sequences of one batch of prompts, and what else their entries hold."""
-        with meter.phase("generation"):
+        with meter.phase("generation") as spent:
             responses, more, readers = self.unrevised(prompts, round_)
-        read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
-        meter.add("generation", tokens=read * readers)
+            read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
+            spent.tokens += read * readers
         revised = [
             RevisedSequence(
                 example_id=example_id,
@@ -137,10 +137,8 @@ class RoundWriter:
         ]
         return revised, more
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
-        """Of text that no teacher searches: responses, what else entries hold, and how many models read them."""
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
+        """What the models write to one batch of prompts, where no teacher searches it."""
         raise NotImplementedError
 
 
@@ -165,9 +163,7 @@ class RevisingWriter(RoundWriter):
         self._engine: Engine | None = None
         self._loaded: int | None = None
 
-    def texts(
-        self, prompts: Sequence[Prompt], round_: int, meter: Meter
-    ) -> tuple[list[RevisedSequence], list[dict[str, Any]]]:
+    def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         student = self._student
         if self.config.scrg.backend == "vllm":
             student = EngineWriter(self._loaded_engine(round_), student)
@@ -188,9 +184,7 @@ class RevisingWriter(RoundWriter):
 class TeacherWriter(RoundWriter):
     """The teacher's own text."""
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         teacher = self.models.in_turn(self.teacher, self.device)
         try:
             return teacher.write(prompts, seed=self.config.seed, round=round_), [{} for _ in prompts], 1
@@ -203,9 +197,7 @@ class MixingWriter(RoundWriter):
 
     together = True
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         mixer = MixedWriter(self.student, _needed(self.teacher), alpha=self.config.scrg.mixed_alpha)
         written = mixer.write_mixed(prompts, seed=self.config.seed, round=round_)
         more = [{"behaviour_log_probs": text.behaviour_log_probs} for text in written]
@@ -217,9 +209,7 @@ class InterleavingWriter(RoundWriter):
 
     together = True
 
-    def unrevised(
-        self, prompts: Sequence[Prompt], round_: int
-    ) -> tuple[Sequence[Sequence[int]], list[dict[str, Any]], int]:
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         pair = InterleavedWriter(self.student, _needed(self.teacher), top_k=self.config.scrg.interleaved_top_k)
         written = pair.write_interleaved(prompts, seed=self.config.seed, round=round_)
         more = [{"replaced": tuple(i for i, there in enumerate(text.replaced) if there)} for text in written]

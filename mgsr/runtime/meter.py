@@ -9,33 +9,41 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 PHASES = ("generation", "scoring", "training", "validation")
 
 
+@dataclass
+class Spent:
+    """What a phase has read so far; whoever is inside may add to it."""
+
+    tokens: int = 0
+
+
+@dataclass
 class Meter:
     """Seconds and tokens by phase.
 
     >>> meter = Meter()
-    >>> with meter.phase("generation", tokens=12):
-    ...     pass
+    >>> with meter.phase("generation", tokens=12) as spent:
+    ...     spent.tokens += 3
     >>> meter.totals()["tokens_generation"]
-    12
+    15
     """
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.tokens: dict[str, int] = {}
+    seconds: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: str, tokens: int = 0) -> Iterator[None]:
+    def phase(self, name: str, tokens: int = 0) -> Iterator[Spent]:
         """Everything inside belongs to the phase."""
-        start = time.monotonic()
+        start, spent = time.monotonic(), Spent(tokens)
         try:
-            yield
+            yield spent
         finally:
-            self.add(name, time.monotonic() - start, tokens)
+            self.add(name, time.monotonic() - start, spent.tokens)
 
     def add(self, name: str, seconds: float = 0.0, tokens: int = 0) -> None:
         """Count seconds and tokens for a phase."""

@@ -91,10 +91,9 @@ def _correct(
         position = search.chosen[index]
         token = int(search.comparison.teacher_token[int(search.starts[index]) + position])
         prefixes.append(splice(drafts[index].response_ids, position, token))
-    with meter.phase("generation"):
+    with meter.phase("generation") as spent:
         responses = _continue(student, [drafts[index] for index in found], prefixes, pass_, round, options)
-    grown = (len(response) - len(prefix) for response, prefix in zip(responses, prefixes, strict=True))
-    meter.add("generation", tokens=sum(grown))
+        spent.tokens += sum(map(len, responses)) - sum(map(len, prefixes))
     for index, prefix, response in zip(found, prefixes, responses, strict=True):
         draft = drafts[index]
         draft.corrections.append(_record(search, index, draft, pass_, len(response)))
@@ -138,9 +137,9 @@ def revise_batch(
     What the student keeps of a batch for the next pass it keeps no longer than this.
     """
     try:
-        with meter.phase("generation", tokens=sum(len(prompt_ids) for _, prompt_ids in prompts)):
+        with meter.phase("generation", tokens=sum(len(prompt_ids) for _, prompt_ids in prompts)) as spent:
             written = student.write(prompts, seed=options.seed, round=round)
-        meter.add("generation", tokens=sum(map(len, written)))
+            spent.tokens += sum(map(len, written))
         _check_written(prompts, written, options)
         drafts = [
             Draft(int(example_id), tuple(map(int, prompt_ids)), list(response), list(response))

@@ -158,7 +158,7 @@ class Placement:
                 stack.enter_context(placed(device, self.teacher))
             elif self.alternates:
                 stack.callback(lambda: self.turn(self.acting, device))
-            if self.teacher is not None and is_sharded(self.teacher):
+            if self.placement == "sharded" and self.teacher is not None and is_sharded(self.teacher):
                 stack.enter_context(Lockstep(self.teacher).phase(device))
             yield
 

@@ -11,14 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mgsr.generation import batching, evaluating
 from mgsr.generation import language_model as language_models
-from mgsr.generation import reader
 from mgsr.generation.batching import SHORT, price_of_pass, similar_lengths
-from mgsr.generation.reader import Reader, evaluating
-from mgsr.models.output_layer import trunk
+from mgsr.generation.reader import Reader
+from mgsr.models.output_layer import output_head, trunk
 from tests.scrg.reference import Settings, assert_same
 from tests.scrg.reference import revise as slow_revise
 from tests.scrg.tiny import BUDGET, EOS, FAMILIES, language_model, next_logits, prompts, revised, tiny
+
+
+def reader_of(model: nn.Module) -> Reader:
+    return Reader(trunk(model), output_head(model), pad_id=0)
 
 
 def cost(groups: list[list[int]], lengths: list[int], price: int) -> int:
@@ -61,8 +65,8 @@ def test_a_pass_of_a_small_model_is_dear() -> None:
     small = tiny("llama", 3)
     counted: list[tuple[nn.Module, int]] = []
     with pytest.MonkeyPatch.context() as patch, evaluating(small):
-        patch.setattr(reader, "price_of_pass", lambda model, longest: counted.append((model, longest)) or 0)
-        Reader(small, pad_id=0).read([[1], [2, 3]], room=1)
+        patch.setattr(batching, "price_of_pass", lambda model, longest: counted.append((model, longest)) or 0)
+        reader_of(small).read([[1], [2, 3]], room=1)
     assert counted == [(trunk(small), 2)]
 
 
@@ -76,8 +80,7 @@ def cut_finely(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(len(found))
         return found
 
-    monkeypatch.setattr(reader, "similar_lengths", groups)
-    monkeypatch.setattr(language_models, "similar_lengths", groups)
+    monkeypatch.setattr(batching, "similar_lengths", groups)
     monkeypatch.setattr(language_models, "SHORT", 0)
     return made
 
@@ -97,7 +100,7 @@ def test_revised_in_several_passes_equals_the_slow_reference(family: str, cut_fi
 def test_a_reader_goes_on_behind_lined_up_slots(family: str, cut_finely: list[int]) -> None:
     model = tiny(family, 3)
     texts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10], [2, 2]]
-    reader = Reader(model, pad_id=0)
+    reader = reader_of(model)
     with evaluating(model):
         first = reader.read(texts, room=2)
         states = reader.state
@@ -112,7 +115,7 @@ def test_a_reader_goes_on_behind_lined_up_slots(family: str, cut_finely: list[in
 def test_sliding_windows_are_read_in_one_pass(cut_finely: list[int]) -> None:
     model = tiny("mistral", 3, sliding_window=4)
     with evaluating(model):
-        Reader(model, pad_id=0).read([[1, 2, 3], [4], [5, 6, 7, 8, 9]], room=2)
+        reader_of(model).read([[1, 2, 3], [4], [5, 6, 7, 8, 9]], room=2)
     assert cut_finely == []
 
 
@@ -126,8 +129,9 @@ def test_ragged_texts_are_scored_in_several_passes(family: str, cut_finely: list
     assert cut_finely == [2, 1]
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(language_models, "similar_lengths", lambda *a: made.append(similar_lengths(*a)) or made[-1])
-        patch.setattr(language_models, "price_of_pass", lambda *a: 0)
+        patch.setattr(language_models, "passes", lambda *a, **b: made.append(batching.passes(*a, **b)) or made[-1])
+        patch.setattr(batching, "similar_lengths", similar_lengths)
+        patch.setattr(batching, "price_of_pass", lambda *a: 0)
         patch.setattr(language_models, "SHORT", 5)
         language_model(model, batch_size=4).score(given_prompts, responses)
     assert made == [[[0, 1, 2, 3]], [[0]]], "short texts are scored together"

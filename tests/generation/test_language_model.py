@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgsr.generation import LanguageModel, sample
-from mgsr.generation.reader import evaluating
+from mgsr.generation import LanguageModel, evaluating, sample
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.rng import Stream, uniform
 from mgsr.scrg import Prefix

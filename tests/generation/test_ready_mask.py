@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from mgsr.generation import reader
+from mgsr.models.output_layer import trunk
 from tests.scrg.tiny import FAMILIES, language_model, prompts, tiny
 
 
 def write(model, given, seen):
     """Text, its states, and the shapes of the masks that single tokens were read with."""
-    handle = reader.trunk(model).register_forward_pre_hook(
+    handle = trunk(model).register_forward_pre_hook(
         lambda module, args, kwargs: (
             seen.append(kwargs["attention_mask"].ndim) if kwargs["input_ids"].shape[1] == 1 else None
         ),

@@ -24,7 +24,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import read_rows
 from mgsr.models import load_causal_lm
 from mgsr.rounds.render import markdown_revision
-from mgsr.rounds.store import RoundEntry, finish_round, read_round, shard_name, write_shard
+from mgsr.rounds.store import SHARD_NAME, RoundEntry, finish_round, read_round, write_shard
 from mgsr.runtime.errors import ConfigError, DataError, UserError
 from mgsr.runtime.files import write_checked
 from mgsr.scrg import RevisedSequence
@@ -270,7 +270,7 @@ record_like = st.dictionaries(st.sampled_from(FIELDS), plain, min_size=1, max_si
 def test_fuzz_shards(tmp_path: Path, content: bytes, manifest: Any) -> None:
     """With a manifest that vouches for whatever the shard holds, and with one that holds anything."""
     folder = tmp_path / "round=0"
-    path = folder / shard_name(0, 0)
+    path = folder / SHARD_NAME.format(0, 0)
     write_shard(path, "k", [])
     path.write_bytes(content)
     try:

@@ -16,6 +16,7 @@ import torch
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.generation.batching import FittingBatches
+from mgsr.rounds import writer
 from mgsr.runtime import faults
 from mgsr.runtime.errors import ConfigError, DataError, NonFiniteLossError, UserError
 from mgsr.runtime.locks import locked
@@ -198,9 +199,16 @@ def test_data_that_have_changed_since_are_named(make_config: Make, tmp_path: Pat
 
 
 def test_memory_that_does_not_suffice_halves_the_batch_and_says_so_once(
-    expected: Path, tmp_path: Path, capsys: Capture
+    expected: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults.arm("round.batch=oom@1")
+    revised, calls = writer.revise_batch, iter(range(1000))
+
+    def first_fails(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return revised(*args, **kwargs)
+
+    monkeypatch.setattr(writer, "revise_batch", first_fails)
     config = small_config(tmp_path)
     train(config)
     said = capsys.readouterr().out

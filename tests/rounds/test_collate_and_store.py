@@ -10,6 +10,7 @@ import torch
 
 from mgsr.data.collate import IGNORE, StepCounts, TrainingSequence, collate
 from mgsr.rounds.store import (
+    SHARD_NAME,
     RoundEntry,
     finish_round,
     is_finished,
@@ -17,7 +18,6 @@ from mgsr.rounds.store import (
     read_round,
     round_folder,
     round_statistics,
-    shard_name,
     write_after,
     write_shard,
 )
@@ -91,8 +91,8 @@ def entry(example: int, corrected: bool) -> RoundEntry:
 def test_a_round_reads_back_as_it_was_written(tmp_path: Path) -> None:
     folder = round_folder(tmp_path, 0)
     shards = [[entry(0, True), entry(1, False)], [entry(2, True)]]
-    names = [shard_name(rank, 0) for rank in range(2)]
-    left_behind = shard_name(2, 0)
+    names = [SHARD_NAME.format(rank, 0) for rank in range(2)]
+    left_behind = SHARD_NAME.format(2, 0)
     for name, part in zip([*names, left_behind], [*shards, shards[0]], strict=True):
         assert not is_finished(folder / name, "s")
         write_shard(folder / name, "s", part, {"tokens_scoring": 5})
@@ -113,7 +113,7 @@ def test_a_round_reads_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["truncate", "remove"])
 def test_a_damaged_shard_is_named(tmp_path: Path, harm: str) -> None:
     folder = round_folder(tmp_path, 3)
-    shard = folder / shard_name(0, 0)
+    shard = folder / SHARD_NAME.format(0, 0)
     write_shard(shard, "s", [entry(0, True)])
     finish_round(folder, "k", [shard.name])
     if harm == "remove":

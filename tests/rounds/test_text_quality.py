@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.rounds.store import RoundEntry, finish_round, round_folder, shard_name, write_after, write_shard
+from mgsr.rounds.store import SHARD_NAME, RoundEntry, finish_round, round_folder, write_after, write_shard
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
 from mgsr.scrg import Correction, RevisedSequence
 
@@ -146,7 +146,7 @@ def test_without_written_text_ground_truth_is_told(rounds: list[tuple[Path, list
 def test_finished_rounds_are_read_from_disk_in_their_order(tmp_path: Path) -> None:
     rounds = {0: [RAISED, UNTOUCHED], 2: [TWICE], 10: [LOWERED], 3: [EQUAL]}
     for number, entries in rounds.items():
-        folder, name = round_folder(tmp_path, number), shard_name(0, 0)
+        folder, name = round_folder(tmp_path, number), SHARD_NAME.format(0, 0)
         write_shard(folder / name, "key", entries)
         # of a run that was cut short the last round has no manifest
         if number != 3:

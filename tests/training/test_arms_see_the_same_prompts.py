@@ -6,6 +6,7 @@ Text is of another length in every arm, so the steps of a window share its promp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -15,13 +16,21 @@ from pathlib import Path
 import pytest
 
 from mgsr.config.schema import ExperimentConfig
+from mgsr.rounds import store
 from mgsr.study.study import load_study
 from tests.training.epochs import data_module, made_up_rows, planned_steps
 
 STUDIES = sorted((Path(__file__).parents[2] / "experiments").glob("*/study.yaml"))
-ROWS = made_up_rows(70)
+ROWS = made_up_rows(38)
 EPOCHS = 2
 Windows = list[list[int]]
+
+
+@pytest.fixture(autouse=True)
+def quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of rounds: neither need they survive a crash, nor is their diversity looked at."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(store, "diversity", lambda texts: {})
 
 
 def replays(config: ExperimentConfig) -> bool:
@@ -31,7 +40,7 @@ def replays(config: ExperimentConfig) -> bool:
 
 @lru_cache(maxsize=1)
 def all_arms(base: Path) -> dict[str, ExperimentConfig]:
-    # 70 rows in steps of 4: the last step of an epoch is a short one, and so is the last window
+    # 38 rows in steps of 4: the last step of an epoch is a short one, and so is the last window
     overrides = [f"train.epochs={EPOCHS}", "train.batch_size=4", "train.micro_batch_size=2"]
     studies = [load_study(path, base=str(base)) for path in STUDIES]
     return {f"{s.name}/{arm}": s.config(arm, 3, overrides) for s in studies for arm in s.arms}
@@ -47,7 +56,7 @@ def windows(config: ExperimentConfig, folder: Path) -> Iterator[Windows]:
     size = config.train.bucket_steps
     for epoch in range(EPOCHS):
         ids = [[row.example_id for row in rows] for rows in planned_steps(data, epoch)]
-        assert len(ids) == 18
+        assert len(ids) == 10
         yield [sorted(chain(*ids[i : i + size])) for i in range(0, len(ids), size)]
 
 
