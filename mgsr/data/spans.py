@@ -12,7 +12,7 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from mgsr.runtime.errors import UserError
@@ -65,7 +65,7 @@ def span_ids(
 
     Args:
         phrases: in characters of `text`; they may overlap, see `resolve_overlap`.
-        offsets: of every token, as `token_offsets` returns them with the text.
+        offsets: of every token, as `TokenSpeller.offsets` returns them with the text.
         text: what the chunker saw.
 
     Raises:
@@ -106,15 +106,6 @@ def _without_spaces(text: str, offset: Offset) -> Offset:
     if not piece.strip():
         return offset
     return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
-
-
-def pair_count(ids: Sequence[int]) -> int:
-    """How many neighbours share a span: the denominator of the span loss for this sequence.
-
-    >>> pair_count([0, 0, 0, -1, -1, 1, 2, 2])
-    3
-    """
-    return sum(a == b != NO_SPAN for a, b in pairwise(ids))
 
 
 # ---- spans that know nothing of phrases, to compare with
@@ -175,20 +166,6 @@ def random_spans(ids: Sequence[int], *, key: str, seed: int, placeable: int | No
 # ---- token ids -> text, and where each token stands in it
 
 
-def token_offsets(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Offset]]:
-    """The text that any token ids spell, and the characters of every token in it.
-
-    The ids need not be what the tokenizer would make of the text: a model writes what it likes. The text is
-    that of `decode(ids, skip_special_tokens=True)` with a first space kept; what is not UTF-8 becomes U+FFFD.
-    The ranges cover the text in order; a special token has an empty one; every token of a split character has
-    that character's whole range. To spell many sequences, make one `TokenSpeller`.
-
-    Raises:
-        UserError: a tokenizer that is neither byte-level nor SentencePiece-like, or a slow one.
-    """
-    return TokenSpeller(tokenizer).offsets(ids)
-
-
 class TokenSpeller:
     """Spells token ids as bytes, by the kind of decoder that the (fast) tokenizer has.
 
@@ -215,7 +192,13 @@ class TokenSpeller:
         return self._spelled[token_id]
 
     def offsets(self, ids: Sequence[int]) -> tuple[str, list[Offset]]:
-        """See `token_offsets`."""
+        """The text that any token ids spell, and the characters of every token in it.
+
+        The ids need not be what the tokenizer would make of the text: a model writes what it likes. The text is
+        that of `decode(ids, skip_special_tokens=True)` with a first space kept; what is not UTF-8 becomes U+FFFD.
+        The ranges cover the text in order. A special token has an empty one; every token of a split character
+        has that character's whole range.
+        """
         pieces: list[bytes] = []
         started = False
         for token_id in ids:

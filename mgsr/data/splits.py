@@ -12,12 +12,11 @@ from mgsr.config.schema import DataConfig, SpansConfig
 from mgsr.data.annotate import Annotation, SpanAnnotator
 from mgsr.data.prompts import EncodedRows, encode_rows
 from mgsr.data.rows import Row, load_hub_rows, read_rows
-from mgsr.data.synthetic import generate_rows
+from mgsr.data.synthetic import SPLITS, generate_rows
 from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.progress import say
 
 SYNTHETIC = "synthetic"
-SPLITS = ("teacher", "train", "dev", "test")
 
 
 def read_split(config: DataConfig, split: str) -> list[Row]:
@@ -25,6 +24,10 @@ def read_split(config: DataConfig, split: str) -> list[Row]:
 
     `teacher` is what the teacher is fine-tuned on: a larger set of its own where the data are synthetic, the
     training rows elsewhere.
+
+    Raises:
+        ConfigError: the configuration names no file for a split whose training rows are a file.
+        UserError: a file or a hub data set that cannot be read, or a row that cannot be used.
     """
     if split in config.test_sets:
         return _limited(read_rows(config.test_sets[split]), config.test_limit)
@@ -66,15 +69,24 @@ def rows_fingerprint(rows: Sequence[Row]) -> str:
     return digest.hexdigest()[:16]
 
 
-def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:
-    """Encode rows by the configured template and lengths, and report what had to be cut."""
-    encoded = encode_rows(
+def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> EncodedRows:
+    """Encode rows by the configured template and lengths.
+
+    Raises:
+        UserError: the template leaves no room for a row.
+    """
+    return encode_rows(
         rows,
         tokenizer,
         template=config.template,
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
     )
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:
+    """As `encode_quietly`, and print how many rows of `what` had to be cut."""
+    encoded = encode_quietly(rows, tokenizer, config)
     if encoded.truncated_prompts or encoded.truncated_responses:
         say(
             f"{what}: {encoded.truncated_prompts} of {len(rows)} prompts cut to {config.max_prompt_length} "

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 PAD, EOS = "<pad>", "<eos>"
 
@@ -53,12 +50,6 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int | None = None) -> P
         )
         backend.train_from_iterator(texts, trainer)
     backend.decoder = decoders.ByteLevel()
-    return _wrap(backend)
-
-
-def _wrap(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    from transformers import PreTrainedTokenizerFast
-
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )

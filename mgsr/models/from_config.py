@@ -1,4 +1,4 @@
-"""Where teachers, students and tokenizers come from, before anything is trained."""
+"""Teachers, students and tokenizers as the configuration names them, before anything is trained."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
-from mgsr import models
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig, StudentConfig
 from mgsr.data.prompts import pad_id, render, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer
+from mgsr.models.building import build_causal_lm
+from mgsr.models.loading import load_causal_lm, load_tokenizer
+from mgsr.models.lora import add_lora
 from mgsr.models.output_layer import check_output_head
+from mgsr.models.pruning import prune_depth
+from mgsr.models.vocabulary import require_shared_ids
 
 
 def quiet_transformers() -> None:
-    """Loading a model of this size is not worth a bar of its own; what it warns of is decided here."""
-    from transformers.utils import logging
-
+    """Have transformers show no bars and no warnings; what they warn of is decided in this package."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 
 
 def build_tokenizer(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model: trained on `rows` where the model is `init`, loaded elsewhere.
+
+    Raises:
+        UserError: it cannot be loaded, or has no end-of-text token.
+    """
     if model.source == "init":
         return train_tokenizer(init_texts(rows, config.data), vocab_size=config.data.synthetic.vocab_size)
     tokenizer = configured_tokenizer(model)
@@ -38,8 +46,12 @@ def init_texts(rows: Sequence[Row], data: DataConfig) -> list[str]:
 
 
 def configured_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that comes from elsewhere."""
-    return models.load_tokenizer(
+    """The tokenizer of a model that comes from elsewhere.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    return load_tokenizer(
         model.source,
         gguf_file=model.gguf_file or None,
         revision=model.revision or None,
@@ -48,17 +60,26 @@ def configured_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizers(config: ExperimentConfig) -> None:
-    """Refuse tokenizers that disagree before anything is trained, where both come from elsewhere."""
+    """See, before anything is trained, that two tokenizers from elsewhere number alike.
+
+    Raises:
+        UserError: they disagree, or one cannot be loaded.
+    """
     sources = config.teacher.source, config.student.source
     if sources[0] == sources[1] or any(source in ("", "init", "teacher") for source in sources):
         return
     quiet_transformers()
-    models.require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
+    require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
 
 
 def build_model(
     config: ExperimentConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> PreTrainedModel:
+    """A model on the CPU: made from its `architecture` with `seed` (in train mode), or loaded (in eval mode).
+
+    Raises:
+        UserError: it cannot be loaded or made, or its output layer is not a plain product.
+    """
     if model.source == "init":
         return build_initial(
             config,
@@ -68,7 +89,7 @@ def build_model(
             pad_token_id=pad_id(tokenizer),
             seed=seed,
         )
-    loaded = models.load_causal_lm(
+    loaded = load_causal_lm(
         model.source,
         gguf_file=model.gguf_file or None,
         revision=model.revision or None,
@@ -91,7 +112,7 @@ def build_initial(
 ) -> PreTrainedModel:
     """A model of `source: init`, from its `architecture`."""
     shape = model.architecture
-    return models.build_causal_lm(
+    return build_causal_lm(
         shape.family,
         vocab_size=vocab_size,
         hidden_size=shape.hidden_size,
@@ -119,12 +140,17 @@ def build_student(
     *,
     seed: int,
 ) -> PreTrainedModel:
+    """The student without adapters: a depth-pruned copy of the teacher, or a model of its own, pruned or whole.
+
+    Raises:
+        UserError: as `build_model`; or `keep_layers` names layers that are not there.
+    """
     if student.source == "teacher":
         assert teacher is not None
         layers = student.keep_layers or range(teacher.config.num_hidden_layers)
-        return models.prune_depth(teacher, list(layers))
+        return prune_depth(teacher, list(layers))
     model = build_model(config, student, tokenizer, seed=seed)
-    return models.prune_depth(model, student.keep_layers) if student.keep_layers else model
+    return prune_depth(model, student.keep_layers) if student.keep_layers else model
 
 
 def with_adapters(student: Any, config: ExperimentConfig) -> Any:
@@ -134,7 +160,7 @@ def with_adapters(student: Any, config: ExperimentConfig) -> Any:
         return student
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return models.add_lora(
+        return add_lora(
             student,
             r=lora.r,
             alpha=lora.alpha,

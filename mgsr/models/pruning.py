@@ -1,11 +1,10 @@
-"""Students cut out of a teacher's depth, and two helpers for any model."""
+"""Students cut out of a teacher's depth."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -13,8 +12,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mgsr.models.loading import rebuild
 from mgsr.runtime.errors import UserError
-
-_Module = TypeVar("_Module", bound=nn.Module)
 
 
 def prune_depth(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel:
@@ -93,33 +90,3 @@ def _layer_list(model: PreTrainedModel) -> str:
     if not lists:
         raise UserError(f"{type(model).__name__} has no list of {depth} layers: choose another model")
     return min(lists, key=lambda name: name.count("."))
-
-
-class ParameterCounts(NamedTuple):
-    """Parameters of a model, tied ones counted once."""
-
-    total: int
-    trainable: int
-    embedding: int
-
-
-def count_parameters(model: nn.Module) -> ParameterCounts:
-    """Count parameters; `embedding` is the part in `nn.Embedding` modules.
-
-    >>> count_parameters(nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 3).requires_grad_(False)))
-    ParameterCounts(total=19, trainable=10, embedding=10)
-    """
-    parameters = list(model.parameters())
-    embeddings = {
-        id(module.weight): module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding)
-    }
-    return ParameterCounts(
-        total=sum(parameter.numel() for parameter in parameters),
-        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        embedding=sum(embeddings.values()),
-    )
-
-
-def freeze(model: _Module) -> _Module:
-    """Put `model` in eval mode and stop its gradients, in place."""
-    return model.eval().requires_grad_(False)

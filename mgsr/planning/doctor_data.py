@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig, ModelConfig
-from mgsr.data.prompts import encode_rows, pad_id, require_eos
+from mgsr.data.prompts import pad_id, require_eos
 from mgsr.data.rows import Row
-from mgsr.data.splits import read_split
+from mgsr.data.splits import encode_quietly, read_split
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.from_config import configured_tokenizer, init_texts, quiet_transformers
 from mgsr.planning.findings import Report
@@ -115,16 +115,9 @@ def look_at_lengths(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, rows: dict[str, list[Row]], report: Report
 ) -> None:
     """Token lengths by split, and how many rows the limits cut."""
-    data = config.data
     for split, some in rows.items():
         try:
-            encoded = encode_rows(
-                some,
-                tokenizer,
-                template=data.template,
-                max_length=data.max_length,
-                max_prompt_length=data.max_prompt_length,
-            )
+            encoded = encode_quietly(some, tokenizer, config.data)
         except UserError as error:
             report.say("error", f"lengths.{split}", str(error))
             continue

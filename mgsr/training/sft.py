@@ -237,8 +237,8 @@ def _fine_tuned(
         if is_first():
             remove_leftovers(partial)
             models.remove_half_folders(folder)
-        parameters = models.count_parameters(model)
-        say(f"{name}: supervised fine-tuning, {parameters.total / 1e6:.2f}M parameters, {len(rows)} rows")
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {len(rows)} rows")
         model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
         reach("stage.trained")
         on_first(lambda: _keep(model, tokenizer, partial, folder))

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from mgsr.data import synthetic
 from mgsr.data.rows import Row
 from mgsr.data.synthetic import FAMILIES, REFERENCES, SPLITS, generate_rows
 from mgsr.runtime.errors import DataError
@@ -181,10 +182,12 @@ def test_the_language_is_small_and_the_texts_are_short() -> None:
     assert not [text for text in texts if re.search(r"\b[Aa] [aeiou]|  |\bone \w+s\b", text)]
 
 
-def test_bad_requests() -> None:
+def test_bad_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no split 'tran'; take one of teacher, .* did you mean `train`"):
         generate_rows("tran", 1)
     with pytest.raises(ValueError, match="count must not be negative: -1"):
         generate_rows("dev", -1)
+    # the first family that runs dry says so sooner
+    monkeypatch.setattr(synthetic, "_PATIENCE", 20)
     with pytest.raises(DataError, match=r"synthetic\[dev\]: the family `\w+` has no new prompt after \d+ rows"):
         generate_rows("dev", 20_000)

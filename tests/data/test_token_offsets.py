@@ -20,13 +20,17 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from mgsr.data.spans import Phrase, TokenSpeller, span_ids, token_offsets
+from mgsr.data.spans import Offset, Phrase, TokenSpeller, span_ids
 from mgsr.runtime.errors import UserError
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog, and the dog sleeps.",
     "naïve café Zoë 1990 in the house",
 ] * 4
+
+
+def token_offsets(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> tuple[str, list[Offset]]:
+    return TokenSpeller(tokenizer).offsets(ids)
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

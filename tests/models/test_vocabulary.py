@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mgsr.models import (
-    VocabularyConflict,
-    align_vocabularies,
-    build_causal_lm,
-    logits_width,
-    shared_vocab_size,
-    vocabulary_report,
-)
+from mgsr.models import align_vocabularies, build_causal_lm, logits_width, shared_vocab_size
+from mgsr.models.vocabulary import VocabularyConflict, vocabulary_report
 from mgsr.runtime.errors import UserError
 
 WORDS = ["<unk>", "<s>", "</s>", "the", "cat", "sat"]

@@ -1,7 +1,13 @@
 """A procedural instruction set: small enough for a tiny model on a CPU, real enough English for phrases.
 
 Eleven families of tasks over some two hundred words, from exact (copy, sort, passive) to wide open (describe,
-continue), every row drawn from a seed.
+continue), every row drawn from a seed. `families` has one function per family of tasks, `words` the vocabulary and
+the draws from it, and this file the rows: which family comes next, and which split a prompt belongs to.
+
+Nothing here reads a file, knows a tokenizer or scores an answer. A change of a word or of a draw changes every
+number of the demo and of the studies.
+
+Begin with `generate_rows`; a new family goes into `families`.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from mgsr.runtime.errors import DataError, did_you_mean
 __all__ = ["FAMILIES", "REFERENCES", "SPLITS", "generate_rows"]
 
 SPLITS = ("teacher", "train", "dev", "test")
-# Right answers that a dev or test row of a wide family carries.
+# right answers that a dev or test row of a wide family carries
 REFERENCES = 6
 # Of all prompts, in hundredths, by the hash of their text; teacher and train share one bucket.
 _BUCKETS = {"dev": range(0, 10), "test": range(10, 20), "teacher": range(20, 100), "train": range(20, 100)}
