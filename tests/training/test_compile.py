@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 
+import mgsr.training.resume
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-import mgsr.training.resume
 import mgsr.training.train
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError
