@@ -10,13 +10,15 @@ JOBS ?= 1
 # another configuration must not meet the recorded results, which have one thread per run
 RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record trainer.threads=1)
 ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) --seeds $(SEEDS) --jobs $(JOBS) $(RECORD) $(ARGS)
+# one worker per core with one thread each; a file stays with its worker, so what its tests share is made once
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
 STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-tokens
-.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture fuzz test lint format hooks tensorboard clean
+.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture fuzz test test-all lint format hooks tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,10 +75,13 @@ torture: $(BIN)/.test ## kill runs 50 times, resume them, compare bit by bit (AR
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.torture $(ARGS)
 
 fuzz: $(BIN)/.test ## 10,000 hostile inputs for each reader
-	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_hostile.py --timeout 1200
+	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_fuzz.py --timeout 1200
 
-test: $(BIN)/.test ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(BIN)/.test ## run the tests but the long ones, in five minutes on two cores (ARGS=tests/losses for some)
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-all: $(BIN)/.test ## run all tests: compiled, distributed and killed runs too
+	MGSR_FUZZ=120 $(PYTEST) $(ARGS)
 
 lint: $(BIN)/.dev ## format, lint, types and import floors, without changing anything
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,8 +47,13 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run root whose cache of teacher and SFT student all tests share."""
-    return tmp_path_factory.mktemp("runs")
+    """A run root whose cache of teacher and SFT student all tests share, in other workers too: it has locks."""
+    root, base = tmp_path_factory.mktemp("runs"), tmp_path_factory.getbasetemp()
+    # pytest-xdist gives every worker a folder of its own within that of the session
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache.mkdir(exist_ok=True)
+    (root / "cache").symlink_to(cache)
+    return root
 
 
 @pytest.fixture

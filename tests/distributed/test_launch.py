@@ -47,6 +47,7 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("mgsr: error")]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_two_ranks_one_of_which_dies_and_one_of_which_is_asked_to_stop(tmp_path: Path) -> None:
     run = tmp_path / "runs/torture/mgsr/seed=0"
@@ -68,6 +69,7 @@ def test_two_ranks_one_of_which_dies_and_one_of_which_is_asked_to_stop(tmp_path:
     assert {int(path.name.split("-")[1]) for path in run.glob("scrg/round=*/shard-*.jsonl")} == {0, 1}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_slurm_job_at_its_end_saves_stops_and_is_queued_again(tmp_path: Path) -> None:
     fake = tmp_path / "bin" / "scontrol"

@@ -62,7 +62,7 @@ def texts(results: Results, name: str) -> list[Any]:
     return found
 
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_no_rank_hangs_and_only_those_fail_that_were_killed(results: Results) -> None:

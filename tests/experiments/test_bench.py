@@ -71,6 +71,7 @@ def test_the_check_of_a_round_finds_other_text(pair: Pair, monkeypatch: pytest.M
         rounds.check(pair, prompts=12)
 
 
+@pytest.mark.long
 def test_the_committed_report_is_that_of_the_committed_results(tmp_path: Path) -> None:
     machines = json.loads((BENCH / "results.json").read_text())
     report.write(machines, tmp_path)

@@ -15,14 +15,12 @@ from mgsr.training.run_folder import run_folder
 from tests.reliability.harness import CONFIGS, count_visits, differences, forked, one_run, small_config
 from tests.reliability.torture import Blow, attempt, plan
 
-POINTS = [
+SHORT = ["shard.half=tear@2", "step.end=kill@9", "checkpoint.renamed=tear@6"]
+LONG = [
     "stage.trained=kill@2",
-    "shard.half=tear@2",
     "shard.renamed=kill@5",
     "manifest.written=kill@2",
-    "step.end=kill@9",
     "checkpoint.written=kill@5",
-    "checkpoint.renamed=tear@6",
     "best.written=kill@1",
     "validation.end=kill@2",
     "metrics.written=kill@1",
@@ -40,7 +38,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", [*SHORT, *(pytest.param(point, marks=pytest.mark.long) for point in LONG)])
 def test_a_killed_run_ends_as_one_that_was_left_alone(reference: Path, tmp_path: Path, point: str) -> None:
     visits = json.loads((reference / "visits.json").read_text())
     name, _, rest = point.partition("=")
@@ -102,12 +100,20 @@ def test_a_plan_reaches_every_point(reference: Path) -> None:
         assert any(first.after is not None for first, *_ in blows)
 
 
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a replay buffer that was left alone."""
+    root = tmp_path_factory.mktemp("replay")
+    config = small_config(root, *CONFIGS["replay"])
+    assert forked(lambda: one_run(config), root / "log") == 0, (root / "log").read_text()[-2000:]
+    return run_folder(config)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["step.end=kill@14", "checkpoint.pruned=kill@8", "validation.begin=kill@1"])
-def test_replay_and_rounds_of_two_epochs_survive_too(tmp_path: Path, point: str) -> None:
-    expected = small_config(tmp_path / "expected", *CONFIGS["replay"])
-    assert forked(lambda: one_run(expected), tmp_path / "log") == 0, (tmp_path / "log").read_text()[-2000:]
-    outcome = attempt(tmp_path / "killed", [Blow(point)], run_folder(expected), "replay")
-    assert outcome == (True, []), (tmp_path / "killed/log").read_text()[-2000:]
+def test_replay_and_rounds_of_two_epochs_survive_too(replay: Path, tmp_path: Path, point: str) -> None:
+    outcome = attempt(tmp_path, [Blow(point)], replay, "replay")
+    assert outcome == (True, []), (tmp_path / "log").read_text()[-2000:]
 
 
 def test_sigterm_ends_with_a_checkpoint_and_says_so(reference: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,15 @@ from mgsr.study.study import load_study
 STUDY = Path(__file__).parents[2] / "experiments" / "baselines" / "study.yaml"
 
 
-def test_every_baseline_trains_from_the_same_student(tiny_file: Path, shared_root: Path) -> None:
+@pytest.fixture(scope="module")
+def summary(tiny_file: Path, shared_root: Path) -> dict[str, Any]:
+    """Of all arms, which have run below the study's folder in `shared_root`."""
     study = load_study(STUDY, base=str(tiny_file))
-    summary = run_study(study, [0], [f"run_root={shared_root}", "train.epochs=2"])
+    return run_study(study, [0], [f"run_root={shared_root}", "train.epochs=2"])
+
+
+def test_every_baseline_trains_from_the_same_student(summary: dict[str, Any], shared_root: Path) -> None:
+    study = load_study(STUDY)
     folder = shared_root / study.name
     assert json.loads((folder / "metrics.json").read_text()) == summary
     runs = {arm: json.loads((folder / arm / "seed=0" / "metrics.json").read_text()) for arm in study.arms}
@@ -32,11 +39,9 @@ def test_every_baseline_trains_from_the_same_student(tiny_file: Path, shared_roo
     [("mgsr", 0.5, True), ("gkd", 0.5, False), ("imitkd", 0.5, False), ("seqkd", 1.0, False), ("skd", 1.0, False)],
 )
 def test_the_share_and_kind_of_text(
-    arm: str, written: float, corrected: bool, tiny_file: Path, shared_root: Path
+    arm: str, written: float, corrected: bool, summary: dict[str, Any], shared_root: Path
 ) -> None:
-    study = load_study(STUDY, base=str(tiny_file))
-    run_study(study, [0], [f"run_root={shared_root}", "train.epochs=2"])
-    rounds = shared_root / study.name / arm / "seed=0" / "scrg"
+    rounds = shared_root / load_study(STUDY).name / arm / "seed=0" / "scrg"
     entries = [json.loads(line) for path in rounds.glob("round=0/shard-*.jsonl") for line in path.open()]
     assert len(entries) == round(32 * written)
     assert any(entry["corrections"] for entry in entries) == corrected

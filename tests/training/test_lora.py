@@ -156,17 +156,10 @@ def test_evaluate_takes_the_run_and_its_exports_for_the_same_model(run: Path, tm
     assert main(["export", str(run), str(tmp_path / "merged"), "--merge"]) == 0
     figures = []
     for number, source in enumerate((run, tmp_path / "merged")):
-        words = [
-            "--template",
-            "plain",
-            "--max-new-tokens",
-            "5",
-            "--seeds",
-            "1",
-            "--out",
-            f"{tmp_path}/{number}.json",
-        ]
-        assert main(["evaluate", str(source), "--data", str(data), *words]) == 0
+        words = ["--template", "plain", "--max-new-tokens", "5", "--seeds", "1"]
+        assert (
+            main(["evaluate", str(source), "--data", str(data), *words, "--out", f"{tmp_path}/{number}.json"]) == 0
+        )
         figures.append((tmp_path / f"{number}.responses.jsonl").read_text())
     assert figures[0] == figures[1] and figures[0].count("\n") == 4
 
@@ -188,6 +181,14 @@ def test_exports_compute_what_the_adapted_student_computes(run: Path, tmp_path: 
     assert not torch.allclose(apart, logits(AutoModelForCausalLM.from_pretrained(base_of(run))), atol=1e-5)
     assert torch.equal(logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapters")), apart)
     torch.testing.assert_close(logits(load_run(run)[0]), apart, atol=1e-5, rtol=1e-5)
+    merged = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
+    torch.testing.assert_close(merged, apart, atol=1e-5, rtol=1e-5)
+    assert models.content_fingerprint(base_of(run)) == before
+
+
+@pytest.mark.long
+def test_a_merged_export_is_read_without_mgsr_and_peft(run: Path, tmp_path: Path) -> None:
+    assert main(["export", str(run), str(tmp_path / "merged"), "--merge"]) == 0
     code = (
         "import sys; sys.modules['mgsr'] = sys.modules['peft'] = None\n"
         "import torch; from transformers import AutoModelForCausalLM\n"
@@ -195,8 +196,7 @@ def test_exports_compute_what_the_adapted_student_computes(run: Path, tmp_path: 
         f"torch.save(model(torch.tensor({TOKENS.tolist()})).logits.detach(), {str(tmp_path / 'logits.pt')!r})\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True, env={**os.environ})
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), apart, atol=1e-5, rtol=1e-5)
-    assert models.content_fingerprint(base_of(run)) == before
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), logits(load_run(run)[0]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_base_that_is_gone_or_has_changed_is_one_line(copy: Path, tmp_path: Path, capsys: Capture) -> None:

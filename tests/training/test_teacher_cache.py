@@ -14,13 +14,9 @@ from mgsr.data.collate import StepCounts, TeacherTop, TrainingSequence, collate
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
-from tests.reading import resume_content
+from tests.reading import weights
 
 Make = Callable[..., ExperimentConfig]
-
-
-def weights(config: ExperimentConfig) -> dict[str, torch.Tensor]:
-    return resume_content(run_folder(config))["state_dict"]
 
 
 class Reads:
@@ -52,7 +48,7 @@ def test_whole_distributions_cached_train_the_same_student(
     assert reads.sequences - every == every // 2 == 32
     assert metrics["teacher_cache"]["tokens"] > 0 and "written" not in metrics["teacher_cache"]
     assert metrics["teacher_cache"]["kl_max"] < 1e-5
-    left, right = weights(plain), weights(cached)
+    left, right = weights(run_folder(plain)), weights(run_folder(cached))
     for name, value in left.items():
         torch.testing.assert_close(right[name], value, atol=2e-4, rtol=1e-3)
     # what another arm or epoch finds needs no forward at all
