@@ -168,3 +168,13 @@ def inverse_cdf(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float = 1
         last = probabilities.shape[-1] - 1 - possible.flip(-1).to(torch.uint8).argmax(dim=-1)
         drawn = torch.where(found, drawn, last)
     return drawn
+
+
+def seed_dropout(key: tuple[int, int, int, int], device: torch.device) -> None:
+    """Dropout depends on the key (seed, step, micro-batch, rank) alone, so that a resumed run repeats it."""
+    run, step, micro_batch, rank = key
+    seed = draw_bits(run, Stream.ROLLOUT, step, micro_batch, rank, 0)
+    # torch.manual_seed would also queue a call for every kind of device that isn't there: milliseconds each
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

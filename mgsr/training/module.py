@@ -28,7 +28,7 @@ from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import OutputHead
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
-from mgsr.runtime.rng import Stream, draw_bits
+from mgsr.runtime.rng import seed_dropout
 from mgsr.training.fsdp import whole
 from mgsr.training.objective import Objective, clip_network
 from mgsr.training.optim import build_optimizer
@@ -136,7 +136,7 @@ class DistillationModule(L.LightningModule):
         self._restart_rate()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self._seed_dropout(batch_idx)
+        seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
         first = batch_idx % self.micro_batches == 0
         needs_teacher = self.teacher is not None and self.objective.needs_teacher
         teacher = self.placement.teacher_states(batch) if needs_teacher else (None, None)
@@ -170,14 +170,6 @@ class DistillationModule(L.LightningModule):
             [p for p in self.student.parameters() if p.requires_grad],
         )
         self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
-
-    def _seed_dropout(self, micro_batch: int) -> None:
-        """Dropout depends on (seed, step, micro-batch, rank) alone, so a resumed run repeats it."""
-        seed = draw_bits(self.seed, Stream.ROLLOUT, self.global_step, micro_batch, self.global_rank, 0)
-        # torch.manual_seed would also queue a call for every kind of device that isn't there: milliseconds each
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"

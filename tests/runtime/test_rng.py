@@ -7,9 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mgsr.training.forwards import seed_dropout
 
-from mgsr.runtime.rng import Stream, draw_bits, inverse_cdf, uniform
+from mgsr.runtime.rng import Stream, draw_bits, inverse_cdf, seed_dropout, uniform
 from tests.scrg.reference import draw
 
 MASK = (1 << 64) - 1

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 
-import mgsr.training.resume
 import pytest
 import torch
 from torch._dynamo.utils import counters
