@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgsr.losses import dac_kl, span_correlation, tiled_objective
+from mgsr.losses import IGNORED, dac_kl, span_correlation, tiled_objective
 from mgsr.models.clip_network import ClipNetwork
 
-IGNORED = -100
 CLIP = (0.1, 0.95)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mgsr.losses import CachedRows
-
-IGNORE = -100
-
+from mgsr.losses import IGNORED, CachedRows, Targets, TermCounts, span_pairs
 
 TextKey = tuple[int, tuple[int, ...]]
 
@@ -57,17 +54,11 @@ class TrainingSequence:
     @property
     def span_pairs(self) -> int:
         """Neighbouring response tokens of one span."""
-        ids = self.span_ids
-        return sum(1 for a, b in pairwise(ids) if a == b and a >= 0)
+        return int(span_pairs(torch.tensor(self.span_ids, dtype=torch.long)).sum())
 
 
-@dataclass(frozen=True)
-class StepCounts:
+class StepCounts(TermCounts):
     """The three denominators of an optimiser step: all its micro-batches, all ranks."""
-
-    ground_truth_tokens: int
-    response_tokens: int
-    span_pairs: int
 
     @staticmethod
     def of(rows: Sequence[TrainingSequence]) -> StepCounts:
@@ -76,9 +67,6 @@ class StepCounts:
             sum(len(row.response_ids) for row in rows),
             sum(row.span_pairs for row in rows),
         )
-
-    def as_tuple(self) -> tuple[int, int, int]:
-        return self.ground_truth_tokens, self.response_tokens, self.span_pairs
 
 
 class Batch:
@@ -115,8 +103,17 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Batch:
-        return self._map(Tensor.pin_memory)
+    @property
+    def targets(self) -> Targets:
+        """What the objective reads of it."""
+        return Targets(
+            self.labels,
+            self.span_ids,
+            self.is_ground_truth,
+            self.counts,
+            self.teacher_top,
+            self.behaviour_log_probs,
+        )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         values: dict[str, Any] = dict(vars(self))
@@ -155,7 +152,7 @@ def collate(
     read = places_L < ends_B1
     answered = read & (places_L >= starts_B1)
     input_ids = _filled(read, pad_token_id, (ids for row in rows for ids in (row.prompt_ids, row.response_ids)))
-    labels = np.where(answered, input_ids, IGNORE)
+    labels = np.where(answered, input_ids, IGNORED)
     span_ids = _filled(answered, -1, (row.span_ids for row in rows))
     # ids are unique within a sequence; the offset makes them so within the batch
     span_ids += np.where(span_ids >= 0, np.arange(len(rows))[:, None] * length, 0)

@@ -19,7 +19,7 @@ from mgsr.generation.batching import SHORT, FittingBatches, passes
 from mgsr.generation.decoding import Sampling, decode
 from mgsr.generation.kv_cache import KeptText
 from mgsr.generation.reader import HiddenLogits, Reader
-from mgsr.models.output_layer import OutputHead, causal_lm, output_head, trunk
+from mgsr.models.output_layer import OutputLayer, causal_lm, output_head, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.rng import Stream, uniform
@@ -123,7 +123,7 @@ class LanguageModel:
         return trunk(self.model)
 
     @property
-    def head(self) -> OutputHead:
+    def head(self) -> OutputLayer:
         """The model's output layer, with its weights where they are now."""
         return output_head(self.model)
 
@@ -190,7 +190,7 @@ class LanguageModel:
         states_NH = torch.cat([empty, *(hidden[index] for index in range(len(texts)))])
         return HiddenLogits(states_NH, head, self.vocab_size)
 
-    def _states(self, texts: Sequence[tuple[Sequence[int], int]], head: OutputHead) -> list[Tensor]:
+    def _states(self, texts: Sequence[tuple[Sequence[int], int]], head: OutputLayer) -> list[Tensor]:
         """States `[T, H]` that predict the last T tokens of every `(text, T)`; long ragged texts in few passes."""
         device, body = head.weight.device, self.body
         states: dict[int, Tensor] = {}

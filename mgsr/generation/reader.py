@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from mgsr.generation.batching import passes
 from mgsr.generation.kv_cache import Slots
-from mgsr.models.output_layer import OutputHead
+from mgsr.models.output_layer import OutputLayer
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ class Reader:
         vocab_size: number of leading ids that take part, None for all.
     """
 
-    def __init__(self, body: Any, head: OutputHead, *, pad_id: int, vocab_size: int | None = None) -> None:
+    def __init__(self, body: Any, head: OutputLayer, *, pad_id: int, vocab_size: int | None = None) -> None:
         self.body, self.head, self.config = body, head, body.config
         self.pad_id, self.vocab_size = pad_id, vocab_size
         self.cache = DynamicCache(config=self.config)
@@ -204,7 +204,7 @@ class HiddenLogits:
     """
 
     hidden_NH: Tensor  # noqa: N815
-    head: OutputHead
+    head: OutputLayer
     vocab_size: int | None = None
 
     def __len__(self) -> int:

@@ -1,7 +1,17 @@
-"""Losses on tensors: divergences, DAC-KL, span correlation, and the tiled objective that joins them."""
+"""The losses, on tensors: what a term is, and how it is trained without logits of a whole batch in memory.
 
-from mgsr.losses.clip_bounds import ClipModule
-from mgsr.losses.clipping import PairSummary
+A definition is one file with its equation and source: `cross_entropy`; `dac_kl` (eq. 7 and 8 of Liu et al. 2024),
+its bounds in `clip_bounds`; `span_correlation` (eq. 10); `divergences`; `policy_gradient` (MiniLLM). Each returns
+values per token; `reduction` has masks, denominators and the mean. `fused/` has twins of the same names, which
+train: the same numbers from hidden states, in tiles. `objective` puts weights on the terms (eq. 1).
+
+A new divergence is a function in `divergences.py` and its name in `DIVERGENCES`: it then trains under autograd, a
+tile at a time, and `tests/losses/test_twins.py` runs over it. Never here: files, configurations, batches, models,
+Lightning. Begin with `dac_kl.py`, then `fused/__init__.py`.
+"""
+
+from mgsr.losses.clip_bounds import ClipModule, PairSummary
+from mgsr.losses.cross_entropy import cross_entropy
 from mgsr.losses.dac_kl import DacKL, dac_kl
 from mgsr.losses.divergences import (
     DIVERGENCES,
@@ -13,18 +23,19 @@ from mgsr.losses.divergences import (
     symmetric_kl,
     total_variation,
 )
-from mgsr.losses.fused.loss_terms import LossTerms, RowStats
-from mgsr.losses.fused.policy_gradient import policy_gradient_objective
-from mgsr.losses.fused.policy_tile import clipped_surrogate, reward_to_go
+from mgsr.losses.fused.policy_gradient import clipped_surrogate, policy_gradient_objective
 from mgsr.losses.fused.tiled_objective import tiled_objective
+from mgsr.losses.objective import MiniLLMObjective, Objective, Targets, Weights
+from mgsr.losses.policy_gradient import policy_gradient, reward_to_go
+from mgsr.losses.projection import OutputLayer
 from mgsr.losses.reduction import (
     IGNORED,
-    PredictionRows,
+    LossTerms,
+    RowStats,
     TermCounts,
     align_predictions,
     global_mean,
     prediction_labels,
-    prediction_rows,
     response_mask,
     span_pairs,
     term_counts,
@@ -39,21 +50,26 @@ __all__ = [
     "ClipModule",
     "DacKL",
     "LossTerms",
+    "MiniLLMObjective",
+    "Objective",
+    "OutputLayer",
     "PairSummary",
-    "PredictionRows",
     "RowStats",
     "SpanCorrelation",
+    "Targets",
     "TermCounts",
+    "Weights",
     "align_predictions",
     "cache_error",
     "clipped_surrogate",
+    "cross_entropy",
     "dac_kl",
     "forward_kl",
     "global_mean",
     "jensen_shannon",
+    "policy_gradient",
     "policy_gradient_objective",
     "prediction_labels",
-    "prediction_rows",
     "response_mask",
     "restored_logits",
     "reverse_kl",

@@ -1,13 +1,40 @@
-"""The clipping bounds of every row, from two numbers or from a network."""
+"""DAC-KL's two bounds: quantiles, the ramps around a bound, and what a module that sets the bounds must be.
+
+Shapes: `...` leading shape, R rows (tokens), V classes, K of them in descending order, F features. c is a class's
+quantile: the mass, or the share of classes, that is ranked strictly before it.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import RAMP_REACH, PairSummary
+from mgsr.losses.log_probs import entropy
+from mgsr.losses.ranking import top_classes
+
+RAMPS, QUANTILES, FORMS = ("clipped", "sigmoid"), ("mass", "rank"), ("normalised", "literal")
+RAMP_REACH = 4.0
+"""The clipped ramp is exactly 0 or 1 further than this many sharpnesses from a bound."""
+RAMP_TAIL = 1.0 / (1.0 + math.exp(RAMP_REACH))
+"""What the sigmoid has left there; cut off, and the rest stretched over `RAMP_SPAN`."""
+RAMP_SPAN = 1.0 - 2.0 * RAMP_TAIL
+
+
+class PairSummary(NamedTuple):
+    """What a clip network is told about one token: `[R, F]`, `[R, F]`, `[R]`, `[R]`.
+
+    The F largest teacher log-probabilities (F = V where the vocabulary is smaller), the student's of the same
+    classes, and both entropies.
+    """
+
+    teacher_log_probs: Tensor
+    student_log_probs: Tensor
+    teacher_entropy: Tensor
+    student_entropy: Tensor
 
 
 @runtime_checkable
@@ -33,77 +60,81 @@ class ClipModule(Protocol):
 Clip = ClipModule | tuple[float | Tensor, float | Tensor] | None
 
 
-class RowBounds:
-    """Bounds of the rows of one call, handed out tile by tile and remembered with their graph."""
-
-    def __init__(self, clip: Any, kept_M: Tensor, rows: int, dtype: torch.dtype) -> None:
-        self.module: Any = None
-        self.fixed: tuple[float, float] | None = None
-        self._given: tuple[Tensor, Tensor] | None = None
-        self._grad = torch.is_grad_enabled()
-        self.lower: list[Tensor] = []
-        self.upper: list[Tensor] = []
-        if isinstance(clip, (tuple, list)):
-            if len(clip) != 2:
-                raise ValueError(f"clip must be (lower, upper) or a module, got {len(clip)} values")
-            if not any(isinstance(bound, Tensor) for bound in clip):
-                self.fixed = (float(clip[0]), float(clip[1]))
-            lower, upper = (torch.as_tensor(b, dtype=dtype, device=kept_M.device) for b in clip)
-            self._given = (lower.expand(rows)[kept_M], upper.expand(rows)[kept_M])
-        elif callable(clip):
-            self.module = clip
-        else:
-            raise ValueError(f"clip must be (lower, upper) or a module that returns them, got {clip!r}")
-
-    @property
-    def features(self) -> int:
-        """Classes in the summary that the module asks for; 0 = it reads logits, or there is none."""
-        return int(getattr(self.module, "summary_features", 0))
-
-    @property
-    def price(self) -> Tensor | None:
-        """Price of a unit of clipped mass, from a priced module."""
-        if getattr(self.module, "objective", None) != "priced":
-            return None
-        price: Tensor = self.module.price
-        return price.detach()
-
-    def limits(self, sharpness: float) -> tuple[tuple[float, float], ...]:
-        """The bounds of a priced module that clip least and most; nothing for any other."""
-        if self.price is None:
-            return ()
-        module, low = self.module, -RAMP_REACH * sharpness
-        return ((low, float(module.upper_max)), (float(module.lower_max), float(module.upper_min)))
-
-    def tile(
-        self, start: int, stop: int, teacher_logits: Tensor, student_logits: Tensor, summary: PairSummary | None
-    ) -> tuple[Tensor, Tensor]:
-        """Bounds of rows `start` to `stop`, in the grad mode that the object was made in."""
-        with torch.set_grad_enabled(self._grad):
-            if self._given is not None:
-                lower, upper = (bound[start:stop] for bound in self._given)
-            elif summary is not None:
-                lower, upper = self.module(summary=summary)
-            else:
-                lower, upper = self.module(teacher_logits.detach(), student_logits.detach())
-        self.lower.append(lower)
-        self.upper.append(upper)
-        return lower, upper
-
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """All bounds handed out so far, `[M]` each, with their graph."""
-        return torch.cat(self.lower), torch.cat(self.upper)
-
-
-def resolve_sharpness(sharpness: float | None, clip: Any) -> float:
-    """The caller's sharpness, or the clip module's, or 0.005.
+def check_clipping(sharpness: float, ramp: str, quantile: str, form: str) -> None:
+    """Refuse an unknown option by its name.
 
     Raises:
-        ValueError: caller and module disagree.
+        ValueError: with the offending value.
     """
-    own = getattr(clip, "sharpness", None)
-    if sharpness is None:
-        return 0.005 if own is None else float(own)
-    if own is not None and float(own) != float(sharpness):
-        raise ValueError(f"sharpness {sharpness} differs from the clip network's {float(own)}; give both the same")
-    return float(sharpness)
+    if not (sharpness >= 0 and math.isfinite(sharpness)):
+        raise ValueError(f"sharpness must be finite and at least 0, got {sharpness}")
+    for name, value, known in (("ramp", ramp, RAMPS), ("quantile", quantile, QUANTILES), ("form", form, FORMS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class ClipOptions:
+    """How DAC-KL clips; see `dac_kl`. `target` is "argmax" or "label"."""
+
+    sharpness: float = 0.005
+    ramp: str = "clipped"
+    quantile: str = "mass"
+    target: str = "argmax"
+    form: str = "normalised"
+    keep_target: bool = True
+
+    def __post_init__(self) -> None:
+        check_clipping(self.sharpness, self.ramp, self.quantile, self.form)
+        if self.target not in ("argmax", "label"):
+            raise ValueError(f"target must be 'argmax' or 'label', got {self.target!r}")
+
+    @property
+    def margin(self) -> float:
+        """How far outside a bound m is exactly 0, a little rounding included; inf for endless tails."""
+        return math.inf if self.ramp == "sigmoid" and self.sharpness else RAMP_REACH * self.sharpness + 1e-5
+
+
+def ramp_value(x: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
+    """The ramp from 0 to 1 around x = 0: a sigmoid, or a sigmoid whose tails beyond +-4 are cut.
+
+    `out` takes the result and may be `x`; then no gradient flows.
+    """
+    value = torch.sigmoid(x, out=out)
+    if kind == "clipped":
+        value = torch.div(torch.sub(value, RAMP_TAIL, out=out), RAMP_SPAN, out=out)
+        value = torch.clamp(value, 0.0, 1.0, out=out)
+    return value
+
+
+def clip_mask(c: Tensor, lower: Tensor, upper: Tensor, sharpness: float, ramp: str) -> Tensor:
+    """m = ramp((c - lower) / s) * ramp((upper - c) / s); for s = 0 the hard mask lower <= c < upper.
+
+    `lower` and `upper` broadcast against `c`; the soft mask is differentiable in both.
+    """
+    if sharpness == 0.0:
+        return ((c >= lower) & (c < upper)).to(c.dtype)
+    return ramp_value((c - lower) / sharpness, ramp) * ramp_value((upper - c) / sharpness, ramp)
+
+
+def ranked_quantile(log_probs_RK: Tensor, quantile: str, width: int) -> Tensor:
+    """Quantiles of the K largest classes, given in descending order. `width` is V."""
+    if quantile == "rank":
+        ranks = torch.arange(log_probs_RK.shape[-1], device=log_probs_RK.device, dtype=torch.float64)
+        # in float64 first: rank / V then rounds exactly as a bound k / V that came as a Python float
+        return (ranks / width).to(log_probs_RK.dtype).expand_as(log_probs_RK)
+    # shifted by one, not cumsum - p: that would cancel for the top class
+    before = torch.zeros_like(log_probs_RK)
+    torch.cumsum(log_probs_RK[..., :-1].exp(), dim=-1, out=before[..., 1:])
+    return before
+
+
+def summarise(teacher_log_probs_RV: Tensor, student_log_probs_RV: Tensor, features: int) -> PairSummary:
+    """The `PairSummary` of log-probabilities, ranked with a selection of its own."""
+    values, ids = top_classes(teacher_log_probs_RV, features)
+    return PairSummary(
+        values,
+        student_log_probs_RV.gather(1, ids),
+        entropy(teacher_log_probs_RV, teacher_log_probs_RV.exp()),
+        entropy(student_log_probs_RV, student_log_probs_RV.exp()),
+    )

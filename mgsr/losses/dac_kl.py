@@ -1,7 +1,7 @@
 """DAC-KL: the distribution adaptive clipping Kullback-Leibler divergence, given its bounds.
 
 Paper: Liu et al. 2024, "Multi-Granularity Semantic Revision for Large Language Model Distillation",
-arXiv 2407.10068, eq. 7 and 8. Shapes: `...` leading shape, V classes.
+arXiv 2407.10068, eq. 7 and 8. Fused twin: `fused/dac_kl.py`. Shapes: `...` leading shape, V classes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import check_clipping, clip_mask, ranked_quantile
-from mgsr.losses.divergences import log_probabilities
+from mgsr.losses.clip_bounds import check_clipping, clip_mask, ranked_quantile
+from mgsr.losses.log_probs import log_probabilities
 from mgsr.losses.ranking import sort_classes
 
 

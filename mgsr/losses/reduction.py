@@ -1,11 +1,13 @@
-"""Shifting, masks and the one global mean.
+"""From losses of single tokens to the terms of a step: shifting, masks, denominators, the one global mean.
 
-Shapes: B sequences, T positions, N = B * (T - 1) flattened rows, H hidden size. A causal model's state at
-position t - 1 predicts token t.
+Shapes: B sequences, T positions, N = B * (T - 1) flattened rows, M response rows among them. A causal model's
+state at position t - 1 predicts token t.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,19 +18,43 @@ IGNORED = -100
 
 
 class TermCounts(NamedTuple):
-    """Denominators of the three terms: ground-truth tokens, response tokens, span pairs."""
+    """Denominators of the three terms: of cross-entropy, of the token-level divergence, of span correlation."""
 
-    sft: float
-    dac_kl: float
-    span: float
+    ground_truth_tokens: float
+    response_tokens: float
+    span_pairs: float
 
 
-class PredictionRows(NamedTuple):
-    """Flattened rows for `tiled_objective`: `hidden [N, H]`, `labels [N]`, `span_ids [N]`."""
+@dataclass(frozen=True)
+class RowStats:
+    """What was seen at the M response rows, in order; detached, `[M]` each.
 
-    hidden: Tensor
-    labels: Tensor
-    span_ids: Tensor
+    `index` are positions in the call's N rows. `teacher_log_prob` of the label is at temperature 1,
+    `teacher_entropy` at the call's temperature. Bounds and masses are None for a divergence other than DAC-KL;
+    `clipped` (= 1 - retained_mass) at the limits of the ranges is there for a priced clip network only.
+    """
+
+    index: Tensor
+    teacher_log_prob: Tensor
+    teacher_entropy: Tensor
+    dac_kl: Tensor
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    retained_mass: Tensor | None = None
+    clipped: Tensor | None = None
+    clipped_min: Tensor | None = None
+    clipped_max: Tensor | None = None
+
+
+class LossTerms(NamedTuple):
+    """Scalars. `total` and `clip_penalty` are differentiable, the three means are detached."""
+
+    total: Tensor
+    sft: Tensor
+    dac_kl: Tensor
+    span: Tensor
+    clip_penalty: Tensor
+    rows: RowStats | None = None
 
 
 def align_predictions(states_BTX: Tensor) -> Tensor:
@@ -65,12 +91,6 @@ def prediction_labels(tokens_BT: Tensor, mask_BT: Tensor, span_ids_BT: Tensor) -
     return labels.reshape(-1), torch.where(spans >= 0, spans + offset, -1).reshape(-1)
 
 
-def prediction_rows(hidden_BTH: Tensor, tokens_BT: Tensor, mask_BT: Tensor, span_ids_BT: Tensor) -> PredictionRows:
-    """Hidden states with the labels and span ids that they predict, flattened (see `prediction_labels`)."""
-    labels_N, span_ids_N = prediction_labels(tokens_BT, mask_BT, span_ids_BT)
-    return PredictionRows(hidden_BTH[:, :-1].flatten(0, 1), labels_N, span_ids_N)
-
-
 def span_pairs(span_ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """`[..., T-1]`, True where neighbours t, t+1 share a span (an id of 0 or more) and both are in `mask`.
 
@@ -102,9 +122,6 @@ def global_mean(values: Tensor, mask: Tensor | None, denominator: Tensor | float
         mask: same shape, or None for all.
         denominator: the count over the whole optimiser step (all micro-batches, all ranks); None = this mask's.
 
-    Returns:
-        A scalar.
-
     >>> global_mean(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False]), 4)
     tensor(1.)
     """
@@ -117,3 +134,12 @@ def global_mean(values: Tensor, mask: Tensor | None, denominator: Tensor | float
     count = torch.as_tensor(denominator, dtype=total.dtype, device=total.device)
     safe = torch.where(count > 0, count, torch.ones_like(count))
     return torch.where(count > 0, total / safe, torch.zeros_like(total))
+
+
+def weighted_sum(means: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The terms' weighted sum. A term without weight is left out: 0 * inf would be NaN."""
+    total = torch.zeros_like(means[0])
+    for weight, mean in zip(weights, means, strict=True):
+        if weight != 0:
+            total = total + float(weight) * mean
+    return total

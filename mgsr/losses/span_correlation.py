@@ -1,6 +1,7 @@
 """Span-level correlation consistency: neighbouring tokens of a phrase should go together as the teacher's do.
 
-Paper: Liu et al. 2024, arXiv 2407.10068, eq. 10. Shapes: B sequences, T positions, V classes, P pairs.
+Paper: Liu et al. 2024, arXiv 2407.10068, eq. 10. Fused twin: `fused/span_correlation.py`.
+Shapes: B sequences, T positions, V classes, P pairs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.divergences import check_logits, log_probabilities
+from mgsr.losses.log_probs import check_logits, log_probabilities
 from mgsr.losses.reduction import span_pairs
 
 NORMS = ("l2_squared", "l2")

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.fused.projection import Head
-
 
 class CachedRows(NamedTuple):
     """Cached distributions of some rows.
@@ -69,46 +67,3 @@ def cache_error(logits_RV: Tensor, k: int) -> Tensor:
     values, ids, log_tail = top_of_logits(logits_RV, k)
     difference = log_probs - restored_logits(values, ids, log_tail, logits_RV.shape[-1])
     return torch.where(log_probs.exp() > 0, log_probs.exp() * difference, 0.0).sum(dim=-1).clamp_min(0.0)
-
-
-class TeacherRows:
-    """Teacher logits of any slice of the response rows: from hidden states, or from the cache where it has them.
-
-    Args:
-        head: the output layer.
-        hidden_NH: states of all N rows of the call; those of cached rows are not read.
-        kept_M: which of them are response rows.
-        cached: None: no row is.
-    """
-
-    def __init__(self, head: Head, hidden_NH: Tensor, kept_M: Tensor, cached: CachedRows | None) -> None:
-        self.head, self.hidden_NH, self.kept_M, self.cached = head, hidden_NH, kept_M, cached
-        self.place_M: Tensor | None = None
-        if cached is not None:
-            place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=kept_M.device)
-            place_N[cached.rows] = torch.arange(len(cached.rows), device=kept_M.device)
-            self.place_M = place_N[kept_M]
-
-    def logits(self, start: int, end: int, out: Tensor | None = None) -> Tensor:
-        """`[end - start, V]`, in `out` where that is given and no row is cached."""
-        hidden = self.hidden_NH[self.kept_M[start:end]].to(self.head.dtype)
-        if self.place_M is None:
-            return self.head.project(hidden, out)
-        assert self.cached is not None
-        place = self.place_M[start:end]
-        known = place >= 0
-        if not bool(known.any()):
-            return self.head.project(hidden, out)
-        chosen = place[known]
-        restored = restored_logits(
-            self.cached.log_probs[chosen].to(hidden.dtype),
-            self.cached.ids[chosen],
-            self.cached.log_tail[chosen].to(hidden.dtype),
-            self.head.width,
-        )
-        if bool(known.all()):
-            return restored
-        logits = hidden.new_empty(end - start, self.head.width)
-        logits[known] = restored
-        logits[~known] = self.head.project(hidden[~known])
-        return logits

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgsr.losses.clipping import RAMP_REACH, PairSummary, summarise
-from mgsr.losses.divergences import log_probabilities
+from mgsr.losses.clip_bounds import RAMP_REACH, PairSummary, summarise
+from mgsr.losses.log_probs import log_probabilities
 
 LOWEST_LOG_PROB = -50.0
 """Log-probabilities are clamped here; a vocabulary smaller than F is padded with it."""

@@ -8,60 +8,13 @@ Shapes: B sequences, T tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgsr.losses.fused.products import times_transposed
+from mgsr.losses import OutputLayer
 from mgsr.runtime.errors import UserError
-
-
-@dataclass(frozen=True)
-class OutputHead:
-    """The map from last hidden states to logits: `softcap * tanh(scale * (W h + b) / softcap)`.
-
-    Attributes:
-        weight: `[V, H]`.
-        bias: `[V]` or None.
-        scale: factor on the logits, 1 for most models (Cohere's `logit_scale`, Granite's `1 /
-            logits_scaling`).
-        softcap: Gemma's `final_logit_softcapping`; None leaves the logits as they are.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def to(self, device: torch.device) -> OutputHead:
-        """The same on another device; where it is there already nothing is copied."""
-        bias = None if self.bias is None else self.bias.detach().to(device)
-        return replace(self, weight=self.weight.detach().to(device), bias=bias)
-
-    def project(self, hidden: Tensor, vocab_size: int | None = None) -> Tensor:
-        """Logits `[..., V]` of states `[..., H]`, float32 or wider; V is `vocab_size` if given."""
-        weight, bias = self.weight, self.bias
-        if vocab_size is not None:
-            weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
-        logits = times_transposed(hidden.to(weight.device), weight, bias)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
-
-
-def head_arguments(student: OutputHead, teacher: OutputHead | None) -> dict[str, Any]:
-    """Both output layers as keyword arguments of `losses.tiled_objective` and its kin."""
-    arguments: dict[str, Any] = {"teacher_weight": None}
-    for name, head in (("student", student), ("teacher", teacher)):
-        if head is not None:
-            for part in ("weight", "bias", "scale", "softcap"):
-                arguments[f"{name}_{part}"] = getattr(head, part)
-    return arguments
 
 
 def causal_lm(model: Any) -> Any:
@@ -104,7 +57,7 @@ def last_hidden(
     return output.last_hidden_state
 
 
-def output_head(model: Any) -> OutputHead:
+def output_head(model: Any) -> OutputLayer:
     """The output embedding of a causal language model, with the scale and soft cap its config asks for.
 
     Raises:
@@ -122,7 +75,7 @@ def output_head(model: Any) -> OutputHead:
     scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
-    return OutputHead(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
+    return OutputLayer(layer.weight, layer.bias, scale, None if softcap is None else float(softcap))
 
 
 @torch.no_grad()

@@ -11,23 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mgsr.losses.log_probs import compute_dtype, kl_from_log_probs
+
 ErrorPosition = Literal["max_kl", "random", "first_disagreement", "threshold"]
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def forward_kl(teacher_log_probs: Tensor, student_log_probs: Tensor) -> Tensor:
-    """KL(p || q) over the last dimension; p_k = 0 contributes 0, q_k = 0 < p_k gives +inf."""
-    probs = teacher_log_probs.exp()
-    terms = probs * (teacher_log_probs - student_log_probs)
-    return terms.masked_fill(probs == 0, 0.0).sum(dim=-1)
 
 
 def choose_position(
@@ -107,8 +98,8 @@ def locate_error(
         candidates_BT &= torch.arange(length, device=tokens.device) > after.to(tokens.device)[:, None]
     if length == 0:
         return torch.full((batch,), -1, dtype=torch.int64, device=tokens.device)
-    teacher_logits_NV, student_logits_NV = teacher_logits[candidates_BT], student_logits[candidates_BT]
-    kl_N = forward_kl(wide(teacher_logits_NV).log_softmax(-1), wide(student_logits_NV).log_softmax(-1))
+    both = (logits[candidates_BT].to(compute_dtype(logits)) for logits in (teacher_logits, student_logits))
+    kl_N = kl_from_log_probs(*(logits_NV.log_softmax(-1) for logits_NV in both))
     if torch.isnan(kl_N).any():
         raise ValueError("KL(p || q) is NaN at a response position: the logits there are not finite")
     kl_BT = torch.zeros(batch, length, dtype=kl_N.dtype, device=kl_N.device)

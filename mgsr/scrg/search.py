@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mgsr.runtime.rng import Stream, inverse_cdf, uniform
-from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position, forward_kl, wide
+from mgsr.losses.log_probs import compute_dtype, kl_from_log_probs
+from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position
 from mgsr.scrg.records import Correction, Prompt, Scorer, Status, Student, TokenLogits
 
 TeacherToken = Literal["sample", "argmax"]
@@ -89,11 +90,11 @@ def _compare_tile(
         teacher_tokens_N = teacher_logits_NV.argmax(dim=-1)
     else:
         teacher_tokens_N = inverse_cdf(teacher_logits_NV, uniforms_N)
-    teacher_NV = wide(teacher_logits_NV).log_softmax(dim=-1)
-    student_NV = wide(student_logits_NV).log_softmax(dim=-1)
+    teacher_NV = teacher_logits_NV.to(compute_dtype(teacher_logits_NV)).log_softmax(dim=-1)
+    student_NV = student_logits_NV.to(compute_dtype(student_logits_NV)).log_softmax(dim=-1)
     both_N2 = torch.stack([tokens_N.to(teacher_tokens_N.device), teacher_tokens_N], dim=-1)
     teacher_N2, student_N2 = teacher_NV.gather(1, both_N2), student_NV.gather(1, both_N2)
-    kl_N = forward_kl(teacher_NV, student_NV)
+    kl_N = kl_from_log_probs(teacher_NV, student_NV)
     return Comparison(teacher_tokens_N, kl_N, *teacher_N2.unbind(-1), *student_N2.unbind(-1))
 
 

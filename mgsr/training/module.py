@@ -23,14 +23,13 @@ from mgsr import models
 from mgsr.config.schema import TrainConfig, TrainerConfig
 from mgsr.data.collate import Batch
 from mgsr.evaluation.metrics import RougeL
-from mgsr.losses import LossTerms
+from mgsr.losses import LossTerms, Objective
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.models.output_layer import OutputHead
+from mgsr.models.output_layer import OutputLayer
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
 from mgsr.runtime.rng import seed_dropout
 from mgsr.training.fsdp import whole
-from mgsr.training.objective import Objective, clip_network
 from mgsr.training.optim import build_optimizer
 from mgsr.training.placement import Placement
 from mgsr.training.step_metrics import StepMetrics, non_finite, term_gradient_norms
@@ -39,7 +38,7 @@ from mgsr.training.step_metrics import StepMetrics, non_finite, term_gradient_no
 Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
 
 # last hidden states [B, L, H] and the output layer that makes logits of them
-States = tuple[Tensor, OutputHead]
+States = tuple[Tensor, OutputLayer]
 NoStates = tuple[None, None]
 
 
@@ -81,7 +80,7 @@ class DistillationModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.student = student
-        self.clip = clip_network(objective)
+        self.clip = objective.clip_network
         self.placement = Placement(student, teacher, placement, compile=trainer.compile)
         self._dev_phase = ExitStack()
         self.objective = objective
@@ -157,7 +156,7 @@ class DistillationModule(L.LightningModule):
         Under FSDP2 the output layer and the clip network are whole within this method alone.
         """
         student = self.placement.student_states(batch)
-        terms = self.objective(batch, *student, *teacher, vocab_size=self.vocab_size, collect_rows=collect_rows)
+        terms = self.objective(batch.targets, *student, *teacher, vocab_size=self.vocab_size, collect_rows=collect_rows)
         return terms, None if self.placement.sharded else student
 
     def _log_term_norms(self, batch: Batch, student: States, teacher: States | NoStates) -> None:
@@ -165,7 +164,7 @@ class DistillationModule(L.LightningModule):
         if self.placement.compiled:
             student = self.placement.student_states(batch, plain=True)
         norms = term_gradient_norms(
-            partial(self.objective, batch, *student, *teacher, vocab_size=self.vocab_size),
+            partial(self.objective, batch.targets, *student, *teacher, vocab_size=self.vocab_size),
             self.objective.weights,
             [p for p in self.student.parameters() if p.requires_grad],
         )
@@ -235,7 +234,7 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
         student = self.placement.student_states(batch, plain=True)
-        terms = self.objective(batch, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size)
+        terms = self.objective(batch.targets, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size)
         tokens = batch.counts.ground_truth_tokens
         self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from mgsr.data.collate import Batch
 from mgsr.generation.reader import HiddenLogits
-from mgsr.models.output_layer import OutputHead, last_hidden, output_head
+from mgsr.models.output_layer import OutputLayer, last_hidden, output_head
 from mgsr.runtime.devices import placed
 from mgsr.training.fsdp import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher
 
@@ -45,7 +45,7 @@ class Placement:
         self._read: Callable[..., Tensor] = torch.compile(last_hidden, dynamic=True) if compile else last_hidden
         self.acting = student
         self._copy: WholeCopy | None = None
-        self._head: OutputHead | None = None
+        self._head: OutputLayer | None = None
 
     @property
     def sharded(self) -> bool:
@@ -70,7 +70,7 @@ class Placement:
         else:
             self.teacher.to(device)
 
-    def student_states(self, batch: Batch, *, plain: bool = False) -> tuple[Tensor, OutputHead]:
+    def student_states(self, batch: Batch, *, plain: bool = False) -> tuple[Tensor, OutputLayer]:
         """The student's last hidden states `[B, L, H]`, and its output layer.
 
         Args:
@@ -79,7 +79,7 @@ class Placement:
         model, read = (self.acting, last_hidden) if plain else (self.student, self._read)
         return read(model, batch.input_ids, batch.attention_mask), output_head(model)
 
-    def teacher_states(self, batch: Batch) -> tuple[Tensor, OutputHead]:
+    def teacher_states(self, batch: Batch) -> tuple[Tensor, OutputLayer]:
         """The teacher's last hidden states `[B, L, H]`, and its output layer.
 
         The states are 0 for sequences whose teacher distributions are cached.
@@ -96,7 +96,7 @@ class Placement:
                 return self._read(self.teacher, batch.input_ids, batch.attention_mask), head
             return self._uncached_states(batch, batch.teacher_top.rows, head), head
 
-    def _uncached_states(self, batch: Batch, cached_rows: Tensor, head: OutputHead) -> Tensor:
+    def _uncached_states(self, batch: Batch, cached_rows: Tensor, head: OutputLayer) -> Tensor:
         size, length = batch.input_ids.shape
         cached_B = torch.zeros(size, dtype=torch.bool, device=batch.input_ids.device)
         cached_B[cached_rows // (length - 1)] = True

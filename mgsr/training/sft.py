@@ -25,6 +25,7 @@ from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint
 from mgsr.evaluation.test_set import Evaluation, Predictor, evaluate
+from mgsr.losses import Objective
 from mgsr.models.from_config import build_model, build_student, build_tokenizer, quiet_transformers
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.faults import reach
@@ -35,7 +36,6 @@ from mgsr.runtime.ranks import agreed, is_first, on_first
 from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
-from mgsr.training.objective import Objective
 from mgsr.training.optim import training_length
 from mgsr.training.trainer import fit
 

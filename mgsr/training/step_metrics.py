@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from mgsr.data.collate import Batch
-from mgsr.losses import LossTerms
+from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.runtime.ranks import gathered, is_first
-from mgsr.training.objective import Objective, Weights, clip_network
 
 TERMS = ("sft", "dac_kl", "span")
 ROW_FIGURES = ("retained_mass", "teacher_entropy", "lower", "upper", "clipped", "clipped_min", "clipped_max")
@@ -37,7 +36,7 @@ class StepMetrics:
         self.tokens = self.slots = 0
         self.likelihood_after: dict[int, float] = {}
         self.last_rows: Any = None
-        self._learned = clip_network(objective) is not None
+        self._learned = objective.clip_network is not None
         self._sums: dict[str, Tensor] = {}
 
     def add(self, batch: Batch, terms: LossTerms) -> None:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgsr.data.collate import IGNORE, StepCounts, TrainingSequence, collate
+from mgsr.data.collate import StepCounts, TrainingSequence, collate
+from mgsr.losses import IGNORED
 
 IDS = st.integers(0, 2**31 - 1)
 
@@ -43,7 +44,7 @@ def slow(rows: list[TrainingSequence], pad: int) -> dict[str, list[list[float]]]
             values = {
                 "input_ids": token,
                 "attention_mask": int(t < 0 or answered),
-                "labels": token if answered else IGNORE,
+                "labels": token if answered else IGNORED,
                 "span_ids": span + b * length if span >= 0 else -1,
                 "behaviour_log_probs": row.behaviour_log_probs[t] if answered and row.behaviour_log_probs else 0.0,
             }

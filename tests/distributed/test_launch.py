@@ -14,7 +14,7 @@ import torch
 from mgsr.config.load import load_config
 from mgsr.config.schema import TrainerConfig
 from mgsr.generation.reader import HiddenLogits
-from mgsr.models.output_layer import OutputHead
+from mgsr.models.output_layer import OutputLayer
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.faults import VARIABLE
 from mgsr.training import launch
@@ -220,7 +220,7 @@ def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> N
 
         def score(self) -> HiddenLogits:
             calls.append((self.name, student.there, teacher.there))
-            return HiddenLogits(torch.ones(1, 2), OutputHead(torch.nn.Parameter(torch.ones(3, 2))), 2)
+            return HiddenLogits(torch.ones(1, 2), OutputLayer(torch.nn.Parameter(torch.ones(3, 2))), 2)
 
     own, other = (pair.in_turn(Writer(n, m), device) for n, m in (("student", student), ("teacher", teacher)))
     with pair.writing(device, together=False):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgsr.losses import tiled_objective
-from mgsr.losses.fused.projection import factor_dtype
+from mgsr.losses.projection import factor_dtype
 from mgsr.models.clip_network import ClipNetwork
 from tests.losses.dense import CLIP, Problem
 

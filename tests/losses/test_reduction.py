@@ -8,7 +8,6 @@ from mgsr.losses import (
     align_predictions,
     global_mean,
     prediction_labels,
-    prediction_rows,
     response_mask,
     span_pairs,
     term_counts,
@@ -34,10 +33,10 @@ def test_rows_pair_the_state_with_the_next_token():
     mask = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 0]]).bool()
     spans = torch.tensor([[-1, 0, 0, 1], [-1, -1, 1, -1]])
     hidden = torch.arange(8.0).view(2, 4, 1)
-    rows = prediction_rows(hidden, tokens, mask, spans)
-    assert rows.hidden.flatten().tolist() == [0, 1, 2, 4, 5, 6]
-    assert rows.labels.tolist() == [6, 7, 8, -100, 3, -100]
-    first, second = rows.span_ids[:3].tolist(), rows.span_ids[3:].tolist()
+    labels, ids = prediction_labels(tokens, mask, spans)
+    assert hidden[:, :-1].flatten(0, 1).flatten().tolist() == [0, 1, 2, 4, 5, 6]
+    assert labels.tolist() == [6, 7, 8, -100, 3, -100]
+    first, second = ids[:3].tolist(), ids[3:].tolist()
     assert first == [0, 0, 1] and second[0] == second[2] == -1 and second[1] not in (-1, 0, 1)
 
 

@@ -10,7 +10,7 @@ import torch
 from mgsr.losses import ranking, tiled_objective
 from mgsr.losses.fused import selection
 from mgsr.losses.fused import span_correlation as span_tile
-from mgsr.losses.fused.workspace import Workspace
+from mgsr.losses.fused.workspace import Softmax, Workspace
 from tests.losses.dense import CLIP, Problem, dense_objective
 
 
@@ -100,9 +100,9 @@ def test_deeper_selections_read_no_row_twice(monkeypatch):
     monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
     monkeypatch.setattr(selection, "DEPTHS", (16, 64))
     seen = []
-    original = selection.Side.mass_outside
+    original = Softmax.mass_outside
     monkeypatch.setattr(
-        selection.Side,
+        Softmax,
         "mass_outside",
         lambda side, ids, *rest: seen.append(ids.shape) or original(side, ids, *rest),
     )

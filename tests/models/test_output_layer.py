@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from mgsr.generation import LanguageModel
-from mgsr.models.output_layer import OutputHead, check_output_head, last_hidden, output_head
+from mgsr.models.output_layer import OutputLayer, check_output_head, last_hidden, output_head
 from mgsr.runtime.errors import UserError
 from tests.scrg.tiny import FAMILIES, next_logits, prompts, tiny
 
@@ -58,7 +58,7 @@ def test_logits_of_special_heads(name):
     expected = model(input_ids=ids).logits
     head = output_head(model)
     assert torch.allclose(head.project(last_hidden(model, ids)), expected, atol=1e-12)
-    plain = OutputHead(head.weight).project(last_hidden(model, ids))
+    plain = OutputLayer(head.weight).project(last_hidden(model, ids))
     assert torch.allclose(plain, expected, atol=1e-3) == (name == "neox")
     check_output_head(model)
 
@@ -90,7 +90,7 @@ def test_left_padding_needs_mask_and_positions(family):
 
 
 def test_projection_is_wide_and_cut():
-    head = OutputHead(torch.randn(7, 4).bfloat16(), torch.randn(7).bfloat16())
+    head = OutputLayer(torch.randn(7, 4).bfloat16(), torch.randn(7).bfloat16())
     hidden = torch.randn(3, 4).bfloat16()
     assert head.project(hidden).dtype == torch.float32
     assert torch.equal(head.project(hidden, 5), head.project(hidden)[:, :5])

@@ -67,7 +67,9 @@ def probe(family: str, rows: int, length: int, overrides: list[str]) -> dict[str
         with torch.no_grad():
             states = last_hidden(guide, batch.input_ids, batch.attention_mask)
         hidden = last_hidden(real, batch.input_ids, batch.attention_mask)
-        terms = objective(batch, hidden, output_head(real), states, output_head(guide), vocab_size=VOCABULARY)
+        terms = objective(
+            batch.targets, hidden, output_head(real), states, output_head(guide), vocab_size=VOCABULARY
+        )
         (terms.total + terms.clip_penalty).backward()
         nn.utils.clip_grad_norm_(real.parameters(), 1.0)
         optimizer.step()

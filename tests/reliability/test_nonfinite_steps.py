@@ -13,7 +13,7 @@ import mgsr.training.checkpoint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.training.checkpoint import newest_whole, resume_points
-from mgsr.training.objective import Objective
+from mgsr.losses import Objective
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 

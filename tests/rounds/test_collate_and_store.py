@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgsr.data.collate import IGNORE, StepCounts, TrainingSequence, collate
+from mgsr.data.collate import StepCounts, TrainingSequence, collate
+from mgsr.losses import IGNORED
+from mgsr.losses.objective import flat_targets
 from mgsr.rounds.store import (
     SHARD_NAME,
     RoundEntry,
@@ -23,7 +25,6 @@ from mgsr.rounds.store import (
 )
 from mgsr.runtime.errors import DataError
 from mgsr.scrg import Correction, RevisedSequence
-from mgsr.training.objective import shift
 
 PAD_IS_EOS = 2
 
@@ -38,8 +39,8 @@ def test_eos_is_trained_on_although_it_is_the_padding_id() -> None:
     rows = [sequence(2, (5, PAD_IS_EOS), (0, -1)), sequence(3, (6, 7, 8, PAD_IS_EOS), (0, 0, 1, 1), truth=False)]
     batch = collate(rows, StepCounts.of(rows), PAD_IS_EOS)
     assert batch.labels.tolist() == [
-        [IGNORE, IGNORE, 5, PAD_IS_EOS, IGNORE, IGNORE, IGNORE],
-        [IGNORE, IGNORE, IGNORE, 6, 7, 8, PAD_IS_EOS],
+        [IGNORED, IGNORED, 5, PAD_IS_EOS, IGNORED, IGNORED, IGNORED],
+        [IGNORED, IGNORED, IGNORED, 6, 7, 8, PAD_IS_EOS],
     ]
     assert batch.input_ids[0].tolist() == [10, 11, 5, 2, 2, 2, 2]
     assert batch.attention_mask.sum(1).tolist() == [4, 7]
@@ -56,9 +57,9 @@ def test_span_ids_are_unique_within_the_batch() -> None:
 
 def test_labels_are_shifted_once() -> None:
     rows = [sequence(2, (5, 6), (3, 3))]
-    labels, spans, truth = shift(collate(rows, StepCounts.of(rows), 0))
+    labels, spans, truth = flat_targets(collate(rows, StepCounts.of(rows), 0).targets)
     # hidden state 1, the last of the prompt, predicts the first response token
-    assert labels.tolist() == [IGNORE, 5, 6] and spans.tolist()[1:] == [3, 3]
+    assert labels.tolist() == [IGNORED, 5, 6] and spans.tolist()[1:] == [3, 3]
     assert truth.tolist() == [True] * 3
 
 

@@ -12,13 +12,13 @@ import torch
 
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import Batch, TrainingSequence, collate
-from mgsr.losses import LossTerms
-from mgsr.models.output_layer import OutputHead
+from mgsr.losses import LossTerms, Objective
+from mgsr.models.output_layer import OutputLayer
 from mgsr.rounds.store import RoundEntry
 from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.study.study import Study, load_study
 from mgsr.training.datamodule import MicroBatch
-from mgsr.training.objective import Objective, build_clip, build_objective
+from mgsr.training.objective import build_clip, build_objective
 from tests.losses import policy, reference
 from tests.training.epochs import FakeWriter, data_module
 
@@ -93,7 +93,7 @@ class Logits:
         generator = torch.Generator().manual_seed(seed)
         shape = (*batch.input_ids.shape, width)
         self.states_BTH = 0.4 * torch.randn(shape, generator=generator, dtype=torch.float64)
-        self.head = OutputHead(torch.randn(CLASSES, width, generator=generator, dtype=torch.float64))
+        self.head = OutputLayer(torch.randn(CLASSES, width, generator=generator, dtype=torch.float64))
         self.values = self.states_BTH.numpy() @ self.head.weight.numpy().T
 
 
@@ -120,7 +120,7 @@ def built(config: ExperimentConfig) -> Objective:
 def product_loss(objective: Objective, given: Problem) -> LossTerms:
     student, teacher = given.student, given.teacher
     taught = (teacher.states_BTH, teacher.head) if objective.needs_teacher else (None, None)
-    return objective(given.batch, student.states_BTH, student.head, *taught)
+    return objective(given.batch.targets, student.states_BTH, student.head, *taught)
 
 
 # -- by the definitions -------------------------------------------------------------------------------------

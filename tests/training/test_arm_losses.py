@@ -18,10 +18,9 @@ import pytest
 
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import Annotation
-from mgsr.losses import LossTerms
+from mgsr.losses import LossTerms, MiniLLMObjective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.rounds.writer import build_writer
-from mgsr.training.minillm import MiniLLMObjective
 from mgsr.training.placement import Placement
 from tests.losses import reference
 from tests.scrg.tiny import next_logits, prompts, tiny

@@ -15,13 +15,12 @@ from mgsr.config.schema import ExperimentConfig, TrainConfig, TrainerConfig
 from mgsr.data.collate import Batch, StepCounts, TrainingSequence, collate
 from mgsr.generation.language_model import LanguageModel
 from mgsr.generation.two_models import MixedWriter
-from mgsr.losses import LossTerms
+from mgsr.losses import LossTerms, MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.runtime.errors import ConfigError
-from mgsr.training.minillm import MiniLLMObjective, build_minillm
 from mgsr.training.module import DistillationModule
-from mgsr.training.objective import Objective, build_clip, build_objective, clip_network
+from mgsr.training.objective import build_clip, build_minillm, build_objective
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 from tests.reading import resume_content
@@ -82,7 +81,14 @@ def evaluate(
     hidden = [last_hidden(model, batch.input_ids, batch.attention_mask) for model in (STUDENT, TEACHER)]
     heads = [output_head(model) for model in (STUDENT, TEACHER)]
     return loss(
-        batch, hidden[0], heads[0], hidden[1], heads[1], weights=weights, vocab_size=VOCABULARY, collect_rows=rows
+        batch.targets,
+        hidden[0],
+        heads[0],
+        hidden[1],
+        heads[1],
+        weights=weights,
+        vocab_size=VOCABULARY,
+        collect_rows=rows,
     )
 
 
@@ -221,10 +227,10 @@ def test_build_objective_chooses_by_kind() -> None:
     assert loss.options == {"importance_clip": 0.3, "tile_size": 7}
     # whatever the clip section says, no clip network is built
     assert build_clip(config, VOCABULARY, None) is None
-    assert clip_network(loss) is None
+    assert loss.clip_network is None
     plain = load_config(None, [*MODELS])
     other = build_objective(plain, build_clip(plain, VOCABULARY, None))
-    assert type(other) is Objective and isinstance(clip_network(other), ClipNetwork)
+    assert type(other) is Objective and isinstance(other.clip_network, ClipNetwork)
 
 
 def test_the_configured_clip_reaches_the_loss() -> None:
@@ -239,7 +245,7 @@ def test_without_policy_weight_no_teacher_is_needed() -> None:
     loss = objective(1.0, 0.0)
     assert not loss.needs_teacher
     batch = collate(ROWS, StepCounts.of(ROWS), EOS)
-    terms = loss(batch, last_hidden(STUDENT, batch.input_ids), output_head(STUDENT), None, None)
+    terms = loss(batch.targets, last_hidden(STUDENT, batch.input_ids), output_head(STUDENT), None, None)
     torch.testing.assert_close(terms.total, by_autograd(ROWS, 0.2)[0] / 6)
 
 

@@ -12,7 +12,7 @@ import torch
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
 from mgsr.losses import LossTerms
-from mgsr.models.output_layer import OutputHead
+from mgsr.models.output_layer import OutputLayer
 from mgsr.rounds.store import RoundEntry
 from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.study.study import load_study
@@ -23,7 +23,7 @@ STUDIES = Path(__file__).parents[2] / "experiments"
 PAD = 0
 # after token 0 or 1 the student gives the four tokens 1/2, 1/4, 1/8, 1/8; after token 2 or 3 a quarter each
 SHARES = torch.tensor([[0.5, 0.25, 0.125, 0.125], [0.25, 0.25, 0.25, 0.25]])
-HEAD = OutputHead(SHARES.log2().T * math.log(2))
+HEAD = OutputLayer(SHARES.log2().T * math.log(2))
 # written text, and -log2 of its tokens: they follow the prompt's token 1
 TEXTS = {1000: ((0, 1, 2), (1, 2, 3)), 1001: ((3,), (3,)), 1002: ((2, 0, 0, 0), (3, 2, 1, 1))}
 BITS = sum(sum(bits) for _, bits in TEXTS.values())
@@ -63,7 +63,7 @@ def losses(config: ExperimentConfig, rows: list[TrainingSequence], counts: StepC
     hidden_BTH = torch.nn.functional.one_hot(batch.input_ids // 2, 2).float()
     objective = build_objective(config, build_clip(config, 4, None))
     teacher = (hidden_BTH, HEAD) if objective.needs_teacher else (None, None)
-    return objective(batch, hidden_BTH, HEAD, *teacher)
+    return objective(batch.targets, hidden_BTH, HEAD, *teacher)
 
 
 def test_teacher_text_carries_cross_entropy(tiny_file: Path, tmp_path: Path) -> None:

@@ -13,12 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.losses import LossTerms
+from mgsr.losses import LossTerms, Objective
 from mgsr.rounds.store import read_manifest
 from mgsr.runtime.errors import ConfigError, NonFiniteLossError, UserError
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
-from mgsr.training.objective import Objective
 from mgsr.training.run_folder import open_run_folder, run_folder
 from mgsr.training.train import train
 from tests.reading import resume_content, weights

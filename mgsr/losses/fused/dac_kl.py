@@ -1,8 +1,8 @@
-"""DAC-KL of one tile of rows with its gradients in closed form, without sorting a large vocabulary.
+"""DAC-KL of a tile with its gradients in closed form. The definition is `mgsr.losses.dac_kl`.
 
-`dac_kl` is the definition; this file computes the same numbers for `tiled_objective`. With the clipped ramp m is
-exactly 0 for every class with c_k >= upper + 4 s, so that the few hundred most probable classes hold all that is
-kept; the others only add to the rest bin, and their gradient is q_k times one number per row.
+Identity: every bin is P log(P / Q) with Q a sum of m_k q_k, so that a = dL/dlog q is -m_k p_k of a kept class,
+-(P / Q) (1 - m_k) q_k in the rest bin. Outside the selected classes a is therefore q_k times one number per row,
+and a sorted vocabulary isn't needed (`selection`). The bounds' gradients come from dm / dbound.
 
 Shapes: R rows, V classes, K selected classes (K = V where all are kept in the order of their ids).
 """
@@ -10,57 +10,94 @@ Shapes: R rows, V classes, K selected classes (K = V where all are kept in the o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import RAMP_REACH, check_clipping, clip_mask, ramp_slope, ramp_value_
+from mgsr.losses.clip_bounds import (
+    RAMP_SPAN,
+    RAMP_TAIL,
+    ClipOptions,
+    clip_mask,
+    ramp_value,
+)
+from mgsr.losses.fused.divergences import forward_kl_tile
+from mgsr.losses.fused.selection import LEAST_EXACT, Ranking, RowBounds, Selected, selected_rows
+from mgsr.losses.fused.workspace import LogitGradient, Part, Tile, TokenTerm
 
 
-@dataclass(frozen=True)
-class ClipOptions:
-    """How DAC-KL clips; see `dac_kl`. `target` is "argmax" or "label"."""
+def dac_kl_tile(
+    tile: Tile,
+    ids: Tensor | None,
+    bounds: RowBounds,
+    start: int,
+    coefficient: float | None,
+    base: Tensor | None,
+) -> TokenTerm:
+    """DAC-KL of every row of a tile, each from as few classes as hold all that is kept.
 
-    sharpness: float = 0.005
-    ramp: str = "clipped"
-    quantile: str = "mass"
-    target: str = "argmax"
-    form: str = "normalised"
-    keep_target: bool = True
-
-    def __post_init__(self) -> None:
-        check_clipping(self.sharpness, self.ramp, self.quantile, self.form)
-        if self.target not in ("argmax", "label"):
-            raise ValueError(f"target must be 'argmax' or 'label', got {self.target!r}")
-
-    @property
-    def margin(self) -> float:
-        """How far outside a bound m is exactly 0, a little rounding included; inf for endless tails."""
-        return math.inf if self.ramp == "sigmoid" and self.sharpness else RAMP_REACH * self.sharpness + 1e-5
-
-
-class Selected(NamedTuple):
-    """What is read of the selected classes, `[R, K]` each, and of all others together, `[R]`.
-
-    `target [R, 1]` is the column of the target class, None where it has no bin of its own.
+    Args:
+        ids: of the first selection, `[R, K]`; None where `bounds` keep all.
+        start: place of the tile's first row among the call's response rows.
+        coefficient: factor on the gradient to the logits; None: it isn't wanted.
+        base: `[R]`, another term's multiple of q, which goes into the same pass.
     """
+    summary = ranking = None
+    if ids is not None:
+        ranking = Ranking(tile.teacher.log_probs(ids), ids)
+        if bounds.features:
+            summary = tile.summary(ids[:, : bounds.features], ranking.values[:, : bounds.features])
+    lower, upper = bounds.tile(start, start + tile.labels.numel(), tile, summary)
+    learned = lower.requires_grad or upper.requires_grad
+    if ranking is None:
+        term = forward_kl_tile(tile, coefficient, base)
+        return term._replace(bounds=torch.zeros_like(term.loss).expand(4, -1)) if learned else term
+    lower, upper = (bound.detach().to(tile.teacher.probs.dtype) for bound in (lower, upper))
+    zero, parts = torch.zeros_like(lower), []
+    loss, clipped, q_scale = zero.clone(), zero.clone(), zero.clone()
+    to_bounds = zero.new_zeros((4, zero.numel())) if learned else None
+    at_limits = zero.new_zeros((len(bounds.limits), zero.numel())) if bounds.limits else None
+    for rows, chosen, part in selected_rows(tile, ranking, lower, upper, bounds.options, bounds.limits):
+        every = slice(None) if rows is None else rows
+        edges = lower[every].unsqueeze(-1), upper[every].unsqueeze(-1)
+        loss[every], clipped[every], gradients = clipped_rows(part, *edges, bounds.options, bounds=learned)
+        if to_bounds is not None and gradients.bounds is not None:
+            for row, values in zip(to_bounds, gradients.bounds, strict=True):
+                row[every] = values
+        if at_limits is not None:
+            for row, (low, high) in zip(at_limits, bounds.limits, strict=True):
+                limits = torch.full_like(edges[0], low), torch.full_like(edges[1], high)
+                row[every] = clipped_mass(part, *limits, bounds.options)
+        if coefficient is not None:
+            scale, values = _to_logits(part, chosen, gradients, coefficient, None if base is None else base[every])
+            q_scale[every] = scale
+            parts.append(Part(rows, chosen, values))
+    if coefficient is None and base is not None:
+        q_scale = base
+    entropy = None if summary is None else summary.teacher_entropy
+    return TokenTerm(loss, LogitGradient(q_scale, parts), clipped, to_bounds, at_limits, entropy)
 
-    log_p: Tensor
-    log_q: Tensor
-    p: Tensor
-    q: Tensor
-    c: Tensor
-    target: Tensor | None
-    outside_p: Tensor | None = None
-    outside_q: Tensor | None = None
+
+def _to_logits(
+    part: Selected, ids: Tensor | None, gradients: RowGradients, coefficient: float, base: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`LogitGradient.q_scale` and the values of a `Part`."""
+    kept_scale = -gradients.total * coefficient
+    if base is not None:
+        kept_scale = kept_scale + base
+    sparse = gradients.log_q * coefficient
+    if ids is None:
+        return kept_scale, sparse
+    # outside the selection a_k = -ratio * q_k; selected entries are set, not added: a large ratio would cancel
+    scale = kept_scale - gradients.ratio * coefficient
+    return scale, sparse.addcmul_(part.q, kept_scale.unsqueeze(-1))
 
 
 class RowGradients(NamedTuple):
-    """Gradients of a row's loss: with respect to log q of the selected classes, and per unit of q outside.
+    """a = dloss / dlog q of a row: of the selected classes, and per unit of q outside.
 
-    `log_q [R, K]`: dloss / dlog_q_k. `total [R]`: their sum over all classes. `ratio [R]`: -dloss / dQ of the
+    `log_q [R, K]`: a itself. `total [R]`: its sum over all classes. `ratio [R]`: -dloss / dQ of the
     classes outside. `bounds`: dloss / dlower, dloss / dupper, dclipped / dlower, dclipped / dupper, `[R]` each.
     """
 
@@ -70,7 +107,7 @@ class RowGradients(NamedTuple):
     bounds: tuple[Tensor, Tensor, Tensor, Tensor] | None
 
 
-class Rest(NamedTuple):
+class RestBin(NamedTuple):
     """The rest bin: P log(P / Q), log(P / Q) (0 where P is 0) and P / Q, `[R]`; P / Q * q_k, `[R, K]`."""
 
     loss: Tensor
@@ -79,23 +116,18 @@ class Rest(NamedTuple):
     share: Tensor
 
 
-def least_exact(dtype: torch.dtype) -> float:
-    """Sums of probabilities below this may have lost parts to underflow."""
-    return 1e8 * torch.finfo(dtype).tiny
-
-
 def _own_bin(m: Tensor, target: Tensor | None) -> Tensor:
     return m if target is None else m.scatter(1, target, 1.0)
 
 
-def _outside(inside: Tensor, outside: Tensor | None) -> Tensor:
+def _with_outside(inside: Tensor, outside: Tensor | None) -> Tensor:
     return inside if outside is None else inside + outside
 
 
 def clipped_mass(part: Selected, lower: Tensor, upper: Tensor, options: ClipOptions) -> Tensor:
     """Mass `[R]` of the rest bin at other bounds (`[R, 1]`): what clipping there would cost."""
     own = _own_bin(clip_mask(part.c, lower, upper, options.sharpness, options.ramp), part.target)
-    return _outside(((1.0 - own) * part.p).sum(dim=-1), part.outside_p)
+    return _with_outside(((1.0 - own) * part.p).sum(dim=-1), part.outside_p)
 
 
 def clipped_rows(
@@ -105,7 +137,7 @@ def clipped_rows(
     m, edges = _mask(part.c, lower_R1, upper_R1, options, bounds=bounds)
     own = _own_bin(m, part.target)
     clipped = 1.0 - own
-    rest_p = _outside((clipped * part.p).sum(dim=-1), part.outside_p)
+    rest_p = _with_outside((clipped * part.p).sum(dim=-1), part.outside_p)
     normalised = options.form == "normalised"
     weight = own if normalised else m
     if not normalised and part.target is not None:
@@ -119,7 +151,7 @@ def clipped_rows(
         difference = difference.masked_fill(kept_p <= 0, 0.0)
         loss = (kept_p * difference).sum(dim=-1)
     if normalised:
-        rest = _rest(part, clipped, rest_p)
+        rest = _rest_bin(part, clipped, rest_p)
         loss = loss + rest.loss
         grad_log_q = (clipped * rest.share).add_(kept_p).neg_()
         total, ratio = -(kept_p.sum(dim=-1) + rest_p), rest.ratio
@@ -138,6 +170,16 @@ def clipped_rows(
     return loss, rest_p, RowGradients(grad_log_q, total, ratio, found)
 
 
+def ramp_slope(value: Tensor, kind: str) -> Tensor:
+    """Derivative of the ramp, from its value: 0 where the clipped ramp is flat."""
+    product = torch.addcmul(value, value, value, value=-1.0)
+    if kind == "sigmoid":
+        return product
+    # the sigmoid is value * span + tail; ceil(product) is 1 between the flat ends and 0 on them
+    between = product.ceil()
+    return product.mul_(RAMP_SPAN).add_(between, alpha=RAMP_TAIL * (1.0 - RAMP_TAIL) / RAMP_SPAN)
+
+
 def _mask(
     c: Tensor, lower: Tensor, upper: Tensor, options: ClipOptions, *, bounds: bool
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -145,8 +187,8 @@ def _mask(
     s = options.sharpness
     if s == 0.0:
         return clip_mask(c, lower, upper, s, options.ramp), None
-    rise = ramp_value_((c - lower).div_(s), options.ramp)
-    fall = ramp_value_((upper - c).div_(s), options.ramp)
+    rise, fall = (c - lower).div_(s), (upper - c).div_(s)
+    rise, fall = (ramp_value(x, options.ramp, out=x) for x in (rise, fall))
     if not bounds:
         return rise.mul_(fall), None
     by_lower = ramp_slope(rise, options.ramp).mul_(fall).div_(-s)
@@ -157,7 +199,7 @@ def _mask(
 def _bound_gradients(
     part: Selected, edges: tuple[Tensor, Tensor], slope: Tensor, normalised: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`RowGradients.bounds` from dm / dbound and `slope` = dloss / dm, `[R, K]`. Overwrites the edges."""
+    """`TokenTerm.bounds` from dm / dbound and `slope` = dloss / dm, `[R, K]`. Overwrites the edges."""
     losses, masses = [], []
     for edge in edges:
         if normalised and part.target is not None:
@@ -174,19 +216,19 @@ def _bound_gradients(
     return losses[0], losses[1], masses[0], masses[1]
 
 
-def _rest(part: Selected, clipped: Tensor, rest_p: Tensor) -> Rest:
+def _rest_bin(part: Selected, clipped: Tensor, rest_p: Tensor) -> RestBin:
     """The rest bin; Q is summed plainly, or in log space as soon as one row's Q nears underflow."""
-    rest_q = _outside((clipped * part.q).sum(dim=-1), part.outside_q)
+    rest_q = _with_outside((clipped * part.q).sum(dim=-1), part.outside_q)
     present = rest_p > 0
-    if bool((present & ~(rest_q > least_exact(rest_q.dtype))).any()):
-        return _rest_in_log_space(part, clipped, rest_p)
+    if bool((present & ~(rest_q > LEAST_EXACT[rest_q.dtype])).any()):
+        return _rest_bin_in_log_space(part, clipped, rest_p)
     ratio = torch.where(present, rest_p / rest_q, torch.zeros_like(rest_p))
     log_ratio = torch.where(present, ratio, torch.ones_like(ratio)).log()
     # rest_p * 0 where it isn't positive: a NaN stays one
-    return Rest(rest_p * log_ratio, log_ratio, ratio, part.q * ratio.unsqueeze(1))
+    return RestBin(rest_p * log_ratio, log_ratio, ratio, part.q * ratio.unsqueeze(1))
 
 
-def _rest_in_log_space(part: Selected, clipped: Tensor, rest_p: Tensor) -> Rest:
+def _rest_bin_in_log_space(part: Selected, clipped: Tensor, rest_p: Tensor) -> RestBin:
     lowered = part.log_q.masked_fill(clipped <= 0, -math.inf)
     shift = lowered.amax(dim=-1)
     log_outside_q = None if part.outside_q is None else part.outside_q.log()
@@ -204,4 +246,4 @@ def _rest_in_log_space(part: Selected, clipped: Tensor, rest_p: Tensor) -> Rest:
     share = (lowered - torch.where(filled, log_rest_q, torch.zeros_like(rest_p)).unsqueeze(1)).exp()
     share *= torch.where(filled, rest_p, torch.zeros_like(rest_p)).unsqueeze(1)
     ratio = torch.where(filled, log_ratio, torch.full_like(rest_p, -math.inf)).exp()
-    return Rest(rest_p * log_ratio, log_ratio, ratio, share)
+    return RestBin(rest_p * log_ratio, log_ratio, ratio, share)

@@ -1,47 +1,28 @@
-"""MiniLLM's objective from hidden states, in tiles of tokens: no [N, V] tensor ever stands in memory.
+"""MiniLLM's objective from hidden states, in tiles of tokens. The definition is `mgsr.losses.policy_gradient`.
 
-Reverse KL(q || p) between the distributions of whole responses, by policy gradient (Gu et al. 2024, "MiniLLM:
-Knowledge Distillation of Large Language Models", ICLR 2024, arXiv 2306.08543, section 2.2). p is the teacher, q
-the student, p~ the distribution that the responses were drawn from; T is the length of a response.
-
-    r_t     = log p(y_t | y_<t, x) - log q(y_t | y_<t, x)                        reward of a token
-    A_t     = mean of r_{t+1}, ..., r_T;  0 for the last token                   length-normalised reward to go
-    rho_t   = q(y_t | y_<t, x) / p~(y_t | y_<t, x)                               importance ratio of one step
-    w_t     = rho_t, without gradient
-    long_t  = max(-rho_t A_t, -clip(rho_t, 1 - eps, 1 + eps) A_t)
-    L       = 1/N * sum over the N tokens of model-written responses of  w_t KL(q_t || p_t) + long_t
-
-r, A and w are constants of the gradient, which therefore is the paper's estimator,
-
-    1/N * sum over t of  w_t * grad KL(q_t || p_t)  -  [not clipped] w_t * A_t * grad log q(y_t | y_<t, x)
-
-whose first part is the single-step part, exact over the vocabulary, and whose second part is the long one. What
-the paper leaves open is fixed so:
-
-- Length normalisation is the mean over the tokens that follow, T - t of them for t = 1, ..., T. (The paper prints
-  1 / (T - t - 1) before T - t summands, which would divide by zero at t = T - 1.)
-- Importance weights are those of one step, the paper's approximation of their running product. Against text that
-  this student wrote with a share alpha of the teacher, rho <= 1 / (1 - alpha).
-- Clipping is PPO's, of rho itself, in the long part alone: no gradient where A > 0 and rho > 1 + eps already, nor
-  where A < 0 and rho < 1 - eps. The single-step weight is not clipped.
+Identity: a = dL/dlog q is w q (log q - log p) for the single-step part, whose sum is w KL(q || p); for the long
+part it is d long / d log rho at the label. Tiles go from the last row to the first, so that the rewards that
+follow a token are known when its tile comes.
 
 Shapes: B sequences, T positions, N = B T rows, R rows of a tile, V classes, H_S and H_T the hidden sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.divergences import compute_dtype
-from mgsr.losses.fused.inputs import check_inputs, rows_per_tile
-from mgsr.losses.fused.loss_terms import LossTerms, RowStats
-from mgsr.losses.fused.policy_tile import PolicyWork, policy_tile, reward_to_go
-from mgsr.losses.fused.precomputed_gradients import attach_gradients
-from mgsr.losses.fused.projection import Head, factor_dtype
-from mgsr.losses.reduction import IGNORED
+from mgsr.losses.fused.cross_entropy import cross_entropy_gradient, cross_entropy_tile
+from mgsr.losses.fused.projection import StudentRows
+from mgsr.losses.fused.tiled_objective import check_inputs
+from mgsr.losses.fused.workspace import rows_per_tile
+from mgsr.losses.log_probs import entropy
+from mgsr.losses.policy_gradient import reward_to_go
+from mgsr.losses.projection import OutputLayer
+from mgsr.losses.reduction import IGNORED, LossTerms, RowStats, weighted_sum
 
 
 def policy_gradient_objective(
@@ -67,7 +48,7 @@ def policy_gradient_objective(
     vocab_size: int | None = None,
     collect_rows: bool = False,
 ) -> LossTerms:
-    """Cross-entropy on ground truth and the policy objective (top of the file) on model-written responses.
+    """Cross-entropy on ground truth, and `mgsr.losses.policy_gradient` on model-written responses.
 
     Both models' logits are made once, used and dropped tile by tile, from the last row to the first, so that the
     rewards after a token are known when its tile comes. Gradients to the student's hidden states, weight and
@@ -106,118 +87,80 @@ def policy_gradient_objective(
         raise ValueError(f"importance_clip must be at least 0, got {importance_clip}")
     states, labels_N = student_hidden.flatten(0, 1), labels.flatten()
     taught = None if teacher_hidden is None else teacher_hidden.flatten(0, 1)
-    three = (*weights, 0.0)
-    width = check_inputs(states, student_weight, taught, teacher_weight, labels_N, None, None, three, vocab_size)
+    layer = OutputLayer(student_weight, student_bias, student_scale, student_softcap)
+    teacher = None
+    if teacher_weight is not None:
+        teacher = OutputLayer(teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+    width, dtype = check_inputs(states, layer, taught, teacher, labels_N, (*weights, 0.0), vocab_size)
     truth_BT = is_ground_truth.bool().unsqueeze(-1) & (labels != IGNORED)
     written_BT = (labels != IGNORED) & ~truth_BT
     found = counts if counts is not None else (int(truth_BT.sum()), int(written_BT.sum()))
     scales = [float(w) / float(count) if count > 0 else 0.0 for w, count in zip(weights, found, strict=True)]
-    dtype = compute_dtype(*(t for t in (states, student_weight, taught, teacher_weight) if t is not None))
-    inputs = (states, student_weight, student_bias)
-    wants = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in inputs]
+    student = StudentRows(states, layer, width, dtype, product_dtype)
+    narrow = None if teacher is None else teacher.narrowed(width, dtype, product_dtype)
     rows = None
-    factors = [None if w is None else factor_dtype(w, product_dtype) for w in (student_weight, teacher_weight)]
     with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
-        head = Head(
-            student_weight,
-            student_bias,
-            scale=student_scale,
-            softcap=student_softcap,
-            width=width,
-            dtype=dtype,
-            factors=factors[0],
-            accumulate=(wants[1], wants[2]),
-        )
-        student = _Student(states.detach(), head, wants, tile_size)
         zero = torch.zeros((), dtype=dtype, device=states.device)
         sums = [zero, zero]
         if weights[0] != 0:
-            sums[0] = _cross_entropy(student, labels_N, truth_BT, scales[0])
+            sums[0] = _cross_entropy(student, labels_N, _tiles(truth_BT, width, tile_size), scales[0])
         if weights[1] != 0:
-            assert taught is not None and teacher_weight is not None
-            teacher = Head(
-                teacher_weight,
-                teacher_bias,
-                scale=teacher_scale,
-                softcap=teacher_softcap,
-                width=width,
-                dtype=dtype,
-                factors=factors[1],
-            )
+            assert taught is not None and narrow is not None
             behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype)
-            work = PolicyWork(labels_N, behaviour_N, scales[1], importance_clip, any(wants), collect_rows)
-            sums[1], rows = _policy(student, teacher, taught.detach(), written_BT, work)
+            work = PolicyWork(
+                labels_N, behaviour_N, scales[1], importance_clip, student.wants_gradient, collect_rows
+            )
+            tiles = _tiles(written_BT, width, tile_size)
+            sums[1], rows = _policy(student, narrow, taught.detach(), written_BT, tiles, work)
         means = [total / count if count > 0 else zero for total, count in zip(sums, found, strict=True)]
-        total = zero
-        for weight, mean in zip(weights, means, strict=True):
-            # a term without weight is left out: 0 * inf would be NaN
-            if weight != 0:
-                total = total + float(weight) * mean
-    grads = (student.grad, head.grad_weight, head.grad_bias)
-    known = [(t, grad, None) for t, grad in zip(inputs, grads, strict=True) if t is not None and grad is not None]
-    total, penalty = attach_gradients(total, zero, known)
+        total = weighted_sum(means, weights)
+    total, penalty = student.attach(total, zero)
     return LossTerms(total, means[0], means[1], zero, penalty.detach(), rows)
 
 
-class _Student:
-    """The student's rows of a call, a tile at a time, and the gradient that reaches them."""
-
-    def __init__(self, states_NH: Tensor, head: Head, wants: Sequence[bool], tile_size: int | None) -> None:
-        self.states, self.head, self.tile_size = states_NH, head, tile_size
-        self.wants = wants
-        dtype = head.dtype
-        self.grad = torch.zeros_like(states_NH, dtype=dtype) if wants[0] else None
-
-    def tiles(self, mask_BT: Tensor) -> list[Tensor]:
-        """Rows where `mask` is True, cut into tiles; of each the indices among the N rows."""
-        rows = mask_BT.flatten().nonzero().squeeze(1)
-        if rows.numel() == 0:
-            return []
-        size = rows_per_tile(self.tile_size, rows.numel(), self.head.width, rows.device.type)
-        return list(rows.split(size))
-
-    def project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `[R, V]` of some rows, and their states `[R, H]`."""
-        states = self.states[rows].to(self.head.dtype)
-        return self.head.project(states), states
-
-    def pull(self, rows: Tensor, grad_logits: Tensor, logits: Tensor, states: Tensor) -> None:
-        """Hand the gradient of a tile's logits on; overwrites `grad_logits`."""
-        pulled = self.head.pull(grad_logits, logits, states, to_hidden=self.wants[0])
-        if self.grad is not None and pulled is not None:
-            self.grad[rows] += pulled
+def _tiles(mask_BT: Tensor, width: int, tile_size: int | None) -> list[Tensor]:
+    """Rows where `mask` is True, cut into tiles; of each the indices among the N rows."""
+    rows = mask_BT.flatten().nonzero().squeeze(1)
+    if rows.numel() == 0:
+        return []
+    return list(rows.split(rows_per_tile(tile_size, rows.numel(), width, rows.device.type)))
 
 
-def _cross_entropy(student: _Student, labels_N: Tensor, truth_BT: Tensor, scale: float) -> Tensor:
-    """Sum over the ground-truth tokens; pulls `scale` times its gradient."""
-    total = torch.zeros((), dtype=student.head.dtype, device=labels_N.device)
-    for rows in student.tiles(truth_BT):
-        logits, states = student.project(rows)
-        log_q, column = torch.log_softmax(logits, dim=-1), labels_N[rows].unsqueeze(1)
-        total = total - log_q.gather(1, column).sum()
-        if any(student.wants):
-            grad = log_q.exp_().mul_(scale)
-            grad.scatter_add_(1, column, torch.full_like(grad[:, :1], -scale))
-            student.pull(rows, grad, logits, states)
+def _cross_entropy(student: StudentRows, labels_N: Tensor, tiles: Sequence[Tensor], scale: float) -> Tensor:
+    """Sum over the tiles of ground truth; pulls `scale` times its gradient."""
+    total = torch.zeros((), dtype=student.dtype, device=labels_N.device)
+    for rows in tiles:
+        logits, states = student.logits(rows)
+        log_q, labels = torch.log_softmax(logits, dim=-1), labels_N[rows]
+        own = log_q.gather(1, labels.unsqueeze(1)).squeeze(1)
+        here, factor = cross_entropy_tile(own, torch.ones_like(labels, dtype=torch.bool), scale)
+        total = total + here
+        if student.wants_gradient:
+            q = log_q.exp_()
+            student.pull(rows, cross_entropy_gradient(q, labels, factor, q), logits, states)
     return total
 
 
 def _policy(
-    student: _Student, teacher: Head, taught_NH: Tensor, written_BT: Tensor, work: PolicyWork
+    student: StudentRows,
+    teacher: OutputLayer,
+    taught_NH: Tensor,
+    written_BT: Tensor,
+    tiles: list[Tensor],
+    work: PolicyWork,
 ) -> tuple[Tensor, RowStats | None]:
     """Sum of the policy objective over the model-written tokens; pulls its scaled gradient."""
-    dtype = student.head.dtype
+    dtype, done = student.dtype, []
     rewards_BT = torch.zeros(written_BT.shape, dtype=dtype, device=written_BT.device)
-    tiles, done = student.tiles(written_BT), []
     # from the end: what a token's advantage needs has been seen when its tile comes
     for rows in reversed(tiles):
-        logits, states = student.project(rows)
+        logits, states = student.logits(rows)
 
         def advantage_of(rewards: Tensor, rows: Tensor = rows) -> Tensor:
             rewards_BT.view(-1)[rows] = rewards
             return reward_to_go(rewards_BT, written_BT).view(-1)[rows]
 
-        taught = teacher.project(taught_NH[rows].to(dtype))
+        taught = teacher.project(taught_NH[rows].to(dtype), dtype=dtype)
         tile = policy_tile(logits, taught, rows, advantage_of, work)
         if tile.grad_logits is not None:
             student.pull(rows, tile.grad_logits, logits, states)
@@ -246,3 +189,76 @@ def _behaviour(log_probs_BT: Tensor | None, written_BT: Tensor, dtype: torch.dty
             f"behaviour_log_probs has shape {tuple(log_probs_BT.shape)}, labels {tuple(written_BT.shape)}"
         )
     return log_probs_BT.detach().to(dtype).flatten()
+
+
+def clipped_surrogate(ratio: Tensor, advantage: Tensor, importance_clip: float) -> tuple[Tensor, Tensor]:
+    """PPO's pessimistic surrogate max(-rho A, -clip(rho) A), and its derivative to log rho.
+
+    Args:
+        ratio: rho, any shape.
+        advantage: A, same shape.
+        importance_clip: eps; rho is clipped to [1 - eps, 1 + eps]. inf: never.
+
+    Returns:
+        Surrogate and derivative, same shape, without a graph. The derivative is 0 where clipping is in force.
+
+    >>> clipped_surrogate(torch.tensor([1.5, 1.5]), torch.tensor([2.0, -2.0]), 0.25)
+    (tensor([-2.5000,  3.0000]), tensor([0., 3.]))
+    """
+    if not importance_clip >= 0:
+        raise ValueError(f"importance_clip must be at least 0, got {importance_clip}")
+    ratio, advantage = ratio.detach(), advantage.detach()
+    plain = -ratio * advantage
+    clipped = -ratio.clamp(1.0 - importance_clip, 1.0 + importance_clip) * advantage
+    over = (advantage > 0) & (ratio > 1.0 + importance_clip)
+    under = (advantage < 0) & (ratio < 1.0 - importance_clip)
+    return torch.maximum(plain, clipped), plain.masked_fill(over | under, 0.0)
+
+
+class PolicyWork(NamedTuple):
+    """What is computed, alike for every tile. `labels` and `behaviour` (log p~ of them) are `[N]`."""
+
+    labels: Tensor
+    behaviour: Tensor
+    scale: float
+    importance_clip: float
+    need_grad: bool
+    collect: bool
+
+
+class PolicyTile(NamedTuple):
+    """Per-row values `[R]`, and the scaled gradient `[R, V]` to the student's logits."""
+
+    loss: Tensor
+    reverse_kl: Tensor
+    teacher_log_prob: Tensor
+    teacher_entropy: Tensor | None
+    grad_logits: Tensor | None
+
+
+def policy_tile(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    rows: Tensor,
+    advantage_of: Callable[[Tensor], Tensor],
+    work: PolicyWork,
+) -> PolicyTile:
+    """w KL(q || p) + long of a tile's tokens. Their gradient to the logits, before scaling, is
+
+    w q (log q - log p - KL(q || p)) + d long / d log rho * (onehot(y) - q)
+    """
+    log_q, log_p = torch.log_softmax(student_logits, dim=-1), torch.log_softmax(teacher_logits, dim=-1)
+    column = work.labels[rows].unsqueeze(1)
+    own, given = (log_probs.gather(1, column).squeeze(1) for log_probs in (log_q, log_p))
+    ratio = (own - work.behaviour[rows]).exp()
+    long, slope = clipped_surrogate(ratio, advantage_of(given - own), work.importance_clip)
+    teacher_entropy = entropy(log_p, log_p.exp()) if work.collect else None
+    q = log_q.exp()
+    # classes without mass contribute nothing, also where log q - log p is inf - inf
+    difference = torch.where(q > 0, log_q.sub_(log_p), 0.0)
+    reverse_kl = (q * difference).sum(dim=-1)
+    grad = None
+    if work.need_grad:
+        grad = difference.sub_(reverse_kl.unsqueeze(1)).mul_(ratio.unsqueeze(1)).sub_(slope.unsqueeze(1)).mul_(q)
+        grad.scatter_add_(1, column, slope.unsqueeze(1)).mul_(work.scale)
+    return PolicyTile(ratio * reverse_kl + long, reverse_kl, given, teacher_entropy, grad)

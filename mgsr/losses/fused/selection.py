@@ -1,4 +1,7 @@
-"""Which classes of a tile are read: DAC-KL over a tile by top-k selection, with a full sort only where needed.
+"""Which classes of a tile DAC-KL reads: the most probable ones, and all of them only where it must.
+
+With the clipped ramp the mask is exactly 0 for every class with c_k >= upper + 4 s, so that the few hundred most
+probable classes hold all that is kept; the others only add to the rest bin.
 
 Shapes: R rows, V classes, K selected classes.
 """
@@ -11,21 +14,104 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import class_quantiles, ranked_quantile
-from mgsr.losses.divergences import kl_from_log_probs
-from mgsr.losses.fused.dac_kl import ClipOptions, RowGradients, Selected, clipped_mass, clipped_rows, least_exact
-from mgsr.losses.fused.softmax import Side
-from mgsr.losses.fused.workspace import Workspace
+from mgsr.losses.clip_bounds import RAMP_REACH, ClipOptions, PairSummary, ranked_quantile
+from mgsr.losses.fused.workspace import Softmax, Tile, Workspace
 from mgsr.losses.ranking import top_classes
 
 DEPTHS = (512, 2048, 8192)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
-
-
 COPIED_ELEMENTS = 650_000
 """Logits that are copied at a time on a CPU to be ranked again."""
+LEAST_EXACT = {dtype: 1e8 * torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
+"""Sums of probabilities below this may have lost parts to underflow."""
 LEAST_LEFT = 0.05
 """Share of a mass that must be left for a difference to be taken: twenty times its rounding at most."""
+
+
+def resolve_sharpness(sharpness: float | None, clip: Any) -> float:
+    """The caller's sharpness, or the clip module's, or 0.005.
+
+    Raises:
+        ValueError: caller and module disagree.
+    """
+    own = getattr(clip, "sharpness", None)
+    if sharpness is None:
+        return 0.005 if own is None else float(own)
+    if own is not None and float(own) != float(sharpness):
+        raise ValueError(f"sharpness {sharpness} differs from the clip network's {float(own)}; give both the same")
+    return float(sharpness)
+
+
+class RowBounds:
+    """Bounds of the rows of one call, handed out tile by tile and remembered with their graph.
+
+    Attributes:
+        features: classes in the summary that the module asks for; 0 = it reads logits, or there is none.
+        price: of a unit of clipped mass, from a priced module.
+        keeps_all: every class is kept in the normalised form: the full KL.
+        limits: the bounds of a priced module that clip least and most, where they are to be looked at.
+    """
+
+    def __init__(
+        self, clip: Any, options: ClipOptions, kept_M: Tensor, rows: int, dtype: torch.dtype, *, collect: bool
+    ) -> None:
+        self.options, self.keeps_all, self.dtype = options, False, dtype
+        self._module: Any = None
+        self._given: tuple[Tensor, Tensor] | None = None
+        self._grad = torch.is_grad_enabled()
+        self._lower: list[Tensor] = []
+        self._upper: list[Tensor] = []
+        if isinstance(clip, (tuple, list)):
+            if len(clip) != 2:
+                raise ValueError(f"clip must be (lower, upper) or a module, got {len(clip)} values")
+            if options.form == "normalised" and not any(isinstance(bound, Tensor) for bound in clip):
+                self.keeps_all = clip[0] <= -options.margin and clip[1] >= 1.0 + options.margin
+            lower, upper = (torch.as_tensor(b, dtype=dtype, device=kept_M.device) for b in clip)
+            self._given = (lower.expand(rows)[kept_M], upper.expand(rows)[kept_M])
+        elif callable(clip):
+            self._module = clip
+        else:
+            raise ValueError(f"clip must be (lower, upper) or a module that returns them, got {clip!r}")
+        self.features = int(getattr(clip, "summary_features", 0))
+        self.price: Tensor | None = None
+        self.limits: tuple[tuple[float, float], ...] = ()
+        if getattr(clip, "objective", None) == "priced":
+            self.price = self._module.price.detach()
+            if collect:
+                least, most = -RAMP_REACH * options.sharpness, float(clip.lower_max)
+                self.limits = ((least, float(clip.upper_max)), (most, float(clip.upper_min)))
+
+    def tile(self, start: int, stop: int, tile: Tile, summary: PairSummary | None) -> tuple[Tensor, Tensor]:
+        """Bounds of rows `start` to `stop`, in the grad mode that the object was made in."""
+        with torch.set_grad_enabled(self._grad):
+            if self._given is not None:
+                lower, upper = (bound[start:stop] for bound in self._given)
+            elif summary is not None:
+                lower, upper = self._module(summary=summary)
+            else:
+                lower, upper = self._module(tile.teacher.logits.detach(), tile.student.logits.detach())
+        self._lower.append(lower)
+        self._upper.append(upper)
+        return lower, upper
+
+    def joined(
+        self, tiles: list[Tensor | None], scale: float
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None, Tensor | None]]]:
+        """All bounds handed out, `[M]` each, and with them what `StudentRows.attach` takes as `others`.
+
+        Args:
+            tiles: `TokenTerm.bounds` of the tiles.
+            scale: of the term: weight over denominator.
+        """
+        lower, upper = torch.cat(self._lower), torch.cat(self._upper)
+        if not (torch.is_grad_enabled() and (lower.requires_grad or upper.requires_grad)):
+            return lower, upper, []
+        grads = torch.cat([grad for grad in tiles if grad is not None], dim=1) * scale
+        priced = None if self.price is None else grads[2:] * self.price.to(self.dtype)
+        both: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
+            (b, grads[i], None if priced is None else priced[i]) for i, b in enumerate((lower, upper))
+        ]
+        return lower, upper, both
 
 
 class Ranking(NamedTuple):
@@ -35,58 +121,28 @@ class Ranking(NamedTuple):
     ids: Tensor
 
 
-class Tile(NamedTuple):
-    """One tile: both models' views of it, the labels `[R]` and memory to work in."""
+class Selected(NamedTuple):
+    """What is read of the selected classes, `[R, K]` each, and of all others together, `[R]`.
 
-    teacher: Side
-    student: Side
-    labels: Tensor
-    room: Workspace
-
-
-class Patch(NamedTuple):
-    """A correction to the gradient `q * row_scale`: `values` replace entries `ids` of `rows`, or, without
-    ids, are added to whole rows. rows None = all."""
-
-    rows: Tensor | None
-    ids: Tensor | None
-    values: Tensor
-
-
-class ClippedTile(NamedTuple):
-    """DAC-KL of a tile: loss, mass of the rest bin, and the parts of its gradients, each `[R]` but the patches.
-
-    `row_scale` and `patches` give the gradient to the logits divided by the temperature, times `coefficient`;
-    `bounds [4, R]` those of `RowGradients.bounds`; `limits [2, R]` the clipped mass at two other pairs of bounds.
+    `target [R, 1]` is the column of the target class, None where it has no bin of its own.
     """
 
-    loss: Tensor
-    clipped: Tensor
-    row_scale: Tensor
-    patches: list[Patch]
-    bounds: Tensor | None
-    limits: Tensor | None
+    log_p: Tensor
+    log_q: Tensor
+    p: Tensor
+    q: Tensor
+    c: Tensor
+    target: Tensor | None
+    outside_p: Tensor | None = None
+    outside_q: Tensor | None = None
 
 
-class Request(NamedTuple):
-    """What `clipped_tile` is asked for besides the loss.
-
-    `coefficient`: factor on the gradient; None = no gradient to the logits. `base_scale [R]`: added to the row
-    scale (another term's multiple of q). `bounds`: gradients of the bounds. `limits`: other (lower, upper) pairs.
-    """
-
-    coefficient: float | None = None
-    base_scale: Tensor | None = None
-    bounds: bool = False
-    limits: tuple[tuple[float, float], ...] = ()
-
-
-def rank_logits(logits_RV: Tensor, features: int = 0) -> Tensor:
+def first_classes(logits_RV: Tensor, features: int) -> Tensor:
     """Ids of the first selection: all of a small vocabulary, else the first depth (at least `features`)."""
     return top_classes(logits_RV, max(DEPTHS[0], features))[1]
 
 
-def _ranked(teacher: Side, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
+def _ranked(teacher: Softmax, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
     """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
     if rows is None or teacher.logits.device.type != "cpu":
         logits = teacher.logits if rows is None else teacher.logits[rows]
@@ -98,73 +154,17 @@ def _ranked(teacher: Side, rows: Tensor | None, depth: int, room: Workspace) -> 
     return Ranking(teacher.log_probs(ids, rows), ids)
 
 
-def everything_kept(tile: Tile, request: Request) -> ClippedTile:
-    """`clipped_tile` for bounds that keep every class in the normalised form: the full KL."""
-    loss = kl_from_log_probs(tile.teacher.log_probs(), tile.student.log_probs())
-    zero = torch.zeros_like(loss)
-    scale, patches = zero, []
-    if request.coefficient is not None:
-        p = tile.teacher.probs
-        scale = p.sum(dim=-1) * request.coefficient
-        patches = [Patch(None, None, p * -request.coefficient)]
-        if request.base_scale is not None:
-            scale = scale + request.base_scale
-    bounds = zero.expand(4, -1) if request.bounds else None
-    return ClippedTile(loss, zero, scale, patches, bounds, None)
-
-
-def clipped_tile(
-    tile: Tile, ranking: Ranking, lower_R: Tensor, upper_R: Tensor, options: ClipOptions, request: Request
-) -> ClippedTile:
-    """DAC-KL of every row of a tile, each from as few classes as hold all that is kept."""
-    zero = torch.zeros_like(lower_R)
-    out = ClippedTile(
-        zero.clone(),
-        zero.clone(),
-        zero.clone(),
-        [],
-        zero.new_zeros((4, zero.numel())) if request.bounds else None,
-        zero.new_zeros((len(request.limits), zero.numel())) if request.limits else None,
-    )
-    for rows, ids, part in _groups(tile, ranking, lower_R, upper_R, options, request):
-        every = slice(None) if rows is None else rows
-        lower, upper = lower_R[every].unsqueeze(-1), upper_R[every].unsqueeze(-1)
-        loss, clipped, gradients = clipped_rows(part, lower, upper, options, bounds=request.bounds)
-        out.loss[every], out.clipped[every] = loss, clipped
-        if out.bounds is not None and gradients.bounds is not None:
-            for row, values in zip(out.bounds, gradients.bounds, strict=True):
-                row[every] = values
-        if out.limits is not None:
-            for row, (low, high) in zip(out.limits, request.limits, strict=True):
-                limits = torch.full_like(lower, low), torch.full_like(upper, high)
-                row[every] = clipped_mass(part, *limits, options)
-        if request.coefficient is not None:
-            base = None if request.base_scale is None else request.base_scale[every]
-            scale, patch = _gradient(part, ids, gradients, request.coefficient, base)
-            out.row_scale[every] = scale
-            out.patches.append(Patch(rows, ids, patch))
-    return out
-
-
-def _gradient(
-    part: Selected, ids: Tensor | None, gradients: RowGradients, coefficient: float, base: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Row scale and patch. With L's gradient g on log q, that on the logits is g_k - q_k * sum(g)."""
-    kept_scale = -gradients.total * coefficient
-    if base is not None:
-        kept_scale = kept_scale + base
-    sparse = gradients.log_q * coefficient
-    if ids is None:
-        return kept_scale, sparse
-    # outside the selection g_k = -ratio * q_k; selected entries are set, not added: a large ratio would cancel
-    scale = kept_scale - gradients.ratio * coefficient
-    return scale, sparse.addcmul_(part.q, kept_scale.unsqueeze(-1))
-
-
-def _groups(
-    tile: Tile, ranking: Ranking, lower_R: Tensor, upper_R: Tensor, options: ClipOptions, request: Request
+def selected_rows(
+    tile: Tile,
+    ranking: Ranking,
+    lower_R: Tensor,
+    upper_R: Tensor,
+    options: ClipOptions,
+    limits: tuple[tuple[float, float], ...] = (),
 ) -> Iterator[tuple[Tensor | None, Tensor | None, Selected]]:
     """Rows with the classes that decide them: (rows or None for all, ids or None for all classes, selection).
+
+    `limits`: other pairs of bounds, at which the classes must do too.
 
     A row may come again with more classes, the former among them: the later counts. Sorting the covered rows of
     a group out would cost more than to compute a few twice. Rows with all classes come in no other group.
@@ -175,14 +175,14 @@ def _groups(
         yield None, None, _all_classes(tile, ranking, target_R, options)
         return
     reach_R = upper_R
-    for _, high in request.limits:
+    for _, high in limits:
         reach_R = reach_R.clamp_min(high)
     reach_R = reach_R + options.margin
-    empty_R = (lower_R >= 1.0 + options.margin) & (not request.limits)
+    empty_R = (lower_R >= 1.0 + options.margin) & (not limits)
     # where everything up to the end of the ranking may be kept, no selection can be enough
-    hopeless_R = ~(empty_R | (reach_R <= 1.0))
-    left = (~hopeless_R).nonzero().squeeze(1)
-    unsettled = [hopeless_R.nonzero().squeeze(1)]
+    needs_all_R = ~(empty_R | (reach_R <= 1.0))
+    left = (~needs_all_R).nonzero().squeeze(1)
+    unsettled = [needs_all_R.nonzero().squeeze(1)]
     groups: list[tuple[Tensor | None, Tensor, Selected]] = []
     before: _Before | None = None
     for depth in DEPTHS:
@@ -209,7 +209,7 @@ def _groups(
     rest = torch.cat([*unsettled, left])
     if rest.numel():
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
-        subtile = Tile(tile.teacher.rows(rows), tile.student.rows(rows), tile.labels, tile.room)
+        subtile = tile._replace(teacher=tile.teacher.rows(rows), student=tile.student.rows(rows))
         ranked = _ranked(subtile.teacher, None, width, tile.room)
         yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
 
@@ -221,7 +221,8 @@ def _some(part: Selected, rows: Tensor) -> Selected:
 
 def _all_classes(tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions) -> Selected:
     """Every class, in the order of the ids."""
-    c = class_quantiles(ranking.values, ranking.ids, options.quantile)
+    ranked = ranked_quantile(ranking.values, options.quantile, ranking.values.shape[-1])
+    c = torch.empty_like(ranking.values).scatter_(-1, ranking.ids, ranked)
     target = target_R.unsqueeze(1) if options.keep_target else None
     teacher, student = tile.teacher, tile.student
     return Selected(teacher.log_probs(), student.log_probs(), teacher.probs, student.probs, c, target)
@@ -265,14 +266,14 @@ def _most_probable(
     depth = 0 if before is None else before.depth
     outside_p = _mass_outside(tile.teacher, ids, rows, tile.room, p[:, depth:], before and before.outside_p)
     outside_q = _mass_outside(tile.student, ids, rows, tile.room, q[:, depth:], before and before.outside_q)
-    exact = outside_q > least_exact(outside_q.dtype)
+    exact = outside_q > LEAST_EXACT[outside_q.dtype]
     return ids, Selected(log_p, log_q, p, q, c, target, outside_p, outside_q), exact
 
 
 def _mass_outside(
-    side: Side, ids: Tensor, rows: Tensor | None, room: Workspace, added: Tensor, before: Tensor | None
+    side: Softmax, ids: Tensor, rows: Tensor | None, room: Workspace, added: Tensor, before: Tensor | None
 ) -> Tensor:
-    """`Side.mass_outside`; `before` less the classes that were added spares the pass over all classes.
+    """`Softmax.mass_outside`; `before` less the classes that were added spares the pass over all classes.
 
     Only where that leaves enough for the rounding of what is taken away not to count.
     """

@@ -1,30 +1,22 @@
-"""Span correlation of one tile, and its gradient to the student's probabilities.
+"""Span correlation of one tile. The definition is `mgsr.losses.span_correlation`.
+
+Identity: with g the gradient to the student's probabilities, a = dL/dlog q is q * g. Of the squared Hadamard form
+g is known: with d = p_i p_{i+1} - q_i q_{i+1} the loss is |d|^2, and its gradient to q_i is -2 d q_{i+1}. The
+other forms give it by autograd, of the pairs' rows alone.
 
 Shapes: R rows of the tile (its last one may be the halo), P = number of pairs, V classes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from mgsr.losses.fused.workspace import Workspace
+from mgsr.losses.fused.workspace import LogitGradient, Part, Workspace
 from mgsr.losses.span_correlation import correlation_difference
 
 SEGMENT_ELEMENTS = 250_000
 """Probabilities of each model that are worked on at a time on a CPU: what a core's own cache holds."""
-
-
-class SpanPull(NamedTuple):
-    """The span term's gradient g to the student's probabilities, ready for that to the logits q * (g - <g, q>).
-
-    `direction [R, V]`: q * g, in the workspace; `centre [R]`: its sum <g, q>.
-    """
-
-    direction: Tensor
-    centre: Tensor
 
 
 def span_tile(
@@ -36,13 +28,13 @@ def span_tile(
     relation: str,
     scale: float | None,
     room: Workspace,
-) -> tuple[Tensor, SpanPull | None]:
-    """Sum over the tile's pairs, and scale * its gradient to q `[R, V]` (None without pairs or without `scale`).
+) -> tuple[Tensor, LogitGradient | None]:
+    """Sum over the tile's pairs, and scale * its gradient (None without pairs or without `scale`).
 
     Args:
         p_RV, q_RV: teacher and student.
         is_pair: entry i says that rows i, i + 1 are a pair; may be one shorter than R.
-        room: memory that the gradient may lie in.
+        room: memory that the gradient's one part `[R, V]`, a, may lie in.
     """
     left = is_pair.nonzero().squeeze(1)
     if left.numel() == 0:
@@ -73,10 +65,10 @@ def _segments(left_P: Tensor, rows: int, width: int) -> list[tuple[int, int]]:
 
 def _hadamard(
     p_RV: Tensor, q_RV: Tensor, left_P: Tensor, scale: float | None, room: Workspace
-) -> tuple[Tensor, SpanPull | None]:
-    """Closed form. With d = p_i p_{i+1} - q_i q_{i+1}: the loss is |d|^2, its gradient to q_i is -2 d q_{i+1}.
+) -> tuple[Tensor, LogitGradient | None]:
+    """Closed form: all neighbours of a segment at once.
 
-    All neighbours of a segment at once, without picking rows: on a CPU a copy costs as much as the arithmetic.
+    Rows are not picked: on a CPU a copy costs as much as the arithmetic.
     """
     count, width = q_RV.shape
     squares = p_RV.new_zeros(count - 1)
@@ -116,12 +108,12 @@ def _hadamard(
     if direction is None:
         return value, None
     direction[done:] = 0.0
-    return value, SpanPull(direction, centre)
+    return value, _gradient(direction, centre)
 
 
 def _by_autograd(
     p_RV: Tensor, q_RV: Tensor, left_P: Tensor, norm: str, relation: str, scale: float | None
-) -> tuple[Tensor, SpanPull | None]:
+) -> tuple[Tensor, LogitGradient | None]:
     q_left, q_right = q_RV[left_P], q_RV[left_P + 1]
     with torch.set_grad_enabled(scale is not None):
         for tensor in (q_left, q_right):
@@ -136,4 +128,8 @@ def _by_autograd(
     for rows, grad in zip((left_P, left_P + 1), grads, strict=True):
         g.index_add_(0, rows, grad)
     g.mul_(q_RV)
-    return value.detach(), SpanPull(g, g.sum(dim=-1))
+    return value.detach(), _gradient(g, g.sum(dim=-1))
+
+
+def _gradient(a_RV: Tensor, sum_R: Tensor) -> LogitGradient:
+    return LogitGradient(sum_R.neg(), [Part(None, None, a_RV)])

@@ -1,79 +1,67 @@
-"""The three terms of one tile of rows from its logits, and their gradient to the student's logits.
+"""The three terms of a tile of rows from its logits, and their gradient to the student's logits.
 
-Shapes: R rows of the tile, V classes. The logits may hold one row more than the tile: the halo, which only takes
-part in the span pair that crosses the tile's end.
+Tiles are made one after the other; on a CPU each is worked on in parts of a few rows.
+
+Shapes: N rows of a call, M response rows, R rows of a tile or part, V classes. The logits may hold one row more:
+the halo, which only takes part in the span pair that crosses the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.clipping import PairSummary
-from mgsr.losses.divergences import DIVERGENCES
-from mgsr.losses.fused.dac_kl import ClipOptions
-from mgsr.losses.fused.gather_classes import pick, put
-from mgsr.losses.fused.selection import (
-    ClippedTile,
-    Patch,
-    Ranking,
-    Request,
+from mgsr.losses.fused.cross_entropy import add_label_gradient, cross_entropy_gradient, cross_entropy_tile
+from mgsr.losses.fused.dac_kl import dac_kl_tile
+from mgsr.losses.fused.divergences import divergence_tile
+from mgsr.losses.fused.projection import StudentRows, TeacherRows
+from mgsr.losses.fused.selection import RowBounds, first_classes
+from mgsr.losses.fused.span_correlation import span_tile
+from mgsr.losses.fused.workspace import (
+    LogitGradient,
+    Part,
+    Softmax,
     Tile,
-    clipped_tile,
-    everything_kept,
-    rank_logits,
+    TokenTerm,
+    Workspace,
+    gather_classes,
+    rows_per_part,
+    rows_per_tile,
+    scatter_classes,
 )
-from mgsr.losses.fused.softmax import Side
-from mgsr.losses.fused.span_correlation import SpanPull, span_tile
-from mgsr.losses.fused.workspace import Workspace
-from mgsr.losses.span_correlation import check_relation
-
-BoundsOf = Callable[[Tensor, Tensor, "PairSummary | None"], "tuple[Tensor, Tensor]"]
-"""(teacher logits, student logits, summary) -> lower [R], upper [R] of the tile."""
 
 
-@dataclass(frozen=True)
-class TermOptions:
+class TermOptions(NamedTuple):
     """What is computed, alike for every tile. `scales`: weight over denominator of the three terms."""
 
     scales: tuple[float, float, float]
-    divergence: str = "dac_kl"
-    divergence_kwargs: dict[str, Any] = field(default_factory=dict)
-    temperature: float = 1.0
-    clipping: ClipOptions = field(default_factory=ClipOptions)
-    span_norm: str = "l2_squared"
-    span_relation: str = "hadamard"
-    features: int = 0
-    keep_all: bool = False
-    limits: tuple[tuple[float, float], ...] = ()
-    collect: bool = False
-
-    def __post_init__(self) -> None:
-        check_relation(self.span_norm, self.span_relation)
-        if self.divergence != "dac_kl" and self.divergence not in DIVERGENCES:
-            known = ", ".join(["dac_kl", *DIVERGENCES])
-            raise ValueError(f"divergence must be one of {known}, got {self.divergence!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+    divergence: str
+    divergence_kwargs: dict[str, Any]
+    temperature: float
+    span_norm: str
+    span_relation: str
+    collect: bool
 
 
-class TileRows(NamedTuple):
-    """Everything that is known of the tile's rows, `[R]` each; `is_pair[i]`: rows i, i + 1 are a span pair."""
+class ResponseRows(NamedTuple):
+    """What is known of the response rows besides their states, `[M]` each, or of some of them.
 
+    `place`: among the call's N rows. `truth`: on ground truth. `is_pair[i]`: i, i + 1 are a span pair.
+    """
+
+    place: Tensor
     labels: Tensor
     truth: Tensor
     is_pair: Tensor
 
 
 class TileTerms(NamedTuple):
-    """Sums over the tile, gradients and per-row values.
+    """Sums over a tile, gradients and per-row values.
 
     `halo_grad [1, V]`: the gradient to the halo row's logits, None without a halo. `bounds_grad`: see
-    `RowGradients.bounds`.
+    `TokenTerm.bounds`.
     """
 
     sft: Tensor
@@ -85,151 +73,167 @@ class TileTerms(NamedTuple):
     stats: dict[str, Tensor]
 
 
+def run_tiles(
+    student: StudentRows,
+    teacher: TeacherRows | None,
+    rows: ResponseRows,
+    bounds: RowBounds | None,
+    options: TermOptions,
+    tile_size: int | None,
+) -> list[TileTerms]:
+    """All tiles in order; their gradients are pulled to the student's rows. Called without gradient tracking."""
+    place_M, pairs, count = rows.place, rows.is_pair.tolist(), rows.place.numel()
+    device, width = place_M.device, student.width
+    size = rows_per_tile(tile_size, count, width, device.type)
+    part_size = rows_per_part(tile_size, size, width, device.type)
+    tiles: list[TileTerms] = []
+    room = Workspace(device, student.dtype)
+    # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
+    for start in range(0, max(count, 1), size):
+        stop = min(start + size, count)
+        end = stop + int(stop < count and pairs[stop - 1])
+        chosen = place_M[start:end]
+        logits, states = student.logits(chosen, room.take("student logits", end - start, width))
+        taught = None
+        if teacher is not None:
+            taught = teacher.logits(start, end, room.take("teacher logits", end - start, width))
+        grad = None
+        if student.wants_gradient:
+            # the gradient takes the logits' place, unless a soft cap reads them once more
+            grad = logits if student.layer.softcap is None else room.take("gradient", *logits.shape)
+        tiles += _parts(logits, taught, grad, rows, pairs, (start, stop), bounds, options, part_size, room)
+        if grad is not None:
+            student.pull(chosen, grad, logits, states)
+    return tiles
+
+
+def _parts(
+    logits: Tensor,
+    taught: Tensor | None,
+    grad: Tensor | None,
+    rows: ResponseRows,
+    pairs: list[bool],
+    span: tuple[int, int],
+    bounds: RowBounds | None,
+    options: TermOptions,
+    size: int,
+    room: Workspace,
+) -> list[TileTerms]:
+    """A tile's terms a few rows at a time; their gradient to the logits goes to `grad`, which may be `logits`.
+
+    A product of matrices wants many rows at once, the many passes over what comes out want few: those stay in a
+    processor's cache.
+    """
+    start, stop = span
+    found = []
+    carried: Tensor | None = None
+    for first in range(start, max(stop, start + 1), size):
+        last = min(first + size, stop)
+        reach = last + int(last < len(pairs) and pairs[last - 1])
+        here = slice(first - start, reach - start)
+        own = ResponseRows(*(tensor[first:last] for tensor in rows))
+        out = None if grad is None else grad[first - start : last - start]
+        theirs = None if taught is None else taught[here]
+        terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out)
+        if out is not None and carried is not None:
+            out[:1] += carried
+        # the halo row's gradient waits for its own part, which still needs the logits there
+        carried = terms.halo_grad
+        found.append(terms._replace(halo_grad=None))
+    if grad is not None and reach > stop:
+        # the tile's own halo
+        grad[stop - start :] = 0.0 if carried is None else carried
+    return found
+
+
 def tile_terms(
     teacher_logits: Tensor | None,
     student_logits: Tensor,
-    rows: TileRows,
-    bounds_of: BoundsOf,
+    rows: ResponseRows,
+    bounds: RowBounds | None,
+    start: int,
     options: TermOptions,
     room: Workspace,
     *,
     grad: Tensor | None,
 ) -> TileTerms:
-    """The terms of one tile (see the top of the file). Called without gradient tracking.
+    """The terms of one tile or part.
 
-    `grad [R, V]` takes the gradient to the logits of the tile's own rows, None: it isn't wanted. It may be
-    `student_logits` themselves, which are read for the last time before.
+    Args:
+        rows: its own rows, without the halo.
+        bounds: of DAC-KL; None for another divergence.
+        start: place of its first row among the call's response rows.
+        grad: `[R, V]`, takes the gradient to the logits of its own rows; None: it isn't wanted. It may be
+            `student_logits` themselves, which are read for the last time before.
     """
-    need_logits_grad = grad is not None
-    count, tau = rows.labels.numel(), options.temperature
+    count, tau, labels = rows.labels.numel(), options.temperature, rows.labels
     logits_S = student_logits if tau == 1.0 else student_logits / tau
-    ranked = teacher_logits is not None and options.divergence == "dac_kl" and not options.keep_all
-    best = ids = None
+    logits_T = best = ids = None
     if teacher_logits is not None:
         logits_T = teacher_logits if tau == 1.0 else teacher_logits / tau
-        # all rows, the halo too: its most probable class is then known
-        ids = rank_logits(logits_T, options.features) if ranked else None
-        best = None if ids is None else ids[:, :1]
-    student = Side.of(logits_S, best, out=room.take("student probabilities", *logits_S.shape))
-    # cross-entropy is always at temperature 1
-    plain = student if tau == 1.0 else Side.of(student_logits, best)
-    labels = rows.labels.unsqueeze(1)
-    picked = plain.first(count).log_probs(labels).squeeze(1)
-    sft = -torch.where(rows.truth, picked, torch.zeros_like(picked)).sum()
-    sft_scale = rows.truth.to(picked.dtype) * options.scales[0]
-    zero = torch.zeros_like(sft)
+        if bounds is not None and not bounds.keeps_all:
+            # all rows, the halo too: its most probable class is then known
+            ids = first_classes(logits_T, bounds.features)
+            best = ids[:, :1]
+    tile = Tile.of(logits_T, logits_S, student_logits, labels, best, room)
+    sft, sft_scale = cross_entropy_tile(tile.log_q, rows.truth, options.scales[0])
     if teacher_logits is None:
         if grad is not None:
-            torch.mul(plain.probs[:count], sft_scale.unsqueeze(1), out=grad)
-            grad.scatter_add_(1, labels, -sft_scale.unsqueeze(1))
+            cross_entropy_gradient(tile.plain.probs, labels, sft_scale, grad)
+        zero = torch.zeros_like(sft)
         return TileTerms(sft, zero, zero, zero, None, None, {})
-    teacher = Side.of(logits_T, best, out=room.take("teacher probabilities", *logits_T.shape))
-    tile = Tile(teacher.first(count), student.first(count), rows.labels, room)
-    logits = teacher_logits[:count], student_logits[:count]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
-    base_scale = sft_scale if tau == 1.0 else None
-    summary = None
-    if options.divergence == "dac_kl":
-        ranking = None if ids is None else Ranking(tile.teacher.log_probs(ids[:count]), ids[:count])
-        if options.features and ranking is not None:
-            summary = _summary(tile, ranking, options.features)
-        clipped = _clipped(tile, ranking, summary, bounds_of, options, base_scale, need_logits_grad)
+    base = sft_scale if tau == 1.0 else None
+    coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
+    if bounds is not None:
+        token = dac_kl_tile(tile, None if ids is None else ids[:count], bounds, start, coefficients[1], base)
     else:
-        clipped = _other_divergence(tile, logits, options, base_scale, need_logits_grad)
-    if base_scale is not None and options.scales[1] == 0.0:
-        clipped = clipped._replace(row_scale=base_scale, patches=[])
-    wants_span_grad = need_logits_grad and options.scales[2] != 0.0
+        logits = teacher_logits[:count], student_logits[:count]
+        name, kwargs = options.divergence, options.divergence_kwargs
+        token = divergence_tile(tile, logits, name, kwargs, tau, coefficients[1], base)
+    norm, relation = options.span_norm, options.span_relation
     span, pull = span_tile(
-        teacher.probs,
-        student.probs,
+        tile.p,
+        tile.q,
         rows.is_pair,
-        norm=options.span_norm,
-        relation=options.span_relation,
-        scale=options.scales[2] if wants_span_grad else None,
+        norm=norm,
+        relation=relation,
+        scale=coefficients[2],
         room=room,
     )
-    stats = _stats(tile, teacher_logits[:count], clipped, summary, options) if options.collect else {}
+    stats = _stats(tile, teacher_logits[:count], token, options) if options.collect else {}
     halo = None
     if grad is not None:
-        halo = _assemble(student.probs, clipped, pull, grad)
+        halo = add_up(tile.q, token.gradient, pull, grad)
         if tau != 1.0:
-            grad.div_(tau).addcmul_(plain.probs[:count], sft_scale.unsqueeze(1))
+            grad.div_(tau).addcmul_(tile.plain.probs, sft_scale.unsqueeze(1))
             halo = None if halo is None else halo.div_(tau)
-        grad.scatter_add_(1, labels, -sft_scale.unsqueeze(1))
-    return TileTerms(sft, clipped.loss.sum(), span, clipped.clipped.sum(), halo, clipped.bounds, stats)
+        add_label_gradient(grad, labels, sft_scale)
+    return TileTerms(sft, token.loss.sum(), span, token.clipped.sum(), halo, token.bounds, stats)
 
 
-def _clipped(
-    tile: Tile,
-    ranking: Ranking | None,
-    summary: PairSummary | None,
-    bounds_of: BoundsOf,
-    options: TermOptions,
-    base_scale: Tensor | None,
-    need_logits_grad: bool,
-) -> ClippedTile:
-    lower, upper = bounds_of(tile.teacher.logits, tile.student.logits, summary)
-    coefficient = options.scales[1] if need_logits_grad and options.scales[1] != 0.0 else None
-    request = Request(coefficient, base_scale, lower.requires_grad or upper.requires_grad, options.limits)
-    if ranking is None:
-        return everything_kept(tile, request)
-    plain = [bound.detach().to(tile.teacher.probs.dtype) for bound in (lower, upper)]
-    return clipped_tile(tile, ranking, plain[0], plain[1], options.clipping, request)
+def add_up(q: Tensor, token: LogitGradient, span: LogitGradient | None, out: Tensor) -> Tensor | None:
+    """Both terms' gradient to the logits over the temperature: the tile's rows to `out [R, V]`, a halo row's back.
 
-
-def _summary(tile: Tile, ranking: Ranking, features: int) -> PairSummary:
-    return PairSummary(
-        ranking.values[:, :features],
-        tile.student.log_probs(ranking.ids[:, :features]),
-        tile.teacher.entropy(),
-        tile.student.entropy(),
-    )
-
-
-def _other_divergence(
-    tile: Tile,
-    logits: tuple[Tensor, Tensor],
-    options: TermOptions,
-    base_scale: Tensor | None,
-    need_logits_grad: bool,
-) -> ClippedTile:
-    """A divergence by name. The forward KL has a closed form here; the others go through autograd."""
-    if options.divergence == "forward_kl" and not options.divergence_kwargs:
-        return everything_kept(tile, Request(options.scales[1] if need_logits_grad else None, base_scale))
-    with torch.enable_grad():
-        student = logits[1].detach().requires_grad_(need_logits_grad)
-        function = DIVERGENCES[options.divergence]
-        loss = function(logits[0], student, temperature=options.temperature, **options.divergence_kwargs)
-    zero = torch.zeros_like(loss.detach())
-    patches = []
-    if need_logits_grad:
-        (grad,) = torch.autograd.grad(loss, student, torch.full_like(loss, options.scales[1]))
-        # `_assemble` works on the logits over the temperature
-        patches = [Patch(None, None, grad * options.temperature)]
-    scale = zero if base_scale is None else base_scale
-    return ClippedTile(loss.detach(), zero, scale, patches, None, None)
-
-
-def _assemble(q: Tensor, clipped: ClippedTile, pull: SpanPull | None, out: Tensor) -> Tensor | None:
-    """Gradient to the logits over the temperature: the tile's rows to `out [R, V]`, a halo row's is returned.
-
-    q * row_scale with its patches, and of the span term's gradient g to q (`pull`): q * (g - <g, q>); the halo
-    has the latter alone.
+    Args:
+        q: of the tile's rows, and of the halo row behind them where there is one; it may lie in `out`.
+        token: of the tile's rows.
+        span: of all rows of `q`, with one part `[R + halo, V]`; the halo has this gradient alone.
     """
-    scale, patches, count = clipped.row_scale, clipped.patches, out.shape[0]
+    scale, parts, count = token.q_scale, token.parts, out.shape[0]
     halo = None
-    if pull is None:
+    if span is None:
         torch.mul(q[:count], scale.unsqueeze(1), out=out)
     else:
-        direction, centre = pull
-        # before `q` may be overwritten: a patch stands for what row_scale gives, and must keep the span's part
-        patches = [_with_span(patch, q, direction, centre) for patch in patches]
-        torch.addcmul(direction[:count], q[:count], (scale - centre[:count]).unsqueeze(1), out=out)
+        direction = span.parts[0].values
+        # before `q` may be overwritten: a part that replaces must keep the span's share
+        parts = [_with_span(part, q, direction, span.q_scale) for part in parts]
+        torch.addcmul(direction[:count], q[:count], (scale + span.q_scale[:count]).unsqueeze(1), out=out)
         if q.shape[0] > count:
-            halo = torch.addcmul(direction[count:], q[count:], centre[count:].unsqueeze(1), value=-1.0)
-    for rows, ids, values in patches:
+            halo = torch.addcmul(direction[count:], q[count:], span.q_scale[count:].unsqueeze(1))
+    for rows, ids, values in parts:
         if ids is not None:
-            put(out, rows, ids, values)
+            scatter_classes(out, rows, ids, values)
         elif rows is None:
             out += values
         else:
@@ -237,30 +241,25 @@ def _assemble(q: Tensor, clipped: ClippedTile, pull: SpanPull | None, out: Tenso
     return halo
 
 
-def _with_span(patch: Patch, q: Tensor, pulled: Tensor, centre: Tensor) -> Patch:
-    """The patch with q * g - q * <g, q> added (`pulled`, q * `centre`).
-
-    One that is added to whole rows leaves that in place anyway.
-    """
-    rows, ids, values = patch
+def _with_span(part: Part, q: Tensor, direction: Tensor, q_scale: Tensor) -> Part:
+    """The part with the span's a - q * sum(a) added; one that is added to whole rows leaves it there anyway."""
+    rows, ids, values = part
     if ids is None:
-        return patch
-    centre = centre[: ids.shape[0]] if rows is None else centre[rows]
-    span = pick(pulled, rows, ids).addcmul_(pick(q, rows, ids), centre.unsqueeze(1), value=-1.0)
-    return Patch(rows, ids, span.add_(values))
+        return part
+    scale = q_scale[: ids.shape[0]] if rows is None else q_scale[rows]
+    span = gather_classes(direction, rows, ids).addcmul_(gather_classes(q, rows, ids), scale.unsqueeze(1))
+    return Part(rows, ids, span.add_(values))
 
 
-def _stats(
-    tile: Tile, teacher_logits: Tensor, clipped: ClippedTile, summary: PairSummary | None, options: TermOptions
-) -> dict[str, Tensor]:
-    plain = tile.teacher if options.temperature == 1.0 else Side.of(teacher_logits)
+def _stats(tile: Tile, teacher_logits: Tensor, token: TokenTerm, options: TermOptions) -> dict[str, Tensor]:
+    plain = tile.teacher if options.temperature == 1.0 else Softmax.of(teacher_logits)
     stats = {
         "teacher_log_prob": plain.log_probs(tile.labels.unsqueeze(1)).squeeze(1),
         # a pass over the vocabulary that the clip network's input has made already
-        "teacher_entropy": tile.teacher.entropy() if summary is None else summary.teacher_entropy,
-        "dac_kl": clipped.loss,
-        "clipped": clipped.clipped,
+        "teacher_entropy": tile.teacher.entropy() if token.teacher_entropy is None else token.teacher_entropy,
+        "dac_kl": token.loss,
+        "clipped": token.clipped,
     }
-    if clipped.limits is not None:
-        stats["clipped_min"], stats["clipped_max"] = clipped.limits[0], clipped.limits[1]
+    if token.limits is not None:
+        stats["clipped_min"], stats["clipped_max"] = token.limits[0], token.limits[1]
     return stats

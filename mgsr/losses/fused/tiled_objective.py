@@ -5,6 +5,8 @@
 Both models' logits are made, used and dropped tile by tile; the gradients to the hidden states and the output
 layer are accumulated on the way, so that backward only scales them.
 
+Definitions: `cross_entropy`, `dac_kl` or another divergence, and `span_correlation` of `mgsr.losses`.
+
 Shapes: N rows, M rows that are response tokens, V classes, H_S and H_T the hidden sizes.
 """
 
@@ -16,23 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgsr.losses.clip_bounds import Clip, RowBounds, resolve_sharpness
-from mgsr.losses.divergences import compute_dtype
-from mgsr.losses.fused.dac_kl import ClipOptions
-from mgsr.losses.fused.inputs import (
-    check_inputs,
-    keeps_everything,
-    response_rows,
-    rows_per_part,
-    rows_per_tile,
-    term_scales,
-)
-from mgsr.losses.fused.loss_terms import LossTerms, finish
-from mgsr.losses.fused.projection import Head, factor_dtype
-from mgsr.losses.fused.tile import TermOptions, TileRows, TileTerms, tile_terms
-from mgsr.losses.fused.workspace import Workspace
-from mgsr.losses.reduction import IGNORED
-from mgsr.losses.teacher_topk import CachedRows, TeacherRows
+from mgsr.losses.clip_bounds import Clip, ClipOptions
+from mgsr.losses.divergences import DIVERGENCES
+from mgsr.losses.fused.projection import StudentRows, TeacherRows
+from mgsr.losses.fused.selection import RowBounds, resolve_sharpness
+from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
+from mgsr.losses.log_probs import compute_dtype
+from mgsr.losses.projection import OutputLayer
+from mgsr.losses.reduction import IGNORED, LossTerms, RowStats, TermCounts, span_pairs, term_counts, weighted_sum
+from mgsr.losses.span_correlation import check_relation
+from mgsr.losses.teacher_topk import CachedRows
 
 
 def tiled_objective(
@@ -83,7 +78,7 @@ def tiled_objective(
         labels: `[N]`, -100 where the row predicts no response token.
         span_ids: `[N]`, of the label, unique within the call, -1 = in no span; None: no spans. A pair is rows
             n, n + 1 of one span that are both response tokens.
-        clip: (lower, upper), numbers or tensors that expand to `[N]`, or a module (`bounds.ClipModule`).
+        clip: (lower, upper), numbers or tensors that expand to `[N]`, or a module (`ClipModule`).
         weights: of cross-entropy, DAC-KL and span correlation.
         sft_mask: `[N]`, True on ground-truth rows; None: all are.
         counts: denominators (ground-truth tokens, response tokens, span pairs) over the whole optimiser step;
@@ -112,169 +107,137 @@ def tiled_objective(
     Raises:
         ValueError: shapes or vocabularies don't fit together, a label is out of range, or an option is unknown.
     """
-    has_teacher = teacher_hidden is not None and teacher_weight is not None
-    width = check_inputs(
-        student_hidden,
-        student_weight,
-        teacher_hidden,
-        teacher_weight,
-        labels,
-        span_ids,
-        sft_mask,
-        weights,
-        vocab_size,
-    )
-    given = [t for t in (student_hidden, student_weight, teacher_hidden, teacher_weight) if t is not None]
-    dtype = compute_dtype(*given)
-    response_N = labels != IGNORED
-    kept_M = response_N.nonzero().squeeze(1)
-    rows = response_rows(labels, span_ids, sft_mask, response_N, kept_M)
-    scales, step_counts = term_scales(weights, counts, labels, span_ids, sft_mask)
-    bounds = RowBounds(clip, kept_M, labels.numel(), dtype) if has_teacher and divergence == "dac_kl" else None
+    student = OutputLayer(student_weight, student_bias, student_scale, student_softcap)
+    teacher = None
+    if teacher_weight is not None:
+        teacher = OutputLayer(teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
+    check_relation(span_norm, span_relation)
+    if divergence != "dac_kl" and divergence not in DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(['dac_kl', *DIVERGENCES])}, got {divergence!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    width, dtype = check_inputs(student_hidden, student, teacher_hidden, teacher, labels, weights, vocab_size)
+    rows = _response_rows(labels, span_ids, sft_mask)
+    step = _denominators(counts, labels, span_ids, sft_mask)
+    sft, dac, pairs = (float(w) / count if count > 0 else 0.0 for w, count in zip(weights, step, strict=True))
     clipping = ClipOptions(resolve_sharpness(sharpness, clip), ramp, quantile, target, form, keep_target)
-    price = None if bounds is None else bounds.price
+    has_teacher = teacher is not None and teacher_hidden is not None
     options = TermOptions(
-        scales,
+        (sft, dac, pairs),
         divergence,
         dict(divergence_kwargs or {}),
         temperature,
-        clipping,
         span_norm,
         span_relation,
-        features=0 if bounds is None else bounds.features,
-        keep_all=keeps_everything(bounds, clipping),
-        limits=() if bounds is None or not collect_rows else bounds.limits(clipping.sharpness),
-        collect=collect_rows and has_teacher,
+        collect_rows and has_teacher,
     )
-    grad_on = torch.is_grad_enabled()
-    wants = [grad_on and t is not None and t.requires_grad for t in (student_hidden, student_weight, student_bias)]
-    device = student_hidden.device
-    factors = [None if w is None else factor_dtype(w, product_dtype) for w in (student_weight, teacher_weight)]
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        student = Head(
-            student_weight,
-            student_bias,
-            scale=student_scale,
-            softcap=student_softcap,
-            width=width,
-            dtype=dtype,
-            factors=factors[0],
-            accumulate=(wants[1], wants[2]),
-        )
-        teacher = None
-        if teacher_hidden is not None and teacher_weight is not None:
-            teacher = Head(
-                teacher_weight,
-                teacher_bias,
-                scale=teacher_scale,
-                softcap=teacher_softcap,
-                width=width,
-                dtype=dtype,
-                factors=factors[1],
-            )
-        size = rows_per_tile(tile_size, kept_M.numel(), width, device.type)
-        sizes = size, rows_per_part(tile_size, size, width, device.type)
-        taught = None
-        if teacher is not None and teacher_hidden is not None:
-            taught = TeacherRows(teacher, teacher_hidden.detach(), kept_M, cached)
-        tiles, grad_hidden = _run(student_hidden, student, taught, kept_M, rows, bounds, options, sizes, wants)
-    return finish(
-        tiles,
-        [
-            (student_hidden, grad_hidden),
-            (student_weight, student.grad_weight),
-            (student_bias, student.grad_bias),
-        ],
-        bounds,
-        price,
-        options,
-        weights,
-        step_counts,
-        kept_M,
-        dtype,
-    )
+    bounds = None
+    if has_teacher and divergence == "dac_kl":
+        bounds = RowBounds(clip, clipping, rows.place, labels.numel(), dtype, collect=collect_rows)
+    own = StudentRows(student_hidden, student, width, dtype, product_dtype)
+    taught = None
+    if teacher is not None and teacher_hidden is not None:
+        taught = TeacherRows(teacher_hidden, teacher, width, dtype, product_dtype, rows.place, cached)
+    with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
+        tiles = run_tiles(own, taught, rows, bounds, options, tile_size)
+    return _finish(tiles, own, bounds, options, weights, step, rows.place)
 
 
-def _run(
+def check_inputs(
     student_hidden: Tensor,
-    student: Head,
-    teacher: TeacherRows | None,
+    student: OutputLayer,
+    teacher_hidden: Tensor | None,
+    teacher: OutputLayer | None,
+    labels: Tensor,
+    weights: Sequence[float],
+    vocab_size: int | None,
+) -> tuple[int, torch.dtype]:
+    """Refuse what doesn't fit together; returns the number of classes used, and the dtype of sums and losses."""
+    if len(weights) != 3:
+        raise ValueError(f"weights must be three numbers (sft, dac_kl, span), got {len(weights)}")
+    if (teacher_hidden is None) != (teacher is None):
+        raise ValueError("teacher_hidden and teacher_weight must be given both or not at all")
+    if teacher is None and (weights[1] != 0 or weights[2] != 0):
+        raise ValueError(f"without a teacher the weights of dac_kl and span must be 0, got {tuple(weights)}")
+    if labels.dim() != 1:
+        raise ValueError(f"labels must be one-dimensional, got shape {tuple(labels.shape)}")
+    for name, hidden in (("student_hidden", student_hidden), ("teacher_hidden", teacher_hidden)):
+        check_rows(name, hidden, labels)
+    layers = [layer.weight for layer in (student, teacher) if layer is not None]
+    widths = [weight.shape[0] for weight in layers]
+    width = vocab_size if vocab_size is not None else widths[0]
+    if vocab_size is None and len(set(widths)) > 1:
+        raise ValueError(
+            f"the output layers have {widths[0]} and {widths[1]} classes; give the shared `vocab_size`"
+        )
+    if not 0 < width <= min(widths):
+        raise ValueError(f"vocab_size must lie between 1 and {min(widths)}, got {width}")
+    bad = (labels != IGNORED) & ((labels < 0) | (labels >= width))
+    if bool(bad.any()):
+        raise ValueError(f"label {int(labels[bad][0])} lies outside the {width} classes (and isn't {IGNORED})")
+    states = [student_hidden] if teacher_hidden is None else [student_hidden, teacher_hidden]
+    return width, compute_dtype(*states, *layers)
+
+
+def check_rows(name: str, tensor: Tensor | None, labels: Tensor) -> None:
+    if tensor is not None and tensor.shape[0] != labels.numel():
+        raise ValueError(f"{name} has {tensor.shape[0]} rows, labels {labels.numel()}")
+
+
+def _denominators(
+    counts: Sequence[float | Tensor] | None, labels: Tensor, span_ids: Tensor | None, sft_mask: Tensor | None
+) -> TermCounts:
+    if counts is None:
+        return term_counts(labels, span_ids, sft_mask)
+    if len(counts) != 3:
+        raise ValueError(f"counts must be three numbers (ground truth, response, pairs), got {len(counts)}")
+    return TermCounts(*(float(count) for count in counts))
+
+
+def _response_rows(labels: Tensor, span_ids: Tensor | None, sft_mask: Tensor | None) -> ResponseRows:
+    """What is known of the rows that are response tokens."""
+    check_rows("span_ids", span_ids, labels)
+    check_rows("sft_mask", sft_mask, labels)
+    response_N = labels != IGNORED
+    is_pair_N = torch.zeros_like(response_N)
+    if span_ids is not None and labels.numel() > 1:
+        is_pair_N[:-1] = span_pairs(span_ids, response_N)
+    truth_N = response_N if sft_mask is None else sft_mask.bool()
+    kept_M = response_N.nonzero().squeeze(1)
+    return ResponseRows(kept_M, labels[kept_M], truth_N[kept_M], is_pair_N[kept_M])
+
+
+def _finish(
+    tiles: list[TileTerms],
+    student: StudentRows,
+    bounds: RowBounds | None,
+    options: TermOptions,
+    weights: Sequence[float],
+    counts: TermCounts,
     kept_M: Tensor,
-    rows: TileRows,
-    bounds: RowBounds | None,
-    options: TermOptions,
-    sizes: tuple[int, int],
-    wants: list[bool],
-) -> tuple[list[TileTerms], Tensor | None]:
-    """All tiles in order, and the gradient to the student's hidden states `[N, H_S]`."""
-    dtype, device, count = student.dtype, student_hidden.device, kept_M.numel()
-    # rows are picked tile by tile, here and in `TeacherRows`: copies of all of them would grow with N
-    hidden_NH = student_hidden.detach()
-    grad_NH = torch.zeros(hidden_NH.shape, dtype=dtype, device=device) if wants[0] else None
-    tiles: list[TileTerms] = []
-    room = Workspace(device, dtype)
-    pairs = rows.is_pair.tolist()
-    # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
-    for start in range(0, max(count, 1), sizes[0]):
-        stop = min(start + sizes[0], count)
-        end = stop + int(stop < count and pairs[stop - 1])
-        chosen = kept_M[start:end]
-        part = hidden_NH[chosen].to(dtype)
-        logits = student.project(part, room.take("student logits", end - start, student.width))
-        taught = None
-        if teacher is not None:
-            taught = teacher.logits(start, end, room.take("teacher logits", end - start, student.width))
-        grad = None
-        if any(wants):
-            # the gradient takes the logits' place, unless a soft cap reads them once more
-            grad = logits if student.softcap is None else room.take("gradient", *logits.shape)
-        tiles += _parts(logits, taught, grad, rows, pairs, (start, stop), bounds, options, sizes[1], room)
-        if grad is not None:
-            pulled = student.pull(grad, logits, part, to_hidden=wants[0])
-            if grad_NH is not None and pulled is not None:
-                grad_NH[chosen] += pulled
-    return tiles, grad_NH
+) -> LossTerms:
+    """Means, their weighted sum with its gradients, and the collected rows."""
 
+    def mean(name: str, count: float) -> Tensor:
+        total = torch.stack([getattr(tile, name) for tile in tiles]).sum()
+        return total / count if count > 0 else torch.zeros_like(total)
 
-def _parts(
-    logits: Tensor,
-    taught: Tensor | None,
-    grad: Tensor | None,
-    rows: TileRows,
-    pairs: list[bool],
-    span: tuple[int, int],
-    bounds: RowBounds | None,
-    options: TermOptions,
-    size: int,
-    room: Workspace,
-) -> list[TileTerms]:
-    """A tile's terms a few rows at a time; their gradient to the logits goes to `grad`, which may be `logits`.
-
-    A product of matrices wants many rows at once, the many passes over what comes out want few: those stay in a
-    processor's cache.
-    """
-    start, stop = span
-    found = []
-    carried: Tensor | None = None
-    for first in range(start, max(stop, start + 1), size):
-        last = min(first + size, stop)
-        reach = last + int(last < len(pairs) and pairs[last - 1])
-        here = slice(first - start, reach - start)
-
-        def bounds_of(*arguments: Any, first: int = first, last: int = last) -> tuple[Tensor, Tensor]:
-            assert bounds is not None
-            return bounds.tile(first, last, *arguments)
-
-        own = TileRows(*(tensor[first:last] for tensor in rows))
-        out = None if grad is None else grad[first - start : last - start]
-        theirs = None if taught is None else taught[here]
-        terms = tile_terms(theirs, logits[here], own, bounds_of, options, room, grad=out)
-        if out is not None and carried is not None:
-            out[:1] += carried
-        # the halo row's gradient waits for its own part, which still needs the logits there
-        carried = terms.halo_grad
-        found.append(terms._replace(halo_grad=None))
-    if grad is not None and reach > stop:
-        # the tile's own halo
-        grad[stop - start :] = 0.0 if carried is None else carried
-    return found
+    means = [mean(name, count) for name, count in zip(("sft", "dac_kl", "span"), counts, strict=True)]
+    total = weighted_sum(means, weights)
+    penalty = torch.zeros_like(total)
+    lower = upper = None
+    known: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+    if bounds is not None:
+        if bounds.price is not None and weights[1] != 0:
+            clipped = mean("clipped", counts.response_tokens)
+            penalty = float(weights[1]) * bounds.price.to(student.dtype) * clipped
+        lower, upper, known = bounds.joined([tile.bounds_grad for tile in tiles], options.scales[1])
+    total, penalty = student.attach(total, penalty, known)
+    if not options.collect:
+        return LossTerms(total, means[0], means[1], means[2], penalty)
+    columns = {name: torch.cat([tile.stats[name] for tile in tiles]) for name in tiles[0].stats}
+    clipped_M = columns.pop("clipped")
+    if lower is not None and upper is not None:
+        columns |= {"lower": lower.detach(), "upper": upper.detach()}
+        columns |= {"retained_mass": 1.0 - clipped_M, "clipped": clipped_M}
+    return LossTerms(total, means[0], means[1], means[2], penalty, RowStats(index=kept_M, **columns))

@@ -1,13 +1,47 @@
-"""Memory that is used again for every tile.
+"""What a tile is worked on with: memory that is used again, chosen classes, softmaxes, records of its terms.
 
 On a CPU a fresh buffer of a few megabytes costs more than the arithmetic that fills it: the kernel hands it out
-page by page, zeroed, and takes it back when it is freed.
+page by page, zeroed, and takes it back when it is freed. Every pass over `[R, V]` counts there as well, so no
+log-probabilities of a whole tile are kept.
+
+Shapes: R rows, V classes, r chosen rows, K chosen classes of each.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from mgsr.losses.clip_bounds import PairSummary
+
+TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 32_000_000}
+"""Logits per tile where no `tile_size` is given, by device type."""
+PART_ELEMENTS = 2_600_000
+"""Logits that are worked on at a time on a CPU: what a core's cache holds."""
+RARE = 1e-8
+"""A probability that log-probabilities are not measured from."""
+
+
+def rows_per_tile(tile_size: int | None, count: int, width: int, device_type: str) -> int:
+    """Rows whose logits are made at a time: `tile_size`, or `count` in equal tiles of at most `TILE_ELEMENTS`."""
+    if tile_size is not None:
+        if tile_size < 1:
+            raise ValueError(f"tile_size must be at least 1, got {tile_size}")
+        return tile_size
+    size = max(64, TILE_ELEMENTS.get(device_type, TILE_ELEMENTS["cpu"]) // width)
+    tiles = max(1, math.ceil(count / size))
+    return max(1, math.ceil(count / tiles))
+
+
+def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str) -> int:
+    """Rows of a tile that are worked on at a time: all of them, but on a CPU."""
+    if tile_size is not None or device_type != "cpu":
+        return size
+    parts = max(1, round(size * width / PART_ELEMENTS))
+    return max(1, math.ceil(size / parts))
 
 
 class Workspace:
@@ -39,3 +73,195 @@ class Workspace:
     def rows_of(self, name: str, source_RV: Tensor, rows: Tensor) -> Tensor:
         """A copy of some rows."""
         return torch.index_select(source_RV, 0, rows, out=self.take(name, rows.numel(), source_RV.shape[1]))
+
+
+def places_of(rows_r: Tensor | None, ids_rK: Tensor, width: int) -> Tensor:
+    """Flat positions `[r, K]` in a contiguous `[R, width]`. rows None: the first r."""
+    if rows_r is None:
+        rows_r = torch.arange(ids_rK.shape[0], device=ids_rK.device)
+    return ids_rK + (rows_r * width).unsqueeze(1)
+
+
+def gather_classes(values_RV: Tensor, rows_r: Tensor | None, ids_rK: Tensor) -> Tensor:
+    """A copy `[r, K]` of the entries.
+
+    >>> gather_classes(torch.arange(6).view(2, 3), torch.tensor([1]), torch.tensor([[2, 0]]))
+    tensor([[5, 3]])
+    """
+    if rows_r is None:
+        return values_RV[: ids_rK.shape[0]].gather(1, ids_rK)
+    return torch.take(values_RV, places_of(rows_r, ids_rK, values_RV.shape[1]))
+
+
+def scatter_classes(target_RV: Tensor, rows_r: Tensor | None, ids_rK: Tensor, values_rK: Tensor) -> None:
+    """Write the entries of a contiguous tensor; the classes of a row must differ.
+
+    >>> target = torch.zeros(2, 3)
+    >>> scatter_classes(target, None, torch.tensor([[2, 0]]), torch.tensor([[7.0, 8.0]]))
+    >>> target
+    tensor([[8., 0., 7.],
+            [0., 0., 0.]])
+    """
+    target_RV.put_(places_of(rows_r, ids_rK, target_RV.shape[1]), values_rK)
+
+
+class Softmax(NamedTuple):
+    """Logits over the temperature and their softmax, `[R, V]`; one class's logit and log-probability, `[R]`.
+
+    log p_k = (z_k - base) + log_base: the difference first, so that large logits lose nothing.
+    """
+
+    logits: Tensor
+    probs: Tensor
+    base: Tensor
+    log_base: Tensor
+
+    @staticmethod
+    def of(logits_RV: Tensor, probable_R1: Tensor | None = None, *, out: Tensor | None = None) -> Softmax:
+        """Of logits over the temperature.
+
+        Args:
+            probable_R1: a class of every row that is likely not to be rare; saves looking for the largest.
+            out: takes the probabilities.
+        """
+        probs_RV = torch.softmax(logits_RV, dim=-1, out=out)
+        if probable_R1 is not None:
+            base, prob = (tensor.gather(1, probable_R1).squeeze(1) for tensor in (logits_RV, probs_RV))
+            # further down the difference of logits, and below the smallest normal number p itself, round away
+            if bool((prob > RARE).all()):
+                return Softmax(logits_RV, probs_RV, base, prob.log())
+        if logits_RV.numel() == 0:
+            empty_R = logits_RV.new_zeros(logits_RV.shape[0])
+            return Softmax(logits_RV, probs_RV, empty_R, empty_R)
+        return Softmax(logits_RV, probs_RV, logits_RV.amax(dim=-1), probs_RV.amax(dim=-1).log())
+
+    def first(self, count: int) -> Softmax:
+        """The first `count` rows."""
+        return Softmax(*(tensor[:count] for tensor in self))
+
+    def rows(self, rows: Tensor | None) -> Softmax:
+        """Some rows, copied; None: all of them, as they are."""
+        return self if rows is None else Softmax(*(tensor[rows] for tensor in self))
+
+    def log_probs(self, ids_RK: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Log-probabilities of some classes (None: all) of some rows (None: all)."""
+        logits, base, log_base = self.logits, self.base, self.log_base
+        if rows is not None:
+            base, log_base = base[rows], log_base[rows]
+        if ids_RK is not None:
+            logits = gather_classes(logits, rows, ids_RK)
+        elif rows is not None:
+            logits = logits[rows]
+        return (logits - base.unsqueeze(1)).add_(log_base.unsqueeze(1))
+
+    def mass_outside(self, ids_RK: Tensor, rows: Tensor | None, room: Workspace) -> Tensor:
+        """Probability of all classes but the given ones.
+
+        Zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1. Of all rows, the places
+        are filled again afterwards: much cheaper than a copy.
+        """
+        if rows is None:
+            kept = self.probs.gather(1, ids_RK)
+            self.probs.scatter_(1, ids_RK, 0.0)
+            mass = self.probs.sum(dim=-1)
+            self.probs.scatter_(1, ids_RK, kept)
+            return mass
+        return room.rows_of("some rows", self.probs, rows).scatter_(1, ids_RK, 0.0).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy of every row in nats; classes of probability 0 contribute 0."""
+        shifted = self.logits - self.base.unsqueeze(1)
+        expected = torch.linalg.vecdot(self.probs, shifted)
+        if bool(torch.isnan(expected).any()):
+            # 0 * -inf
+            lowest = torch.finfo(shifted.dtype).min
+            expected = torch.linalg.vecdot(self.probs, shifted.clamp_min_(lowest))
+        return -(expected + self.log_base)
+
+
+class Tile(NamedTuple):
+    """One tile's rows as both models see them, and memory to work in.
+
+    Attributes:
+        teacher, student: of the tile's own rows.
+        labels: `[R]`.
+        plain: the student at temperature 1.
+        log_q: `[R]`, of the labels at temperature 1.
+        p, q: `[R + halo, V]`, teacher and student of a halo row too.
+    """
+
+    teacher: Softmax
+    student: Softmax
+    labels: Tensor
+    plain: Softmax
+    log_q: Tensor
+    p: Tensor
+    q: Tensor
+    room: Workspace
+
+    @staticmethod
+    def of(
+        teacher_logits: Tensor | None,
+        student_logits: Tensor,
+        plain_logits: Tensor,
+        labels: Tensor,
+        best: Tensor | None,
+        room: Workspace,
+    ) -> Tile:
+        """Of logits over the temperature, `[R + halo, V]`; without a teacher the student stands in its place.
+
+        Args:
+            plain_logits: the student's at temperature 1, where cross-entropy always is.
+            best: `[R + halo, 1]`, the teacher's most probable class, where it is known.
+        """
+        count = labels.numel()
+        student = Softmax.of(student_logits, best, out=room.take("student probabilities", *student_logits.shape))
+        teacher = student
+        if teacher_logits is not None:
+            out = room.take("teacher probabilities", *teacher_logits.shape)
+            teacher = Softmax.of(teacher_logits, best, out=out)
+        plain = (student if plain_logits is student_logits else Softmax.of(plain_logits, best)).first(count)
+        log_q = plain.log_probs(labels.unsqueeze(1)).squeeze(1)
+        own = teacher.first(count), student.first(count)
+        return Tile(*own, labels, plain, log_q, teacher.probs, student.probs, room)
+
+    def summary(self, ids_RF: Tensor, log_p_RF: Tensor) -> PairSummary:
+        """What a clip network is told; `log_p_RF` is the teacher's of the classes."""
+        return PairSummary(
+            log_p_RF, self.student.log_probs(ids_RF), self.teacher.entropy(), self.student.entropy()
+        )
+
+
+class Part(NamedTuple):
+    """Of a - q * sum(a) what is no multiple of q in a whole row.
+
+    Without `ids` the `values [r, V]` are added to `rows` (None: to all). With `ids [r, K]` the `values [r, K]` are
+    what a - q * sum(a) is for these classes, and replace what stands there.
+    """
+
+    rows: Tensor | None
+    ids: Tensor | None
+    values: Tensor
+
+
+class LogitGradient(NamedTuple):
+    """A term's gradient to the logits over the temperature: q * `q_scale [R]`, then the parts, in their order."""
+
+    q_scale: Tensor
+    parts: list[Part]
+
+
+class TokenTerm(NamedTuple):
+    """The token-level divergence of a tile: `loss [R]`, its scaled gradient, and of DAC-KL what else was seen.
+
+    `clipped [R]` is the mass of the rest bin. `bounds [4, R]`: dloss / dlower, dloss / dupper, dclipped / dlower,
+    dclipped / dupper. `limits [2, R]`: the clipped mass at two other pairs of bounds. `teacher_entropy [R]`: where
+    it was needed on the way.
+    """
+
+    loss: Tensor
+    gradient: LogitGradient
+    clipped: Tensor
+    bounds: Tensor | None = None
+    limits: Tensor | None = None
+    teacher_entropy: Tensor | None = None

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgsr.losses.fused import products
-from mgsr.losses.fused.products import CLASSES, LEAST_ROWS, times_transposed
+from mgsr.losses import projection
+from mgsr.losses.projection import CLASSES, LEAST_ROWS, times_transposed
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def turned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         made.append((*left.shape, *right.shape))
         return multiply(left, right, **options)
 
-    monkeypatch.setattr(products, "is_amd", lambda: True)
+    monkeypatch.setattr(projection, "is_amd", lambda: True)
     monkeypatch.setattr(torch, "mm", mm)
     return made
 
@@ -79,7 +79,7 @@ def test_gradients_flow_where_they_are_wanted(turned: list[tuple[int, ...]]) -> 
 
 
 def test_other_processors_take_torchs_own(turned: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "is_amd", lambda: False)
+    monkeypatch.setattr(projection, "is_amd", lambda: False)
     left, weight, _ = factors(LEAST_ROWS, 2 * CLASSES)
     assert torch.equal(times_transposed(left, weight), torch.nn.functional.linear(left, weight))
     assert turned == []

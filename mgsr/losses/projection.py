@@ -1,0 +1,176 @@
+"""A model's output layer: from hidden states to logits, as fast as the processor's library allows.
+
+Shapes: `...` leading shape, R rows, V classes, H hidden size. Fused twin: `StudentRows` in `fused/gradients.py`,
+which also takes the gradient of logits back, a tile at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgsr.runtime.processor import is_amd
+
+CLASSES = 2048
+"""Classes that are multiplied at a time: what comes out stays in the cache until it is turned around."""
+
+LEAST_ROWS = 16
+"""With fewer rows the library takes other routines, whose sums are rounded otherwise."""
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """The map from last hidden states to logits: `softcap * tanh(scale * (W h + b) / softcap)`.
+
+    Attributes:
+        weight: `[V, H]`.
+        bias: `[V]` or None.
+        scale: factor on the logits, 1 for most models (Cohere's `logit_scale`, Granite's `1 /
+            logits_scaling`).
+        softcap: Gemma's `final_logit_softcapping`; None leaves the logits as they are.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def to(self, device: torch.device) -> OutputLayer:
+        """The same on another device; where it is there already nothing is copied."""
+        bias = None if self.bias is None else self.bias.detach().to(device)
+        return replace(self, weight=self.weight.detach().to(device), bias=bias)
+
+    def narrowed(self, width: int, dtype: torch.dtype, product_dtype: torch.dtype | None = None) -> OutputLayer:
+        """Without a graph, cut to the first `width` classes, and cast once to what `project(dtype=dtype)` takes.
+
+        Args:
+            product_dtype: of the factors of matrix products, see `factor_dtype`; sums stay in `dtype`.
+
+        Raises:
+            ValueError: the soft cap isn't positive, or `product_dtype` is neither bfloat16 nor None.
+        """
+        if self.softcap is not None and not self.softcap > 0:
+            raise ValueError(f"softcap must be positive, got {self.softcap}")
+        factors = factor_dtype(self.weight, product_dtype)
+        bias = None if self.bias is None else self.bias.detach()[:width].to(dtype)
+        return replace(self, weight=self.weight.detach()[:width].to(factors or dtype), bias=bias)
+
+    def project(
+        self,
+        hidden: Tensor,
+        vocab_size: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Logits `[..., V]` of states `[..., H]`, float32 or wider; V is `vocab_size` if given.
+
+        Args:
+            dtype: in which products are summed, at least as wide as the weight; None: as the weight.
+            out: takes the logits; then no gradient flows.
+        """
+        weight, bias = self.weight, self.bias
+        if vocab_size is not None:
+            weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
+        if dtype is None or dtype == weight.dtype:
+            logits = times_transposed(hidden.to(weight.device), weight, bias, out)
+        else:
+            logits = product(hidden.to(weight.dtype), weight.t(), dtype, out)
+            if bias is not None:
+                logits += bias
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_()
+            # autograd keeps what tanh gave
+            logits = logits * self.softcap if logits.requires_grad else logits.mul_(self.softcap)
+        return logits
+
+
+def factor_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype | None:
+    """What a product with `weight` takes its factors in: bfloat16, or None for the dtype of its results.
+
+    `asked` decides where it is given; otherwise it is bfloat16 on a GPU under such autocast or with such a weight.
+    On a CPU those products are slower than float32's. Never float16: the gradient of a mean over thousands of
+    tokens lies below its smallest number.
+
+    Raises:
+        ValueError: `asked` is neither bfloat16 nor None.
+    """
+    if asked not in (None, torch.bfloat16):
+        raise ValueError(f"product_dtype must be torch.bfloat16 or None, got {asked}")
+    if asked is not None or weight.device.type != "cuda":
+        return asked
+    if torch.is_autocast_enabled("cuda"):
+        low = torch.get_autocast_dtype("cuda") == torch.bfloat16
+    else:
+        low = weight.dtype == torch.bfloat16
+    return torch.bfloat16 if low else None
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """`left @ right` in `dtype`, in which it is summed, whatever the factors are in."""
+    if left.dtype == dtype:
+        return torch.mm(left, right, out=out)
+    if left.device.type != "cuda":
+        return torch.mm(left.to(dtype), right.to(dtype), out=out)
+    if out is None:
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right, out_dtype=dtype, out=out)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> None:
+    """`total += left @ right` in place and in `total`'s dtype; `fresh`: nothing stands there yet."""
+    beta = 0 if fresh else 1
+    if left.dtype == total.dtype:
+        total.addmm_(left, right, beta=beta)
+    elif left.device.type != "cuda":
+        total.addmm_(left.to(total.dtype), right.to(total.dtype), beta=beta)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
+
+
+def times_transposed(
+    left_RH: Tensor, weight_VH: Tensor, bias_V: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """`left @ weight.T + bias`, `[R, V]`, in `out` where that is given.
+
+    PyTorch's wheels multiply float32 by MKL, which on a processor of AMD's takes longer for a few rows times a
+    large transposed matrix than for that matrix times the few columns (seen on Zen 4, where the sums came out the
+    same to the last digit). There it is done that way around, a block of classes at a time. Elsewhere, and where a
+    gradient is to flow, it is PyTorch's own product.
+    """
+    if not _turns_around(left_RH, weight_VH):
+        if out is None:
+            return F.linear(left_RH, weight_VH, bias_V)
+        if bias_V is None:
+            return torch.mm(left_RH, weight_VH.t(), out=out)
+        return torch.addmm(bias_V, left_RH, weight_VH.t(), out=out)
+    rows, classes = left_RH.shape[0], weight_VH.shape[0]
+    product = left_RH.new_empty(rows, classes) if out is None else out
+    columns_HR = left_RH.t()
+    block = left_RH.new_empty(min(CLASSES, classes), rows)
+    for start in range(0, classes, CLASSES):
+        stop = min(start + CLASSES, classes)
+        torch.mm(weight_VH[start:stop], columns_HR, out=block[: stop - start])
+        product[:, start:stop] = block[: stop - start].t()
+    if bias_V is not None:
+        product += bias_V
+    return product
+
+
+def _turns_around(left_RH: Tensor, weight_VH: Tensor) -> bool:
+    return (
+        left_RH.device.type == "cpu"
+        and left_RH.dtype == weight_VH.dtype == torch.float32
+        and left_RH.dim() == 2
+        and left_RH.shape[0] >= LEAST_ROWS
+        and weight_VH.shape[0] >= 2 * CLASSES
+        and not (torch.is_grad_enabled() and (left_RH.requires_grad or weight_VH.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+        and is_amd()
+    )
