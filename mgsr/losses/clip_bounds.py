@@ -7,14 +7,11 @@ quantile: the mass, or the share of classes, that is ranked strictly before it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-
-from mgsr.losses.log_probs import entropy
-from mgsr.losses.ranking import top_classes
 
 RAMPS, QUANTILES, FORMS = ("clipped", "sigmoid"), ("mass", "rank"), ("normalised", "literal")
 RAMP_REACH = 4.0
@@ -77,22 +74,37 @@ def check_clipping(sharpness: float, ramp: str, quantile: str, form: str) -> Non
 class ClipOptions:
     """How DAC-KL clips; see `dac_kl`. `target` is "argmax" or "label"."""
 
-    sharpness: float = 0.005
-    ramp: str = "clipped"
-    quantile: str = "mass"
-    target: str = "argmax"
-    form: str = "normalised"
-    keep_target: bool = True
+    sharpness: float
+    ramp: str
+    quantile: str
+    target: str
+    form: str
+    keep_target: bool
+    margin: float = field(init=False)
+    """How far outside a bound m is exactly 0, a little rounding included; inf for endless tails."""
 
     def __post_init__(self) -> None:
         check_clipping(self.sharpness, self.ramp, self.quantile, self.form)
         if self.target not in ("argmax", "label"):
             raise ValueError(f"target must be 'argmax' or 'label', got {self.target!r}")
+        endless = self.ramp == "sigmoid" and self.sharpness
+        object.__setattr__(self, "margin", math.inf if endless else RAMP_REACH * self.sharpness + 1e-5)
 
-    @property
-    def margin(self) -> float:
-        """How far outside a bound m is exactly 0, a little rounding included; inf for endless tails."""
-        return math.inf if self.ramp == "sigmoid" and self.sharpness else RAMP_REACH * self.sharpness + 1e-5
+    @classmethod
+    def of(cls, clip: Clip, sharpness: float | None, *others: Any) -> ClipOptions:
+        """With the caller's sharpness, or the clip module's, or 0.005; `others` are the fields that follow it.
+
+        Raises:
+            ValueError: caller and module disagree, or an option is unknown or out of range.
+        """
+        own = getattr(clip, "sharpness", None)
+        if sharpness is None:
+            sharpness = 0.005 if own is None else float(own)
+        elif own is not None and float(own) != float(sharpness):
+            raise ValueError(
+                f"sharpness {sharpness} differs from the clip network's {float(own)}; give both the same"
+            )
+        return cls(float(sharpness), *others)
 
 
 def ramp_value(x: Tensor, kind: str, out: Tensor | None = None) -> Tensor:
@@ -127,14 +139,3 @@ def ranked_quantile(log_probs_RK: Tensor, quantile: str, width: int) -> Tensor:
     before = torch.zeros_like(log_probs_RK)
     torch.cumsum(log_probs_RK[..., :-1].exp(), dim=-1, out=before[..., 1:])
     return before
-
-
-def summarise(teacher_log_probs_RV: Tensor, student_log_probs_RV: Tensor, features: int) -> PairSummary:
-    """The `PairSummary` of log-probabilities, ranked with a selection of its own."""
-    values, ids = top_classes(teacher_log_probs_RV, features)
-    return PairSummary(
-        values,
-        student_log_probs_RV.gather(1, ids),
-        entropy(teacher_log_probs_RV, teacher_log_probs_RV.exp()),
-        entropy(student_log_probs_RV, student_log_probs_RV.exp()),
-    )

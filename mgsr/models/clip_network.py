@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgsr.losses.clip_bounds import RAMP_REACH, PairSummary, summarise
-from mgsr.losses.log_probs import log_probabilities
+from mgsr.losses.clip_bounds import RAMP_REACH, PairSummary
+from mgsr.losses.log_probs import entropy, log_probabilities
+from mgsr.losses.ranking import top_classes
 
 LOWEST_LOG_PROB = -50.0
 """Log-probabilities are clamped here; a vocabulary smaller than F is padded with it."""
@@ -133,7 +134,7 @@ class ClipNetwork(nn.Module):
             shape = teacher_logits.shape[:-1]
             log_p, log_q = log_probabilities(teacher_logits.detach(), student_logits.detach())
             rows = [log_probs.reshape(-1, log_probs.shape[-1]) for log_probs in (log_p, log_q)]
-            summary = summarise(rows[0], rows[1], self.features)
+            summary = _summary(rows[0], rows[1], self.features)
         with torch.autocast(summary.teacher_entropy.device.type, enabled=False):
             lower, upper = self._bounds(summary)
         return (lower, upper) if shape is None else (lower.reshape(shape), upper.reshape(shape))
@@ -189,6 +190,17 @@ class ClipNetwork(nn.Module):
         if self.price.dtype != torch.float32:
             self.price = price.to(self.price.device)
         return self
+
+
+def _summary(teacher_log_probs_RV: Tensor, student_log_probs_RV: Tensor, features: int) -> PairSummary:
+    """Of log-probabilities, ranked with a selection of its own."""
+    values, ids = top_classes(teacher_log_probs_RV, features)
+    return PairSummary(
+        values,
+        student_log_probs_RV.gather(1, ids),
+        entropy(teacher_log_probs_RV, teacher_log_probs_RV.exp()),
+        entropy(student_log_probs_RV, student_log_probs_RV.exp()),
+    )
 
 
 def _linear(layer: nn.Linear, inputs: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mgsr.config.schema import ExperimentConfig
-from mgsr.losses.fused.workspace import rows_per_part, rows_per_tile
+from mgsr.losses.fused.tile import rows_per_part, rows_per_tile
 from mgsr.models.output_layer import causal_lm, last_hidden
 from mgsr.models.pruning import decoder_layers
 from mgsr.planning.model_size import ModelSize, model_size

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from mgsr.losses import DIVERGENCES, dac_kl, global_mean, span_correlation
+from mgsr.losses import DIVERGENCES, cross_entropy, dac_kl, global_mean, span_correlation, tiled_objective
 from mgsr.models.clip_network import ClipNetwork
 
 CLIP = (0.1, 0.8)
+WEIGHTS = (1.0, 0.7, 1.3)
 
 
 def network(**options):
@@ -63,7 +64,7 @@ def dense_objective(
     teacher = problem.taught @ problem.teacher.T
     keep = problem.labels != -100
     truth = keep if sft_mask is None else keep & sft_mask
-    nll = -torch.log_softmax(student, -1).gather(1, problem.labels.clamp_min(0)[:, None])[:, 0]
+    nll = cross_entropy(student, problem.labels)
     clipped = torch.zeros(())
     if divergence == "dac_kl":
         bounds = clip if isinstance(clip, tuple) else clip(teacher / temperature, student / temperature)
@@ -83,3 +84,17 @@ def dense_objective(
     )
     terms = [global_mean(nll, truth), global_mean(values, keep), global_mean(pairs.loss, pairs.is_pair)]
     return sum(w * term for w, term in zip(weights, terms, strict=True)), terms, clipped
+
+
+def assert_same(problem, clip, extra=(), tiles=(7,), rtol=1e-9, weights=WEIGHTS, **options):
+    """Total, terms and every gradient of the tiled form are those of the dense one."""
+    inputs = [*problem.inputs, *extra]
+    want, terms, _ = dense_objective(problem, clip, weights=weights, **options)
+    grads = torch.autograd.grad(want, inputs)
+    for size in tiles:
+        got = tiled_objective(*problem.arguments, clip=clip, weights=weights, tile_size=size, **options)
+        for mine, other in zip((got.total, got.sft, got.dac_kl, got.span), (want, *terms), strict=True):
+            torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol)
+        assert not (got.sft.requires_grad or got.dac_kl.requires_grad or got.span.requires_grad)
+        for mine, other in zip(torch.autograd.grad(got.total, inputs), grads, strict=True):
+            torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol * float(other.abs().max()))

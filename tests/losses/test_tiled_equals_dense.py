@@ -5,21 +5,12 @@ import math
 import pytest
 import torch
 
-from mgsr.losses import ranking, tiled_objective
-from mgsr.losses.fused import selection
+from mgsr.losses import tiled_objective
 from mgsr.models.clip_network import ClipNetwork
 from tests.losses import reference
-from tests.losses.dense import Problem, dense_objective
+from tests.losses.dense import WEIGHTS, Problem, assert_same, dense_objective
 
 INF = math.inf
-WEIGHTS = (1.0, 0.7, 1.3)
-
-
-@pytest.fixture
-def shallow(monkeypatch):
-    """Selection, deeper selection and full sort, all at a few hundred classes."""
-    monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
-    monkeypatch.setattr(selection, "DEPTHS", (32, 96))
 
 
 def network(seed=0, **options):
@@ -27,66 +18,6 @@ def network(seed=0, **options):
     net = ClipNetwork(features=8, hidden=8, sharpness=0.02, **options).double()
     torch.nn.init.normal_(net.outer.weight)
     return net
-
-
-def assert_same(problem, clip, extra=(), tiles=(7,), rtol=1e-9, **options):
-    """Total, terms and every gradient of the tiled form are those of the dense one."""
-    inputs = [*problem.inputs, *extra]
-    want, terms, _ = dense_objective(problem, clip, weights=WEIGHTS, **options)
-    grads = torch.autograd.grad(want, inputs)
-    for size in tiles:
-        got = tiled_objective(*problem.arguments, clip=clip, weights=WEIGHTS, tile_size=size, **options)
-        for mine, other in zip((got.total, got.sft, got.dac_kl, got.span), (want, *terms), strict=True):
-            torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol)
-        assert not (got.sft.requires_grad or got.dac_kl.requires_grad or got.span.requires_grad)
-        for mine, other in zip(torch.autograd.grad(got.total, inputs), grads, strict=True):
-            torch.testing.assert_close(mine, other, rtol=rtol, atol=rtol * float(other.abs().max()))
-
-
-@pytest.mark.parametrize("classes", [37, 300])
-@pytest.mark.parametrize("form", ["normalised", "literal"])
-@pytest.mark.parametrize("target", ["argmax", "label"])
-@pytest.mark.parametrize("keep_target", [True, False])
-@pytest.mark.parametrize("clip", [(0.1, 0.9), (-0.02, 0.5), (INF, 1.0), (0.05, 1.2), (-INF, INF)])
-def test_fixed_bounds(shallow, classes, form, target, keep_target, clip):
-    assert_same(Problem(classes=classes), clip, form=form, target=target, keep_target=keep_target)
-
-
-@pytest.mark.parametrize("classes", [37, 300])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"ramp": "sigmoid", "sharpness": 0.05},
-        {"quantile": "rank"},
-        {"sharpness": 0.0},
-        {"quantile": "rank", "sharpness": 0.0},
-        {"temperature": 2.0},
-        {"temperature": 0.7, "target": "label", "form": "literal"},
-        {"span_norm": "l2"},
-        {"span_relation": "cosine", "temperature": 1.5},
-        {"span_relation": "trace", "span_norm": "l2"},
-    ],
-)
-def test_every_option(shallow, classes, options):
-    assert_same(Problem(classes=classes, seed=1), (0.1, 0.8), **options)
-
-
-@pytest.mark.parametrize(
-    ("divergence", "kwargs"),
-    [
-        ("forward_kl", None),
-        ("reverse_kl", None),
-        ("symmetric_kl", {"weight": 0.3}),
-        ("jensen_shannon", {"beta": 0.2}),
-        ("skewed_forward_kl", None),
-        ("skewed_reverse_kl", {"alpha": 0.4}),
-        ("total_variation", None),
-    ],
-)
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_every_divergence(divergence, kwargs, temperature):
-    options = {"divergence": divergence, "divergence_kwargs": kwargs, "temperature": temperature}
-    assert_same(Problem(), None, **options)
 
 
 @pytest.mark.parametrize("classes", [5, 37, 300])

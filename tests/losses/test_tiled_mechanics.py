@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from mgsr.losses import ranking, tiled_objective
 from mgsr.losses.fused import dac_kl as dac_kl_tiles
-from mgsr.losses.fused import selection, workspace
+from mgsr.losses.fused import selection, tile
 from tests.losses.dense import CLIP, Problem, dense_objective, network
 
 INF = math.inf
@@ -206,13 +206,13 @@ def test_the_teacher_gets_no_gradient():
 @pytest.mark.parametrize("part", [37, 150, 400, 5000])
 def test_tiles_in_parts_equal_one_tile(monkeypatch, part, softcap):
     """Spans cross the ends of parts and tiles; the gradient replaces logits that nothing reads again."""
-    monkeypatch.setattr(workspace, "PART_ELEMENTS", part)
-    monkeypatch.setitem(workspace.TILE_ELEMENTS, "cpu", 1)
+    monkeypatch.setattr(tile, "PART_ELEMENTS", part)
+    monkeypatch.setitem(tile.TILE_ELEMENTS, "cpu", 1)
     problem, net = Problem(rows=200, seed=4), network(objective="priced")
     options = {"clip": net, "sft_mask": problem.truth, "student_softcap": softcap, "collect_rows": True}
     variables = [*problem.inputs, *net.parameters()]
     got = tiled_objective(*problem.arguments, **options)
-    assert workspace.rows_per_part(None, 64, 37, "cpu") == max(1, math.ceil(64 / max(1, round(64 * 37 / part))))
+    assert tile.rows_per_part(None, 64, 37, "cpu") == max(1, math.ceil(64 / max(1, round(64 * 37 / part))))
     want = tiled_objective(*problem.arguments, tile_size=1000, **options)
     for name in ("total", "sft", "dac_kl", "span", "clip_penalty"):
         torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=1e-9, atol=1e-12)

@@ -45,9 +45,8 @@ def dac_kl_tile(
     """
     summary = ranking = None
     if ids is not None:
-        ranking = Ranking(tile.teacher.log_probs(ids), ids)
-        if bounds.features:
-            summary = tile.summary(ids[:, : bounds.features], ranking.values[:, : bounds.features])
+        log_p, summary = tile.ranked(ids, bounds.features)
+        ranking = Ranking(log_p, ids)
     lower, upper = bounds.tile(start, start + tile.labels.numel(), tile, summary)
     learned = lower.requires_grad or upper.requires_grad
     if ranking is None:

@@ -28,20 +28,6 @@ LEAST_LEFT = 0.05
 """Share of a mass that must be left for a difference to be taken: twenty times its rounding at most."""
 
 
-def resolve_sharpness(sharpness: float | None, clip: Any) -> float:
-    """The caller's sharpness, or the clip module's, or 0.005.
-
-    Raises:
-        ValueError: caller and module disagree.
-    """
-    own = getattr(clip, "sharpness", None)
-    if sharpness is None:
-        return 0.005 if own is None else float(own)
-    if own is not None and float(own) != float(sharpness):
-        raise ValueError(f"sharpness {sharpness} differs from the clip network's {float(own)}; give both the same")
-    return float(sharpness)
-
-
 class RowBounds:
     """Bounds of the rows of one call, handed out tile by tile and remembered with their graph.
 

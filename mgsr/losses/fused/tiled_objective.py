@@ -21,7 +21,7 @@ from torch import Tensor
 from mgsr.losses.clip_bounds import Clip, ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
 from mgsr.losses.fused.projection import StudentRows, TeacherRows
-from mgsr.losses.fused.selection import RowBounds, resolve_sharpness
+from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
 from mgsr.losses.log_probs import compute_dtype
 from mgsr.losses.projection import OutputLayer
@@ -120,7 +120,7 @@ def tiled_objective(
     rows = _response_rows(labels, span_ids, sft_mask)
     step = _denominators(counts, labels, span_ids, sft_mask)
     sft, dac, pairs = (float(w) / count if count > 0 else 0.0 for w, count in zip(weights, step, strict=True))
-    clipping = ClipOptions(resolve_sharpness(sharpness, clip), ramp, quantile, target, form, keep_target)
+    clipping = ClipOptions.of(clip, sharpness, ramp, quantile, target, form, keep_target)
     has_teacher = teacher is not None and teacher_hidden is not None
     options = TermOptions(
         (sft, dac, pairs),

@@ -9,7 +9,6 @@ Shapes: R rows, V classes, r chosen rows, K chosen classes of each.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -17,31 +16,8 @@ from torch import Tensor
 
 from mgsr.losses.clip_bounds import PairSummary
 
-TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 32_000_000}
-"""Logits per tile where no `tile_size` is given, by device type."""
-PART_ELEMENTS = 2_600_000
-"""Logits that are worked on at a time on a CPU: what a core's cache holds."""
 RARE = 1e-8
 """A probability that log-probabilities are not measured from."""
-
-
-def rows_per_tile(tile_size: int | None, count: int, width: int, device_type: str) -> int:
-    """Rows whose logits are made at a time: `tile_size`, or `count` in equal tiles of at most `TILE_ELEMENTS`."""
-    if tile_size is not None:
-        if tile_size < 1:
-            raise ValueError(f"tile_size must be at least 1, got {tile_size}")
-        return tile_size
-    size = max(64, TILE_ELEMENTS.get(device_type, TILE_ELEMENTS["cpu"]) // width)
-    tiles = max(1, math.ceil(count / size))
-    return max(1, math.ceil(count / tiles))
-
-
-def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str) -> int:
-    """Rows of a tile that are worked on at a time: all of them, but on a CPU."""
-    if tile_size is not None or device_type != "cpu":
-        return size
-    parts = max(1, round(size * width / PART_ELEMENTS))
-    return max(1, math.ceil(size / parts))
 
 
 class Workspace:
@@ -225,11 +201,17 @@ class Tile(NamedTuple):
         own = teacher.first(count), student.first(count)
         return Tile(*own, labels, plain, log_q, teacher.probs, student.probs, room)
 
-    def summary(self, ids_RF: Tensor, log_p_RF: Tensor) -> PairSummary:
-        """What a clip network is told; `log_p_RF` is the teacher's of the classes."""
-        return PairSummary(
-            log_p_RF, self.student.log_probs(ids_RF), self.teacher.entropy(), self.student.entropy()
-        )
+    def ranked(self, ids_RK: Tensor, features: int) -> tuple[Tensor, PairSummary | None]:
+        """The teacher's log-probabilities of the first classes `[R, K]`, and what a clip network is told of them.
+
+        Args:
+            features: classes in the summary; 0: there is none.
+        """
+        log_p = self.teacher.log_probs(ids_RK)
+        if not features:
+            return log_p, None
+        student = self.student.log_probs(ids_RK[:, :features])
+        return log_p, PairSummary(log_p[:, :features], student, self.teacher.entropy(), self.student.entropy())
 
 
 class Part(NamedTuple):
@@ -265,3 +247,42 @@ class TokenTerm(NamedTuple):
     bounds: Tensor | None = None
     limits: Tensor | None = None
     teacher_entropy: Tensor | None = None
+
+
+def add_up(q: Tensor, token: LogitGradient, span: LogitGradient | None, out: Tensor) -> Tensor | None:
+    """Both terms' gradient to the logits over the temperature: the tile's rows to `out [R, V]`, a halo row's back.
+
+    Args:
+        q: of the tile's rows, and of the halo row behind them where there is one; it may lie in `out`.
+        token: of the tile's rows.
+        span: of all rows of `q`, with one part `[R + halo, V]`; the halo has this gradient alone.
+    """
+    scale, parts, count = token.q_scale, token.parts, out.shape[0]
+    halo = None
+    if span is None:
+        torch.mul(q[:count], scale.unsqueeze(1), out=out)
+    else:
+        direction = span.parts[0].values
+        # before `q` may be overwritten: a part that replaces must keep the span's share
+        parts = [_with_span(part, q, direction, span.q_scale) for part in parts]
+        torch.addcmul(direction[:count], q[:count], (scale + span.q_scale[:count]).unsqueeze(1), out=out)
+        if q.shape[0] > count:
+            halo = torch.addcmul(direction[count:], q[count:], span.q_scale[count:].unsqueeze(1))
+    for rows, ids, values in parts:
+        if ids is not None:
+            scatter_classes(out, rows, ids, values)
+        elif rows is None:
+            out += values
+        else:
+            out.index_add_(0, rows, values)
+    return halo
+
+
+def _with_span(part: Part, q: Tensor, direction: Tensor, q_scale: Tensor) -> Part:
+    """The part with the span's a - q * sum(a) added; one that is added to whole rows leaves it there anyway."""
+    rows, ids, values = part
+    if ids is None:
+        return part
+    scale = q_scale[: ids.shape[0]] if rows is None else q_scale[rows]
+    span = gather_classes(direction, rows, ids).addcmul_(gather_classes(q, rows, ids), scale.unsqueeze(1))
+    return Part(rows, ids, span.add_(values))
