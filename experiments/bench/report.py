@@ -114,7 +114,7 @@ def _objective(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str
         "Forward and backward of 1,024 tokens, 128 of them masked, 50,257 classes, student hidden 256, teacher 384,",
         "clip (0.1, 0.95). The ratio columns divide mgsr's three terms by the row. Liger runs with compiled=False and",
         "chunks of 128. The bare products are PyTorch's own; on a processor of AMD's mgsr takes those with an output layer",
-        "the other way around, which is quicker there and gives the same sums (`mgsr/losses/products.py`).",
+        "the other way around, which is quicker there and gives the same sums (`mgsr/losses/projection.py`).",
         "",
         *_table(["", "s", "range", "added MiB", "mgsr / row, time", "mgsr / row, memory"], rows),
     ]

@@ -29,7 +29,6 @@ from mgsr.losses.fused.workspace import LogitGradient, Part, Tile, TokenTerm
 
 def dac_kl_tile(
     tile: Tile,
-    ids: Tensor | None,
     bounds: RowBounds,
     start: int,
     coefficient: float | None,
@@ -38,15 +37,14 @@ def dac_kl_tile(
     """DAC-KL of every row of a tile, each from as few classes as hold all that is kept.
 
     Args:
-        ids: of the first selection, `[R, K]`; None where `bounds` keep all.
         start: place of the tile's first row among the call's response rows.
         coefficient: factor on the gradient to the logits; None: it isn't wanted.
         base: `[R]`, another term's multiple of q, which goes into the same pass.
     """
     summary = ranking = None
-    if ids is not None:
-        log_p, summary = tile.ranked(ids, bounds.features)
-        ranking = Ranking(log_p, ids)
+    if tile.ids is not None:
+        log_p, summary = tile.ranked(bounds.features)
+        ranking = Ranking(log_p, tile.ids)
     lower, upper = bounds.tile(start, start + tile.labels.numel(), tile, summary)
     learned = lower.requires_grad or upper.requires_grad
     if ranking is None:
@@ -60,16 +58,17 @@ def dac_kl_tile(
     for rows, chosen, part in selected_rows(tile, ranking, lower, upper, bounds.options, bounds.limits):
         every = slice(None) if rows is None else rows
         edges = lower[every].unsqueeze(-1), upper[every].unsqueeze(-1)
-        loss[every], clipped[every], gradients = clipped_rows(part, *edges, bounds.options, bounds=learned)
-        if to_bounds is not None and gradients.bounds is not None:
-            for row, values in zip(to_bounds, gradients.bounds, strict=True):
+        found = clipped_rows(part, *edges, bounds.options, bounds=learned)
+        loss[every], clipped[every] = found.loss, found.clipped
+        if to_bounds is not None and found.bounds is not None:
+            for row, values in zip(to_bounds, found.bounds, strict=True):
                 row[every] = values
         if at_limits is not None:
             for row, (low, high) in zip(at_limits, bounds.limits, strict=True):
                 limits = torch.full_like(edges[0], low), torch.full_like(edges[1], high)
                 row[every] = clipped_mass(part, *limits, bounds.options)
         if coefficient is not None:
-            scale, values = _to_logits(part, chosen, gradients, coefficient, None if base is None else base[every])
+            scale, values = _to_logits(part, chosen, found, coefficient, None if base is None else base[every])
             q_scale[every] = scale
             parts.append(Part(rows, chosen, values))
     if coefficient is None and base is not None:
@@ -79,27 +78,29 @@ def dac_kl_tile(
 
 
 def _to_logits(
-    part: Selected, ids: Tensor | None, gradients: RowGradients, coefficient: float, base: Tensor | None
+    part: Selected, ids: Tensor | None, found: ClippedRows, coefficient: float, base: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`LogitGradient.q_scale` and the values of a `Part`."""
-    kept_scale = -gradients.total * coefficient
+    kept_scale = -found.total * coefficient
     if base is not None:
         kept_scale = kept_scale + base
-    sparse = gradients.log_q * coefficient
+    sparse = found.log_q * coefficient
     if ids is None:
         return kept_scale, sparse
     # outside the selection a_k = -ratio * q_k; selected entries are set, not added: a large ratio would cancel
-    scale = kept_scale - gradients.ratio * coefficient
+    scale = kept_scale - found.ratio * coefficient
     return scale, sparse.addcmul_(part.q, kept_scale.unsqueeze(-1))
 
 
-class RowGradients(NamedTuple):
-    """a = dloss / dlog q of a row: of the selected classes, and per unit of q outside.
+class ClippedRows(NamedTuple):
+    """DAC-KL of some rows, and a = dloss / dlog q: of the selected classes, and per unit of q outside.
 
-    `log_q [R, K]`: a itself. `total [R]`: its sum over all classes. `ratio [R]`: -dloss / dQ of the
-    classes outside. `bounds`: dloss / dlower, dloss / dupper, dclipped / dlower, dclipped / dupper, `[R]` each.
+    `loss [R]`. `clipped [R]`: mass of the rest bin. `log_q [R, K]`: a itself. `total [R]`: its sum over classes.
+    `ratio [R]`: -dloss / dQ of the classes outside. `bounds`: as in `TokenTerm`, `[R]` each.
     """
 
+    loss: Tensor
+    clipped: Tensor
     log_q: Tensor
     total: Tensor
     ratio: Tensor
@@ -125,14 +126,15 @@ def _with_outside(inside: Tensor, outside: Tensor | None) -> Tensor:
 
 def clipped_mass(part: Selected, lower: Tensor, upper: Tensor, options: ClipOptions) -> Tensor:
     """Mass `[R]` of the rest bin at other bounds (`[R, 1]`): what clipping there would cost."""
-    own = _own_bin(clip_mask(part.c, lower, upper, options.sharpness, options.ramp), part.target)
+    m, _ = _mask(part.c, lower, upper, options, bounds=False)
+    own = _own_bin(m, part.target)
     return _with_outside(((1.0 - own) * part.p).sum(dim=-1), part.outside_p)
 
 
 def clipped_rows(
     part: Selected, lower_R1: Tensor, upper_R1: Tensor, options: ClipOptions, *, bounds: bool
-) -> tuple[Tensor, Tensor, RowGradients]:
-    """Loss `[R]`, mass of the rest bin `[R]` and gradients. `bounds`: those of the bounds as well."""
+) -> ClippedRows:
+    """DAC-KL of rows from their selected classes. `bounds`: the bounds' gradients as well."""
     m, edges = _mask(part.c, lower_R1, upper_R1, options, bounds=bounds)
     own = _own_bin(m, part.target)
     clipped = 1.0 - own
@@ -166,7 +168,7 @@ def clipped_rows(
     elif bounds:
         zero = torch.zeros_like(rest_p)
         found = (zero, zero, zero, zero)
-    return loss, rest_p, RowGradients(grad_log_q, total, ratio, found)
+    return ClippedRows(loss, rest_p, grad_log_q, total, ratio, found)
 
 
 def ramp_slope(value: Tensor, kind: str) -> Tensor:

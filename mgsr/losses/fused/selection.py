@@ -33,6 +33,7 @@ class RowBounds:
 
     Attributes:
         features: classes in the summary that the module asks for; 0 = it reads logits, or there is none.
+        depth: classes of the first selection; 0 where no row needs one.
         price: of a unit of clipped mass, from a priced module.
         keeps_all: every class is kept in the normalised form: the full KL.
         limits: the bounds of a priced module that clip least and most, where they are to be looked at.
@@ -59,6 +60,7 @@ class RowBounds:
         else:
             raise ValueError(f"clip must be (lower, upper) or a module that returns them, got {clip!r}")
         self.features = int(getattr(clip, "summary_features", 0))
+        self.depth = 0 if self.keeps_all else max(DEPTHS[0], self.features)
         self.price: Tensor | None = None
         self.limits: tuple[tuple[float, float], ...] = ()
         if getattr(clip, "objective", None) == "priced":
@@ -123,11 +125,6 @@ class Selected(NamedTuple):
     outside_q: Tensor | None = None
 
 
-def first_classes(logits_RV: Tensor, features: int) -> Tensor:
-    """Ids of the first selection: all of a small vocabulary, else the first depth (at least `features`)."""
-    return top_classes(logits_RV, max(DEPTHS[0], features))[1]
-
-
 def _ranked(teacher: Softmax, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
     """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
     if rows is None or teacher.logits.device.type != "cpu":
@@ -166,9 +163,9 @@ def selected_rows(
     reach_R = reach_R + options.margin
     empty_R = (lower_R >= 1.0 + options.margin) & (not limits)
     # where everything up to the end of the ranking may be kept, no selection can be enough
-    needs_all_R = ~(empty_R | (reach_R <= 1.0))
-    left = (~needs_all_R).nonzero().squeeze(1)
-    unsettled = [needs_all_R.nonzero().squeeze(1)]
+    needs_all_classes_R = ~(empty_R | (reach_R <= 1.0))
+    left = (~needs_all_classes_R).nonzero().squeeze(1)
+    unsettled = [needs_all_classes_R.nonzero().squeeze(1)]
     groups: list[tuple[Tensor | None, Tensor, Selected]] = []
     before: _Before | None = None
     for depth in DEPTHS:

@@ -18,7 +18,7 @@ from mgsr.losses.fused.cross_entropy import add_label_gradient, cross_entropy_gr
 from mgsr.losses.fused.dac_kl import dac_kl_tile
 from mgsr.losses.fused.divergences import divergence_tile
 from mgsr.losses.fused.projection import StudentRows, TeacherRows
-from mgsr.losses.fused.selection import RowBounds, first_classes
+from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.fused.workspace import Softmax, Tile, TokenTerm, Workspace, add_up
 
@@ -181,15 +181,9 @@ def tile_terms(
             `student_logits` themselves, which are read for the last time before.
     """
     count, tau, labels = rows.labels.numel(), options.temperature, rows.labels
-    logits_S = student_logits if tau == 1.0 else student_logits / tau
-    logits_T = best = ids = None
-    if teacher_logits is not None:
-        logits_T = teacher_logits if tau == 1.0 else teacher_logits / tau
-        if bounds is not None and not bounds.keeps_all:
-            # all rows, the halo too: its most probable class is then known
-            ids = first_classes(logits_T, bounds.features)
-            best = ids[:, :1]
-    tile = Tile.of(logits_T, logits_S, student_logits, labels, best, room)
+    scaled = [z if z is None or tau == 1.0 else z / tau for z in (teacher_logits, student_logits)]
+    assert scaled[1] is not None
+    tile = Tile.of(scaled[0], scaled[1], student_logits, labels, 0 if bounds is None else bounds.depth, room)
     sft, sft_scale = cross_entropy_tile(tile.log_q, rows.truth, options.scales[0])
     if teacher_logits is None:
         if grad is not None:
@@ -200,7 +194,7 @@ def tile_terms(
     base = sft_scale if tau == 1.0 else None
     coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
     if bounds is not None:
-        token = dac_kl_tile(tile, None if ids is None else ids[:count], bounds, start, coefficients[1], base)
+        token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
     else:
         logits = teacher_logits[:count], student_logits[:count]
         name, kwargs = options.divergence, options.divergence_kwargs

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import PairSummary
+from mgsr.losses.ranking import top_classes
 
 RARE = 1e-8
 """A probability that log-probabilities are not measured from."""
@@ -161,6 +162,7 @@ class Tile(NamedTuple):
     Attributes:
         teacher, student: of the tile's own rows.
         labels: `[R]`.
+        ids: `[R, K]`, the teacher's most probable classes, descending, where they were asked for.
         plain: the student at temperature 1.
         log_q: `[R]`, of the labels at temperature 1.
         p, q: `[R + halo, V]`, teacher and student of a halo row too.
@@ -169,6 +171,7 @@ class Tile(NamedTuple):
     teacher: Softmax
     student: Softmax
     labels: Tensor
+    ids: Tensor | None
     plain: Softmax
     log_q: Tensor
     p: Tensor
@@ -181,16 +184,20 @@ class Tile(NamedTuple):
         student_logits: Tensor,
         plain_logits: Tensor,
         labels: Tensor,
-        best: Tensor | None,
+        depth: int,
         room: Workspace,
     ) -> Tile:
         """Of logits over the temperature, `[R + halo, V]`; without a teacher the student stands in its place.
 
         Args:
             plain_logits: the student's at temperature 1, where cross-entropy always is.
-            best: `[R + halo, 1]`, the teacher's most probable class, where it is known.
+            depth: how many of the teacher's classes are ranked (all of a small vocabulary); 0: none.
         """
-        count = labels.numel()
+        count, ids, best = labels.numel(), None, None
+        if depth and teacher_logits is not None:
+            # all rows, the halo too: its most probable class is then known
+            ids = top_classes(teacher_logits, depth)[1]
+            best = ids[:, :1]
         student = Softmax.of(student_logits, best, out=room.take("student probabilities", *student_logits.shape))
         teacher = student
         if teacher_logits is not None:
@@ -199,18 +206,20 @@ class Tile(NamedTuple):
         plain = (student if plain_logits is student_logits else Softmax.of(plain_logits, best)).first(count)
         log_q = plain.log_probs(labels.unsqueeze(1)).squeeze(1)
         own = teacher.first(count), student.first(count)
-        return Tile(*own, labels, plain, log_q, teacher.probs, student.probs, room)
+        ids = None if ids is None else ids[:count]
+        return Tile(*own, labels, ids, plain, log_q, teacher.probs, student.probs, room)
 
-    def ranked(self, ids_RK: Tensor, features: int) -> tuple[Tensor, PairSummary | None]:
-        """The teacher's log-probabilities of the first classes `[R, K]`, and what a clip network is told of them.
+    def ranked(self, features: int) -> tuple[Tensor, PairSummary | None]:
+        """The teacher's log-probabilities of `ids`, `[R, K]`, and what a clip network is told of them.
 
         Args:
             features: classes in the summary; 0: there is none.
         """
-        log_p = self.teacher.log_probs(ids_RK)
+        assert self.ids is not None
+        log_p = self.teacher.log_probs(self.ids)
         if not features:
             return log_p, None
-        student = self.student.log_probs(ids_RK[:, :features])
+        student = self.student.log_probs(self.ids[:, :features])
         return log_p, PairSummary(log_p[:, :features], student, self.teacher.entropy(), self.student.entropy())
 
 
