@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mgsr.runtime.rng import Stream, inverse_cdf, uniform
 from mgsr.losses.log_probs import compute_dtype, kl_from_log_probs
+from mgsr.runtime.rng import Stream, inverse_cdf, uniform
 from mgsr.scrg.locate import ErrorPosition, check_choice, choose_position
 from mgsr.scrg.records import Correction, Prompt, Scorer, Status, Student, TokenLogits
 

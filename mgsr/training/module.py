@@ -156,7 +156,9 @@ class DistillationModule(L.LightningModule):
         Under FSDP2 the output layer and the clip network are whole within this method alone.
         """
         student = self.placement.student_states(batch)
-        terms = self.objective(batch.targets, *student, *teacher, vocab_size=self.vocab_size, collect_rows=collect_rows)
+        terms = self.objective(
+            batch.targets, *student, *teacher, vocab_size=self.vocab_size, collect_rows=collect_rows
+        )
         return terms, None if self.placement.sharded else student
 
     def _log_term_norms(self, batch: Batch, student: States, teacher: States | NoStates) -> None:
@@ -234,7 +236,9 @@ class DistillationModule(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
         student = self.placement.student_states(batch, plain=True)
-        terms = self.objective(batch.targets, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size)
+        terms = self.objective(
+            batch.targets, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size
+        )
         tokens = batch.counts.ground_truth_tokens
         self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
 

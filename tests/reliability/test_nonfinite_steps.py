@@ -11,9 +11,9 @@ import torch
 
 import mgsr.training.checkpoint
 from mgsr.config.schema import ExperimentConfig
+from mgsr.losses import Objective
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.training.checkpoint import newest_whole, resume_points
-from mgsr.losses import Objective
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 
