@@ -1,7 +1,7 @@
 """A model's output layer: from hidden states to logits, as fast as the processor's library allows.
 
-Shapes: `...` leading shape, R rows, V classes, H hidden size. Fused twin: `StudentRows` in `fused/gradients.py`,
-which also takes the gradient of logits back, a tile at a time.
+Fused twin: `fused/projection.py`, which takes the gradient of logits back as well, a tile at a time.
+Shapes: `...` leading shape, R rows, V classes, H hidden size.
 """
 
 from __future__ import annotations

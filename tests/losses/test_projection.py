@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mgsr.losses import projection
-from mgsr.losses.projection import CLASSES, LEAST_ROWS, times_transposed
+from mgsr.losses.projection import CLASSES, LEAST_ROWS, OutputLayer, times_transposed
 
 
 @pytest.fixture
@@ -83,3 +83,26 @@ def test_other_processors_take_torchs_own(turned: list[tuple[int, ...]], monkeyp
     left, weight, _ = factors(LEAST_ROWS, 2 * CLASSES)
     assert torch.equal(times_transposed(left, weight), torch.nn.functional.linear(left, weight))
     assert turned == []
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_logits_with_scale_and_soft_cap_are_those_of_the_formula(softcap: float | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
+        for shape in ((2, 3, 4), (5, 4), (5,))
+    )
+
+    def project(*factors: Tensor) -> Tensor:
+        return OutputLayer(factors[1], factors[2], 0.5, softcap).project(factors[0])
+
+    want = 0.5 * (hidden @ weight.T + bias)
+    want = want if softcap is None else softcap * torch.tanh(want / softcap)
+    torch.testing.assert_close(project(hidden, weight, bias), want)
+    # it works in place where it can
+    assert torch.autograd.gradcheck(project, (hidden, weight, bias))
+    narrow = OutputLayer(weight, bias, 0.5, softcap).narrowed(4, torch.float64)
+    assert not narrow.weight.requires_grad
+    out = torch.empty(3, 4, dtype=torch.float64)
+    assert narrow.project(hidden[0].detach(), dtype=torch.float64, out=out) is out
+    torch.testing.assert_close(out, want[0, :, :4].detach())
