@@ -91,6 +91,10 @@ def test_a_study_is_recorded_skipped_and_shared(
     assert sum(result["scores"]["test"]) / 6 == pytest.approx(run["result"]["test"]["rouge_l"], abs=0.01)
     assert result["curves"]["val/rouge_l"]["steps"] == result["curves"]["cost/tokens"]["steps"] == [3]
     assert result["metrics"]["costs"]["tokens_scoring"] > 0
+    assert result["environment"]["numerics"] == mgsr.NUMERICS_VERSION and "dirty" in result["environment"]
+    assert [len(content) for content in result["start"].values()] == [64, 64]
+    removed = read_result(result_path(study.results, "removed", 0))
+    assert removed is not None and removed["start"] == result["start"]
     # the arm read the bounds that the other had learned
     mean = json.loads((tmp_path / "runs/small/mean/seed=1/metrics.json").read_text())
     assert 0 < mean["dac"]["retained_mass"] <= 1
