@@ -21,7 +21,9 @@ class Chunker(Protocol):
     """Finds phrases; `fingerprint` names the tool, its version and our rules, for caches."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Changes with whatever changes a phrase."""
+        ...
 
     def __call__(self, text: str) -> list[Phrase]:
         """The phrases of `text` in its characters, sorted; they may overlap."""

@@ -62,6 +62,7 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """Both together."""
         return self.trunk + self.head
 
 
