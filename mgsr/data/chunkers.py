@@ -89,8 +89,8 @@ def spacy_phrases(doc: Any) -> list[Phrase]:
 
     - NP: the noun chunks.
     - PP: a preposition that governs something, with its whole subtree ("in the house by the sea").
-    - VP: a verb or copula with its auxiliaries, negation and particles as far as they are joined to it, with
-      adverbs between them: "will probably not give up", but only "gave" of "gave it up".
+    - VP: a verb or copula with its auxiliaries, negation and particles, and the adverbs between them, as far as
+      they are joined to it. So "will probably not give up", but only "gave" of "gave it up".
     """
     ranges = [(chunk.start_char, chunk.end_char, "NP") for chunk in doc.noun_chunks]
     tokens = list(doc)

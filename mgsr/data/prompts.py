@@ -1,7 +1,7 @@
 """From rows to token ids: prompt templates, truncation, and the end-of-text token.
 
 Texts are encoded with their special tokens split: a row that spells out ``</s>`` gets the characters, never
-the token, so an end-of-text id stands at the end of a response and nowhere else.
+the token. So an end-of-text id stands at the end of a response and nowhere else.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def encode_prompt(
     """Encode a prompt in at most `max_prompt_length` tokens.
 
     Special tokens go to the front where the tokenizer puts them there; none ever follows the header. A prompt
-    that is too long is cut between two tokens: first the right end of the input goes, then all of the input
+    that is too long is cut between two tokens. First the right end of the input goes, then all of the input
     with its heading, then the right end of the instruction. The response header always stays.
 
     Raises:

@@ -48,8 +48,8 @@ def resolve_source(
 
     Args:
         source: a hub id (`org/name`), a folder, a path that ends in `.gguf`, or `package:<distribution>`
-            with an optional `/<path in it>`: a folder or GGUF file of an installed Python distribution,
-            found through its metadata, never imported. Whatever exists on disk wins over the hub.
+            with an optional `/<path in it>`. The last is a folder or GGUF file of an installed Python
+            distribution, which is never imported. Whatever exists on disk wins over the hub.
         gguf_file: a GGUF file in that folder, repository or distribution.
         revision: branch, tag or commit; hub ids only.
 

@@ -2,8 +2,8 @@
 
 Weights and moments stand all the time; `peak_memory` has what a training step and a written batch add to them.
 
-These are bytes of tensors. A CPU's heap keeps holes between them, so that a process takes about a third more of
-what comes and goes; whether a batch fits is judged with them.
+These are bytes of tensors. A CPU's heap keeps holes between those that come and go, and a process takes about a
+third more; whether a batch fits is judged with the holes.
 """
 
 from __future__ import annotations
