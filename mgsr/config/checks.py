@@ -5,16 +5,34 @@ from __future__ import annotations
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError
 
-RESERVED_SETS = ("train", "dev", "test", "teacher")
+_RESERVED_SETS = ("train", "dev", "test", "teacher")
 
 
 def check_together(config: ExperimentConfig) -> None:
-    """Values that are each allowed and contradict one another."""
-    clip, data, scrg = config.clip, config.data, config.scrg
+    """Refuse values that contradict one another, and turn a price of the clip network into a number.
+
+    Raises:
+        ConfigError: the first contradiction, with what to set instead.
+    """
+    _check_names(config)
+    _check_clip(config)
+    _check_lengths_and_betas(config)
+    _check_test_sets(config)
+    _check_devices(config)
+    _check_objective(config)
+    if config.objective.kind == "minillm":
+        _check_minillm(config)
+
+
+def _check_names(config: ExperimentConfig) -> None:
     for name in ("experiment", "arm"):
         value = getattr(config, name)
         if not value or "/" in value or "\\" in value or "\0" in value or value.startswith("."):
             raise ConfigError(f"`{name}` is {value!r}; it names a folder: no slash, no leading dot, not empty")
+
+
+def _check_clip(config: ExperimentConfig) -> None:
+    clip = config.clip
     if not clip.lower_max <= clip.upper_min < clip.upper_max:
         raise ConfigError("`clip`: lower_max <= upper_min < upper_max must hold")
     if clip.mode == "network" and clip.sharpness == 0:
@@ -35,19 +53,28 @@ def check_together(config: ExperimentConfig) -> None:
         clip.mass_price = float(clip.mass_price)
         if not 0 <= clip.mass_price < float("inf"):
             raise ConfigError(f"`clip.mass_price` is {clip.mass_price}; it must be at least 0 and finite")
-    if data.max_prompt_length >= data.max_length:
+
+
+def _check_lengths_and_betas(config: ExperimentConfig) -> None:
+    if config.data.max_prompt_length >= config.data.max_length:
         raise ConfigError("`data.max_prompt_length` must be smaller than `data.max_length`")
     stages = {"train": config.train, "teacher.sft": config.teacher.sft, "student.sft": config.student.sft}
     for stage, values in stages.items():
         if len(values.betas) != 2 or not all(0 <= beta < 1 for beta in values.betas):
             raise ConfigError(f"`{stage}.betas` is {values.betas}; it takes two numbers in [0, 1)")
-    for name in data.test_sets:
-        if name in RESERVED_SETS or "/" in name or "\\" in name or name.startswith(".") or not name:
+
+
+def _check_test_sets(config: ExperimentConfig) -> None:
+    for name in config.data.test_sets:
+        if name in _RESERVED_SETS or "/" in name or "\\" in name or name.startswith(".") or not name:
             raise ConfigError(
                 f"`data.test_sets`: {name!r} names a file of predictions; no slash, no leading dot, "
-                f"none of {', '.join(RESERVED_SETS)}"
+                f"none of {', '.join(_RESERVED_SETS)}"
             )
-    _check_devices(config)
+
+
+def _check_objective(config: ExperimentConfig) -> None:
+    scrg = config.scrg
     if config.objective.divergence == "jensen_shannon" and not 0 < config.objective.beta < 1:
         raise ConfigError("`objective.beta` of jensen_shannon must lie strictly between 0 and 1")
     if not config.evaluation.seeds:
@@ -74,17 +101,18 @@ def check_together(config: ExperimentConfig) -> None:
         raise ConfigError(
             "`objective.teacher_top_k` keeps the teacher at temperature 1; set objective.temperature=1"
         )
-    if config.objective.kind == "minillm":
-        if not (scrg.enabled and scrg.text == "mixed"):
-            raise ConfigError(
-                "`objective.kind=minillm` trains on mixed text; set scrg.enabled=true scrg.text=mixed"
-            )
-        if config.objective.w_span:
-            raise ConfigError("`objective.kind=minillm` has no span term; set objective.w_span=0")
-        if config.objective.teacher_top_k:
-            raise ConfigError("`objective.kind=minillm` needs the whole teacher: set objective.teacher_top_k=0")
-        if config.objective.temperature != 1:
-            raise ConfigError("`objective.kind=minillm` works at temperature 1; set objective.temperature=1")
+
+
+def _check_minillm(config: ExperimentConfig) -> None:
+    scrg = config.scrg
+    if not (scrg.enabled and scrg.text == "mixed"):
+        raise ConfigError("`objective.kind=minillm` trains on mixed text; set scrg.enabled=true scrg.text=mixed")
+    if config.objective.w_span:
+        raise ConfigError("`objective.kind=minillm` has no span term; set objective.w_span=0")
+    if config.objective.teacher_top_k:
+        raise ConfigError("`objective.kind=minillm` needs the whole teacher: set objective.teacher_top_k=0")
+    if config.objective.temperature != 1:
+        raise ConfigError("`objective.kind=minillm` works at temperature 1; set objective.temperature=1")
 
 
 def _check_devices(config: ExperimentConfig) -> None:

@@ -42,7 +42,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
 
 
 def keep_inside(tree: Mapping[str, Any], overrides: Sequence[str], source: str) -> None:
-    """A file that comes from elsewhere must not say where on this machine is written; a command may.
+    """See that a file keeps its runs below the working folder; only a command may name another place.
+
+    A configuration may come from a stranger, and must not say where on this machine is written.
 
     Raises:
         ConfigError: its `run_root` is no folder below the working folder, and no override names another.
@@ -60,7 +62,11 @@ def keep_inside(tree: Mapping[str, Any], overrides: Sequence[str], source: str) 
 def config_from_tree(
     tree: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = ""
 ) -> ExperimentConfig:
-    """As `load_config`, from a mapping that is read already; `source` names its file in errors."""
+    """As `load_config`, from a mapping that is read already; `source` names its file in messages.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     merged = _merge(copy.deepcopy(_defaults()), tree, source)
     for override in overrides:
         merged = _merge(merged, parse_override(override), "")
@@ -77,7 +83,11 @@ def config_from_tree(
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML file, read safely."""
+    """The mapping at the top of a YAML file, read safely; an empty file gives an empty one.
+
+    Raises:
+        ConfigError: no such file, no text, no YAML, no mapping, or a key that stands twice.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -105,9 +115,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def repeated_key(top: yaml.Node) -> tuple[str, int, int] | None:
-    """A key that stands twice in one mapping: its name, its line and the first one; None where there is none.
-
-    YAML itself takes the last of the two without a word.
+    """A key that stands twice in one mapping (YAML takes the last): its name, its line and the first one; or None.
 
     >>> repeated_key(yaml.compose("a: {b: 1,\\n  b: 2}", Loader=yaml.SafeLoader))
     ('b', 2, 1)
@@ -131,7 +139,10 @@ def repeated_key(top: yaml.Node) -> tuple[str, int, int] | None:
 
 
 def parse_override(override: str) -> dict[str, Any]:
-    """`a.b=1` as `{"a": {"b": 1}}`.
+    """`a.b=1` as `{"a": {"b": 1}}`, the value read as YAML.
+
+    Raises:
+        ConfigError: it is not key=value, or the value is no YAML.
 
     >>> parse_override("scrg.passes=3")
     {'scrg': {'passes': 3}}

@@ -21,7 +21,9 @@ class Chunker(Protocol):
     """Finds phrases; `fingerprint` names the tool, its version and our rules, for caches."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Changes with whatever changes a phrase."""
+        ...
 
     def __call__(self, text: str) -> list[Phrase]:
         """The phrases of `text` in its characters, sorted; they may overlap."""
@@ -87,8 +89,8 @@ def spacy_phrases(doc: Any) -> list[Phrase]:
 
     - NP: the noun chunks.
     - PP: a preposition that governs something, with its whole subtree ("in the house by the sea").
-    - VP: a verb or copula with its auxiliaries, negation and particles as far as they are joined to it, with
-      adverbs between them: "will probably not give up", but only "gave" of "gave it up".
+    - VP: a verb or copula with its auxiliaries, negation and particles, and the adverbs between them, as far as
+      they are joined to it. So "will probably not give up", but only "gave" of "gave it up".
     """
     ranges = [(chunk.start_char, chunk.end_char, "NP") for chunk in doc.noun_chunks]
     tokens = list(doc)

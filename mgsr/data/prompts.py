@@ -1,7 +1,7 @@
 """From rows to token ids: prompt templates, truncation, and the end-of-text token.
 
 Texts are encoded with their special tokens split: a row that spells out ``</s>`` gets the characters, never
-the token, so an end-of-text id stands at the end of a response and nowhere else.
+the token. So an end-of-text id stands at the end of a response and nowhere else.
 """
 
 from __future__ import annotations
@@ -130,7 +130,11 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def front_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts before a text (Llama, OPT: one; GPT-2: none)."""
+    """The special tokens that the tokenizer puts before a text (Llama, OPT: one; GPT-2: none).
+
+    Raises:
+        ValueError: a text is encoded otherwise between special tokens than alone.
+    """
     bare = tokenizer.encode("a", add_special_tokens=False)
     framed = tokenizer.encode("a", add_special_tokens=True)
     for start in range(len(framed) - len(bare) + 1):
@@ -144,9 +148,9 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Encode a prompt in at most `max_prompt_length` tokens.
 
-    Special tokens go to the front where the tokenizer puts them there; none ever follows the header. What is
-    too long loses the right end of the input, at a token; then all of the input with its heading; then the
-    right end of the instruction. The response header always stays.
+    Special tokens go to the front where the tokenizer puts them there; none ever follows the header. A prompt
+    that is too long is cut between two tokens. First the right end of the input goes, then all of the input
+    with its heading, then the right end of the instruction. The response header always stays.
 
     Raises:
         UserError: the template's frame leaves no room for one token of the instruction.

@@ -59,7 +59,7 @@ def span_ids(
 ) -> list[int]:
     """The span of every token: 0, 1, ... in text order (so below the number of tokens), -1 for none.
 
-    A token belongs to the phrase that holds the most of its non-space characters (the first of equals), so a
+    A token belongs to the phrase that holds the most of its non-space characters, the first of equals. So a
     leading space or a quote glued to a word does not cost the word its span. A token of spaces alone belongs
     to a phrase only if it lies inside; an empty one (EOS) to none.
 

@@ -19,9 +19,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int | None = None) -> P
 
     Args:
         texts: what to learn from.
-        vocab_size: ids in all, learned by merges (fewer if the texts give no more). None gives every word of
-            the texts, with and without its leading space, one id and needs no merges: right for a small
-            closed vocabulary, where merges would leave two ids in three unused.
+        vocab_size: ids in all, learned by merges (fewer if the texts give no more). None needs no merges: every
+            word of the texts, with and without its leading space, has one id. That is right for a small closed
+            vocabulary, where merges would leave two ids in three unused.
 
     Raises:
         ValueError: `vocab_size` has no room for the special tokens and the bytes.

@@ -48,8 +48,8 @@ def resolve_source(
 
     Args:
         source: a hub id (`org/name`), a folder, a path that ends in `.gguf`, or `package:<distribution>`
-            with an optional `/<path in it>`: a folder or GGUF file of an installed Python distribution,
-            found through its metadata, never imported. Whatever exists on disk wins over the hub.
+            with an optional `/<path in it>`. The last is a folder or GGUF file of an installed Python
+            distribution, which is never imported. Whatever exists on disk wins over the hub.
         gguf_file: a GGUF file in that folder, repository or distribution.
         revision: branch, tag or commit; hub ids only.
 
@@ -106,7 +106,11 @@ def _inside_package(source: str, gguf_file: str | None) -> tuple[Path, str | Non
 
 
 def check_weights_folder(folder: Path) -> None:
-    """Raise UserError unless `folder` holds a config and safetensors weights. Pickle is never opened."""
+    """See that `folder` holds a config and safetensors weights. Pickle is never opened.
+
+    Raises:
+        UserError: it does not.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"`{folder}` is not a model folder: it holds no config.json")
     if any(folder.glob("*.safetensors")):
@@ -121,7 +125,11 @@ def check_weights_folder(folder: Path) -> None:
 
 
 def check_gguf_packages(what: str) -> None:
-    """Raise UserError unless the packages that read GGUF files are installed."""
+    """See that the packages that read GGUF files are installed.
+
+    Raises:
+        UserError: one is missing; `what` names the file in the message.
+    """
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -132,7 +140,11 @@ def check_gguf_packages(what: str) -> None:
 
 @contextmanager
 def one_line_errors(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises while it loads `what` into a UserError of one line."""
+    """Turn whatever transformers raises while it loads `what` into one line.
+
+    Raises:
+        UserError: in its place.
+    """
     try:
         yield
     except (UserError, torch.OutOfMemoryError):

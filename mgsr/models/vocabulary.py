@@ -97,13 +97,17 @@ def _conflicts(teacher_vocab: dict[str, int], student_vocab: dict[str, int]) -> 
 
 
 def written_vocab_size(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Ids that a model may write: those that its tokenizer knows, none of the embedding's padding."""
+    """How many ids a model may write, from 0: those that its tokenizer knows, without the embedding's padding."""
     # ids may have gaps, so that the number of tokens says little
     return min(max(tokenizer.get_vocab().values()) + 1, logits_width(model))
 
 
 def logits_width(model: PreTrainedModel) -> int:
-    """How many ids `model` can both read and score: its embedding rows, padding included."""
+    """How many ids `model` can both read and score: its embedding rows, padding included.
+
+    Raises:
+        ValueError: the model has no output embeddings.
+    """
     head: Any = model.get_output_embeddings()
     embedding: Any = model.get_input_embeddings()
     if head is None:

@@ -1,8 +1,8 @@
 """Bytes that devices send one another, per device and optimiser step.
 
-A ring over N devices sends (N - 1) / N of a tensor to gather its parts or to sum and scatter it, and twice that to
-sum it everywhere (Patarasuk and Yuan 2009; Rajbhandari et al. 2020, arXiv 1910.02054, section 7). Each device
-receives as much as it sends, at the same time.
+A ring over N devices sends (N - 1) / N of a tensor to gather its parts, or to sum and scatter it. It sends twice
+that to sum it everywhere (Patarasuk and Yuan 2009; Rajbhandari et al. 2020, arXiv 1910.02054, section 7). Each
+device receives as much as it sends, at the same time.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def traffic(
         state_bytes: the teacher's hidden states that one device needs in an optimiser step.
         writes: there are rounds of text. With fsdp2 a round gathers the student whole.
 
-    A teacher in CPU memory comes to the device and leaves again, once before every epoch to read its text, when a
-    student that is not sharded makes room, and in a round of text for every batch that it scores, when the student
-    makes room; its states are read in every step.
+    A teacher in CPU memory comes to the device and leaves again once before every epoch, to read its text; a
+    student that is not sharded makes room. In a round of text it comes for every batch that it scores, and the
+    student makes room. Its states are read in every step.
     """
     step = student_step(student, devices, strategy, micro_batches)
     round_ = gather(student.weights, devices) if strategy == "fsdp2" and writes else 0.0

@@ -2,8 +2,8 @@
 
 Weights and moments stand all the time; `peak_memory` has what a training step and a written batch add to them.
 
-These are bytes of tensors. A CPU's heap keeps holes between them, so that a process takes about a third more of
-what comes and goes; whether a batch fits is judged with them.
+These are bytes of tensors. A CPU's heap keeps holes between those that come and go, and a process takes about a
+third more; whether a batch fits is judged with the holes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import ExperimentConfig, LoraConfig, SftConfig
@@ -105,28 +107,50 @@ def look_at_memory(
     room = device_memory(device) if available is None else available
     if available is None and device.type == "cpu":
         room //= trainer.devices
-    first, whole, its_own = mode, student, own
+    stages = {"teacher": (mode, teacher, taught), "student": (mode, student, own)}
+    _look_at_fine_tuning(config, report, stages, len(tokenizer), shards, length, device, room)
+    _compare(config, report, own, taught, kept, length, device, room)
+    _look_at_disk(config, own, taught, report)
+
+
+def _look_at_fine_tuning(
+    config: ExperimentConfig,
+    report: Report,
+    stages: dict[str, tuple[FakeTensorMode, Any, ModelSize | None]],
+    vocab_size: int,
+    shards: int,
+    length: int,
+    device: torch.device,
+    room: int,
+) -> None:
+    """Bytes of the stages before the main job, against what there is.
+
+    Args:
+        stages: teacher and student with the mode of their tensors and their size.
+        shards: parts that weights and moments are in.
+        length: of the longest sequence; room: bytes of one device.
+    """
+    account, holes = report.figures["memory"], HEAP_HOLES.get(device.type, 1.0)
     if config.student.lora.r and config.student.sft.enabled:
         # adapters come behind the fine-tuning, which trains all weights
         plain = replace(config, student=replace(config.student, lora=LoraConfig()))
-        first, _, whole = fake_models(plain, len(tokenizer))
-        its_own = model_size(whole)
-    for name, fakes, model, its_size in (("teacher", mode, teacher, taught), ("student", first, whole, its_own)):
+        mode, _, whole = fake_models(plain, vocab_size)
+        stages = {**stages, "student": (mode, whole, model_size(whole))}
+    for name, (mode, model, size) in stages.items():
         sft: SftConfig = getattr(config, name).sft
-        if its_size is None or not sft.enabled:
+        if size is None or not sft.enabled:
             continue
-        before = activations(fakes, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
-        rows_at_once = min(sft.micro_batch_size, sft.batch_size)
-        added = training_added(config, its_size, None, before, rows_at_once, length, device.type)
-        needs = (its_size.weights + its_size.optimiser) // shards + int(holes * added)
+        mixed = MIXED.get(config.trainer.precision)
+        kept = activations(mode, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
+        rows = min(sft.micro_batch_size, sft.batch_size)
+        added = training_added(config, size, None, kept, rows, length, device.type)
+        needs = (size.weights + size.optimiser) // shards + int(holes * added)
         account[f"{name}_sft"] = needs
         text = f"{readable(needs)} of {readable(room)} on {device.type}"
         if needs > room:
             report.say("error", f"memory.{name}.sft", f"{text}: lower {name}.sft.micro_batch_size")
         else:
             report.say("ok", f"memory.{name}.sft", text)
-    _compare(config, report, own, taught, kept, length, device, room)
-    _look_at_disk(config, own, taught, report)
 
 
 def _resident(teacher: ModelSize, placement: str, world: int) -> int:

@@ -38,6 +38,7 @@ class Report:
 
     @property
     def well(self) -> bool:
+        """Whether no finding is an error."""
         return all(finding.level != "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class Report:
 
 
 def report_lines(report: Report) -> list[str]:
-    """What people read, a finding per line, the longest account last."""
+    """What people read: a line per finding, then lengths, memory and the verdict."""
     width = max(len(finding.section) for finding in report.findings)
     out = [f"{SIGNS[f.level]} {f.section:<{width}}  {f.text}" for f in report.findings]
     bars = report.figures.get("lengths.train", {}).get("histogram", [])

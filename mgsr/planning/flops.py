@@ -62,6 +62,7 @@ class Flops:
 
     @property
     def total(self) -> float:
+        """Both together."""
         return self.trunk + self.head
 
 
@@ -151,8 +152,8 @@ def prefill(shape: Shape, sequences: float, prompt: float) -> Flops:
 def decoding(shape: Shape, sequences: float, context: float, new: float) -> Flops:
     """`new` tokens written one by one behind `context` tokens that are in the cache already.
 
-    The first comes from logits that exist, so `new - 1` tokens are read, the i-th against context + i positions:
-    attended = (new - 1) context + new (new - 1) / 2.
+    The first comes from logits that exist, so `new - 1` tokens are read. The i-th is compared with context + i
+    positions: attended = (new - 1) context + new (new - 1) / 2.
     """
     steps = max(0.0, new - 1)
     attended = steps * context + new * steps / 2

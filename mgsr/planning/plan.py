@@ -57,14 +57,17 @@ class Plan:
 
     @property
     def world_size(self) -> int:
+        """Devices of all nodes."""
         return self.devices * self.nodes
 
     @property
     def main(self) -> Stage:
+        """The main job: the last stage."""
         return self.stages[-1]
 
     @property
     def recommended(self) -> Option | None:
+        """The fastest option that fits."""
         fitting = [option for option in self.options if option.account.fits]
         return min(fitting, key=lambda option: option.seconds) if fitting else None
 
@@ -110,6 +113,7 @@ class Plan:
 
     @property
     def tokens_per_epoch(self) -> float:
+        """Tokens that the main job trains on in one epoch."""
         length = self.main.length
         return self.main.tokens(self.text) * length.steps_per_epoch / length.total_steps
 

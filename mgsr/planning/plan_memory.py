@@ -80,6 +80,7 @@ class Account:
 
     @property
     def peak(self) -> int:
+        """The highest point of all phases."""
         return max(self.training, self.generation, *self.sft.values())
 
     @property

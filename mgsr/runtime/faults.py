@@ -1,8 +1,8 @@
 """Named points of a run at which a test kills the process, tears a file or has the disk fail.
 
-`MGSR_FAILPOINTS="checkpoint.written=kill@2,shard.half=tear"` arms them before the process starts: at the second
-visit of the first point the process is killed, at the first visit of the second one the file is cut in half and
-the process killed. `kill@2#1` is for rank 1 alone. Nothing armed: a visit costs one look at a variable.
+`MGSR_FAILPOINTS="checkpoint.written=kill@2,shard.half=tear"` arms them before the process starts. Here the process
+is killed at the second visit of the first point. At the first visit of the other one the file is cut in half, and
+the process killed. `kill@2#1` is for rank 1 alone. With nothing armed a visit costs one look at a variable.
 """
 
 from __future__ import annotations

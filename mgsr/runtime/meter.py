@@ -1,7 +1,7 @@
 """What a run costs: seconds and tokens of writing text, of scoring it, of training and of looking at the dev set.
 
-Tokens are those that pass through a model's forward, prompts included, once per model. Where the student's states
-were kept while it wrote, scoring reads the text with the teacher alone.
+Tokens are those that pass through a model's forward, prompts included, once per model. Where the student's hidden
+states were recorded while it wrote, scoring counts the teacher's forward alone.
 """
 
 from __future__ import annotations

@@ -126,4 +126,5 @@ class StepBar:
         self._bar.update(self._task, completed=step, state=state)
 
     def close(self) -> None:
+        """Take the bar away."""
         self._bar.stop()

@@ -126,9 +126,8 @@ def inverse_cdf(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float = 1
     """One class per row by inversion: the smallest index whose cumulative mass exceeds the row's uniform.
 
     Softmax and sum are in float64, so that a class is drawn differently only where rounding of the logits
-    moves its boundary across the draw. A class of zero probability is never drawn, not even where the
-    masses sum to
-    just below 1 and the uniform lies above: then the last class of positive probability is.
+    moves its boundary across the draw. A class of zero probability is never drawn. Where the masses sum to just
+    below 1 and the uniform lies above, the last class of positive probability is.
 
     Args:
         logits_NV: `[N, V]`, -inf for a class that cannot be drawn.

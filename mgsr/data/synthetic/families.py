@@ -1,7 +1,7 @@
 """The task families of the synthetic set: each draws one prompt and knows how to write a right answer.
 
-Eight families have one right answer; `describe`, `continue` and `use` are wide: their answer is drawn from a
-grammar with many free choices, so a good language model of them has an entropy of several nats a sentence.
+Eight families have one right answer. `describe`, `continue` and `use` are wide: their answer is drawn from a
+grammar with many free choices. A good language model of them has an entropy of several nats a sentence.
 """
 
 from __future__ import annotations
