@@ -57,7 +57,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(
 
         def stop(self: Any, trainer: Any, module: Any, *args: Any) -> None:
             if trainer.global_step == stop_at and module.objective.needs_teacher:
-                self._asked = 15
+                self.stop.asked = 15
             original(self, trainer, module, *args)
 
         patch.setattr(mgsr.training.checkpoint.ResumePoint, "on_train_batch_end", stop)
