@@ -16,7 +16,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.losses import LossTerms
 from mgsr.rounds.store import read_manifest
 from mgsr.runtime.errors import ConfigError, NonFiniteLossError, UserError
-from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.mixture import TextMixture
 from mgsr.training.module import DistillationModule
 from mgsr.training.objective import Objective
 from mgsr.training.run_folder import open_run_folder, run_folder
@@ -196,18 +196,18 @@ def test_a_folder_that_was_only_claimed_can_be_taken_over(make_config: Make) -> 
 def test_an_epoch_keeps_its_share_of_student_text_when_it_is_planned_again(make_config: Make) -> None:
     config = make_config("mixture.kind=adaptive", "mixture.student_fraction_start=0.5", "train.epochs=2")
     seen = []
-    original = DistillationDataModule.selection
+    original = TextMixture.selection
 
-    def watched(data: DistillationDataModule, epoch: int) -> Any:
-        steps = original(data, epoch)
-        data.mixture.adaptive_fraction, kept = 1.0, data.mixture.adaptive_fraction
-        assert [s.student for s in original(data, epoch)] == [s.student for s in steps]
-        data.mixture.adaptive_fraction = kept
+    def watched(mixture: TextMixture, epoch: int, world: int) -> Any:
+        steps = original(mixture, epoch, world)
+        mixture.adaptive_fraction, kept = 1.0, mixture.adaptive_fraction
+        assert [s.student for s in original(mixture, epoch, world)] == [s.student for s in steps]
+        mixture.adaptive_fraction = kept
         seen.append(epoch)
         return steps
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DistillationDataModule, "selection", watched)
+        patch.setattr(TextMixture, "selection", watched)
         train(config)
     assert set(seen) == {0, 1}
     state = resume_content(run_folder(config))
