@@ -100,7 +100,7 @@ class LanguageModel:
         for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        self.model = model
+        self.take(model)
         self.eos_ids = tuple(eos_token_id if isinstance(eos_token_id, Iterable) else [eos_token_id])
         self.pad_id = self.eos_ids[0] if pad_token_id is None else pad_token_id
         known = causal_lm(model).get_input_embeddings().num_embeddings
@@ -117,10 +117,9 @@ class LanguageModel:
         self._kept = KeptText()
         self._said: set[str] = set() if said is None else said
 
-    @property
-    def body(self) -> Any:
-        """The model's trunk."""
-        return trunk(self.model)
+    def take(self, model: Any) -> None:
+        """Write with this model from now on: another copy of the same one."""
+        self.model, self.body = model, trunk(model)
 
     @property
     def head(self) -> OutputLayer:

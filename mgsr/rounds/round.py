@@ -15,6 +15,7 @@ from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.collate import TrainingSequence
 from mgsr.rounds.store import (
+    FOLDER_NAME,
     SHARD_NAME,
     Round,
     RoundEntry,
@@ -22,7 +23,6 @@ from mgsr.rounds.store import (
     is_finished,
     read_after,
     read_round,
-    round_folder,
     write_after,
     write_shard,
 )
@@ -92,7 +92,7 @@ class Rounds:
         Raises:
             DataError: the round is damaged, and the student has trained on since.
         """
-        folder, key = round_folder(self.run_folder, round_), self.key(round_, prompts)
+        folder, key = self.run_folder / FOLDER_NAME.format(round_), self.key(round_, prompts)
         whole = self._whole(folder, key, written_now)
         if agreed(whole is not None):
             return self._shared(folder, whole)
@@ -143,7 +143,7 @@ class Rounds:
         Raises:
             DataError: it is missing or damaged.
         """
-        folder = round_folder(self.run_folder, round_)
+        folder = self.run_folder / FOLDER_NAME.format(round_)
         whole = read_round(folder)
         if whole is None:
             self._refuse_too_late(f"{folder}: its manifest is missing or damaged")
@@ -152,7 +152,7 @@ class Rounds:
 
     def note_likelihoods(self, round_: int, likelihoods: dict[int, float]) -> None:
         """Keep the teacher's log-likelihood of a round's text as trained on, beside the round."""
-        folder = round_folder(self.run_folder, round_)
+        folder = self.run_folder / FOLDER_NAME.format(round_)
         # the first epoch of a round has trained on the text as it was written; later ones do not overwrite it
         known = read_after(folder)
         if not known.keys() >= likelihoods.keys():

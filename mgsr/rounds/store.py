@@ -27,6 +27,7 @@ from mgsr.scrg import RevisedSequence
 
 MANIFEST = "manifest.json"
 AFTER = "after.jsonl"
+FOLDER_NAME = "scrg/round={}"
 SHARD_NAME = "shard-{:05d}-{:05d}.jsonl"
 """Of a rank, and of its shards from 0."""
 
@@ -112,7 +113,7 @@ def _require_ids(ids: Iterable[Any]) -> None:
 
 
 def round_folder(run_folder: str | Path, round_: int) -> Path:
-    return Path(run_folder) / "scrg" / f"round={round_}"
+    return Path(run_folder) / FOLDER_NAME.format(round_)
 
 
 def write_shard(

@@ -100,7 +100,8 @@ class RoundWriter:
 
     def write(self, prompts: Sequence[Prompt], round_: int) -> tuple[list[RoundEntry], dict[str, float]]:
         """Entries and costs, see `TextWriter`."""
-        self.student.model = self.models.acting
+        if self.student.model is not self.models.acting:
+            self.student.take(self.models.acting)
         entries: list[RoundEntry] = []
         meter = Meter()
         for batch in self.batches.of(prompts):
