@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench import report
-from mgsr.training.run_folder import environment
+from mgsr.runtime.environment import environment
 
 HERE = Path(__file__).parent
 GROUPS = ("objective", "growth", "rounds", "long_prompts", "pair", "flips", "step", "pair_step", "peers")

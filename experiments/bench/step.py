@@ -61,7 +61,7 @@ def job_of(config: ExperimentConfig, folder: Path) -> Job:
     teacher = prepare_teacher(config, dev)
     student = prepare_student(config, teacher, train, dev)
     start = Start(teacher, student, shared_vocabulary(teacher, student))
-    return build_job(config, train, (), start, folder)
+    return build_job(config, train, (), start, folder, torch.device("cpu"))
 
 
 class Twin(L.Callback):

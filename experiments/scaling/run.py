@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mgsr.training.run_folder import environment
+from mgsr.runtime.environment import environment
 
 HERE = Path(__file__).parent
 CASES: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -118,7 +118,8 @@ class SpanAnnotator:
         self._overlap = overlap
         self._run = fixed_length
         self._seed = seed
-        fixed_spans(0, fixed_length)  # refuses a run below 1
+        if chunker == "fixed":
+            fixed_spans(0, fixed_length)  # refuses a run below 1
         self.fingerprint = f"fixed-{fixed_length}" if chunker == "fixed" else "all_adjacent"
         if self._method in ("fixed", "all_adjacent"):
             return

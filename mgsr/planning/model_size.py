@@ -22,8 +22,8 @@ from mgsr.models.from_config import build_initial, with_adapters
 from mgsr.models.output_layer import causal_lm, output_head
 from mgsr.models.pruning import decoder_layers
 from mgsr.planning.shapes import read_shape
+from mgsr.training.build import build_clip
 from mgsr.training.export import TRUE_TYPES
-from mgsr.training.objective import build_clip
 
 # AdamW: two moments of a parameter's type, and a float32 step count per parameter tensor
 MOMENTS, STEP_BYTES = 2, 4

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import torch
 
 from mgsr.config.schema import ExperimentConfig, TrainerConfig
+from mgsr.runtime.environment import cpu_model
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import described
 from mgsr.runtime.processor import name as cpu
 from mgsr.runtime.progress import say
 from mgsr.study.results import recorded
 from mgsr.study.study import Study
-from mgsr.training.run_folder import cpu_model, is_begun, read_json, run_folder
+from mgsr.training.run_folder import is_begun, read_json, run_folder
 
 
 class Machine(NamedTuple):

@@ -21,6 +21,7 @@ import mgsr
 from mgsr.config.load import dump, fingerprint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models.from_config import check_tokenizers
+from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
@@ -31,7 +32,7 @@ from mgsr.study.starting_models import refuse_other_start
 from mgsr.study.study import Study
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
-from mgsr.training.run_folder import numerics_of, read_json, run_folder
+from mgsr.training.run_folder import read_json, run_folder
 from mgsr.training.train import prepare, train
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
 from mgsr.study.results import recorded, result_path
-from mgsr.training.run_folder import numerics_of
 
 
 @dataclass(frozen=True)

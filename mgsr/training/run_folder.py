@@ -7,21 +7,16 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import mgsr
 from mgsr.config.load import config_from_tree, dump, flat_tree, read_yaml
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models import content_fingerprint
-from mgsr.runtime import processor
+from mgsr.runtime.environment import environment, numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import say
@@ -161,6 +156,25 @@ def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
     return [name for name in left if left[name] != right.get(name) and name not in NEUTRAL]
 
 
+def keep_models(folder: Path, config: ExperimentConfig, teacher: Any, student: Any) -> None:
+    """Write who the teacher, the student and the base of its adapters are: checkpoints refer to them.
+
+    Args:
+        teacher, student: `mgsr.training.sft.Prepared`; the teacher may be None, the student has no adapters yet.
+
+    Raises:
+        UserError: the teacher, or the base of adapters, is not the one the run began with.
+    """
+    known: dict[str, Any] = {"cache": None, "source": "", "revision": "", "content": None}
+    if teacher is not None:
+        content = content_fingerprint(teacher.model)
+        source, revision = config.teacher.source, config.teacher.revision
+        known = {"cache": teacher.folder.name, "source": source, "revision": revision, "content": content}
+    keep_shape(folder, student.model, student.tokenizer, known)
+    keep_base(folder, config, student.model, student.folder)
+    keep_start(folder, known["content"], student.model)
+
+
 def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str, Any]) -> None:
     """Write what it takes to read the run's checkpoints later, and to know the teacher again.
 
@@ -233,56 +247,3 @@ def load_run_config(folder: str | Path) -> ExperimentConfig:
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
     return config_from_tree(read_yaml(path), source=str(path))
-
-
-def environment() -> dict[str, Any]:
-    """Commit, versions, numerics version and machine, as far as they can be told.
-
-    `dirty`: the package has changes that the commit lacks; None outside a checkout. What lies beside the package
-    does not count, as a study records its results there while it runs.
-    """
-    import lightning
-    import transformers
-
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
-    return {
-        "mgsr": mgsr.__version__,
-        "commit": commit or "unknown",
-        "dirty": None if changes is None else bool(changes),
-        "numerics": mgsr.NUMERICS_VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "transformers": transformers.__version__,
-        "machine": platform.machine(),
-        "cpu": processor.name(),
-        "cpu_model": cpu_model(processor.described()),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def _git(*words: str) -> str | None:
-    """What git says of the checkout that this package lies in; None where it is in none."""
-    command = ["git", "-C", str(Path(__file__).resolve().parents[1]), *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def numerics_of(environment: Mapping[str, Any]) -> int:
-    """The numerics version of a run; the first, where an environment was written before there was one."""
-    return int(environment.get("numerics", 1))
-
-
-def cpu_model(described: Mapping[str, str]) -> str | None:
-    """What tells processors of one name apart, as far as the system says it.
-
-    >>> cpu_model({"cpu family": "25", "model": "17", "stepping": "1"})
-    'family 25, model 17, stepping 1'
-    """
-    names = {"cpu family": "family", "model": "model", "stepping": "stepping"}
-    return ", ".join(f"{names[key]} {described[key]}" for key in names if key in described) or None

@@ -17,7 +17,6 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds
-from mgsr.models import content_fingerprint
 from mgsr.models.from_config import check_tokenizers
 from mgsr.rounds.store import read_manifest
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
@@ -29,8 +28,8 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
-from mgsr.training.run_folder import keep_base, keep_shape, keep_start, open_run_folder, run_folder
-from mgsr.training.sft import Prepared, evaluate_tests, prepare_models
+from mgsr.training.run_folder import keep_models, open_run_folder, run_folder
+from mgsr.training.sft import evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
 
 
@@ -80,14 +79,11 @@ def _run(
     """What `metrics.json` holds, time aside."""
     start = prepare_models(config, rows)
     teacher, student = start.teacher, start.student
-    identity = _identity(config, teacher)
-    on_first(lambda: keep_shape(folder, student.model, student.tokenizer, identity))
-    on_first(lambda: keep_base(folder, config, student.model, student.folder))
-    on_first(lambda: keep_start(folder, identity["content"], student.model))
+    on_first(lambda: keep_models(folder, config, teacher, student))
     metrics = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **start.figures}
 
     started = time.monotonic()
-    job = build_job(config, rows["train"], rows["dev"], start, folder)
+    job = build_job(config, rows["train"], rows["dev"], start, folder, device)
     best = fit(
         config,
         job.module,
@@ -120,20 +116,6 @@ def _run(
             config, trained, teacher.model, student.tokenizer, examples, start.vocab_size
         )
     return metrics
-
-
-def _identity(config: ExperimentConfig, teacher: Prepared | None) -> dict[str, Any]:
-    """Who the teacher is: checkpoints refer to it and do not hold it."""
-    if teacher is None:
-        return {"cache": None, "source": "", "revision": "", "content": None}
-    content = content_fingerprint(teacher.model)
-    source = config.teacher.source
-    return {
-        "cache": teacher.folder.name,
-        "source": source,
-        "revision": config.teacher.revision,
-        "content": content,
-    }
 
 
 def prepare(config: ExperimentConfig) -> None:

@@ -18,7 +18,7 @@ from mgsr.models.from_config import build_initial
 from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.planning.model_size import fake_models, model_size
 from mgsr.planning.peak_memory import activations, training_added
-from mgsr.training.objective import build_clip, build_objective
+from mgsr.training.build import build_clip, build_objective
 from mgsr.training.optim import build_optimizer
 
 VOCABULARY = 16_000

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
@@ -31,7 +32,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, A
     assert teacher is not None
     teacher.model.double(), student.model.double()
     start = Start(teacher, student, shared_vocabulary(teacher, student))
-    return config, build_job(config, train, dev, start, root)
+    return config, build_job(config, train, dev, start, root, torch.device("cpu"))
 
 
 def written(parts: tuple[ExperimentConfig, Any], folder: Path, world: int, shard_size: int = 0) -> list[Any]:

@@ -62,10 +62,10 @@ class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def compare(folders: Sequence[Path], few: bool) -> dict[str, Any]:
     """Every recorded result of these studies, or one of each study, of its last arm."""
     import mgsr
+    from mgsr.runtime.environment import numerics_of
     from mgsr.runtime.errors import UserError
     from mgsr.study import results
     from mgsr.study.study import load_study
-    from mgsr.training.run_folder import numerics_of
 
     compared, wrong, without_data = 0, [], []
     original = results.read_split

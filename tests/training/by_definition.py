@@ -17,8 +17,8 @@ from mgsr.models.output_layer import OutputLayer
 from mgsr.rounds.store import RoundEntry
 from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.study.study import Study, load_study
+from mgsr.training.build import build_clip, build_objective
 from mgsr.training.datamodule import MicroBatch
-from mgsr.training.objective import build_clip, build_objective
 from tests.losses import policy, reference
 from tests.training.epochs import FakeWriter, data_module
 

@@ -19,8 +19,8 @@ from mgsr.losses import LossTerms, MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.runtime.errors import ConfigError
+from mgsr.training.build import build_clip, build_minillm, build_objective
 from mgsr.training.module import DistillationModule
-from mgsr.training.objective import build_clip, build_minillm, build_objective
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 from tests.reading import resume_content

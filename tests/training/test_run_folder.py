@@ -12,8 +12,9 @@ import torch
 
 import mgsr
 from mgsr.models import build_causal_lm, content_fingerprint
+from mgsr.runtime.environment import environment, numerics_of
 from mgsr.training import run_folder
-from mgsr.training.run_folder import START, environment, keep_start, numerics_of, open_run_folder, read_json
+from mgsr.training.run_folder import START, keep_start, open_run_folder, read_json
 from tests.conftest import Make
 
 

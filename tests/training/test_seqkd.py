@@ -16,7 +16,7 @@ from mgsr.models.output_layer import OutputLayer
 from mgsr.rounds.store import RoundEntry
 from mgsr.scrg import Prompt, RevisedSequence
 from mgsr.study.study import load_study
-from mgsr.training.objective import build_clip, build_objective
+from mgsr.training.build import build_clip, build_objective
 from tests.training.epochs import FakeWriter, data_module, made_up_rows
 
 STUDIES = Path(__file__).parents[2] / "experiments"

@@ -16,7 +16,7 @@ import hashlib
 import random
 
 from mgsr.data.rows import Row
-from mgsr.data.synthetic.families import FAMILIES, Task
+from mgsr.data.synthetic.families import FAMILIES, Task, draw
 from mgsr.runtime.errors import DataError, did_you_mean
 
 __all__ = ["FAMILIES", "REFERENCES", "SPLITS", "generate_rows"]
@@ -64,7 +64,7 @@ def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
                 id=number,
                 instruction=task.instruction,
                 input=task.input,
-                references=_answers(task, wanted, generator),
+                references=task.answers(wanted, generator),
                 category=family,
                 where=f"synthetic[{split}]:{number + 1}",
             )
@@ -74,7 +74,7 @@ def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
 
 def _new_task(family: str, split: str, generator: random.Random, seen: set[tuple[str, str]]) -> Task:
     for _ in range(_PATIENCE):
-        task = FAMILIES[family](generator)
+        task = draw(family, generator)
         prompt = (task.instruction, task.input)
         if prompt not in seen and _bucket(prompt) in _BUCKETS[split]:
             seen.add(prompt)
@@ -87,9 +87,3 @@ def _new_task(family: str, split: str, generator: random.Random, seen: set[tuple
 def _bucket(prompt: tuple[str, str]) -> int:
     digest = hashlib.blake2b("\n".join(prompt).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100
-
-
-def _answers(task: Task, wanted: int, generator: random.Random) -> tuple[str, ...]:
-    """Up to `wanted` different right answers."""
-    answers = dict.fromkeys(task.write(generator) for _ in range(1 if wanted == 1 else 4 * wanted))
-    return tuple(answers)[:wanted]

@@ -23,6 +23,11 @@ class Task:
     write: Callable[[random.Random], str]
     wide: bool = False
 
+    def answers(self, wanted: int, generator: random.Random) -> tuple[str, ...]:
+        """Up to `wanted` different right answers."""
+        found = dict.fromkeys(self.write(generator) for _ in range(1 if wanted == 1 else 4 * wanted))
+        return tuple(found)[:wanted]
+
 
 Family = Callable[[random.Random], Task]
 
@@ -215,6 +220,11 @@ FAMILIES: dict[str, Family] = {
     "continue": continuation,
     "use": use,
 }
+
+
+def draw(family: str, generator: random.Random) -> Task:
+    """A prompt of a family."""
+    return FAMILIES[family](generator)
 
 
 def _single(instruction: str, answer: str, *, given: str | None = None) -> Task:

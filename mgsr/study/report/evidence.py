@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
+from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
 from mgsr.study.results import plain, read_result, result_path
 from mgsr.study.starting_models import other_starts
 from mgsr.study.study import Study
 from mgsr.study.verdicts import Values, Verdict, contrast_verdicts, verdicts_of_sets
-from mgsr.training.run_folder import numerics_of
 
 Result = Mapping[str, Any]
 Results = dict[str, dict[int, Result]]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mgsr.runtime.environment import numerics_of
 from mgsr.study.report.evidence import Evidence, Result
 from mgsr.study.results import recorded
-from mgsr.training.run_folder import numerics_of
 
 MARK = "†"
 
