@@ -36,6 +36,14 @@ class Anything(metaclass=_Kind):
     def __call__(self, *arguments: Any, **_: Any) -> Any:
         return arguments[0] if arguments else self
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything()
+
+    def __rmul__(self, _: Any) -> Any:
+        return self
+
     def __class_getitem__(cls, _: Any) -> Any:
         return cls
 
