@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
@@ -36,6 +37,10 @@ trainer: {accelerator: cpu, checkpoint_every_n_steps: 100, log_every_n_steps: 1,
 """
 
 Make = Callable[..., ExperimentConfig]
+
+# TensorBoard reads event files of one second by name, and 10 stands before 9: in one process with many runs the
+# curves of a resumed one would be read in the wrong order
+event_file_writer._global_uid = event_file_writer.AtomicCounter(1000)
 
 
 @pytest.fixture(scope="session")
