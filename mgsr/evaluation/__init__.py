@@ -1,4 +1,4 @@
-"""How good a model is: its answers to a test set, their measures, and what a few seeds allow to say.
+"""How good a model is: its answers to a test set, their measures, and the spread over seeds.
 
 `test_set` has a model answer a set and scores the answers; `metrics` are ROUGE-L, exact match and diversity of
 texts; `exposure_bias` compares a student with its teacher on text of either; `statistics` are mean, spread and

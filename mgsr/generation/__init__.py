@@ -1,4 +1,4 @@
-"""Text from causal language models of transformers: batched, cached, and the same in whatever batch.
+"""Text from causal language models of transformers, batched and cached; its batch does not change a text.
 
 `language_model` writes, continues and scores with one model, as `mgsr.scrg` asks for; `decoding` is the loop over
 tokens, `reader` one model's view of the batch, `kv_cache` what a batch leaves for its correction; `batching` cuts

@@ -1,13 +1,15 @@
 """The losses, on tensors: what a term is, and how it is trained without logits of a whole batch in memory.
 
-A definition is one file with its equation and source: `cross_entropy`; `dac_kl` (eq. 7 and 8 of Liu et al. 2024),
-its bounds in `clip_bounds`; `span_correlation` (eq. 10); `divergences`; `policy_gradient` (MiniLLM). Each returns
-values per token; `reduction` has masks, denominators and the mean. `fused/` has twins of the same names, which
-train: the same numbers from hidden states, in tiles. `objective` puts weights on the terms (eq. 1).
+Every term is one file with its equation and source: `cross_entropy`; `dac_kl` (eq. 7 and 8 of Liu et al. 2024),
+its bounds in `clip_bounds`; `span_correlation` (eq. 10); `divergences`; `policy_gradient` (MiniLLM). They return
+values per token; `reduction` masks and averages them. What trains has the same names in `fused/`: the same
+numbers, from hidden states in tiles. `objective` puts weights on the terms (eq. 1). `log_probs`, `ranking`,
+`teacher_topk` and `projection` are what these stand on.
 
-A new divergence is a function in `divergences.py` and its name in `DIVERGENCES`: it then trains under autograd, a
-tile at a time, and `tests/losses/test_twins.py` runs over it. Never here: files, configurations, batches, models,
-Lightning. Begin with `dac_kl.py`, then `fused/__init__.py`.
+A new divergence is a function in `divergences.py`, in `DIVERGENCES` too. It then trains under autograd, a tile
+at a time. For a configuration to name it, add it to `DIVERGENCE_NAMES` in `mgsr/config/schema.py`.
+
+Never here: files, configurations, batches, models, Lightning. Begin with `dac_kl.py`, then `fused/__init__.py`.
 """
 
 from mgsr.losses.clip_bounds import ClipModule, PairSummary

@@ -1,6 +1,7 @@
 """A model's output layer: from hidden states to logits, as fast as the processor's library allows.
 
-Fused twin: `fused/projection.py`, which takes the gradient of logits back as well, a tile at a time.
+`fused/model_rows.py` makes logits with it tile by tile, and takes their gradient back.
+
 Shapes: `...` leading shape, R rows, V classes, H hidden size.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +100,16 @@ def build_model(
     )
     check_output_head(loaded)
     return loaded
+
+
+def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
+    """A model that lies in the cache, as `model` configures it."""
+    return load_causal_lm(
+        str(folder),
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation or None,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def build_initial(

@@ -5,7 +5,7 @@
 `workload` has steps, sequences and tokens, `plan_cost` FLOPs and seconds, `plan_memory` bytes under every
 strategy, `communication` what devices send one another, `plan_table` the tables. Both stand on `shapes` and
 `flops` (the arithmetic of a transformer), `model_size` (bytes of a model) and `peak_memory` (bytes that a step
-adds to them).
+adds to them); `units` writes numbers for people.
 
 Nothing here loads weights, trains or writes a file.
 

@@ -21,6 +21,7 @@ from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
 from mgsr.runtime.devices import working_device
+from mgsr.runtime.faults import reach
 from mgsr.runtime.meter import Meter
 from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
 
@@ -102,11 +103,13 @@ class RoundWriter:
         """Entries and costs, see `TextWriter`."""
         if self.student.model is not self.models.acting:
             self.student.take(self.models.acting)
+        self.begin(round_)
         entries: list[RoundEntry] = []
         meter = Meter()
         for batch in self.batches.of(prompts):
             try:
                 self.check()
+                reach("round.batch")
                 revised, more = self.texts(batch, round_, meter)
             except RuntimeError as error:
                 self.batches.halve(error)
@@ -116,6 +119,9 @@ class RoundWriter:
                 before, after = (decode(self.tokenizer, x) for x in (sequence.rollout_ids, sequence.response_ids))
                 entries.append(RoundEntry(sequence, ids, rollout=before, response=after, **extra))
         return entries, meter.totals()
+
+    def begin(self, round_: int) -> None:
+        """Before the first batch: what no smaller batch would help."""
 
     def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         """The sequences of one batch of prompts, and what else their entries hold."""
@@ -165,21 +171,19 @@ class RevisingWriter(RoundWriter):
         self._loaded: int | None = None
 
     def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
-        student = self._student
-        if self.config.scrg.backend == "vllm":
-            student = EngineWriter(self._loaded_engine(round_), student)
+        student = self._student if self._engine is None else EngineWriter(self._engine, self._student)
         revised = revise_batch(student, self._teacher, prompts, self.options, round=round_, meter=meter)
         return revised, [{} for _ in revised]
 
-    def _loaded_engine(self, round_: int) -> Engine:
-        """The engine with the student's weights, handed over once per round: they do not change within one."""
+    def begin(self, round_: int) -> None:
+        """An engine gets the student's weights once per round: they do not change within one."""
+        if self.config.scrg.backend != "vllm" or self._loaded == round_:
+            return
         student = self.models.acting
         if self._engine is None:
             self._engine = _vllm_engine(self.config, student, self.tokenizer, self.vocab_size)
-        if self._loaded != round_:
-            self._engine.load_weights(student.state_dict().items())
-            self._loaded = round_
-        return self._engine
+        self._engine.load_weights(student.state_dict().items())
+        self._loaded = round_
 
 
 class TeacherWriter(RoundWriter):

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,6 @@ def environment() -> dict[str, Any]:
     `dirty`: the package has changes that the commit lacks; None outside a checkout. What lies beside the package
     does not count, as a study records its results there while it runs.
     """
-    import lightning
-    import transformers
-
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
     return {
         "mgsr": mgsr.__version__,
@@ -32,8 +30,8 @@ def environment() -> dict[str, Any]:
         "numerics": mgsr.NUMERICS_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "transformers": transformers.__version__,
+        "lightning": version("lightning"),
+        "transformers": version("transformers"),
         "machine": platform.machine(),
         "cpu": processor.name(),
         "cpu_model": cpu_model(processor.described()),
@@ -54,8 +52,12 @@ def _git(*words: str) -> str | None:
 
 
 def numerics_of(environment: Mapping[str, Any]) -> int:
-    """The numerics version of a run; the first, where an environment was written before there was one."""
-    return int(environment.get("numerics", 1))
+    """The numerics version of a run; the first, where an environment was written before there was one.
+
+    What is no number is no version, 0.
+    """
+    version = environment.get("numerics", 1)
+    return version if isinstance(version, int) else 0
 
 
 def cpu_model(described: Mapping[str, str]) -> str | None:

@@ -257,8 +257,10 @@ def _begun(run: Run) -> bool:
 
 def _record(study: Study, run: Run) -> None:
     result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
-    if numerics_of(result["environment"]) != mgsr.NUMERICS_VERSION:
-        raise UserError(f"{run.folder}: the code changed while the study ran; delete the folder to run it anew")
+    begun = numerics_of(result["environment"])
+    if begun != mgsr.NUMERICS_VERSION:
+        here = mgsr.NUMERICS_VERSION
+        raise UserError(f"{run.folder}: begun with numerics version {begun}, here it is {here}; delete it")
     refuse_other_start(run.path.parents[1], result)
     write_result(run.path, result)
     rouge = result["metrics"]["result"]["test"]["rouge_l"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import mgsr
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
@@ -19,12 +20,14 @@ from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
 from mgsr.rounds.writer import build_writer
 from mgsr.runtime.devices import placed
+from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.ranks import first_alone
 from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
+from mgsr.training.run_folder import read_json
 from mgsr.training.sft import Start, cache_folder
 from mgsr.training.teacher_cache import CacheReport, build_score, cached_teacher
 
@@ -207,7 +210,11 @@ def build_minillm(config: ExperimentConfig) -> MiniLLMObjective:
 
 
 def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
-    """For `clip.mode: mean_of_run`: the mean learned bounds of a finished run, or of a study's result file."""
+    """For `clip.mode: mean_of_run`: the mean learned bounds of a finished run, or of a study's result file.
+
+    Raises:
+        ConfigError: the run is not there, has no learned bounds, or was made by code of another numerics version.
+    """
     if config.clip.mode != "mean_of_run":
         return None
     path = Path(config.clip.run)
@@ -215,8 +222,15 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         bounds = content.get("metrics", content)["dac"]
-        return float(bounds["lower"]), float(bounds["upper"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = float(bounds["lower"]), float(bounds["upper"])
+        version = numerics_of(content.get("environment") or read_json(path.with_name("environment.json")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(
             f"`clip.run`: {path} holds no mean bounds; name a finished run with clip.mode=network"
         ) from None
+    if version != mgsr.NUMERICS_VERSION:
+        raise ConfigError(
+            f"`clip.run`: {path} is of numerics version {version}, this code is of {mgsr.NUMERICS_VERSION}; "
+            "run it anew"
+        )
+    return found

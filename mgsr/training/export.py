@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from mgsr import __version__, models
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models.from_config import build_student, quiet_transformers, with_adapters
+from mgsr.models.from_config import build_student, load_cached, quiet_transformers, with_adapters
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.training.checkpoint import BEST, newest_whole
 from mgsr.training.run_folder import BASE, STUDENT, TEACHER, base_has_changed, load_run_config, read_json
-from mgsr.training.sft import load_cached, prepare_teacher, stage_seed
+from mgsr.training.sft import prepare_teacher, stage_seed
 from mgsr.training.trainer import load_student
 
 # precisions that turn all weights into their own type

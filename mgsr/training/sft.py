@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import mgsr
 from mgsr import __version__, models
 from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig, ModelConfig, SftConfig
@@ -26,7 +27,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint
 from mgsr.evaluation.test_set import Evaluation, Predictor, evaluate
 from mgsr.losses import Objective
-from mgsr.models.from_config import build_model, build_student, build_tokenizer, quiet_transformers
+from mgsr.models.from_config import build_model, build_student, build_tokenizer, load_cached, quiet_transformers
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
@@ -82,7 +83,7 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     """Teacher, student and their test figures, made as far as they aren't there.
 
     Args:
-        rows: by split, from `read_splits`.
+        rows: by split.
 
     Raises:
         UserError: anything the user can mend, such as tokenizers that disagree.
@@ -152,7 +153,7 @@ def cache_folder(config: ExperimentConfig) -> Path:
 def cached_evaluation(config: ExperimentConfig, prepared: Prepared, tests: Tests, name: str) -> dict[str, Any]:
     """Test figures of a model that several runs start from; measured once, then read."""
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
-    key = fingerprint(asdict(config.evaluation), asdict(config.data), rows)
+    key = _fingerprint(asdict(config.evaluation), asdict(config.data), rows)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return json.loads(path.read_text(encoding="utf-8"))
@@ -191,7 +192,12 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
     # where it is held does not change it
     tree.pop("placement", None)
     seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
-    return fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
+    return _fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
+
+
+def _fingerprint(*parts: Any) -> str:
+    """Changes with the numerics version; the first one has no part in it, as its caches are there already."""
+    return fingerprint(*parts, *((mgsr.NUMERICS_VERSION,) if mgsr.NUMERICS_VERSION > 1 else ()))
 
 
 def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
@@ -202,16 +208,6 @@ def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
 def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
     say(f"{name}: taken from {folder}")
     return Prepared(load_cached(folder, model), models.load_tokenizer(str(folder)), key, folder)
-
-
-def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
-    """A model that lies in the cache, as `model` configures it."""
-    return models.load_causal_lm(
-        str(folder),
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation or None,
-        trust_remote_code=model.trust_remote_code,
-    )
 
 
 def _fine_tuned(

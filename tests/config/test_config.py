@@ -20,7 +20,8 @@ from mgsr.config.load import (
     parse_override,
     repeated_key,
 )
-from mgsr.config.schema import ExperimentConfig
+from mgsr.config.schema import DIVERGENCE_NAMES, ExperimentConfig
+from mgsr.losses import DIVERGENCES
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.study import load_study
 
@@ -211,3 +212,7 @@ def test_a_key_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> N
     path.write_text("train: {betas: &b [0.9, 0.95]}\nteacher: {sft: {betas: *b}}\n")
     assert load_config(path, MODELS).teacher.sft.betas == [0.9, 0.95]
     assert repeated_key(yaml.compose("&a [*a, {b: 1}, {b: 2}]", Loader=yaml.SafeLoader)) is None
+
+
+def test_a_configuration_can_name_every_divergence() -> None:
+    assert ("dac_kl", *DIVERGENCES) == DIVERGENCE_NAMES

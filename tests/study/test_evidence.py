@@ -281,6 +281,9 @@ def test_a_study_that_was_only_run_with_an_older_version_is_reported_as_such(
     said = "**These results are of numerics version 1:** the code is at version 2, of which there are none yet."
     text = readme_of(study)
     assert said in text
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 0)
+    with pytest.raises(UserError, match="of a later numerics version than this code's, 0"):
+        read_evidence(study, study.results)
     assert [line for line in text.splitlines() if said not in line and line] == list(
         filter(None, before.splitlines())
     )

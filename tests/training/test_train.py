@@ -11,14 +11,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import mgsr
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
+from mgsr.data.splits import read_split
 from mgsr.losses import LossTerms, Objective
 from mgsr.rounds.store import read_manifest
 from mgsr.runtime.errors import ConfigError, NonFiniteLossError, UserError
 from mgsr.training.mixture import TextMixture
 from mgsr.training.module import DistillationModule
 from mgsr.training.run_folder import open_run_folder, run_folder
+from mgsr.training.sft import prepare_models
 from mgsr.training.train import train
 from tests.reading import resume_content, weights
 
@@ -124,6 +127,20 @@ def test_mean_bounds_of_a_finished_run(make_config: Make, finished: Finished) ->
     assert 0 < learned["dac"]["lower"] < learned["dac"]["upper"] < 1 and metrics["steps"] == 4
     with pytest.raises(ConfigError, match=r"clip\.run"):
         train(make_config("arm=missing", "clip.mode=mean_of_run", "clip.run=/nowhere"))
+
+
+def test_another_numerics_version_takes_neither_bounds_nor_models_of_this_one(
+    make_config: Make, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = finished
+    config = make_config()
+    rows = {name: read_split(config.data, name) for name in ("train", "dev", "test")}
+    keys = {prepare_models(config, rows).student.key}
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    with pytest.raises(ConfigError, match=r"is of numerics version 1, this code is of 2"):
+        train(make_config("arm=mean", "clip.mode=mean_of_run", f"clip.run={first}"))
+    start = prepare_models(config, rows)
+    assert start.teacher is not None and start.student.key not in keys
 
 
 def test_a_folder_with_another_config_is_left_alone(make_config: Make, finished: Finished) -> None:

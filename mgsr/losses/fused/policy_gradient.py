@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.fused.cross_entropy import cross_entropy_gradient, cross_entropy_tile
-from mgsr.losses.fused.projection import StudentRows
+from mgsr.losses.fused.model_rows import StudentRows
 from mgsr.losses.fused.tile import rows_per_tile
 from mgsr.losses.fused.tiled_objective import check_inputs
 from mgsr.losses.log_probs import entropy

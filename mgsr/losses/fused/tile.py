@@ -17,7 +17,7 @@ from torch import Tensor
 from mgsr.losses.fused.cross_entropy import add_label_gradient, cross_entropy_gradient, cross_entropy_tile
 from mgsr.losses.fused.dac_kl import dac_kl_tile
 from mgsr.losses.fused.divergences import divergence_tile
-from mgsr.losses.fused.projection import StudentRows, TeacherRows
+from mgsr.losses.fused.model_rows import StudentRows, TeacherRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.fused.workspace import Softmax, Tile, TokenTerm, Workspace, add_up

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgsr.losses.clip_bounds import Clip, ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
-from mgsr.losses.fused.projection import StudentRows, TeacherRows
+from mgsr.losses.fused.model_rows import StudentRows, TeacherRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
 from mgsr.losses.log_probs import compute_dtype

@@ -204,7 +204,13 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
     if not versions:
         raise UserError(f"{folder}: no results of {study.name}; run mgsr ablate {study.path} --record first")
-    taken = mgsr.NUMERICS_VERSION if mgsr.NUMERICS_VERSION in versions else max(versions)
+    known = [version for version in versions if version <= mgsr.NUMERICS_VERSION]
+    if not known:
+        raise UserError(
+            f"{folder}: all results are of a later numerics version than this code's, {mgsr.NUMERICS_VERSION}; "
+            "take the code that recorded them"
+        )
+    taken = max(known)
     results = versions.pop(taken)
     ordered = {arm: dict(sorted(results.get(arm, {}).items())) for arm in study.arms}
     evidence = Evidence(study, ordered, tuple(strangers), dict(sorted(versions.items())))

@@ -1,7 +1,7 @@
 """Both models' rows of a call: hidden states in, a tile's logits out, and the student's gradients back.
 
-The definition is `mgsr.losses.projection`. Identity: the gradient of a product h W^T is g W to h and g^T h to W,
-summed over the tiles; what was summed is attached to the graph in the end, so that backward only scales it.
+The output layer itself is `mgsr.losses.projection`. The gradient of a product h W^T is g W to h and g^T h to W,
+summed over the tiles. The sums are attached to the graph in the end, so that backward only scales them.
 
 Shapes: N rows of a call, M response rows, R rows of a tile, V classes, H hidden size.
 """
