@@ -20,7 +20,6 @@ Shapes: B sequences, T positions, H hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -51,32 +50,25 @@ class Targets(NamedTuple):
     behaviour_log_probs: Tensor | None = None
 
 
-@dataclass(frozen=True)
 class Objective:
     """w_sft * SFT + w_dac * token-level divergence + w_span * span correlation (Liu et al. 2024, eq. 1).
 
-    Attributes:
+    Args:
         clip: DAC-KL's bounds, see `tiled_objective`.
         options: its further keyword arguments, the same for every call.
+
+    Attributes:
+        needs_teacher: whether a term of the teacher's has weight.
+        clip_network: the trained part of the clipping, if there is one.
+        has_idle_parameters: whether some trained parameters never get a gradient: those of a clip network
+            without weight.
     """
 
-    weights: Weights
-    clip: Any
-    options: dict[str, Any]
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.weights[1] > 0 or self.weights[2] > 0
-
-    @property
-    def clip_network(self) -> nn.Module | None:
-        """The trained part of the clipping, if there is one."""
-        return self.clip if isinstance(self.clip, nn.Module) else None
-
-    @property
-    def has_idle_parameters(self) -> bool:
-        """Whether some trained parameters never get a gradient: those of a clip network without weight."""
-        return self.clip_network is not None and not self.weights[1]
+    def __init__(self, weights: Weights, clip: Any, options: dict[str, Any]) -> None:
+        self.weights, self.clip, self.options = weights, clip, options
+        self.needs_teacher = weights[1] > 0 or weights[2] > 0
+        self.clip_network: nn.Module | None = clip if isinstance(clip, nn.Module) else None
+        self.has_idle_parameters = self.clip_network is not None and not weights[1]
 
     def __call__(
         self,
@@ -141,7 +133,6 @@ class Objective:
         )
 
 
-@dataclass(frozen=True)
 class MiniLLMObjective(Objective):
     """w_sft * cross-entropy on ground truth + w_dac * reverse KL by policy gradient on model-written text.
 
@@ -152,11 +143,10 @@ class MiniLLMObjective(Objective):
     `policy_gradient_objective`.
     """
 
-    def __post_init__(self) -> None:
-        if self.weights[2] != 0 or self.clip is not None:
-            raise ValueError(
-                f"MiniLLM has no span term and no clip, got weights {self.weights}, clip {self.clip!r}"
-            )
+    def __init__(self, weights: Weights, clip: Any, options: dict[str, Any]) -> None:
+        if weights[2] != 0 or clip is not None:
+            raise ValueError(f"MiniLLM has no span term and no clip, got weights {weights}, clip {clip!r}")
+        super().__init__(weights, clip, options)
 
     def terms(
         self, targets: Targets, student: Tensor, teacher: Tensor | None, weights: Weights, **arguments: Any

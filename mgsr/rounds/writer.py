@@ -15,12 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.annotate import Annotation
-from mgsr.data.prompts import decode, pad_id, require_eos
+from mgsr.data.prompts import decode, require_eos
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
-from mgsr.runtime.devices import working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.meter import Meter
 from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
@@ -61,6 +60,7 @@ class RoundWriter:
         models: the teacher may be None for plain student text.
         annotation: finds the spans of what was written.
         vocab_size: token ids that both models share; no other is ever written.
+        device: where models work outside of Lightning.
         check: called between batches; may raise to stop.
     """
 
@@ -75,11 +75,14 @@ class RoundWriter:
         annotation: Annotation,
         *,
         vocab_size: int,
+        eos_token_id: int,
+        pad_token_id: int,
+        device: torch.device,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.config, self.models, self.tokenizer = config, models, tokenizer
         self.annotation, self.vocab_size, self.check = annotation, vocab_size, check
-        self.device = working_device(config.trainer.accelerator)
+        self.eos_token_id, self.pad_token_id, self.device = eos_token_id, pad_token_id, device
         self.batches = FittingBatches(config.scrg.batch_size, "scrg.batch_size")
         self.phase = partial(models.writing, self.device, together=self.together)
         said: set[str] = set()
@@ -90,8 +93,8 @@ class RoundWriter:
         scrg = self.config.scrg
         return LanguageModel(
             model,
-            eos_token_id=require_eos(self.tokenizer),
-            pad_token_id=pad_id(self.tokenizer),
+            eos_token_id=self.eos_token_id,
+            pad_token_id=self.pad_token_id,
             max_new_tokens=scrg.max_new_tokens,
             batch_size=scrg.batch_size,
             vocab_size=self.vocab_size,
@@ -157,7 +160,7 @@ class RevisingWriter(RoundWriter):
         scrg = self.config.scrg
         self.options = Options(
             max_new_tokens=scrg.max_new_tokens,
-            eos_ids=frozenset([require_eos(self.tokenizer)]),
+            eos_ids=frozenset([self.eos_token_id]),
             seed=self.config.seed,
             passes=scrg.passes,
             teacher_token=scrg.teacher_token,  # type: ignore[arg-type]
@@ -221,24 +224,13 @@ class InterleavingWriter(RoundWriter):
         return [text.response_ids for text in written], more, 2
 
 
-def build_writer(
-    config: ExperimentConfig,
-    models: Models,
-    tokenizer: PreTrainedTokenizerBase,
-    annotation: Annotation,
-    *,
-    vocab_size: int,
-    check: Callable[[], None] = lambda: None,
-) -> RoundWriter:
-    """The writer that `scrg.text` names; arguments as those of `RoundWriter`."""
-    writers: dict[str, type[RoundWriter]] = {
-        "student": RevisingWriter,
-        "teacher": TeacherWriter,
-        "mixed": MixingWriter,
-        "interleaved": InterleavingWriter,
-    }
-    made = writers[config.scrg.text]
-    return made(config, models, tokenizer, annotation, vocab_size=vocab_size, check=check)
+WRITERS: dict[str, type[RoundWriter]] = {
+    "student": RevisingWriter,
+    "teacher": TeacherWriter,
+    "mixed": MixingWriter,
+    "interleaved": InterleavingWriter,
+}
+"""By `scrg.text`."""
 
 
 def _needed(teacher: LanguageModel | None) -> LanguageModel:

@@ -18,7 +18,7 @@ from mgsr.evaluation.test_set import Predictor
 from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
-from mgsr.rounds.writer import build_writer
+from mgsr.rounds.writer import WRITERS
 from mgsr.runtime.devices import placed
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError
@@ -98,13 +98,15 @@ def build_job(
         seed=config.seed,
         placement=config.teacher.placement,
     )
-    writer = build_writer(
+    writer = WRITERS[config.scrg.text](
         config,
         module.placement,
         student.tokenizer,
         annotation,
         vocab_size=start.vocab_size,
+        device=device,
         check=stop.check,
+        **ids,
     )
     tops, report = None, None
     if config.objective.teacher_top_k and teacher is not None:

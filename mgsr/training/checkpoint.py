@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import signal
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class DurableIO(CheckpointIO):
         remove_checked(Path(path))
 
 
+@dataclass
 class StopRequest:
     """A user's wish to stop: noted when the signal comes, carried out where nothing is lost.
 
@@ -117,10 +119,9 @@ class StopRequest:
         go_on: the command that takes up a stopped stage.
     """
 
-    def __init__(self, go_on: str) -> None:
-        self.go_on = go_on
-        self.asked: int | None = None
-        self._previous: dict[int, Any] = {}
+    go_on: str
+    asked: int | None = None
+    _previous: dict[int, Any] = field(default_factory=dict)
 
     def watch(self) -> None:
         """Handle the signals from here on; of no effect outside the main thread, whose owner handles them."""

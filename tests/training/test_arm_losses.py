@@ -15,12 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import Annotation
 from mgsr.losses import LossTerms, MiniLLMObjective
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.rounds.writer import build_writer
+from mgsr.rounds.writer import WRITERS
 from mgsr.training.placement import Placement
 from tests.losses import reference
 from tests.scrg.tiny import next_logits, prompts, tiny
@@ -212,7 +213,8 @@ def test_minillm_draws_a_fifth_from_the_teacher() -> None:
     student, teacher = tiny("llama", 2), tiny("gpt2", 2)
     tokenizer = SimpleNamespace(eos_token_id=EOS, pad_token_id=EOS, decode=lambda ids, **options: "")
     models = Placement(student, teacher)
-    writer = build_writer(config, models, tokenizer, Annotation(None), vocab_size=11)  # type: ignore[arg-type]
+    ids = {"vocab_size": 11, "eos_token_id": EOS, "pad_token_id": EOS, "device": torch.device("cpu")}
+    writer = WRITERS[config.scrg.text](config, models, tokenizer, Annotation(None), **ids)  # type: ignore[arg-type]
     for entry in writer.write(prompts(4), 0)[0]:
         read, expected = list(entry.revised.prompt_ids), []
         for token in entry.revised.response_ids:
