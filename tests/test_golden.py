@@ -1,7 +1,8 @@
 """The golden run: a tiny job in float64 whose every number and text is committed.
 
 Teacher SFT, student SFT, two rounds of SCRG with corrections, all three terms with a priced clip network, a stop
-and a resume, the dev and test sets. Numbers hold to 1e-9, so that other processors pass; text holds to the letter.
+and a resume, the dev and test sets. Beside it, in less detail: other text, other losses, replay, adapters.
+Numbers hold to 1e-9, so that other processors pass; text holds to the letter.
 
 `golden.json` bears the numerics version of the code that wrote it. Whoever changes numbers on purpose raises
 `mgsr.NUMERICS_VERSION` and runs `python -m tests.test_golden`, in a commit that says why.
@@ -58,6 +59,18 @@ evaluation: {seeds: [10, 20], batch_size: 4, max_new_tokens: 16}
 trainer: {accelerator: cpu, precision: 64-true, threads: 1, checkpoint_every_n_steps: 2, log_every_n_steps: 1,
           grad_norm_every_n_steps: 2, histogram_every_n_steps: 100}
 """
+ARMS = {
+    "minillm": ("objective.kind=minillm", "objective.w_span=0", "scrg.text=mixed"),
+    "interleaved": ("scrg.text=interleaved", "objective.divergence=jensen_shannon", "spans.relation=cosine"),
+    "teacher_text": ("scrg.text=teacher", "scrg.cross_entropy=true", "objective.divergence=skewed_reverse_kl"),
+    "replay": (
+        *("mixture.kind=adaptive", "mixture.student_fraction_start=0.5", "mixture.adaptive_eps=0.0"),
+        *("scrg.error_position=threshold", "scrg.kl_threshold=0.1", "scrg.passes=3", "objective.temperature=2.0"),
+    ),
+    "literal": ("clip.mode=fixed", "clip.form=literal", "clip.ramp=sigmoid", "clip.target=label", "spans.norm=l2"),
+    "top_k": ("clip.mode=top_k", "clip.top_k=5", "spans.chunker=random"),
+    "adapters": ("student.lora.r=2", "objective.divergence=total_variation", "mixture.kind=linear"),
+}
 # in the middle of the first epoch of the main job, behind the steps of both fine-tunings
 STOP = "step.end=stop@83"
 
@@ -93,6 +106,27 @@ def golden_run(root: Path) -> dict[str, Any]:
         },
     }
     return _untimed(found)
+
+
+def golden_arm(root: Path, arm: str) -> dict[str, Any]:
+    """The written text of an arm, its last weights, and its score."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "golden.yaml").write_text(CONFIG)
+    config = load_config(root / "golden.yaml", [f"run_root={root / 'runs'}", f"arm={arm}", *ARMS[arm]])
+    threads = torch.get_num_threads()
+    try:
+        metrics = train(config)
+    finally:
+        torch.set_num_threads(threads)
+    folder = run_folder(config)
+    last = newest_whole(folder)
+    assert last is not None
+    shards = sorted(folder.glob("scrg/*/shard-*.jsonl"))
+    return {
+        "text": {str(path.relative_to(folder)): [row["response"] for row in _lines(path)] for path in shards},
+        "weights": _weights(read_checkpoint(last)["state_dict"]),
+        "rouge_l": metrics["result"]["test"]["rouge_l"],
+    }
 
 
 def _curves(folder: Path) -> dict[str, list[list[float]]]:
@@ -138,10 +172,23 @@ def differences(golden: Any, found: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: {golden!r} -> {found!r}"
 
 
+@pytest.fixture(scope="module")
+def golden_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the arms share their teacher and student."""
+    return tmp_path_factory.mktemp("golden")
+
+
 def test_the_golden_run_gives_the_committed_numbers_and_text(tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert golden["numerics_version"] == NUMERICS_VERSION
     found = list(differences(golden["run"], golden_run(tmp_path)))
+    assert not found, "\n".join(found[:20])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_golden_arm_gives_the_committed_numbers_and_text(golden_root: Path, arm: str) -> None:
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    found = list(differences(golden["arms"][arm], golden_arm(golden_root, arm)))
     assert not found, "\n".join(found[:20])
 
 
@@ -171,5 +218,7 @@ def test_a_number_or_a_letter_that_moved_is_seen() -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        content = {"numerics_version": NUMERICS_VERSION, "run": golden_run(Path(scratch))}
+        arms = {arm: golden_arm(Path(scratch) / "arms", arm) for arm in ARMS}
+        run = golden_run(Path(scratch) / "run")
+    content = {"numerics_version": NUMERICS_VERSION, "run": run, "arms": arms}
     GOLDEN.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
