@@ -226,8 +226,8 @@ def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, sec
         "runs of the study's commonest processor, each run's writing and scoring in proportion to its training "
         "(what else the machine does slows all three), so that equal work takes equal time; per million "
         f"{named}.",
-        *_unread(evidence, tokens, lambda cost: f"{_millions(cost)} million tokens", "tokens"),
-        *_unread(evidence, seconds, lambda cost: f"{cost:.0f} standard seconds", "time"),
+        *_unread(tokens, lambda cost: f"{_millions(cost)} million tokens", "tokens"),
+        *_unread(seconds, lambda cost: f"{cost:.0f} standard seconds", "time"),
         f"{schedule} The measured seconds depend on what else the machine did: they compare no arms.",
     ]
 
@@ -240,7 +240,7 @@ def _millions(tokens: float) -> str:
     return f"{tokens / 1e6:.2f}" if tokens >= 1e5 else f"{tokens / 1e6:.3g}"
 
 
-def _unread(evidence: Evidence, spent: Spending, amount: Callable[[float], str], what: str) -> list[str]:
+def _unread(spent: Spending, amount: Callable[[float], str], what: str) -> list[str]:
     """Why some cells are empty, or are means over fewer runs."""
     late = {arm: set(by_seed) - set(spent.dev[arm]) for arm, by_seed in spent.first.items()}
     named = [
