@@ -6,6 +6,7 @@ Shapes: n rows of a batch, T new tokens, V vocabulary. p is the teacher's distri
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from mgsr.runtime.rng import Stream, inverse_cdf
 from mgsr.scrg import Prompt
 
 
-class _PairWriter:
+class _PairWriter(ABC):
     """Steps the caches of student and teacher in lockstep; subclasses choose the token."""
 
     streams: tuple[Stream, ...] = (Stream.ROLLOUT,)
@@ -28,15 +29,15 @@ class _PairWriter:
         self.student, self.teacher = student, teacher
         self.batch_size, self.max_new_tokens = student.batch_size, student.max_new_tokens
 
+    @abstractmethod
     def choose(self, logits: Sequence[Tensor], uniforms: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Tokens and kept values `[n]` from (student, teacher) logits `[n, V]` and the streams' uniforms."""
-        raise NotImplementedError
 
     def write(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[list[int]]:
         """One response per prompt, as `LanguageModel.write`; nothing is kept for a continuation."""
         return [tokens for tokens, _ in self._write(prompts, seed=seed, round=round)]
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 (a writer that keeps nothing)
         """Nothing is kept."""
 
     def _write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -51,7 +52,7 @@ class Models(Protocol):
         ...
 
 
-class RoundWriter:
+class RoundWriter(ABC):
     """Writes rounds with student and teacher as they stand when it is asked, a batch at a time.
 
     A `mgsr.rounds.round.TextWriter`. Subclasses, one per `scrg.text`, say who writes the tokens.
@@ -123,33 +124,12 @@ class RoundWriter:
                 entries.append(RoundEntry(sequence, ids, rollout=before, response=after, **extra))
         return entries, meter.totals()
 
-    def begin(self, round_: int) -> None:
+    def begin(self, round_: int) -> None:  # noqa: B027 (most writers need nothing)
         """Before the first batch: what no smaller batch would help."""
 
+    @abstractmethod
     def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         """The sequences of one batch of prompts, and what else their entries hold."""
-        with meter.phase("generation") as spent:
-            responses, more, readers = self.unrevised(prompts, round_)
-            read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
-            spent.tokens += read * readers
-        revised = [
-            RevisedSequence(
-                example_id=example_id,
-                prompt_ids=tuple(prompt_ids),
-                rollout_ids=tuple(response),
-                response_ids=tuple(response),
-                corrections=(),
-                status="not_searched",
-                disagreements=0,
-                positions=0,
-            )
-            for (example_id, prompt_ids), response in zip(prompts, responses, strict=True)
-        ]
-        return revised, more
-
-    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
-        """What the models write to one batch of prompts, where no teacher searches it."""
-        raise NotImplementedError
 
 
 class RevisingWriter(RoundWriter):
@@ -189,7 +169,35 @@ class RevisingWriter(RoundWriter):
         self._loaded = round_
 
 
-class TeacherWriter(RoundWriter):
+class UnrevisedWriter(RoundWriter):
+    """Text that no teacher searches."""
+
+    def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
+        with meter.phase("generation") as spent:
+            responses, more, readers = self.unrevised(prompts, round_)
+            read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
+            spent.tokens += read * readers
+        revised = [
+            RevisedSequence(
+                example_id=example_id,
+                prompt_ids=tuple(prompt_ids),
+                rollout_ids=tuple(response),
+                response_ids=tuple(response),
+                corrections=(),
+                status="not_searched",
+                disagreements=0,
+                positions=0,
+            )
+            for (example_id, prompt_ids), response in zip(prompts, responses, strict=True)
+        ]
+        return revised, more
+
+    @abstractmethod
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
+        """What the models write to one batch of prompts."""
+
+
+class TeacherWriter(UnrevisedWriter):
     """The teacher's own text."""
 
     def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
@@ -200,7 +208,7 @@ class TeacherWriter(RoundWriter):
             teacher.release()
 
 
-class MixingWriter(RoundWriter):
+class MixingWriter(UnrevisedWriter):
     """Tokens drawn from the mixture of both models (MiniLLM)."""
 
     together = True
@@ -212,7 +220,7 @@ class MixingWriter(RoundWriter):
         return [text.response_ids for text in written], more, 2
 
 
-class InterleavingWriter(RoundWriter):
+class InterleavingWriter(UnrevisedWriter):
     """The student's text, in which the teacher replaces unlikely tokens as they are written (Speculative KD)."""
 
     together = True

@@ -158,3 +158,18 @@ def test_without_vllm_the_user_is_told(
         train(make_config("train.epochs=1", "scrg.backend=vllm"))
     with pytest.raises(ConfigError, match=r"scrg\.text=student"):
         make_config("scrg.backend=vllm", "scrg.text=teacher")
+
+
+def test_an_engine_that_does_not_fit_is_not_answered_with_smaller_batches(
+    make_config: Callable[..., ExperimentConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def build(*_: Any) -> FakeEngine:
+        asked.append(1)
+        raise torch.OutOfMemoryError("out of memory: the engine")
+
+    monkeypatch.setattr(mgsr.rounds.writer, "_vllm_engine", build)
+    with pytest.raises(torch.OutOfMemoryError, match="the engine"):
+        train(make_config("train.epochs=1", "scrg.backend=vllm"))
+    assert asked == [1]

@@ -64,11 +64,10 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Stopped:
 
 # within the epoch of round 1, behind a resume point
 WITHIN = "step.begin=full@14"
+FULL = ("checkpoint.half@3", "checkpoint.write@200", "shard.begin@4", "best.written", "metrics.half")
 
 
-@pytest.mark.parametrize(
-    "point", ["checkpoint.half@3", "checkpoint.write@200", "shard.begin@4", "best.written", "metrics.half"]
-)
+@pytest.mark.parametrize("point", FULL)
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(expected: Path, tmp_path: Path, point: str) -> None:
     name, _, visit = point.partition("@")
     faults.arm(f"{name}=full@{visit or 1}")
@@ -267,9 +266,8 @@ def test_another_config_is_refused_key_by_key_and_more_epochs_are_taken(
 ) -> None:
     config = make_config("train.epochs=1")
     first = train(config)
-    with pytest.raises(
-        ConfigError, match=r"train\.lr: 0\.01 -> 0\.5, scrg\.passes: 1 -> 2|scrg\.passes.*train\.lr"
-    ):
+    both = r"train\.lr: 0\.01 -> 0\.5, scrg\.passes: 1 -> 2|scrg\.passes.*train\.lr"
+    with pytest.raises(ConfigError, match=both):
         train(make_config("train.epochs=1", "train.lr=0.5", "scrg.passes=2"), resume=True)
     with pytest.raises(ConfigError, match=r"train\.epochs"):
         train(make_config("train.epochs=1", "train.max_steps=2"), resume=True)

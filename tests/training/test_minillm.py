@@ -27,12 +27,7 @@ from tests.reading import resume_content
 
 EOS = 2  # the padding id as well
 VOCABULARY = 20
-MINILLM = (
-    "objective.kind=minillm",
-    "objective.w_span=0",
-    "scrg.enabled=true",
-    "scrg.text=mixed",
-)
+MINILLM = ("objective.kind=minillm", "objective.w_span=0", "scrg.enabled=true", "scrg.text=mixed")
 MODELS = ("teacher.source=t", "student.source=s")
 
 
