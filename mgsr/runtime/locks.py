@@ -29,17 +29,15 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         UserError: another process has it, or the folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / NAME)
         try:
-            lock.acquire(timeout=0)
+            lock = _acquired(folder, timeout=0)
         except Timeout:
             if not wait:
                 raise UserError(
                     f"{folder}: in use by {_owner(folder)}; wait for it, or choose another arm, seed or run_root"
                 ) from None
             say(f"{folder}: waiting for {_owner(folder)}, which is making it")
-            lock.acquire()
+            lock = _acquired(folder, timeout=-1)
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
     except OSError as error:
@@ -48,6 +46,18 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _acquired(folder: Path, *, timeout: float) -> FileLock:
+    """The lock, held. Whoever had it may have removed the folder with all that is in it: it is made again."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / NAME)
+        try:
+            lock.acquire(timeout=timeout)
+            return lock
+        except FileNotFoundError:
+            continue
 
 
 def _owner(folder: Path) -> str:
