@@ -1,6 +1,6 @@
 """A model's output layer: from hidden states to logits, as fast as the processor's library allows.
 
-`fused/model_rows.py` makes logits with it tile by tile, and takes their gradient back.
+`fused/model_rows.py` makes logits with it tile by tile, and pulls their gradient back through it.
 
 Shapes: `...` leading shape, R rows, V classes, H hidden size.
 """
@@ -90,6 +90,43 @@ class OutputLayer:
             # autograd keeps what tanh gave
             logits = logits * self.softcap if logits.requires_grad else logits.mul_(self.softcap)
         return logits
+
+    def pull(
+        self,
+        grad: Tensor,
+        logits: Tensor,
+        hidden: Tensor,
+        *,
+        dtype: torch.dtype,
+        to_hidden: bool,
+        to_weight: Tensor | None,
+        to_bias: Tensor | None,
+        fresh: bool,
+    ) -> Tensor | None:
+        """The way back through `project`, in sums of `dtype`: g W to h, and g^T h to W.
+
+        Args:
+            grad: `[R, V]`, to the logits; overwritten.
+            logits: what `project` gave; read where there is a soft cap.
+            hidden: `[R, H]`, of which.
+            to_hidden: whether its gradient is wanted.
+            to_weight: `[V, H]`, what the weight's gradient is added to; None: it isn't wanted.
+            to_bias: `[V]`, likewise.
+            fresh: nothing stands in `to_weight` yet.
+
+        Returns:
+            The gradient to `hidden`, where it is wanted.
+        """
+        if self.softcap is not None:
+            grad *= 1.0 - (logits / self.softcap).square_()
+        if self.scale != 1.0:
+            grad *= self.scale
+        if to_bias is not None:
+            to_bias += grad.sum(dim=0)
+        factor = grad.to(self.weight.dtype)
+        if to_weight is not None:
+            add_product(to_weight, factor.t(), hidden.to(self.weight.dtype), fresh=fresh)
+        return product(factor, self.weight, dtype) if to_hidden else None
 
 
 def factor_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype | None:

@@ -12,19 +12,16 @@ import torch
 from torch import Tensor
 
 
-def cross_entropy_tile(log_q_R: Tensor, truth_R: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Sum over the ground-truth rows, and f `[R]`; `log_q_R` is that of the labels."""
-    total = -torch.where(truth_R, log_q_R, torch.zeros_like(log_q_R)).sum()
-    return total, truth_R.to(log_q_R.dtype) * scale
+def cross_entropy_tile(
+    log_q_R: Tensor, truth_R: Tensor, labels_R: Tensor, factor_R: Tensor, grad_RV: Tensor | None
+) -> Tensor:
+    """Sum over the ground-truth rows; takes f off `grad_RV` at the labels.
 
-
-def add_label_gradient(grad_RV: Tensor, labels_R: Tensor, factor_R: Tensor) -> None:
-    """Take f off at the labels."""
-    grad_RV.scatter_add_(1, labels_R.unsqueeze(1), -factor_R.unsqueeze(1))
-
-
-def cross_entropy_gradient(q_RV: Tensor, labels_R: Tensor, factor_R: Tensor, out: Tensor) -> Tensor:
-    """f * (q - onehot), in `out`, which may be `q`."""
-    torch.mul(q_RV, factor_R.unsqueeze(1), out=out)
-    add_label_gradient(out, labels_R, factor_R)
-    return out
+    Args:
+        log_q_R: of the labels.
+        factor_R: f.
+        grad_RV: gradient to the logits, f * q in it already; None: it isn't wanted.
+    """
+    if grad_RV is not None:
+        grad_RV.scatter_add_(1, labels_R.unsqueeze(1), -factor_R.unsqueeze(1))
+    return -torch.where(truth_R, log_q_R, torch.zeros_like(log_q_R)).sum()

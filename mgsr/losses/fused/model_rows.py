@@ -1,9 +1,9 @@
 """Both models' rows of a call: hidden states in, a tile's logits out, and the student's gradients back.
 
-The output layer itself is `mgsr.losses.projection`. The gradient of a product h W^T is g W to h and g^T h to W,
-summed over the tiles. The sums are attached to the graph in the end, so that backward only scales them.
+The output layer itself is `mgsr.losses.projection`. Gradients to it and to the states are summed over the tiles.
+The sums are attached to the graph in the end, so that backward only scales them.
 
-Shapes: N rows of a call, M response rows, R rows of a tile, V classes, H hidden size.
+Shapes: N rows of a call, R rows of a tile, V classes, H hidden size.
 """
 
 from __future__ import annotations
@@ -15,21 +15,67 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mgsr.losses.projection import OutputLayer, add_product, product
+from mgsr.losses.projection import OutputLayer
 from mgsr.losses.teacher_topk import CachedRows, restored_logits
 
 
-class StudentRows:
-    """The student's rows of a call: logits a tile at a time, and the gradients that come back.
+class ModelRows:
+    """One model's rows of a call: logits a tile at a time, from hidden states or from the cache.
 
-    Works in `dtype` (float32 or wider) whatever the weights are stored in. Gradients of the output layer have the
-    full size of the parameter, also where only its first `width` classes are used.
+    Works in `dtype` (float32 or wider) whatever the weights are stored in.
 
     Args:
-        hidden_NH: last hidden states, with their graph.
-        layer: the output layer, with its graph.
+        hidden_NH: last hidden states; those of cached rows are not read.
+        layer: the output layer.
         width: classes that are used.
         product_dtype: see `factor_dtype`.
+        cached: None: no row is.
+    """
+
+    def __init__(
+        self,
+        hidden_NH: Tensor,
+        layer: OutputLayer,
+        width: int,
+        dtype: torch.dtype,
+        product_dtype: torch.dtype | None,
+        cached: CachedRows | None = None,
+    ) -> None:
+        self.hidden_NH, self.width, self.dtype, self.cached = hidden_NH.detach(), width, dtype, cached
+        self.layer = layer.narrowed(width, dtype, product_dtype)
+        self._place_N: Tensor | None = None
+        if cached is not None:
+            self._place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=hidden_NH.device)
+            self._place_N[cached.rows] = torch.arange(len(cached.rows), device=hidden_NH.device)
+
+    def logits(self, rows: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits `[R, V]` of some rows, in `out` where it is given and no row cached, and states `[R, H]`."""
+        # picked tile by tile: copies of all rows would grow with N
+        states = self.hidden_NH[rows].to(self.dtype)
+        place = None if self._place_N is None else self._place_N[rows]
+        if place is None or not bool((place >= 0).any()):
+            return self.layer.project(states, dtype=self.dtype, out=out), states
+        assert self.cached is not None
+        known = place >= 0
+        restored = restored_logits(
+            self.cached.log_probs[place[known]].to(self.dtype),
+            self.cached.ids[place[known]],
+            self.cached.log_tail[place[known]].to(self.dtype),
+            self.width,
+        )
+        if bool(known.all()):
+            return restored, states
+        logits = states.new_empty(len(rows), self.width)
+        logits[known] = restored
+        logits[~known] = self.layer.project(states[~known], dtype=self.dtype)
+        return logits, states
+
+
+class StudentRows(ModelRows):
+    """The student's rows, with their graph, and the gradients that come back.
+
+    Gradients of the output layer have the full size of the parameter, also where only its first `width` classes
+    are used.
     """
 
     def __init__(
@@ -40,9 +86,8 @@ class StudentRows:
         dtype: torch.dtype,
         product_dtype: torch.dtype | None,
     ) -> None:
+        super().__init__(hidden_NH, layer, width, dtype, product_dtype)
         self._inputs = hidden_NH, layer.weight, layer.bias
-        self.hidden_NH, self.width, self.dtype = hidden_NH.detach(), width, dtype
-        self.layer = layer.narrowed(width, dtype, product_dtype)
         to_hidden, to_weight, to_bias = (
             torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in self._inputs
         )
@@ -58,28 +103,22 @@ class StudentRows:
         if to_bias and layer.bias is not None:
             self._grad_bias = torch.zeros(layer.bias.shape, dtype=dtype, device=layer.bias.device)
 
-    def logits(self, rows: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[R, V]` of some rows, in `out` where that is given, and their states `[R, H]`."""
-        # picked tile by tile: copies of all rows would grow with N
-        states = self.hidden_NH[rows].to(self.dtype)
-        return self.layer.project(states, dtype=self.dtype, out=out), states
-
     def pull(self, rows: Tensor, grad_logits: Tensor, logits: Tensor, states: Tensor) -> None:
         """Hand the gradient of a tile's logits on to hidden states, weight and bias; overwrites `grad_logits`."""
-        layer = self.layer
-        if layer.softcap is not None:
-            grad_logits *= 1.0 - (logits / layer.softcap).square_()
-        if layer.scale != 1.0:
-            grad_logits *= layer.scale
-        if self._grad_bias is not None:
-            self._grad_bias[: self.width] += grad_logits.sum(dim=0)
-        factor = grad_logits.to(layer.weight.dtype)
-        if self._grad_weight is not None:
-            whole, narrow = self._grad_weight[: self.width], states.to(layer.weight.dtype)
-            add_product(whole, factor.t(), narrow, fresh=self._untouched)
-            self._untouched = False
-        if self._grad_hidden is not None:
-            self._grad_hidden[rows] += product(factor, layer.weight, self.dtype)
+        to_weight, to_bias = (None if t is None else t[: self.width] for t in (self._grad_weight, self._grad_bias))
+        to_states = self.layer.pull(
+            grad_logits,
+            logits,
+            states,
+            dtype=self.dtype,
+            to_hidden=self._grad_hidden is not None,
+            to_weight=to_weight,
+            to_bias=to_bias,
+            fresh=self._untouched,
+        )
+        self._untouched = False
+        if self._grad_hidden is not None and to_states is not None:
+            self._grad_hidden[rows] += to_states
 
     def attach(
         self, first: Tensor, second: Tensor, others: Sequence[tuple[Tensor, Tensor | None, Tensor | None]] = ()
@@ -94,56 +133,6 @@ class StudentRows:
             if t is not None and grad is not None
         ]
         return with_precomputed_gradients(first, second, [*own, *others])
-
-
-class TeacherRows:
-    """Teacher logits of any slice of the response rows: from hidden states, or from the cache where it has them.
-
-    Args:
-        hidden_NH: states of all N rows of the call; those of cached rows are not read.
-        layer: the output layer; width, dtype, product_dtype: as in `StudentRows`.
-        kept_M: which of them are response rows.
-        cached: None: no row is.
-    """
-
-    def __init__(
-        self,
-        hidden_NH: Tensor,
-        layer: OutputLayer,
-        width: int,
-        dtype: torch.dtype,
-        product_dtype: torch.dtype | None,
-        kept_M: Tensor,
-        cached: CachedRows | None = None,
-    ) -> None:
-        self.layer, self.dtype, self.cached = layer.narrowed(width, dtype, product_dtype), dtype, cached
-        self.hidden_NH, self.kept_M = hidden_NH.detach(), kept_M
-        self.place_M: Tensor | None = None
-        if cached is not None:
-            place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=kept_M.device)
-            place_N[cached.rows] = torch.arange(len(cached.rows), device=kept_M.device)
-            self.place_M = place_N[kept_M]
-
-    def logits(self, start: int, end: int, out: Tensor | None = None) -> Tensor:
-        """`[end - start, V]`, in `out` where that is given and no row is cached."""
-        hidden, width = self.hidden_NH[self.kept_M[start:end]].to(self.dtype), self.layer.weight.shape[0]
-        known = None if self.place_M is None else self.place_M[start:end] >= 0
-        if known is None or not bool(known.any()):
-            return self.layer.project(hidden, dtype=self.dtype, out=out)
-        assert self.cached is not None and self.place_M is not None
-        chosen = self.place_M[start:end][known]
-        restored = restored_logits(
-            self.cached.log_probs[chosen].to(hidden.dtype),
-            self.cached.ids[chosen],
-            self.cached.log_tail[chosen].to(hidden.dtype),
-            width,
-        )
-        if bool(known.all()):
-            return restored
-        logits = hidden.new_empty(end - start, width)
-        logits[known] = restored
-        logits[~known] = self.layer.project(hidden[~known], dtype=self.dtype)
-        return logits
 
 
 def _graph_is_kept() -> bool:

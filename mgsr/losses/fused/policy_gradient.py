@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.fused.cross_entropy import cross_entropy_gradient, cross_entropy_tile
-from mgsr.losses.fused.model_rows import StudentRows
+from mgsr.losses.fused.cross_entropy import cross_entropy_tile
+from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.tile import rows_per_tile
 from mgsr.losses.fused.tiled_objective import check_inputs
 from mgsr.losses.log_probs import entropy
@@ -96,22 +96,22 @@ def policy_gradient_objective(
     written_BT = (labels != IGNORED) & ~truth_BT
     found = counts if counts is not None else (int(truth_BT.sum()), int(written_BT.sum()))
     scales = [float(w) / float(count) if count > 0 else 0.0 for w, count in zip(weights, found, strict=True)]
-    student = StudentRows(states, layer, width, dtype, product_dtype)
-    narrow = None if teacher is None else teacher.narrowed(width, dtype, product_dtype)
-    rows = None
+    student, theirs, rows = StudentRows(states, layer, width, dtype, product_dtype), None, None
+    if taught is not None and teacher is not None:
+        theirs = ModelRows(taught, teacher, width, dtype, product_dtype)
     with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
         zero = torch.zeros((), dtype=dtype, device=states.device)
         sums = [zero, zero]
         if weights[0] != 0:
             sums[0] = _cross_entropy(student, labels_N, _tiles(truth_BT, width, tile_size), scales[0])
         if weights[1] != 0:
-            assert taught is not None and narrow is not None
+            assert theirs is not None
             behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype)
             work = PolicyWork(
                 labels_N, behaviour_N, scales[1], importance_clip, student.wants_gradient, collect_rows
             )
             tiles = _tiles(written_BT, width, tile_size)
-            sums[1], rows = _policy(student, narrow, taught.detach(), written_BT, tiles, work)
+            sums[1], rows = _policy(student, theirs, written_BT, tiles, work)
         means = [total / count if count > 0 else zero for total, count in zip(sums, found, strict=True)]
         total = weighted_sum(means, weights)
     total, penalty = student.attach(total, zero)
@@ -133,18 +133,17 @@ def _cross_entropy(student: StudentRows, labels_N: Tensor, tiles: Sequence[Tenso
         logits, states = student.logits(rows)
         log_q, labels = torch.log_softmax(logits, dim=-1), labels_N[rows]
         own = log_q.gather(1, labels.unsqueeze(1)).squeeze(1)
-        here, factor = cross_entropy_tile(own, torch.ones_like(labels, dtype=torch.bool), scale)
-        total = total + here
-        if student.wants_gradient:
-            q = log_q.exp_()
-            student.pull(rows, cross_entropy_gradient(q, labels, factor, q), logits, states)
+        truth, factor = torch.ones_like(labels, dtype=torch.bool), torch.full_like(own, scale)
+        grad = log_q.exp_().mul_(factor.unsqueeze(1)) if student.wants_gradient else None
+        total = total + cross_entropy_tile(own, truth, labels, factor, grad)
+        if grad is not None:
+            student.pull(rows, grad, logits, states)
     return total
 
 
 def _policy(
     student: StudentRows,
-    teacher: OutputLayer,
-    taught_NH: Tensor,
+    teacher: ModelRows,
     written_BT: Tensor,
     tiles: list[Tensor],
     work: PolicyWork,
@@ -160,8 +159,7 @@ def _policy(
             rewards_BT.view(-1)[rows] = rewards
             return reward_to_go(rewards_BT, written_BT).view(-1)[rows]
 
-        taught = teacher.project(taught_NH[rows].to(dtype), dtype=dtype)
-        tile = policy_tile(logits, taught, rows, advantage_of, work)
+        tile = policy_tile(logits, teacher.logits(rows)[0], rows, advantage_of, work)
         if tile.grad_logits is not None:
             student.pull(rows, tile.grad_logits, logits, states)
         done.append(tile._replace(grad_logits=None))

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.fused.cross_entropy import add_label_gradient, cross_entropy_gradient, cross_entropy_tile
+from mgsr.losses.fused.cross_entropy import cross_entropy_tile
 from mgsr.losses.fused.dac_kl import dac_kl_tile
 from mgsr.losses.fused.divergences import divergence_tile
-from mgsr.losses.fused.model_rows import StudentRows, TeacherRows
+from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
-from mgsr.losses.fused.workspace import Softmax, Tile, TokenTerm, Workspace, add_up
+from mgsr.losses.fused.workspace import LogitGradient, Softmax, Tile, TokenTerm, Workspace, add_up
 
 TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 32_000_000}
 """Logits per tile where no `tile_size` is given, by device type."""
@@ -89,7 +89,7 @@ def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str
 
 def run_tiles(
     student: StudentRows,
-    teacher: TeacherRows | None,
+    teacher: ModelRows | None,
     rows: ResponseRows,
     bounds: RowBounds | None,
     options: TermOptions,
@@ -110,7 +110,7 @@ def run_tiles(
         logits, states = student.logits(chosen, room.take("student logits", end - start, width))
         taught = None
         if teacher is not None:
-            taught = teacher.logits(start, end, room.take("teacher logits", end - start, width))
+            taught, _ = teacher.logits(chosen, room.take("teacher logits", end - start, width))
         grad = None
         if student.wants_gradient:
             # the gradient takes the logits' place, unless a soft cap reads them once more
@@ -180,43 +180,44 @@ def tile_terms(
         grad: `[R, V]`, takes the gradient to the logits of its own rows; None: it isn't wanted. It may be
             `student_logits` themselves, which are read for the last time before.
     """
-    count, tau, labels = rows.labels.numel(), options.temperature, rows.labels
+    labels = rows.labels
+    # without a teacher cross-entropy is alone, and always at temperature 1
+    tau = 1.0 if teacher_logits is None else options.temperature
     scaled = [z if z is None or tau == 1.0 else z / tau for z in (teacher_logits, student_logits)]
     assert scaled[1] is not None
     tile = Tile.of(scaled[0], scaled[1], student_logits, labels, 0 if bounds is None else bounds.depth, room)
-    sft, sft_scale = cross_entropy_tile(tile.log_q, rows.truth, options.scales[0])
-    if teacher_logits is None:
-        if grad is not None:
-            cross_entropy_gradient(tile.plain.probs, labels, sft_scale, grad)
-        zero = torch.zeros_like(sft)
-        return TileTerms(sft, zero, zero, zero, None, None, {})
+    factor = rows.truth.to(tile.log_q.dtype) * options.scales[0]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
-    base = sft_scale if tau == 1.0 else None
-    coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
-    if bounds is not None:
-        token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
+    base = factor if tau == 1.0 else None
+    stats: dict[str, Tensor] = {}
+    if teacher_logits is None:
+        zero = torch.zeros_like(factor)
+        token, span, pull = TokenTerm(zero, LogitGradient(factor, []), zero), zero.sum(), None
     else:
-        logits = teacher_logits[:count], student_logits[:count]
-        name, kwargs = options.divergence, options.divergence_kwargs
-        token = divergence_tile(tile, logits, name, kwargs, tau, coefficients[1], base)
-    norm, relation = options.span_norm, options.span_relation
-    span, pull = span_tile(
-        tile.p,
-        tile.q,
-        rows.is_pair,
-        norm=norm,
-        relation=relation,
-        scale=coefficients[2],
-        room=room,
-    )
-    stats = _stats(tile, teacher_logits[:count], token, options) if options.collect else {}
+        logits = teacher_logits[: labels.numel()], student_logits[: labels.numel()]
+        coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
+        if bounds is not None:
+            token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
+        else:
+            name, kwargs = options.divergence, options.divergence_kwargs
+            token = divergence_tile(tile, logits, name, kwargs, tau, coefficients[1], base)
+        span, pull = span_tile(
+            tile.p,
+            tile.q,
+            rows.is_pair,
+            norm=options.span_norm,
+            relation=options.span_relation,
+            scale=coefficients[2],
+            room=room,
+        )
+        stats = _stats(tile, logits[0], token, options) if options.collect else {}
     halo = None
     if grad is not None:
         halo = add_up(tile.q, token.gradient, pull, grad)
         if tau != 1.0:
-            grad.div_(tau).addcmul_(tile.plain.probs, sft_scale.unsqueeze(1))
+            grad.div_(tau).addcmul_(tile.plain.probs, factor.unsqueeze(1))
             halo = None if halo is None else halo.div_(tau)
-        add_label_gradient(grad, labels, sft_scale)
+    sft = cross_entropy_tile(tile.log_q, rows.truth, labels, factor, grad)
     return TileTerms(sft, token.loss.sum(), span, token.clipped.sum(), halo, token.bounds, stats)
 
 

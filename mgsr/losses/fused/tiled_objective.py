@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mgsr.losses.clip_bounds import Clip, ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
-from mgsr.losses.fused.model_rows import StudentRows, TeacherRows
+from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
 from mgsr.losses.log_probs import compute_dtype
@@ -137,7 +137,7 @@ def tiled_objective(
     own = StudentRows(student_hidden, student, width, dtype, product_dtype)
     taught = None
     if teacher is not None and teacher_hidden is not None:
-        taught = TeacherRows(teacher_hidden, teacher, width, dtype, product_dtype, rows.place, cached)
+        taught = ModelRows(teacher_hidden, teacher, width, dtype, product_dtype, cached)
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
         tiles = run_tiles(own, taught, rows, bounds, options, tile_size)
     return _finish(tiles, own, bounds, options, weights, step, rows.place)
