@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -32,7 +31,7 @@ from mgsr.runtime.rng import seed_dropout
 from mgsr.training.fsdp import whole
 from mgsr.training.optim import build_optimizer
 from mgsr.training.placement import Placement
-from mgsr.training.step_metrics import StepMetrics, non_finite, term_gradient_norms
+from mgsr.training.step_metrics import TERMS, StepMetrics, non_finite
 
 # dev prompts of one rank -> (predictions, references)
 Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
@@ -162,15 +161,22 @@ class DistillationModule(L.LightningModule):
         return terms, None if self.placement.sharded else student
 
     def _log_term_norms(self, batch: Batch, student: States, teacher: States | NoStates) -> None:
+        """Norm of each term's own gradient, as it enters the sum."""
         # a compiled graph can go backward only once: measure on a plain one
         if self.placement.compiled:
             student = self.placement.student_states(batch, plain=True)
-        norms = term_gradient_norms(
-            partial(self.objective, batch.targets, *student, *teacher, vocab_size=self.vocab_size),
-            self.objective.weights,
-            [p for p in self.student.parameters() if p.requires_grad],
-        )
-        self._log_curves({f"grad_norm/{k}": norm * self.micro_batches for k, norm in norms.items()})
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        weights, norms = self.objective.weights, {}
+        for i, name in enumerate(TERMS):
+            if not weights[i]:
+                continue
+            alone = (weights[0] * (i == 0), weights[1] * (i == 1), weights[2] * (i == 2))
+            terms = self.objective(batch.targets, *student, *teacher, weights=alone, vocab_size=self.vocab_size)
+            gradients = torch.autograd.grad(terms.total, parameters, retain_graph=True, allow_unused=True)
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            if squares:
+                norms[f"grad_norm/{name}"] = torch.stack(squares).sum().sqrt() * self.micro_batches
+        self._log_curves(norms)
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgsr.data.collate import Batch
-from mgsr.losses import LossTerms, Objective, Weights
+from mgsr.losses import LossTerms, Objective
 from mgsr.runtime.ranks import gathered, is_first
 
 TERMS = ("sft", "dac_kl", "span")
@@ -152,24 +152,3 @@ def non_finite(step: Mapping[str, float]) -> str:
     """
     bad = [name for name in step if not math.isfinite(step[name])]
     return ", ".join([name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad)
-
-
-def term_gradient_norms(
-    objective: Callable[..., LossTerms], weights: Weights, parameters: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Norm of each term's own gradient, as it enters the sum.
-
-    Args:
-        objective: called with `weights`, one of them at a time; terms without weight are left out.
-    """
-    norms: dict[str, Tensor] = {}
-    for i, name in enumerate(TERMS):
-        if not weights[i]:
-            continue
-        alone = (weights[0] * (i == 0), weights[1] * (i == 1), weights[2] * (i == 2))
-        total = objective(weights=alone).total
-        gradients = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
-        squares = [g.float().square().sum() for g in gradients if g is not None]
-        if squares:
-            norms[name] = torch.stack(squares).sum().sqrt()
-    return norms

@@ -10,7 +10,7 @@ import torch
 from mgsr.losses import ranking, tiled_objective
 from mgsr.losses.fused import selection
 from mgsr.losses.fused import span_correlation as span_tile
-from mgsr.losses.fused.workspace import Softmax, Workspace
+from mgsr.losses.fused.workspace import Workspace
 from tests.losses.dense import CLIP, Problem, dense_objective
 
 
@@ -100,11 +100,11 @@ def test_deeper_selections_read_no_row_twice(monkeypatch):
     monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
     monkeypatch.setattr(selection, "DEPTHS", (16, 64))
     seen = []
-    original = Softmax.mass_outside
+    original = selection.mass_afresh
     monkeypatch.setattr(
-        Softmax,
-        "mass_outside",
-        lambda side, ids, *rest: seen.append(ids.shape) or original(side, ids, *rest),
+        selection,
+        "mass_afresh",
+        lambda probs, ids, *rest: seen.append(ids.shape) or original(probs, ids, *rest),
     )
     problem = Problem(rows=40, classes=200, seed=2)
     got = tiled_objective(*problem.arguments, clip=(0.1, 0.8), weights=(0.0, 1.0, 0.0))

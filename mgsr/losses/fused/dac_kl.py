@@ -23,7 +23,7 @@ from mgsr.losses.clip_bounds import (
     ramp_value,
 )
 from mgsr.losses.fused.divergences import forward_kl_tile
-from mgsr.losses.fused.selection import LEAST_EXACT, Ranking, RowBounds, Selected, selected_rows
+from mgsr.losses.fused.selection import LEAST_EXACT, RowBounds, Selected, selected_rows
 from mgsr.losses.fused.workspace import LogitGradient, Part, Tile, TokenTerm
 
 
@@ -41,21 +41,18 @@ def dac_kl_tile(
         coefficient: factor on the gradient to the logits; None: it isn't wanted.
         base: `[R]`, another term's multiple of q, which goes into the same pass.
     """
-    summary = ranking = None
-    if tile.ids is not None:
-        log_p, summary = tile.ranked(bounds.features)
-        ranking = Ranking(log_p, tile.ids)
-    lower, upper = bounds.tile(start, start + tile.labels.numel(), tile, summary)
-    learned = lower.requires_grad or upper.requires_grad
-    if ranking is None:
+    given = bounds.tile(start, tile)
+    learned = given[0].requires_grad or given[1].requires_grad
+    if tile.ranking is None:
         term = forward_kl_tile(tile, coefficient, base)
-        return term._replace(bounds=torch.zeros_like(term.loss).expand(4, -1)) if learned else term
-    lower, upper = (bound.detach().to(tile.teacher.probs.dtype) for bound in (lower, upper))
+        zero = torch.zeros_like(term.loss).expand(4, -1) if learned else None
+        return term._replace(bounds=given, bounds_grad=zero)
+    lower, upper = (bound.detach().to(tile.teacher.probs.dtype) for bound in given)
     zero, parts = torch.zeros_like(lower), []
     loss, clipped, q_scale = zero.clone(), zero.clone(), zero.clone()
     to_bounds = zero.new_zeros((4, zero.numel())) if learned else None
     at_limits = zero.new_zeros((len(bounds.limits), zero.numel())) if bounds.limits else None
-    for rows, chosen, part in selected_rows(tile, ranking, lower, upper, bounds.options, bounds.limits):
+    for rows, chosen, part in selected_rows(tile, tile.ranking, lower, upper, bounds.options, bounds.limits):
         every = slice(None) if rows is None else rows
         edges = lower[every].unsqueeze(-1), upper[every].unsqueeze(-1)
         found = clipped_rows(part, *edges, bounds.options, bounds=learned)
@@ -73,8 +70,7 @@ def dac_kl_tile(
             parts.append(Part(rows, chosen, values))
     if coefficient is None and base is not None:
         q_scale = base
-    entropy = None if summary is None else summary.teacher_entropy
-    return TokenTerm(loss, LogitGradient(q_scale, parts), clipped, to_bounds, at_limits, entropy)
+    return TokenTerm(loss, LogitGradient(q_scale, parts), clipped, given, to_bounds, at_limits)
 
 
 def _to_logits(
@@ -96,7 +92,7 @@ class ClippedRows(NamedTuple):
     """DAC-KL of some rows, and a = dloss / dlog q: of the selected classes, and per unit of q outside.
 
     `loss [R]`. `clipped [R]`: mass of the rest bin. `log_q [R, K]`: a itself. `total [R]`: its sum over classes.
-    `ratio [R]`: -dloss / dQ of the classes outside. `bounds`: as in `TokenTerm`, `[R]` each.
+    `ratio [R]`: -dloss / dQ of the classes outside. `bounds`: the rows of `TokenTerm.bounds_grad`, `[R]` each.
     """
 
     loss: Tensor
@@ -200,7 +196,7 @@ def _mask(
 def _bound_gradients(
     part: Selected, edges: tuple[Tensor, Tensor], slope: Tensor, normalised: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`TokenTerm.bounds` from dm / dbound and `slope` = dloss / dm, `[R, K]`. Overwrites the edges."""
+    """`TokenTerm.bounds_grad` from dm / dbound and `slope` = dloss / dm, `[R, K]`. Overwrites the edges."""
     losses, masses = [], []
     for edge in edges:
         if normalised and part.target is not None:

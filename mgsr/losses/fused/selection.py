@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mgsr.losses.clip_bounds import RAMP_REACH, ClipOptions, PairSummary, ranked_quantile
-from mgsr.losses.fused.workspace import Softmax, Tile, Workspace
+from mgsr.losses.clip_bounds import RAMP_REACH, ClipOptions, ranked_quantile
+from mgsr.losses.fused.workspace import Ranking, Softmax, Tile, Workspace
 from mgsr.losses.ranking import top_classes
 
 DEPTHS = (512, 2048, 8192)
@@ -29,7 +29,7 @@ LEAST_LEFT = 0.05
 
 
 class RowBounds:
-    """Bounds of the rows of one call, handed out tile by tile and remembered with their graph.
+    """Bounds of the rows of one call, handed out tile by tile.
 
     Attributes:
         features: classes in the summary that the module asks for; 0 = it reads logits, or there is none.
@@ -42,12 +42,10 @@ class RowBounds:
     def __init__(
         self, clip: Any, options: ClipOptions, kept_M: Tensor, rows: int, dtype: torch.dtype, *, collect: bool
     ) -> None:
-        self.options, self.keeps_all, self.dtype = options, False, dtype
+        self.options, self.keeps_all = options, False
         self._module: Any = None
         self._given: tuple[Tensor, Tensor] | None = None
         self._grad = torch.is_grad_enabled()
-        self._lower: list[Tensor] = []
-        self._upper: list[Tensor] = []
         if isinstance(clip, (tuple, list)):
             if len(clip) != 2:
                 raise ValueError(f"clip must be (lower, upper) or a module, got {len(clip)} values")
@@ -69,44 +67,16 @@ class RowBounds:
                 least, most = -RAMP_REACH * options.sharpness, float(clip.lower_max)
                 self.limits = ((least, float(clip.upper_max)), (most, float(clip.upper_min)))
 
-    def tile(self, start: int, stop: int, tile: Tile, summary: PairSummary | None) -> tuple[Tensor, Tensor]:
-        """Bounds of rows `start` to `stop`, in the grad mode that the object was made in."""
+    def tile(self, start: int, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Bounds of a tile whose first row is row `start`, in the grad mode that the object was made in."""
         with torch.set_grad_enabled(self._grad):
             if self._given is not None:
-                lower, upper = (bound[start:stop] for bound in self._given)
-            elif summary is not None:
-                lower, upper = self._module(summary=summary)
+                lower, upper = (bound[start : start + tile.labels.numel()] for bound in self._given)
+            elif tile.summary is not None:
+                lower, upper = self._module(summary=tile.summary)
             else:
                 lower, upper = self._module(tile.teacher.logits.detach(), tile.student.logits.detach())
-        self._lower.append(lower)
-        self._upper.append(upper)
         return lower, upper
-
-    def joined(
-        self, tiles: list[Tensor | None], scale: float
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None, Tensor | None]]]:
-        """All bounds handed out, `[M]` each, and with them what `StudentRows.attach` takes as `others`.
-
-        Args:
-            tiles: `TokenTerm.bounds` of the tiles.
-            scale: of the term: weight over denominator.
-        """
-        lower, upper = torch.cat(self._lower), torch.cat(self._upper)
-        if not (torch.is_grad_enabled() and (lower.requires_grad or upper.requires_grad)):
-            return lower, upper, []
-        grads = torch.cat([grad for grad in tiles if grad is not None], dim=1) * scale
-        priced = None if self.price is None else grads[2:] * self.price.to(self.dtype)
-        both: list[tuple[Tensor, Tensor | None, Tensor | None]] = [
-            (b, grads[i], None if priced is None else priced[i]) for i, b in enumerate((lower, upper))
-        ]
-        return lower, upper, both
-
-
-class Ranking(NamedTuple):
-    """The K most probable classes of every row, descending: log-probabilities and ids `[R, K]`."""
-
-    values: Tensor
-    ids: Tensor
 
 
 class Selected(NamedTuple):
@@ -256,14 +226,30 @@ def _most_probable(
 def _mass_outside(
     side: Softmax, ids: Tensor, rows: Tensor | None, room: Workspace, added: Tensor, before: Tensor | None
 ) -> Tensor:
-    """`Softmax.mass_outside`; `before` less the classes that were added spares the pass over all classes.
+    """Probability of all classes but the given ones: `before` less that of the classes `added` since, or afresh.
 
-    Only where that leaves enough for the rounding of what is taken away not to count.
+    A difference spares the pass over all classes, where enough is left for the rounding of what is taken away not
+    to count.
     """
     if before is None:
-        return side.mass_outside(ids, rows, room)
+        return mass_afresh(side.probs, ids, rows, room)
     mass = before - added.sum(dim=-1)
     unsure = (~(mass > LEAST_LEFT * before)).nonzero().squeeze(1)
     if unsure.numel():
-        mass[unsure] = side.mass_outside(ids[unsure], unsure if rows is None else rows[unsure], room)
+        mass[unsure] = mass_afresh(side.probs, ids[unsure], unsure if rows is None else rows[unsure], room)
+    return mass
+
+
+def mass_afresh(probs_RV: Tensor, ids: Tensor, rows: Tensor | None, room: Workspace) -> Tensor:
+    """Probability of all classes but the given ones, of some rows (None: all).
+
+    Zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1. Of all rows, the places are
+    filled again afterwards: much cheaper than a copy.
+    """
+    if rows is not None:
+        return room.rows_of("some rows", probs_RV, rows).scatter_(1, ids, 0.0).sum(dim=-1)
+    kept = probs_RV.gather(1, ids)
+    probs_RV.scatter_(1, ids, 0.0)
+    mass = probs_RV.sum(dim=-1)
+    probs_RV.scatter_(1, ids, kept)
     return mass

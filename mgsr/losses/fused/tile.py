@@ -20,7 +20,7 @@ from mgsr.losses.fused.divergences import divergence_tile
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
-from mgsr.losses.fused.workspace import LogitGradient, Softmax, Tile, TokenTerm, Workspace, add_up
+from mgsr.losses.fused.workspace import LogitGradient, Tile, TokenTerm, Workspace, add_up
 
 TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 32_000_000}
 """Logits per tile where no `tile_size` is given, by device type."""
@@ -55,8 +55,8 @@ class ResponseRows(NamedTuple):
 class TileTerms(NamedTuple):
     """Sums over a tile, gradients and per-row values.
 
-    `halo_grad [1, V]`: the gradient to the halo row's logits, None without a halo. `bounds_grad`: see
-    `TokenTerm.bounds`.
+    `halo_grad [1, V]`: the gradient to the halo row's logits, None without a halo. `bounds`, `bounds_grad`: see
+    `TokenTerm`.
     """
 
     sft: Tensor
@@ -64,6 +64,7 @@ class TileTerms(NamedTuple):
     span: Tensor
     clipped: Tensor
     halo_grad: Tensor | None
+    bounds: tuple[Tensor, Tensor] | None
     bounds_grad: Tensor | None
     stats: dict[str, Tensor]
 
@@ -183,9 +184,16 @@ def tile_terms(
     labels = rows.labels
     # without a teacher cross-entropy is alone, and always at temperature 1
     tau = 1.0 if teacher_logits is None else options.temperature
-    scaled = [z if z is None or tau == 1.0 else z / tau for z in (teacher_logits, student_logits)]
-    assert scaled[1] is not None
-    tile = Tile.of(scaled[0], scaled[1], student_logits, labels, 0 if bounds is None else bounds.depth, room)
+    tile = Tile.of(
+        teacher_logits,
+        student_logits,
+        labels,
+        room,
+        temperature=tau,
+        depth=0 if bounds is None else bounds.depth,
+        features=0 if bounds is None else bounds.features,
+        collect=options.collect,
+    )
     factor = rows.truth.to(tile.log_q.dtype) * options.scales[0]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
     base = factor if tau == 1.0 else None
@@ -210,7 +218,7 @@ def tile_terms(
             scale=coefficients[2],
             room=room,
         )
-        stats = _stats(tile, logits[0], token, options) if options.collect else {}
+        stats = _stats(tile, token) if tile.log_p is not None else {}
     halo = None
     if grad is not None:
         halo = add_up(tile.q, token.gradient, pull, grad)
@@ -218,15 +226,17 @@ def tile_terms(
             grad.div_(tau).addcmul_(tile.plain.probs, factor.unsqueeze(1))
             halo = None if halo is None else halo.div_(tau)
     sft = cross_entropy_tile(tile.log_q, rows.truth, labels, factor, grad)
-    return TileTerms(sft, token.loss.sum(), span, token.clipped.sum(), halo, token.bounds, stats)
+    return TileTerms(
+        sft, token.loss.sum(), span, token.clipped.sum(), halo, token.bounds, token.bounds_grad, stats
+    )
 
 
-def _stats(tile: Tile, teacher_logits: Tensor, token: TokenTerm, options: TermOptions) -> dict[str, Tensor]:
-    plain = tile.teacher if options.temperature == 1.0 else Softmax.of(teacher_logits)
+def _stats(tile: Tile, token: TokenTerm) -> dict[str, Tensor]:
+    assert tile.log_p is not None
     stats = {
-        "teacher_log_prob": plain.log_probs(tile.labels.unsqueeze(1)).squeeze(1),
+        "teacher_log_prob": tile.log_p,
         # a pass over the vocabulary that the clip network's input has made already
-        "teacher_entropy": tile.teacher.entropy() if token.teacher_entropy is None else token.teacher_entropy,
+        "teacher_entropy": tile.teacher.entropy() if tile.summary is None else tile.summary.teacher_entropy,
         "dac_kl": token.loss,
         "clipped": token.clipped,
     }

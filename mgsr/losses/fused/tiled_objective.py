@@ -231,7 +231,13 @@ def _finish(
         if bounds.price is not None and weights[1] != 0:
             clipped = mean("clipped", counts.response_tokens)
             penalty = float(weights[1]) * bounds.price.to(student.dtype) * clipped
-        lower, upper, known = bounds.joined([tile.bounds_grad for tile in tiles], options.scales[1])
+        given = (tile.bounds for tile in tiles if tile.bounds is not None)
+        lower, upper = (torch.cat(parts) for parts in zip(*given, strict=True))
+        if torch.is_grad_enabled() and (lower.requires_grad or upper.requires_grad):
+            found = [tile.bounds_grad for tile in tiles if tile.bounds_grad is not None]
+            grads = torch.cat(found, dim=1) * options.scales[1]
+            priced = None if bounds.price is None else grads[2:] * bounds.price.to(student.dtype)
+            known = [(b, grads[i], None if priced is None else priced[i]) for i, b in enumerate((lower, upper))]
     total, penalty = student.attach(total, penalty, known)
     if not options.collect:
         return LossTerms(total, means[0], means[1], means[2], penalty)

@@ -131,20 +131,6 @@ class Softmax(NamedTuple):
             logits = logits[rows]
         return (logits - base.unsqueeze(1)).add_(log_base.unsqueeze(1))
 
-    def mass_outside(self, ids_RK: Tensor, rows: Tensor | None, room: Workspace) -> Tensor:
-        """Probability of all classes but the given ones.
-
-        Zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1. Of all rows, the places
-        are filled again afterwards: much cheaper than a copy.
-        """
-        if rows is None:
-            kept = self.probs.gather(1, ids_RK)
-            self.probs.scatter_(1, ids_RK, 0.0)
-            mass = self.probs.sum(dim=-1)
-            self.probs.scatter_(1, ids_RK, kept)
-            return mass
-        return room.rows_of("some rows", self.probs, rows).scatter_(1, ids_RK, 0.0).sum(dim=-1)
-
     def entropy(self) -> Tensor:
         """Entropy of every row in nats; classes of probability 0 contribute 0."""
         shifted = self.logits - self.base.unsqueeze(1)
@@ -156,24 +142,34 @@ class Softmax(NamedTuple):
         return -(expected + self.log_base)
 
 
+class Ranking(NamedTuple):
+    """The K most probable classes of every row, descending: log-probabilities and ids `[R, K]`."""
+
+    values: Tensor
+    ids: Tensor
+
+
 class Tile(NamedTuple):
     """One tile's rows as both models see them, and memory to work in.
 
     Attributes:
-        teacher, student: of the tile's own rows.
+        teacher, student: of the tile's own rows, at the temperature.
+        plain: the student at temperature 1, where cross-entropy always is.
         labels: `[R]`.
-        ids: `[R, K]`, the teacher's most probable classes, descending, where they were asked for.
-        plain: the student at temperature 1.
-        log_q: `[R]`, of the labels at temperature 1.
+        log_p, log_q: `[R]`, of the labels at temperature 1; `log_p` where it was asked for.
+        ranking: the teacher's most probable classes, where they were asked for.
+        summary: what a clip network is told of them, likewise.
         p, q: `[R + halo, V]`, teacher and student of a halo row too.
     """
 
     teacher: Softmax
     student: Softmax
-    labels: Tensor
-    ids: Tensor | None
     plain: Softmax
+    labels: Tensor
+    log_p: Tensor | None
     log_q: Tensor
+    ranking: Ranking | None
+    summary: PairSummary | None
     p: Tensor
     q: Tensor
     room: Workspace
@@ -182,45 +178,48 @@ class Tile(NamedTuple):
     def of(
         teacher_logits: Tensor | None,
         student_logits: Tensor,
-        plain_logits: Tensor,
         labels: Tensor,
-        depth: int,
         room: Workspace,
+        *,
+        temperature: float,
+        depth: int,
+        features: int,
+        collect: bool,
     ) -> Tile:
-        """Of logits over the temperature, `[R + halo, V]`; without a teacher the student stands in its place.
+        """Of logits `[R + halo, V]`; without a teacher the student stands in its place.
 
         Args:
-            plain_logits: the student's at temperature 1, where cross-entropy always is.
             depth: how many of the teacher's classes are ranked (all of a small vocabulary); 0: none.
-        """
-        count, ids, best = labels.numel(), None, None
-        if depth and teacher_logits is not None:
-            # all rows, the halo too: its most probable class is then known
-            ids = top_classes(teacher_logits, depth)[1]
-            best = ids[:, :1]
-        student = Softmax.of(student_logits, best, out=room.take("student probabilities", *student_logits.shape))
-        teacher = student
-        if teacher_logits is not None:
-            out = room.take("teacher probabilities", *teacher_logits.shape)
-            teacher = Softmax.of(teacher_logits, best, out=out)
-        plain = (student if plain_logits is student_logits else Softmax.of(plain_logits, best)).first(count)
-        log_q = plain.log_probs(labels.unsqueeze(1)).squeeze(1)
-        own = teacher.first(count), student.first(count)
-        ids = None if ids is None else ids[:count]
-        return Tile(*own, labels, ids, plain, log_q, teacher.probs, student.probs, room)
-
-    def ranked(self, features: int) -> tuple[Tensor, PairSummary | None]:
-        """The teacher's log-probabilities of `ids`, `[R, K]`, and what a clip network is told of them.
-
-        Args:
             features: classes in the summary; 0: there is none.
+            collect: whether `log_p` is wanted.
         """
-        assert self.ids is not None
-        log_p = self.teacher.log_probs(self.ids)
-        if not features:
-            return log_p, None
-        student = self.student.log_probs(self.ids[:, :features])
-        return log_p, PairSummary(log_p[:, :features], student, self.teacher.entropy(), self.student.entropy())
+        count, column, best = labels.numel(), labels.unsqueeze(1), None
+        taught, own = teacher_logits, student_logits
+        if temperature != 1.0:
+            taught, own = None if taught is None else taught / temperature, own / temperature
+        if depth and taught is not None:
+            # all rows, the halo too: its most probable class is then known
+            ids = top_classes(taught, depth)[1]
+            best = ids[:, :1]
+        student = Softmax.of(own, best, out=room.take("student probabilities", *own.shape))
+        teacher = student
+        if taught is not None:
+            teacher = Softmax.of(taught, best, out=room.take("teacher probabilities", *taught.shape))
+        p, q = teacher.probs, student.probs
+        teacher, student = teacher.first(count), student.first(count)
+        plain = student if temperature == 1.0 else Softmax.of(student_logits, best).first(count)
+        log_p = None
+        if collect and teacher_logits is not None:
+            whole = teacher if temperature == 1.0 else Softmax.of(teacher_logits[:count])
+            log_p = whole.log_probs(column).squeeze(1)
+        log_q = plain.log_probs(column).squeeze(1)
+        ranking = summary = None
+        if best is not None:
+            ranking = Ranking(teacher.log_probs(ids[:count]), ids[:count])
+            if features:
+                told = student.log_probs(ids[:count, :features])
+                summary = PairSummary(ranking.values[:, :features], told, teacher.entropy(), student.entropy())
+        return Tile(teacher, student, plain, labels, log_p, log_q, ranking, summary, p, q, room)
 
 
 class Part(NamedTuple):
@@ -245,17 +244,17 @@ class LogitGradient(NamedTuple):
 class TokenTerm(NamedTuple):
     """The token-level divergence of a tile: `loss [R]`, its scaled gradient, and of DAC-KL what else was seen.
 
-    `clipped [R]` is the mass of the rest bin. `bounds [4, R]`: dloss / dlower, dloss / dupper, dclipped / dlower,
-    dclipped / dupper. `limits [2, R]`: the clipped mass at two other pairs of bounds. `teacher_entropy [R]`: where
-    it was needed on the way.
+    `clipped [R]` is the mass of the rest bin. `bounds`: lower and upper `[R]`, with their graph. `bounds_grad
+    [4, R]`: dloss / dlower, dloss / dupper, dclipped / dlower, dclipped / dupper. `limits [2, R]`: the clipped
+    mass at two other pairs of bounds.
     """
 
     loss: Tensor
     gradient: LogitGradient
     clipped: Tensor
-    bounds: Tensor | None = None
+    bounds: tuple[Tensor, Tensor] | None = None
+    bounds_grad: Tensor | None = None
     limits: Tensor | None = None
-    teacher_entropy: Tensor | None = None
 
 
 def add_up(q: Tensor, token: LogitGradient, span: LogitGradient | None, out: Tensor) -> Tensor | None:
