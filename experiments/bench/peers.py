@@ -18,7 +18,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import Example, pad_id
 from mgsr.data.splits import encode, read_split
 from mgsr.evaluation.test_set import Predictor, evaluate
-from mgsr.generation.reader import pad_left
+from mgsr.generation.decoding import pad_left
 from mgsr.training.run_folder import run_folder
 from mgsr.training.sft import prepare_student, prepare_teacher
 from mgsr.training.train import train

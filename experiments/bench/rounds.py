@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.bench.pair import Pair
 from mgsr.generation import LanguageModel, sample
-from mgsr.generation.reader import pad_left
+from mgsr.generation.decoding import pad_left
 from mgsr.scrg import RevisedSequence, revise
 
 SEED = 0

@@ -1,10 +1,10 @@
 """Text from causal language models of transformers, batched and cached; its batch does not change a text.
 
 `language_model` writes, continues and scores with one model, as `mgsr.scrg` asks for; `decoding` is the loop over
-tokens, `reader` one model's view of the batch, `kv_cache` what a batch leaves for its correction; `batching` cuts
-work to what fits and pads least; `two_models` has both models write together; `vllm` lets an engine write. Draws
-are keyed (`mgsr.runtime.rng`), never taken from a generator. Nothing here corrects text, trains, or knows the
-configuration.
+tokens and one model's view of the batch, `sampling` how a token is drawn, `kv_cache` what a batch leaves for its
+correction; `batching` cuts work to what fits and pads least; `two_models` has both models write together; `vllm`
+lets an engine write. Draws are keyed (`mgsr.runtime.rng`), never taken from a generator. Nothing here corrects
+text, trains, or knows the configuration.
 
 Begin with `language_model.LanguageModel`; `sample` is all that an evaluation needs.
 """
@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mgsr.generation.decoding import Sampling
 from mgsr.generation.language_model import LanguageModel, evaluating
-from mgsr.generation.reader import HiddenLogits
+from mgsr.generation.sampling import Sampling
 from mgsr.generation.two_models import InterleavedText, InterleavedWriter, MixedText, MixedWriter
+from mgsr.losses.projection import HiddenLogits
 from mgsr.runtime.rng import Stream
 from mgsr.scrg import Prompt
 

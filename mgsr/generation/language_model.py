@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mgsr.generation.batching import SHORT, FittingBatches, passes
-from mgsr.generation.decoding import Sampling, decode
+from mgsr.generation.decoding import Reader, decode
 from mgsr.generation.kv_cache import KeptText
-from mgsr.generation.reader import HiddenLogits, Reader
+from mgsr.generation.sampling import Sampling
+from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, causal_lm, output_head, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
@@ -263,16 +264,17 @@ class LanguageModel:
         ids = [prefix.example_id for prefix in prefixes]
         starts = [len(prefix.response_ids) for prefix in prefixes]
         budgets = [self.max_new_tokens - start for start in starts]
-        reader = Reader(self.body, self.head, pad_id=self.pad_id, vocab_size=self.vocab_size)
-        cache = self._kept.restore(ids, texts, reader.config)
-        longest = max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens
-        obstacle = self._obstacle(reader, longest)
+        width = max(budgets)
+        cache = self._kept.restore(ids, texts, self.body.config)
+        reader = Reader(
+            self.body, self.head, texts, room=width, pad_id=self.pad_id, vocab_size=self.vocab_size, cache=cache
+        )
+        obstacle = self._obstacle(reader, max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens)
         if pass_ > 0 and cache is None:
             self._say_once(obstacle or "the last call did not write them, or wrote several batches")
         decoded = decode(
             [reader],
-            [reader.read(texts, room=max(budgets), cache=cache)],
-            [draws(ids, starts, max(budgets), seed=seed, stream=self.stream, round=round, pass_=pass_)],
+            [draws(ids, starts, width, seed=seed, stream=self.stream, round=round, pass_=pass_)],
             self.sampling,
             budgets=budgets,
             eos_ids=self.eos_ids,

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgsr.generation.decoding import Decoded, decode
+from mgsr.generation.decoding import Decoded, Reader, decode
 from mgsr.generation.language_model import LanguageModel, draws, evaluating
-from mgsr.generation.reader import Reader
 from mgsr.runtime.rng import Stream, inverse_cdf
 from mgsr.scrg import Prompt
 
@@ -58,14 +57,13 @@ class _PairWriter(ABC):
 
     def _write_batch(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> Decoded:
         ids, texts = [example_id for example_id, _ in prompts], [prompt_ids for _, prompt_ids in prompts]
-        readers = [
-            Reader(writer.body, writer.head, pad_id=writer.pad_id, vocab_size=writer.vocab_size)
-            for writer in (self.student, self.teacher)
-        ]
         width, zeros = self.max_new_tokens, [0] * len(ids)
+        readers = [
+            Reader(w.body, w.head, texts, room=width, pad_id=w.pad_id, vocab_size=w.vocab_size)
+            for w in (self.student, self.teacher)
+        ]
         return decode(
             readers,
-            [reader.read(texts, room=width) for reader in readers],
             [draws(ids, zeros, width, seed=seed, stream=stream, round=round, pass_=0) for stream in self.streams],
             self.choose,
             budgets=[width] * len(ids),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from mgsr.generation.language_model import LanguageModel
-from mgsr.generation.reader import HiddenLogits
+from mgsr.losses.projection import HiddenLogits
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.rng import Stream, uniform
 from mgsr.scrg import Prefix, Prompt

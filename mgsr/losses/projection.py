@@ -129,6 +129,28 @@ class OutputLayer:
         return product(factor, self.weight, dtype) if to_hidden else None
 
 
+@dataclass(frozen=True, eq=False)
+class HiddenLogits:
+    """Logits of response positions, made from their hidden states a slice at a time.
+
+    Attributes:
+        hidden_NH: `[N, H]`, sequence after sequence.
+        head: the output layer.
+        vocab_size: number of leading ids, None for all.
+    """
+
+    hidden_NH: Tensor  # noqa: N815
+    head: OutputLayer
+    vocab_size: int | None = None
+
+    def __len__(self) -> int:
+        return self.hidden_NH.shape[0]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.head.project(self.hidden_NH[rows], self.vocab_size)
+
+
 def factor_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype | None:
     """What a product with `weight` takes its factors in: bfloat16, or None for the dtype of its results.
 

@@ -85,7 +85,9 @@ class ClipNetwork(nn.Module):
             raise ValueError(f"clip_share must lie between 0 and 1, got {clip_share}")
         if not price_rate > 0.0:
             raise ValueError(f"price_rate must be positive, got {price_rate}")
-        self.features, self.sharpness = features, float(sharpness)
+        # `tiled_objective` hands over this many ranked classes instead of logits (`losses.ClipModule`)
+        self.features = self.summary_features = features
+        self.sharpness = float(sharpness)
         self.lower_min, self.lower_max = -RAMP_REACH * float(sharpness), float(lower_max)
         self.upper_min, self.upper_max = float(upper_min), float(upper_max)
         self.objective, self.mass_price = objective, mass_price
@@ -94,11 +96,6 @@ class ClipNetwork(nn.Module):
         self.outer = nn.Linear(hidden, 2)
         self.register_buffer("price", torch.empty((), dtype=torch.float32))
         self.reset_parameters()
-
-    @property
-    def summary_features(self) -> int:
-        """`tiled_objective` hands over this many ranked classes instead of logits (`losses.ClipModule`)."""
-        return self.features
 
     def reset_parameters(self) -> None:
         """Initialise afresh: the last layer is zero, so that both bounds start in the middle of their ranges."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from mgsr.data.collate import Batch
-from mgsr.generation.reader import HiddenLogits
+from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, last_hidden, output_head
 from mgsr.runtime.devices import placed
 from mgsr.training.fsdp import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher

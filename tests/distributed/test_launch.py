@@ -13,7 +13,7 @@ import torch
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import TrainerConfig
-from mgsr.generation.reader import HiddenLogits
+from mgsr.generation import HiddenLogits
 from mgsr.models.output_layer import OutputLayer
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.faults import VARIABLE

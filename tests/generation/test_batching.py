@@ -14,15 +14,15 @@ from torch import nn
 from mgsr.generation import batching, evaluating
 from mgsr.generation import language_model as language_models
 from mgsr.generation.batching import SHORT, price_of_pass, similar_lengths
-from mgsr.generation.reader import Reader
+from mgsr.generation.decoding import Reader
 from mgsr.models.output_layer import output_head, trunk
 from tests.scrg.reference import Settings, assert_same
 from tests.scrg.reference import revise as slow_revise
 from tests.scrg.tiny import BUDGET, EOS, FAMILIES, language_model, next_logits, prompts, revised, tiny
 
 
-def reader_of(model: nn.Module) -> Reader:
-    return Reader(trunk(model), output_head(model), pad_id=0)
+def reader_of(model: nn.Module, texts: list[list[int]]) -> Reader:
+    return Reader(trunk(model), output_head(model), texts, room=2, pad_id=0)
 
 
 def cost(groups: list[list[int]], lengths: list[int], price: int) -> int:
@@ -66,7 +66,7 @@ def test_a_pass_of_a_small_model_is_dear() -> None:
     counted: list[tuple[nn.Module, int]] = []
     with pytest.MonkeyPatch.context() as patch, evaluating(small):
         patch.setattr(batching, "price_of_pass", lambda model, longest: counted.append((model, longest)) or 0)
-        reader_of(small).read([[1], [2, 3]], room=1)
+        reader_of(small, [[1], [2, 3]])
     assert counted == [(trunk(small), 2)]
 
 
@@ -100,11 +100,11 @@ def test_revised_in_several_passes_equals_the_slow_reference(family: str, cut_fi
 def test_a_reader_goes_on_behind_lined_up_slots(family: str, cut_finely: list[int]) -> None:
     model = tiny(family, 3)
     texts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10], [2, 2]]
-    reader = reader_of(model)
     with evaluating(model):
-        first = reader.read(texts, room=2)
-        states = reader.state
-        second = reader.advance(torch.tensor([3, 4, 5, 6, 7]))
+        reader = reader_of(model, texts)
+        first, states = reader.logits, reader.state
+        reader.advance(torch.tensor([3, 4, 5, 6, 7]))
+        second = reader.logits
     assert cut_finely == [4]
     for row, (text, new) in enumerate(zip(texts, [3, 4, 5, 6, 7], strict=True)):
         assert np.abs(first[row].numpy() - next_logits(model)(text)).max() < 1e-10
@@ -115,7 +115,7 @@ def test_a_reader_goes_on_behind_lined_up_slots(family: str, cut_finely: list[in
 def test_sliding_windows_are_read_in_one_pass(cut_finely: list[int]) -> None:
     model = tiny("mistral", 3, sliding_window=4)
     with evaluating(model):
-        reader_of(model).read([[1, 2, 3], [4], [5, 6, 7, 8, 9]], room=2)
+        reader_of(model, [[1, 2, 3], [4], [5, 6, 7, 8, 9]])
     assert cut_finely == []
 
 

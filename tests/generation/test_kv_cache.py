@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mgsr.generation import sample
+from mgsr.generation.decoding import Reader
 from mgsr.generation.kv_cache import KeptText
-from mgsr.generation.reader import Reader
 from mgsr.scrg import Prefix
 from tests.scrg import reference
 from tests.scrg.reference import Settings, assert_same
@@ -22,14 +22,14 @@ def test_cached_continuation_equals_a_fresh_prefill(family, monkeypatch):
     """float64: the same tokens. And the cache is really used: no second prefill takes place."""
     student, teacher = tiny(family, 3), language_model(tiny(family, 4))
     reads: list[int] = []
-    read = Reader.read
+    read = Reader.__init__
 
-    def spy(self, texts, room, cache=None):
+    def spy(self, body, head, texts, *, cache, **options):
         if cache is None:
             reads.append(len(texts))
-        return read(self, texts, room=room, cache=cache)
+        read(self, body, head, texts, cache=cache, **options)
 
-    monkeypatch.setattr(Reader, "read", spy)
+    monkeypatch.setattr(Reader, "__init__", spy)
     cached = revised(language_model(student), teacher, prompts(8))
     assert reads == [8]
     reads.clear()
@@ -53,8 +53,8 @@ def test_logits_after_a_cached_prefix(family, dtype, monkeypatch):
     ]
 
     def spy(self, *arguments):
-        logits.append(advance(self, *arguments))
-        return logits[-1]
+        advance(self, *arguments)
+        logits.append(self.logits)
 
     monkeypatch.setattr(Reader, "advance", spy)
     writer.continue_from(prefixes, seed=0, round=0, pass_=1)

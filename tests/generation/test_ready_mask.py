@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgsr.generation import reader
+from mgsr.generation import decoding
 from mgsr.models.output_layer import trunk
 from tests.scrg.tiny import FAMILIES, language_model, prompts, tiny
 
@@ -31,7 +31,7 @@ def test_same_bits_as_transformers_own(family, dtype, monkeypatch):
     model, given = tiny(family, 5, dtype=dtype), prompts(11, seed=6)
     ready, own = [], []
     text, states = write(model, given, ready)
-    monkeypatch.setattr(reader, "READY_MASKS", frozenset())
+    monkeypatch.setattr(decoding, "READY_MASKS", frozenset())
     expected, expected_states = write(model, given, own)
     assert text == expected and torch.equal(states, expected_states)
     assert set(own) == {2}
