@@ -106,3 +106,29 @@ def test_logits_with_scale_and_soft_cap_are_those_of_the_formula(softcap: float 
     out = torch.empty(3, 4, dtype=torch.float64)
     assert narrow.project(hidden[0].detach(), dtype=torch.float64, out=out) is out
     torch.testing.assert_close(out, want[0, :, :4].detach())
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_the_way_back_is_what_autograd_finds(softcap: float | None) -> None:
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight, bias, grad = (
+        torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((3, 4), (5, 4), (5,), (3, 5))
+    )
+    inputs = [tensor.clone().requires_grad_() for tensor in (hidden, weight, bias)]
+    logits = OutputLayer(inputs[1], inputs[2], 0.5, softcap).project(inputs[0])
+    want = torch.autograd.grad(logits, inputs, grad)
+    # what another tile has left there already
+    to_weight, to_bias = torch.ones_like(weight), torch.ones_like(bias)
+    to_hidden = OutputLayer(weight, bias, 0.5, softcap).pull(
+        grad.clone(),
+        logits.detach(),
+        hidden,
+        dtype=torch.float64,
+        to_hidden=True,
+        to_weight=to_weight,
+        to_bias=to_bias,
+        fresh=False,
+    )
+    assert to_hidden is not None
+    for got, expected in zip((to_hidden, to_weight - 1.0, to_bias - 1.0), want, strict=True):
+        torch.testing.assert_close(got, expected)
