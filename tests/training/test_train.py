@@ -214,10 +214,10 @@ def test_an_epoch_keeps_its_share_of_student_text_when_it_is_planned_again(make_
     seen = []
     original = TextMixture.selection
 
-    def watched(mixture: TextMixture, epoch: int, world: int) -> Any:
-        steps = original(mixture, epoch, world)
+    def watched(mixture: TextMixture, epoch: int) -> Any:
+        steps = original(mixture, epoch)
         mixture.adaptive_fraction, kept = 1.0, mixture.adaptive_fraction
-        assert [s.student for s in original(mixture, epoch, world)] == [s.student for s in steps]
+        assert [s.student for s in original(mixture, epoch)] == [s.student for s in steps]
         mixture.adaptive_fraction = kept
         seen.append(epoch)
         return steps
