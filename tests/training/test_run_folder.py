@@ -11,6 +11,7 @@ import torch
 
 import mgsr
 from mgsr.models import build_causal_lm, content_fingerprint
+from mgsr.runtime.errors import UserError
 from mgsr.training import run_folder
 from mgsr.training.run_folder import START, keep_start, open_run_folder, read_json
 from tests.conftest import Make
@@ -28,6 +29,12 @@ def test_a_run_keeps_the_fingerprints_that_it_began_with(tmp_path: Path) -> None
     assert read_json(tmp_path / START) == {"teacher": "abc", "student": content}
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1.0)
+    # its text would be mixed with that of the one before
+    with pytest.raises(UserError, match="the student it starts from is not the one it began with"):
+        keep_start(tmp_path, "abc", model)
+    # a resume point has weights of its own
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/resume-00000003.ckpt").touch()
     keep_start(tmp_path, "abc", model)
     assert read_json(tmp_path / START)["student"] == content
 
