@@ -15,7 +15,7 @@ from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
-from mgsr.evaluation.test_set import Predictor, evaluate
+from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
@@ -74,6 +74,7 @@ def evaluate_files(
     settings.max_new_tokens = max_new_tokens or settings.max_new_tokens
     settings.batch_size = batch_size or settings.batch_size
 
+    say_of_unseen_words(settings, sets)
     results: dict[str, Any] = {}
     responses: list[str] = []
     place: Any = working_device(device)

@@ -16,7 +16,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
-from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds
+from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.models.from_config import check_tokenizers
 from mgsr.rounds.store import read_manifest
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
@@ -49,6 +49,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     with first_alone():
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
+        say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
     if config.trainer.compile:
         check_compiler(device)
@@ -102,7 +103,9 @@ def _run(
     metrics.update(_figures(job))
     finished = rounds_of(folder)
     metrics["training_text"] = text_diversity(finished, [row.response_ids for row in job.data.train_rows])
-    quality = correction_quality(finished, {row.id: row.references for row in rows["train"]})
+    quality = correction_quality(
+        finished, {row.id: row.references for row in rows["train"]}, config.evaluation.rouge_tokenizer
+    )
     if quality is not None:
         metrics["corrections"] = quality
     # the test sets, once, with the chosen checkpoint
