@@ -12,7 +12,13 @@ Begin with `from_config`.
 """
 
 from mgsr.models.building import FAMILIES, build_causal_lm
-from mgsr.models.folders import content_fingerprint, remove_half_folders, save_adapter_folder, save_model_folder
+from mgsr.models.folders import (
+    content_fingerprint,
+    remove_half_folders,
+    save_adapter_folder,
+    save_model_folder,
+    source_fingerprint,
+)
 from mgsr.models.loading import load_causal_lm, load_tokenizer, parse_dtype
 from mgsr.models.lora import add_lora, has_adapters, merge_lora, with_base, without_base
 from mgsr.models.pruning import decoder_layers, prune_depth, pruned_config
@@ -48,6 +54,7 @@ __all__ = [
     "save_adapter_folder",
     "save_model_folder",
     "shared_vocab_size",
+    "source_fingerprint",
     "with_base",
     "without_base",
     "written_vocab_size",
