@@ -60,18 +60,18 @@ def unicode_words(text: str) -> list[str]:
     >>> unicode_words("Да, हिन्दी: 東京!")
     ['да', 'हिन्दी', '東', '京']
     """
-    words, word = [], ""
-    # one form for what looks alike; a space ends the last word
-    for letter in unicodedata.normalize("NFC", text.lower()) + " ":
+    words, ended = [], True
+    # one form for what looks alike
+    for letter in unicodedata.normalize("NFC", text.lower()):
         part = unicodedata.category(letter)[0] in WORD
-        alone = part and not letter.isascii() and unicodedata.name(letter, "").startswith(UNSPACED)
-        if word and (alone or not part):
-            words.append(word)
-            word = ""
-        if alone:
+        alone = not letter.isascii() and unicodedata.name(letter, "").startswith(UNSPACED)
+        if not part:
+            ended = True
+        elif words and (unicodedata.category(letter)[0] == "M" or not (ended or alone)):
+            words[-1] += letter
+        else:
             words.append(letter)
-        elif part:
-            word += letter
+            ended = alone
     return words
 
 
