@@ -60,7 +60,8 @@ def unicode_words(text: str) -> list[str]:
     >>> unicode_words("Да, हिन्दी: 東京!")
     ['да', 'हिन्दी', '東', '京']
     """
-    words, ended = [], True
+    words: list[str] = []
+    ended = True
     # one form for what looks alike
     for letter in unicodedata.normalize("NFC", text.lower()):
         part = unicodedata.category(letter)[0] in WORD
