@@ -212,9 +212,7 @@ class ResumePoint(Checkpoint):
         self._between_epochs = bool(checkpoint["between_epochs"])
         steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
         if steps != now:
-            raise UserError(
-                f"{self.folder}: an epoch had {steps} steps and would have {now} here; begin another arm"
-            )
+            raise UserError(f"{self.folder}: an epoch had {steps} steps, here it has {now}; begin another arm")
         rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

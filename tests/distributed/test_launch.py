@@ -180,7 +180,7 @@ def test_progress_of_an_epoch_in_another_number_of_micro_batches() -> None:
 
 def test_other_steps_per_epoch_are_refused(tmp_path: Path) -> None:
     point = ResumePoint(tmp_path, 1, StopRequest(""), Length(5, 10, 2, 1))
-    with pytest.raises(UserError, match="had 6 steps and would have 5"):
+    with pytest.raises(UserError, match="had 6 steps, here it has 5"):
         point.on_load_checkpoint(None, None, {"between_epochs": True, "steps_per_epoch": 6})  # type: ignore[arg-type]
 
 
