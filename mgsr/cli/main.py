@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.cli.arguments import parse
-from mgsr.cli.console import evaluation_table, show, study_table
-from mgsr.config.keys import describe
-from mgsr.config.load import dump, load_config
-from mgsr.config.schema import ExperimentConfig
-from mgsr.runtime.errors import UserError
-from mgsr.runtime.processor import prefer_quick_sorts
+from mgsr.cli.hints import check_config, check_run, check_study
+from mgsr.cli.streams import output_is_broken, tell, with_safe_streams
+from mgsr.runtime.errors import RunInterruptedError, UserError
 
 # what a rank says when the connection to another one has broken
 _BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
@@ -28,39 +25,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
     0 if all went well. 1 where `doctor` found an error, or `plan` no strategy that fits. 2 for an error that is
-    the user's to mend. 130 and 143 for a run that was stopped by Ctrl-C or SIGTERM.
+    the user's to mend. 130 and 143 for a run that was stopped by Ctrl-C or SIGTERM, 141 where nobody reads what it
+    prints.
     """
-    arguments = parse(argv)
-    # all set before numpy, torch and transformers are imported
+    return with_safe_streams(lambda: _answer(argv))
+
+
+def _answer(argv: Sequence[str] | None) -> int:
+    """The exit code of a command, and one line for whatever ends it."""
+    debug = False
+    try:
+        arguments = parse(argv)
+        debug = arguments.debug
+        _prepare()
+        with warnings.catch_warnings():
+            return _COMMANDS[arguments.command](arguments) or 0
+    except KeyboardInterrupt:
+        tell("stopped")
+        return 130
+    except RunInterruptedError as error:
+        if debug:
+            raise
+        tell(f"{_who()}{error}")
+        return error.exit_code
+    except UserError as error:
+        if debug:
+            raise
+        tell(f"error: {_who()}{error}")
+        return error.exit_code
+    except OSError as error:
+        if output_is_broken():
+            return UserError.exit_code
+        if debug:
+            raise
+        # a full disk, a folder that cannot be read: the system's own words name it
+        tell(f"error: {error.filename or 'a file'}: {error.strerror or error}; mend that, then go on")
+        return UserError.exit_code
+    except (RuntimeError, MemoryError) as error:
+        if debug:
+            raise
+        if _who() and any(word in str(error) for word in _BROKEN):
+            # a rank that dies takes the connections of the others with it
+            tell(f"error: {_who()}another rank is gone, and this one ends too")
+            return 1
+        if not _is_out_of_memory(error):
+            raise
+        tell(f"error: {_who()}out of memory; take smaller models or batches (mgsr doctor says what fits)")
+        return UserError.exit_code
+
+
+def _prepare() -> None:
+    """What has to be settled before numpy, torch, Lightning and transformers are imported."""
+    from mgsr.runtime.launchers import forget_strangers
+    from mgsr.runtime.processor import prefer_quick_sorts
+
     prefer_quick_sorts()
     # forked tokenizer threads would only warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with warnings.catch_warnings():
-            return _COMMANDS[arguments.command](arguments) or 0
-    except UserError as error:
-        if arguments.debug:
-            raise
-        print(f"mgsr: error: {_who()}{' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except RuntimeError as error:
-        if arguments.debug or not _who() or not any(word in str(error) for word in _BROKEN):
-            raise
-        # a rank that dies takes the connections of the others with it
-        print(f"mgsr: error: {_who()}another rank is gone, and this one ends too", file=sys.stderr)
-        return 1
-    except OSError as error:
-        # a full disk, a folder that cannot be read: the system's own words name it
-        if arguments.debug:
-            raise
-        place = error.filename or "a file"
-        print(f"mgsr: error: {place}: {error.strerror or error}; mend that, then go on", file=sys.stderr)
-        return UserError.exit_code
-    except KeyboardInterrupt:
-        print("mgsr: stopped", file=sys.stderr)
-        return 130
+    strange = forget_strangers()
+    if strange:
+        tell(f"{', '.join(strange)} in the environment: neither torchrun nor srun started this process; ignored")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    from mgsr.runtime.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _who() -> str:
@@ -70,6 +102,12 @@ def _who() -> str:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from mgsr.config.load import load_config
+
+    if arguments.config is not None:
+        check_config(arguments.config, "train")
+    if arguments.resume not in (None, "auto"):
+        check_run(arguments.resume)
     from mgsr.runtime.ranks import is_first
     from mgsr.training.launch import joined, launch, must_launch
     from mgsr.training.run_folder import load_run_config, run_folder
@@ -103,6 +141,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    check_run(arguments.source)
+    from mgsr.cli.console import evaluation_table, show
     from mgsr.cli.evaluate import evaluate_files
 
     results = evaluate_files(
@@ -122,6 +162,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    check_run(arguments.run)
     from mgsr.training.export import export
 
     out = export(arguments.run, arguments.out, merge=arguments.merge)
@@ -129,6 +170,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
+    check_study(arguments.study)
+    if arguments.config is not None:
+        check_config(arguments.config, "ablate STUDY --config")
+    from mgsr.cli.console import show, study_table
     from mgsr.study.run import run_study
     from mgsr.study.study import load_study
 
@@ -149,6 +194,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    check_study(arguments.study)
     from mgsr.study.report.write_report import report
     from mgsr.study.study import load_study
 
@@ -158,6 +204,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    check_config(arguments.config, "doctor")
     from mgsr.planning.doctor import examine
     from mgsr.planning.findings import report_lines
     from mgsr.planning.units import parse_size
@@ -166,13 +213,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         report = examine(arguments.config, arguments.overrides, available=memory)
     if arguments.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(report.to_dict(), indent=2))
     else:
         print("\n".join(report_lines(report)))
     return 0 if report.well else 1
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    check_config(arguments.config, "plan")
+    from mgsr.cli.console import show
     from mgsr.planning.plan import plan
     from mgsr.planning.plan_cost import Hardware
     from mgsr.planning.plan_table import configured, heading, memory_table, traffic_table, verdict, work_table
@@ -198,7 +247,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             rows=arguments.rows,
         )
     if arguments.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.to_dict(), indent=2))
     else:
         print("\n".join(heading(found)))
         for table in (work_table(found), memory_table(found), traffic_table(found)):
@@ -208,18 +257,40 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _texts(arguments: argparse.Namespace) -> None:
+    check_run(arguments.run)
     from mgsr.cli.revisions import revised_texts
 
     print("\n\n".join(revised_texts(arguments.run, arguments.round, arguments.number)))
 
 
 def _config(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from mgsr.config.keys import describe
+    from mgsr.config.load import dump, load_config
+    from mgsr.config.schema import ExperimentConfig
+
     if arguments.config is not None:
-        print(dump(load_config(arguments.config, arguments.overrides)), end="")
+        check_config(arguments.config, "config")
+    if arguments.config is not None or arguments.overrides:
+        text = dump(load_config(arguments.config, arguments.overrides))
+        if not _prints(text):
+            # not escaped by the stream, which would make other values of them
+            text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+        print(text, end="")
         return
     for name, kind, default, text in describe(ExperimentConfig()):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
+
+
+def _prints(text: str) -> bool:
+    """Whether standard output has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
