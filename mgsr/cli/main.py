@@ -14,7 +14,7 @@ from typing import Any
 
 from mgsr.cli.arguments import parse
 from mgsr.cli.hints import check_config, check_run, check_study
-from mgsr.cli.streams import output_is_broken, tell, with_safe_streams
+from mgsr.cli.streams import output_is_broken, prints, tell, with_safe_streams
 from mgsr.runtime.errors import RunInterruptedError, UserError
 
 # what a rank says when the connection to another one has broken
@@ -68,7 +68,10 @@ def _answer(argv: Sequence[str] | None) -> int:
             # a rank that dies takes the connections of the others with it
             tell(f"error: {_who()}another rank is gone, and this one ends too")
             return 1
-        if not _is_out_of_memory(error):
+        # torch is here already: it has raised this, or was about to
+        from mgsr.runtime.devices import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         tell(f"error: {_who()}out of memory; take smaller models or batches (mgsr doctor says what fits)")
         return UserError.exit_code
@@ -87,12 +90,6 @@ def _prepare() -> None:
     strange = forget_strangers()
     if strange:
         tell(f"{', '.join(strange)} in the environment: neither torchrun nor srun started this process; ignored")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    from mgsr.runtime.devices import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 def _who() -> str:
@@ -274,7 +271,7 @@ def _config(arguments: argparse.Namespace) -> None:
         check_config(arguments.config, "config")
     if arguments.config is not None or arguments.overrides:
         text = dump(load_config(arguments.config, arguments.overrides))
-        if not _prints(text):
+        if not prints(text):
             # not escaped by the stream, which would make other values of them
             text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
         print(text, end="")
@@ -282,15 +279,6 @@ def _config(arguments: argparse.Namespace) -> None:
     for name, kind, default, text in describe(ExperimentConfig()):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
-
-
-def _prints(text: str) -> bool:
-    """Whether standard output has all characters of a text."""
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {

@@ -91,6 +91,15 @@ def output_is_broken() -> bool:
     return isinstance(raw, _Watched) and raw.error is not None
 
 
+def prints(text: str) -> bool:
+    """Whether standard output has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def tell(message: str) -> None:
     """One line on standard error, `mgsr: message`, control characters escaped; nothing if it cannot be written."""
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))

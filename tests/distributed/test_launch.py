@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import TrainerConfig
@@ -22,6 +23,9 @@ from mgsr.training.checkpoint import ResumePoint, StopRequest, newest_whole, res
 from mgsr.training.launch import environment, in_slurm, joined, must_launch
 from mgsr.training.optim import Length
 from mgsr.training.placement import Placement
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
+from tests.conftest import Make
 from tests.reliability.harness import SMALL
 
 SLURM = {
@@ -185,6 +189,19 @@ def test_other_steps_per_epoch_are_refused(tmp_path: Path) -> None:
     point = ResumePoint(tmp_path, 1, StopRequest(""), Length(5, 10, 2, 1))
     with pytest.raises(UserError, match="had 6 steps and would have 5"):
         point.on_load_checkpoint(None, None, {"between_epochs": True, "steps_per_epoch": 6})  # type: ignore[arg-type]
+
+
+def test_a_number_that_another_job_has_left_costs_a_run_no_curves(
+    bare: pytest.MonkeyPatch, make_config: Make
+) -> None:
+    """Lightning takes it from single variables, when it is imported: other than the first rank writes nothing."""
+    bare.setattr(rank_zero_only, "rank", 3)
+    bare.setenv("RANK", "3")
+    # of a shell within a job: there Lightning would ask for all tasks of it
+    bare.setenv("SLURM_NTASKS", "8")
+    small = make_config("train.epochs=1")
+    train(small)
+    assert len(list(run_folder(small).glob("events.*"))) >= 1
 
 
 def test_a_gpu_that_is_not_there_is_refused(bare: pytest.MonkeyPatch) -> None:
