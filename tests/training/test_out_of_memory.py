@@ -12,7 +12,6 @@ from mgsr.cli import main as cli
 from mgsr.runtime import faults
 from mgsr.training.module import DistillationModule
 
-
 NO_SFT = ("teacher.sft.enabled=false", "student.sft.enabled=false")
 
 
@@ -40,7 +39,8 @@ def test_every_stage_names_its_own_keys_and_the_run_goes_on(
     faults.arm("step.begin=oom@1")
     error = refused(capsys, *words, *sft)
     assert "student SFT: out of memory at step 0; lower student.sft.micro_batch_size (now 4)" in error
-    faults.arm("step.begin=oom@4")
+    # two steps of four micro-batches, then the second step of the main job
+    faults.arm("step.begin=oom@10")
     error = refused(capsys, *words, *sft, "--resume", "auto")
     assert "memory/mgsr seed 0: out of memory at step 1; lower train.micro_batch_size (now 8), set " in error
     assert "train.gradient_checkpointing=true" in error
