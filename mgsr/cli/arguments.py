@@ -37,6 +37,25 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
+def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], Any]:
+    """An argument that is a finite number of at least so much, and at most so much."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {most:g}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+# of 64 bits, as torch takes them
+_SEED = _number(int, 0, 2**63 - 1)
+
+
 def build_parser() -> _Parser:
     """All commands with their options. Overrides are no arguments of it, see `parse`."""
     parser = _Parser(
@@ -62,7 +81,9 @@ def build_parser() -> _Parser:
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
     evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
-    evaluate.add_argument("--seeds", nargs="+", type=int, metavar="N", help="sampling seeds (default: the run's)")
+    evaluate.add_argument(
+        "--seeds", nargs="+", type=_SEED, metavar="N", help="sampling seeds (default: the run's)"
+    )
     evaluate.add_argument("--template", choices=("alpaca", "plain"), help="prompt template (default: the run's)")
     evaluate.add_argument("--temperature", type=_number(float, 0.0), help="0 is greedy (default: the run's, or 1)")
     evaluate.add_argument(
@@ -97,7 +118,7 @@ def build_parser() -> _Parser:
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
     ablate.add_argument("ignored", nargs="*", metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
+        "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
     )
     ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
     ablate.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
@@ -161,21 +182,6 @@ def build_parser() -> _Parser:
     return parser
 
 
-def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], Any]:
-    """An argument that is a finite number of at least so much, and at most so much."""
-
-    def read(text: str) -> Any:
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {most:g}")
-        return value
-
-    read.__name__ = kind.__name__
-    return read
-
-
 def _is_file(word: str) -> bool:
     try:
         return bool(word) and Path(word).exists()
@@ -204,6 +210,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     rest = getattr(arguments, "ignored", None) or ([] if takes else overrides)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}; {hint_at_rest(rest, takes)}")
+    for name in ("seeds", "arms"):
+        # a run that is named twice is one run
+        if getattr(arguments, name, None):
+            setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     arguments.overrides, arguments.words = overrides, words
     return arguments
 

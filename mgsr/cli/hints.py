@@ -102,9 +102,16 @@ def check_run(path: str) -> None:
         hint = f"type {folder}" if _kind(folder)[0] == "run" else "as <run_root>/<experiment>/<arm>/seed=<n>"
         raise UserError(f"{path}: is a file; name a run folder, {hint}")
     if _kind(place)[0] == "folder":
-        below = sorted(place.glob("**/seed=*/config.yaml"))
+        # a run root, an experiment or an arm: no deeper, as `place` may be the root of a disk
+        below = sorted(found for depth in ("", "*/", "*/*/") for found in place.glob(f"{depth}seed=*/config.yaml"))
         if below:
             raise UserError(f"{path}: holds {len(below)} run(s); name one of them, such as {below[0].parent}")
+
+
+def check_model(path: str, option: str) -> None:
+    """As `check_config`, where an option takes a model folder."""
+    if _kind(Path(path))[0] == "run":
+        raise UserError(f"{path}: is a run folder; type mgsr export {path} OUT, then {option} OUT")
 
 
 def _refuse_folder(path: str, kind: str, pattern: str) -> None:

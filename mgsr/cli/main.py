@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.cli.arguments import parse
-from mgsr.cli.hints import check_config, check_run, check_study
+from mgsr.cli.hints import check_config, check_model, check_run, check_study
 from mgsr.cli.streams import output_is_broken, prints, tell, with_safe_streams
 from mgsr.runtime.errors import RunInterruptedError, UserError
 
@@ -139,6 +139,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     check_run(arguments.source)
+    if arguments.teacher is not None:
+        check_model(arguments.teacher, "--teacher")
     from mgsr.cli.console import evaluation_table, show
     from mgsr.cli.evaluate import evaluate_files
 

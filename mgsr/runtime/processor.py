@@ -61,7 +61,9 @@ def usable_threads(wanted: int) -> int:
     """
     cores = usable_cores()
     if wanted > cores:
-        say_once(f"trainer.threads={wanted}: this process may use {cores} core(s), so it has {cores} thread(s)")
+        say_once(
+            f"{wanted} threads are asked for, and this process may use {cores} core(s): trainer.threads={cores}"
+        )
     return min(wanted, cores)
 
 

@@ -93,7 +93,7 @@ def differing(machines: Iterable[Machine]) -> list[str]:
 def threads_of(trainer: TrainerConfig, jobs: int) -> int:
     """CPU threads of a run: as configured; alone, torch's choice; otherwise its share of the processor."""
     if trainer.threads or jobs * trainer.devices == 1:
-        return trainer.threads or torch.get_num_threads()
+        return trainer.threads or min(torch.get_num_threads(), usable_cores())
     return max(1, usable_cores() // (jobs * trainer.devices))
 
 

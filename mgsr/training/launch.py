@@ -26,6 +26,7 @@ from lightning.fabric.plugins.environments import (
 
 from mgsr.config.schema import TrainerConfig
 from mgsr.runtime import progress
+from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.launchers import by_srun, by_torchrun
 from mgsr.runtime.processor import usable_cores, usable_threads
@@ -88,6 +89,7 @@ def launch(words: Sequence[str], config: TrainerConfig) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _check_devices(config)
     _quiet_agent()
     threads = usable_threads(config.threads or max(1, usable_cores() // config.devices))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -111,6 +113,22 @@ def launch(words: Sequence[str], config: TrainerConfig) -> int:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         return _explained(codes, error.get_first_failure()[0])
     return 0
+
+
+def _check_devices(config: TrainerConfig) -> None:
+    """Refuse more processes than there is anything for, before they are started.
+
+    Raises:
+        ConfigError: fewer GPUs; or, on a CPU, far fewer cores.
+    """
+    if working_device(config.accelerator).type == "cuda":
+        most, what = torch.cuda.device_count(), "GPU(s)"
+    else:
+        # a few on one core are for trying things out
+        most, what = max(8, usable_cores()), "core(s)"
+    if config.devices > most:
+        have = most if what == "GPU(s)" else usable_cores()
+        raise ConfigError(f"`trainer.devices` is {config.devices}, and this machine has {have} {what}; lower it")
 
 
 def _explained(codes: dict[int, int], first: int) -> int:

@@ -44,8 +44,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         UserError: anything the user can mend, as one line.
     """
     began = time.monotonic()
-    if config.trainer.threads:
-        torch.set_num_threads(usable_threads(config.trainer.threads))
+    torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)

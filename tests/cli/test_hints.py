@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mgsr.cli.arguments import parse
 from mgsr.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -21,6 +22,8 @@ def places(tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Path(folder).mkdir(parents=True)
         if name:
             (Path(folder) / name).write_text("{}")
+    Path("runs/s/full/seed=0/checkpoints").mkdir()
+    Path("runs/s/full/seed=0/checkpoints/best.ckpt").touch()
     Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     return tmp_path
 
@@ -56,6 +59,10 @@ def answer(capsys: Capture, words: str) -> str:
         ("export runs out", "such as runs/s/full/seed=0"),
         ("texts runs/s/full/seed=0/config.yaml", "type runs/s/full/seed=0"),
         ("evaluate tiny.yaml --data rows.jsonl", "name a run folder"),
+        ("evaluate model --data rows.jsonl --teacher runs/s/full/seed=0", "then --teacher OUT"),
+        ("plan tiny.yaml student.source=runs/s/full/seed=0", "type mgsr export runs/s/full/seed=0 OUT"),
+        ("plan tiny.yaml teacher.source=runs/s/full/seed=0/checkpoints/best.ckpt", "type mgsr export runs/s/full"),
+        ("train tiny.yaml data.train=rows.csv", "rows.csv: no such file"),
         ("train --resume tiny.yaml", "name a run folder"),
         ("tiny.yaml", "type mgsr train tiny.yaml"),
         ("trian tiny.yaml", "did you mean `train`"),
@@ -97,3 +104,11 @@ def test_words_as_other_programs_take_them(words: str, typed: str, places: Path,
 @pytest.mark.parametrize("words", ["config tiny.yaml arm=a—b", "config tiny.yaml arm=a”b“", "config --debug"])
 def test_what_is_meant_so_is_taken(words: str, places: Path, capsys: Capture) -> None:
     assert main(words.split()) == 0 and capsys.readouterr().out
+
+
+def test_seeds_are_of_64_bits_and_named_twice_are_one(capsys: Capture) -> None:
+    for seed in ("-5", "99999999999999999999", "1.5"):
+        for words in (["ablate", "s.yaml"], ["evaluate", "model", "--data", "rows.jsonl"]):
+            assert "--seeds" in answer(capsys, " ".join([*words, "--seeds", seed]))
+    arguments = parse(["ablate", "s.yaml", "--seeds", "3", "1", "3", "--arms", "b", "a", "b"])
+    assert (arguments.seeds, arguments.arms) == ([3, 1], ["b", "a"])

@@ -252,3 +252,18 @@ def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> N
     # readable when the teacher has left
     assert scores[0:1].tolist() == [[2.0, 2.0]] and not scores.head.weight.requires_grad
     assert Placement(student, teacher).in_turn(own, device) is own
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "devices", "there"),
+    [("cpu", 0, 1_000_000_000, r"2 core\(s\)"), ("cuda", 2, 3, r"2 GPU\(s\)"), ("auto", 0, 9, r"2 core\(s\)")],
+)
+def test_more_processes_than_devices_are_not_even_started(
+    accelerator: str, gpus: int, devices: int, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 2)
+    wanted = TrainerConfig(accelerator=accelerator, devices=devices)
+    with pytest.raises(ConfigError, match=f"is {devices}, and this machine has {there}; lower it"):
+        launch.launch(["train"], wanted)
