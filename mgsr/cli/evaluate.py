@@ -76,7 +76,7 @@ def evaluate_files(
 
     results: dict[str, Any] = {}
     responses: list[str] = []
-    place: Any = working_device(device, "--device ")
+    place: Any = working_device(device)
     model.to(place)
     if taught is not None:
         taught[0].to(place)

@@ -143,6 +143,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         check_model(arguments.teacher, "--teacher")
     from mgsr.cli.console import evaluation_table, show
     from mgsr.cli.evaluate import evaluate_files
+    from mgsr.runtime.devices import working_device
 
     results = evaluate_files(
         arguments.source,
@@ -154,7 +155,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         teacher=arguments.teacher,
-        device=arguments.device,
+        device=working_device(arguments.device, "--device ").type,
         out=arguments.out,
     )
     show(evaluation_table(results))

@@ -32,7 +32,9 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
         if apple and accelerator == "auto":
             say_once("this machine's GPU (MPS) has no float64, in which tokens are drawn: working on the CPU")
         return torch.device("cpu")
-    reason = "MPS has no float64, in which tokens are drawn" if apple or accelerator == "mps" else "there is none"
+    reason = (
+        "MPS has no float64, in which tokens are drawn" if apple and accelerator != "cuda" else "there is none"
+    )
     raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu")
 
 

@@ -145,11 +145,7 @@ class DistillationDataModule(L.LightningDataModule):
         rows = sorted(self.dev_rows, key=len)[rank::world]
         size = self.stage.micro_batch_size
         chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
-        items = [MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks]
-        if self.dev_rows and not rows:
-            # fewer rows than ranks: every rank has to look at something, and this counts for nothing
-            items = [MicroBatch((self.dev_rows[0],), StepCounts.of(()))]
-        return self._loader(items)
+        return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Nothing where it is there already: Lightning would rebuild the batch at every step."""

@@ -76,7 +76,6 @@ class Case:
 FSDP2 = ("trainer.strategy=fsdp2", "teacher.placement=sharded")
 # three prompts a round, one after another: two ranks call the teacher a different number of times
 RAGGED = ("scrg.text=interleaved", "mixture.student_fraction=0.25", "scrg.batch_size=1", "scrg.shard_size=1")
-FEW = ("data.synthetic.dev_rows=1", "data.synthetic.test_rows=1", "train.epochs=3")
 # the optimiser that runs have
 ADAMW = ("train.epochs=3", "train.lr=0.01", "train.grad_clip=1")
 # rank 1 dies behind step 4 of 9, within the second epoch
@@ -89,10 +88,6 @@ CASES = (
     Case("fsdp2_stages", 2, (*FSDP2, *RAGGED, "run_root={folder}/fsdp2_runs"), sgd=True),
     Case("one_stages", 1, (*RAGGED, "run_root={folder}/one_runs"), sgd=True),
     Case("offloaded", 2, ("teacher.placement=cpu",), sgd=True),
-    # one row to look at for two ranks
-    Case("few", 2, FEW, sgd=True),
-    Case("few_fsdp2", 2, (*FEW, *FSDP2), sgd=True),
-    Case("one_few", 1, FEW, sgd=True),
     Case("adamw", 2, ADAMW),
     Case("killed", 2, ADAMW, kill=DIES),
     Case("killed", 2, ADAMW, resumes="same"),

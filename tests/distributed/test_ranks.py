@@ -155,14 +155,6 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert a == b, where
 
 
-@pytest.mark.parametrize("name", ["few", "few_fsdp2"])
-def test_fewer_dev_and_test_rows_than_ranks(results: Results, name: str) -> None:
-    """A rank without a row of its own neither hangs nor counts one twice."""
-    alone, together = (json.loads((run_of(results, n) / "metrics.json").read_text()) for n in ("one_few", name))
-    assert together["val"] == pytest.approx(alone["val"], abs=1e-12) and alone["val"]["loss"] > 0
-    assert together["result"]["test"] == alone["result"]["test"] and alone["result"]["test"]["examples"] == 1
-
-
 def test_nothing_is_left_of_what_the_teacher_has_read(results: Results) -> None:
     assert not list(run_of(results, "offloaded").glob(".scored*"))
 
