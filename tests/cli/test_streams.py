@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mgsr.cli import answer
 from mgsr.cli import main as cli
 from mgsr.cli.streams import tell, with_safe_streams
 
@@ -115,6 +116,6 @@ def test_ctrl_c_is_one_line_wherever_it_comes(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, where, interrupted)
+    monkeypatch.setattr(answer, where, interrupted)
     assert cli.main(["config"]) == 130
     assert capsys.readouterr().err == "mgsr: stopped\n"
