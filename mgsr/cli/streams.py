@@ -65,6 +65,7 @@ def with_safe_streams(command: Callable[[], int]) -> int:
             raise
     finally:
         if raw.error is not None:
+            # what is left in the buffer: from Python 3.13 on its destructor would report it
             _forget(raw.fileno())
     if isinstance(raw.error, BrokenPipeError):
         return 128 + getattr(signal, "SIGPIPE", 13)
