@@ -90,6 +90,7 @@ class DistillationModule(L.LightningModule):
         self.total_steps, self.micro_batches = total_steps, micro_batches
         self.vocab_size, self.clip_lr, self.seed = vocab_size, clip_lr, seed
         self.predict, self.check_stop = predict, check_stop
+        self.section = section
         self._advice = (
             f"the last good checkpoints are kept; resume with {section}.max_nonfinite_steps=N to leave some steps "
             f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"

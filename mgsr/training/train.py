@@ -24,6 +24,7 @@ from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
+from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
@@ -43,8 +44,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         UserError: anything the user can mend, as one line.
     """
     began = time.monotonic()
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
