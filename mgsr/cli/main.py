@@ -15,8 +15,7 @@ from typing import Any
 from mgsr.cli.arguments import parse
 from mgsr.cli.console import evaluation_table, show, study_table
 from mgsr.config.keys import describe
-from mgsr.config.load import dump, load_config
-from mgsr.config.schema import ExperimentConfig
+from mgsr.config.load import dump, load_config, unfinished
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import prefer_quick_sorts
 
@@ -217,7 +216,7 @@ def _config(arguments: argparse.Namespace) -> None:
     if arguments.config is not None:
         print(dump(load_config(arguments.config, arguments.overrides)), end="")
         return
-    for name, kind, default, text in describe(ExperimentConfig()):
+    for name, kind, default, text in describe(unfinished(arguments.overrides)):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
 

@@ -28,7 +28,10 @@ def working_device(accelerator: str) -> torch.device:
     for name in wanted:
         if present.get(name):
             return torch.device(name)
-    raise ConfigError(f"`trainer.accelerator` is {accelerator}, and there is none; set trainer.accelerator=cpu")
+    raise ConfigError(
+        f"`trainer.accelerator` is {accelerator}, and there is none; set trainer.accelerator=cpu",
+        "trainer.accelerator",
+    )
 
 
 def check_compiler(device: torch.device) -> None:
@@ -39,7 +42,9 @@ def check_compiler(device: torch.device) -> None:
     """
     wanted = os.environ.get("CXX", "g++"), "c++", "clang++"
     if device.type == "cpu" and not any(shutil.which(name) for name in wanted):
-        raise ConfigError("`trainer.compile` needs a C++ compiler (g++) on a CPU; set trainer.compile=false")
+        raise ConfigError(
+            "`trainer.compile` needs a C++ compiler (g++) on a CPU; set trainer.compile=false", "trainer.compile"
+        )
 
 
 @contextmanager

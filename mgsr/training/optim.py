@@ -37,7 +37,8 @@ def training_length(train: TrainConfig, rows: int, world_size: int) -> Length:
     if per_epoch == 0:
         raise ConfigError(
             f"`train.batch_size`: {rows} training rows do not fill one step of {micro_batches} micro-batches "
-            f"on {world_size} ranks; lower it or give more rows"
+            f"on {world_size} ranks; lower it or give more rows",
+            "train.batch_size",
         )
     total = train.max_steps or per_epoch * train.epochs
     return Length(per_epoch, total, math.ceil(total / per_epoch), micro_batches)

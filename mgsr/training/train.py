@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
+from mgsr.config.checks import check_device
+from mgsr.config.load import with_absolute_paths
+from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.values import check_threads, without_effect
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
@@ -42,7 +46,17 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         UserError: anything the user can mend, as one line.
     """
+    config = with_absolute_paths(config)
+    with placed(config):
+        return _train(config, resume)
+
+
+def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     began = time.monotonic()
+    check_threads(config)
+    if is_first():
+        for line in without_effect(config):
+            say(line)
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
     # read before anything is written: a bad row leaves no folder behind
@@ -50,6 +64,7 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
     device = working_device(config.trainer.accelerator)
+    check_device(config, device.type)
     if config.trainer.compile:
         check_compiler(device)
     mean_bounds(config)
@@ -120,6 +135,7 @@ def _run(
 
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
+    config = with_absolute_paths(config)
     prepare_models(config, _rows(config))
 
 
