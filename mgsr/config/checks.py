@@ -54,7 +54,9 @@ def _check_clip(config: ExperimentConfig) -> None:
             *("clip.lower_max", "clip.upper_min", "clip.upper_max"),
         )
     if clip.mode == "fixed" and not clip.lower <= clip.upper:
-        raise ConfigError("`clip`: lower <= upper must hold", "clip.lower", "clip.upper")
+        raise ConfigError(
+            f"`clip`: lower {clip.lower} <= upper {clip.upper} must hold", "clip.lower", "clip.upper"
+        )
     if clip.mode == "network" and clip.sharpness == 0:
         raise ConfigError(
             "`clip.sharpness` is 0: a hard mask gives learned bounds no gradient; use clip.mode=fixed",
@@ -62,7 +64,7 @@ def _check_clip(config: ExperimentConfig) -> None:
         )
     if clip.mode == "network" and (clip.ramp != "clipped" or clip.quantile != "mass"):
         raise ConfigError(
-            "`clip.mode=network` learns bounds on mass with the clipped ramp; use clip.mode=fixed",
+            "`clip.mode=network` learns with clip.ramp=clipped clip.quantile=mass; set these, or clip.mode=fixed",
             *("clip.mode", "clip.ramp", "clip.quantile"),
         )
     if clip.mode == "mean_of_run" and not clip.run:

@@ -57,7 +57,7 @@ def read_words(overrides: Sequence[str]) -> list[Layer]:
     for override in overrides:
         name, equals, value = (part.strip() for part in override.partition("="))
         if not equals or not name:
-            raise ConfigError(f"`{override}` is not an override; write key=value, as in scrg.passes=3")
+            raise ConfigError(f"{override!r} is not an override; write key=value, as in scrg.passes=3")
         named = yaml.ScalarNode(f"{YAML}str", name)
         top = yaml.MappingNode(f"{YAML}map", [(named, _word(override, name, value))])
         layers.append(layer_of(top, lambda _: COMMAND_LINE))
@@ -102,14 +102,14 @@ def _word(override: str, name: str, text: str) -> yaml.Node:
     except (yaml.YAMLError, ValueError, RecursionError):
         if kind is not str:
             raise ConfigError(
-                f"{COMMAND_LINE}: `{override}`: the value does not parse as YAML; quote it"
+                f"{COMMAND_LINE}: {override!r}: the value does not parse as YAML; quote it"
             ) from None
         node = None
     if kind is str and not isinstance(node, yaml.CollectionNode) and getattr(node, "style", None) is None:
         null = node is not None and node.value == text and node.tag == f"{YAML}null"
         return yaml.ScalarNode(f"{YAML}{'null' if null else 'str'}", text)
     if node is not None and (repeated := repeated_key(node)) is not None:
-        raise ConfigError(f"{COMMAND_LINE}: `{override}`: `{repeated[0]}` stands twice")
+        raise ConfigError(f"{COMMAND_LINE}: {override!r}: `{repeated[0]}` stands twice")
     return yaml.ScalarNode(f"{YAML}null", "") if node is None else node
 
 
@@ -143,7 +143,8 @@ def _unknown(full: str) -> str:
             break
     below = f"{parent}." if parent else ""
     known = [name.removeprefix(below) for name in _TYPES if name.startswith(below)]
-    return f"unknown key `{full}`" + did_you_mean(parts[length], [name for name in known if "." not in name])
+    named = full if full.isprintable() else repr(full)
+    return f"unknown key `{named}`" + did_you_mean(parts[length], [name for name in known if "." not in name])
 
 
 def _value(node: yaml.Node, kind: Any, name: str, place: str) -> Any:

@@ -117,6 +117,8 @@ def _filled(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for place, content in places.items():
             value = value.replace(place, content)
+    if isinstance(value, Mapping):
+        return {name: _filled(inner, places) for name, inner in value.items()}
     return value
 
 
