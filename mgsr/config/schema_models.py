@@ -22,7 +22,9 @@ class ArchitectureConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: int = key(1, "passes over the training prompts", low=1, high=LARGE, when=".max_steps=0")
+    epochs: int = key(
+        1, "passes over the training prompts (ignored when max_steps > 0)", low=1, high=LARGE, when=".max_steps=0"
+    )
     max_steps: int = key(0, "optimiser steps (0: as many as `epochs` hold)", low=0, high=MANY)
     batch_size: int = key(32, "sequences per optimiser step, all ranks together", low=1, high=LARGE)
     micro_batch_size: int = key(32, "largest number of sequences in one forward on one rank", low=1, high=LARGE)
