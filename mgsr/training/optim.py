@@ -26,8 +26,11 @@ class Length:
     micro_batches: int
 
 
-def training_length(train: TrainConfig, rows: int, world_size: int) -> Length:
+def training_length(train: TrainConfig, rows: int, world_size: int, *, section: str = "train") -> Length:
     """Steps and epochs of `rows` training prompts.
+
+    Args:
+        section: of the configuration, for messages: `train`, `teacher.sft` or `student.sft`.
 
     Raises:
         ConfigError: too few rows for one optimiser step on all ranks.
@@ -36,9 +39,9 @@ def training_length(train: TrainConfig, rows: int, world_size: int) -> Length:
     per_epoch = steps_per_epoch(rows, train.batch_size, micro_batches * world_size)
     if per_epoch == 0:
         raise ConfigError(
-            f"`train.batch_size`: {rows} training rows do not fill one step of {micro_batches} micro-batches "
+            f"`{section}.batch_size`: {rows} training rows do not fill one step of {micro_batches} micro-batches "
             f"on {world_size} ranks; lower it or give more rows",
-            "train.batch_size",
+            f"{section}.batch_size",
         )
     total = train.max_steps or per_epoch * train.epochs
     return Length(per_epoch, total, math.ceil(total / per_epoch), micro_batches)

@@ -266,7 +266,8 @@ def _supervise(
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
     dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)
-    length = training_length(sft, len(train), config.trainer.devices * config.trainer.num_nodes)
+    world_size = config.trainer.devices * config.trainer.num_nodes
+    length = training_length(sft, len(train), world_size, section=f"{name}.sft")
     data = DistillationDataModule(
         config,
         train,

@@ -237,6 +237,10 @@ def test_a_machine_that_cannot_is_refused_before_anything_is_written(
     config = make_config("trainer.threads=1024")
     with pytest.raises(ConfigError, match=r"^command line: `trainer.threads` is 1024; this machine has \d+ cores"):
         train(config)
+    with pytest.raises(
+        ConfigError, match=r"^command line: `student.sft.batch_size`: 32 training rows do not fill"
+    ):
+        train(make_config("student.sft.batch_size=1000", "arm=other"))
     monkeypatch.setattr(mgsr.training.train, "working_device", lambda _: torch.device("mps"))
     config = make_config("trainer.accelerator=auto")
     with pytest.raises(ConfigError, match=r"^command line: `trainer.accelerator`: mps has no float64"):
