@@ -195,19 +195,17 @@ def _config(arguments: argparse.Namespace) -> None:
     import yaml
 
     from mgsr.config.keys import describe
-    from mgsr.config.load import dump, load_config
-    from mgsr.config.schema import ExperimentConfig
+    from mgsr.config.load import dump, load_config, unfinished
 
     if arguments.config is not None:
         check_config(arguments.config, "config")
-    if arguments.config is not None or arguments.overrides:
         text = dump(load_config(arguments.config, arguments.overrides))
         if not prints(text):
             # not escaped by the stream, which would make other values of them
             text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
         print(text, end="")
         return
-    for name, kind, default, text in describe(ExperimentConfig()):
+    for name, kind, default, text in describe(unfinished(arguments.overrides)):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
 from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tokenizers
 from mgsr.planning.doctor_memory import look_at_memory
@@ -30,6 +31,8 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
         report.say("error", "config", str(error))
         return report
     report.say("ok", "config", f"{path}: {config.experiment}/{config.arm}, seed {config.seed}")
+    for line in without_effect(config):
+        report.say("warning", "config", line)
     for name, model in (("teacher", config.teacher), ("student", config.student)):
         if model.trust_remote_code:
             report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")

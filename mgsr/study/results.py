@@ -18,9 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from mgsr.config.load import fingerprint, flat_tree
+from mgsr.config.load import filled, fingerprint, flat_tree
 from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
 from mgsr.runtime.errors import DataError
@@ -69,7 +67,7 @@ def other_hashes(result: Mapping[str, Any], found: Mapping[str, str]) -> list[st
 
 @lru_cache(maxsize=32)
 def _data_hash(content: str) -> str:
-    data: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), json.loads(content)))
+    data = filled(DataConfig, flat_tree(json.loads(content), "data."), "data.")
     return fingerprint({s: rows_fingerprint(read_split(data, s)) for s in (*SPLITS, *sorted(data.test_sets))})
 
 

@@ -228,11 +228,13 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
         version = numerics_of(content.get("environment") or read_json(path.with_name("environment.json")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(
-            f"`clip.run`: {path} holds no mean bounds; name a finished run with clip.mode=network"
+            f"`clip.run`: {path} holds no mean bounds; name a finished run with clip.mode=network",
+            "clip.run",
         ) from None
     if version != mgsr.NUMERICS_VERSION:
         raise ConfigError(
             f"`clip.run`: {path} is of numerics version {version}, this code is of {mgsr.NUMERICS_VERSION}; "
-            "run it anew"
+            "run it anew",
+            "clip.run",
         )
     return found

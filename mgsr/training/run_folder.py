@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
-from mgsr.config.load import config_from_tree, dump, flat_tree, read_yaml
+from mgsr.config.layers import read_layer
+from mgsr.config.load import config_of, dump, flat_tree, with_absolute_paths
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models import content_fingerprint
 from mgsr.runtime.environment import environment, numerics_of
@@ -78,7 +79,8 @@ def open_run_folder(
     """
     written = folder / "config.yaml"
     if written.exists():
-        there = config_from_tree(read_yaml(written), source=str(written))
+        # its paths are absolute; those of older runs become so, as the configuration's own have
+        there = with_absolute_paths(config_of(read_layer(written)))
         changed = changed_keys(there, config)
         # a folder that nothing has been written to since is free: a mistake in the first try must not stay
         begun = is_begun(folder)
@@ -260,4 +262,4 @@ def load_run_config(folder: str | Path) -> ExperimentConfig:
     path = Path(folder) / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
-    return config_from_tree(read_yaml(path), source=str(path))
+    return config_of(read_layer(path))

@@ -12,7 +12,11 @@ from typing import Any
 
 import torch
 
+from mgsr.config.checks import check_device
+from mgsr.config.load import with_absolute_paths
+from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
@@ -43,14 +47,24 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         UserError: anything the user can mend, as one line.
     """
+    config = with_absolute_paths(config)
+    with placed(config):
+        return _train(config, resume)
+
+
+def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     began = time.monotonic()
     torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
+    if is_first():
+        for line in without_effect(config):
+            say(line)
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
+    check_device(config, device.type)
     if config.trainer.compile:
         check_compiler(device)
     mean_bounds(config)
@@ -123,6 +137,7 @@ def _run(
 
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
+    config = with_absolute_paths(config)
     prepare_models(config, _rows(config))
 
 
