@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,13 @@ from mgsr.rounds.writer import WRITERS
 from mgsr.runtime.devices import placed
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
-from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
-from mgsr.training.run_folder import read_json
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, SHAPES, read_run_file
 from mgsr.training.sft import Start, cache_folder
 from mgsr.training.teacher_cache import CacheReport, build_score, cached_teacher
 
@@ -219,20 +219,18 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
     """
     if config.clip.mode != "mean_of_run":
         return None
-    path = Path(config.clip.run)
-    path = path if path.suffix == ".json" else path / "metrics.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        bounds = content.get("metrics", content)["dac"]
-        found = float(bounds["lower"]), float(bounds["upper"])
-        version = numerics_of(content.get("environment") or read_json(path.with_name("environment.json")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(
-            f"`clip.run`: {path} holds no mean bounds; name a finished run with clip.mode=network"
-        ) from None
+    path, remedy = Path(config.clip.run), "`clip.run`: name a finished run with clip.mode=network"
+    bounds = {"dac": {"lower": float, "upper": float}}
+    if path.suffix == ".json":
+        result = read_json(path, {"metrics": bounds, "environment": SHAPES[ENVIRONMENT]}, remedy)
+        metrics, environment = result["metrics"], result["environment"]
+    else:
+        metrics = read_json(path / METRICS, bounds, remedy)
+        environment = read_run_file(path, ENVIRONMENT)
+    version = numerics_of(environment)
     if version != mgsr.NUMERICS_VERSION:
         raise ConfigError(
             f"`clip.run`: {path} is of numerics version {version}, this code is of {mgsr.NUMERICS_VERSION}; "
             "run it anew"
         )
-    return found
+    return metrics["dac"]["lower"], metrics["dac"]["upper"]

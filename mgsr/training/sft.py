@@ -31,13 +31,15 @@ from mgsr.models.from_config import build_model, build_student, build_tokenizer,
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
+from mgsr.runtime.json_files import read_json
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
-from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
+from mgsr.training.run_folder import TEST_FIGURES
 from mgsr.training.trainer import fit
 
 # name of a test set -> its rows, and the same encoded
@@ -156,7 +158,7 @@ def cached_evaluation(config: ExperimentConfig, prepared: Prepared, tests: Tests
     key = _fingerprint(asdict(config.evaluation), asdict(config.data), rows)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, TEST_FIGURES, "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
     written = evaluate_tests(config, prepared.model, prepared, tests, width, name)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}

@@ -274,7 +274,7 @@ def test_another_config_is_refused_key_by_key_and_more_epochs_are_taken(
     longer = train(make_config("train.epochs=3", "trainer.log_every_n_steps=5"), resume=True)
     folder = run_folder(config)
     assert first["steps"] == 4 and longer["steps"] == 12 and longer["scrg"]["rounds"] == 3
-    assert "train.epochs 1 -> 3" in capsys.readouterr().out
+    assert "train.epochs: 1 -> 3" in capsys.readouterr().out
     assert json.loads((folder / "metrics-4-steps.json").read_text())["steps"] == 4
     assert load_config(folder / "config.yaml", [f"run_root={config.run_root}"]).train.epochs == 3
     with pytest.raises(ConfigError, match=r"train\.epochs: 3 -> 2"):

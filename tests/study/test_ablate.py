@@ -182,7 +182,7 @@ def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
     ):
         run_study(study, [0], overrides, record=True)
     (shared_root / "mixed/full/seed=0/environment.json").write_text("{torn")
-    with pytest.raises(UserError, match="begun with numerics version unknown"):
+    with pytest.raises(UserError, match=r"environment\.json: broken JSON"):
         run_study(study, [0], overrides, record=True)
 
 
