@@ -105,7 +105,10 @@ class Rounds:
         barrier(f"scrg-{round_}-shards")
         if rank == 0:
             whole = finish_round(folder, key, [shard.name for shard in shards])
-            self._answering(folder, whole, prompts)
+            try:
+                self._answering(folder, whole, prompts)
+            except DataError as error:
+                raise DataError(f"{error}; delete {folder} to have it written again") from None
         barrier(f"scrg-{round_}-manifest")
         return self._shared(folder, read_round(folder, key) if whole is None else whole)
 

@@ -195,25 +195,27 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-_FULL, _CLOSED, _ELSEWHERE = "free some space", "make it {doable} for this user", "name another place"
+_AWAY = "move it away"
 _REMEDIES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: f"{_FULL} (the disk quota of this user is used up)",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space (the disk quota of this user is used up)",
     errno.EFBIG: "choose a disk that takes files of that size",
-    errno.EACCES: _CLOSED,
-    errno.EPERM: _CLOSED,
-    errno.EROFS: f"it lies on a read-only disk: {_ELSEWHERE}",
-    errno.ENOTDIR: f"a file stands where a folder is needed: move it away, or {_ELSEWHERE}",
-    errno.EEXIST: f"something of that name is in the way: move it away, or {_ELSEWHERE}",
-    errno.EISDIR: f"a folder stands where a file is needed: move it away, or {_ELSEWHERE}",
-    errno.ENOTEMPTY: f"a folder that is not empty is in the way: move it away, or {_ELSEWHERE}",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EROFS: "it lies on a read-only disk",
+    errno.ENOTDIR: f"a file stands where a folder is needed: {_AWAY}",
+    errno.EEXIST: f"something of that name is in the way: {_AWAY}",
+    errno.EISDIR: f"a folder stands where a file is needed: {_AWAY}",
+    errno.ENOTEMPTY: f"a folder that is not empty is in the way: {_AWAY}",
     errno.ENAMETOOLONG: "choose shorter names (of experiment, arm or folder)",
     errno.ELOOP: "its symbolic links lead back to themselves: mend them",
+    errno.ENOENT: "see that its folder is there",
     errno.EMFILE: "raise the number of open files (ulimit -n)",
     errno.ENFILE: "close some programs: the system has too many files open",
     errno.EIO: "the disk itself fails: look into the system's log",
     errno.ESTALE: "the network disk has lost it: mount it again",
 }
+_OR_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT}
 _AGAIN = "then give the same command again (with --resume where a run had begun)"
 
 
@@ -229,9 +231,8 @@ def refused(path: str | Path, error: OSError, doing: str = "written") -> UserErr
         above = (place for place in Path(path).parents if place.exists())
         nearest = next(above, Path(path))
         path = nearest if not nearest.is_dir() else path
-    doable = {"written": "writable", "read": "readable"}.get(doing, "accessible")
-    remedy = _REMEDIES.get(number, "mend that").format(doable=doable)
-    if number == errno.ENOENT:
-        remedy = _ELSEWHERE if doing == "written" else "put it there"
+    remedy = _REMEDIES.get(number, "mend that")
+    if doing == "written" and number in _OR_ELSEWHERE:
+        remedy += ", or name another place"
     kept = "; what was there is kept" if doing == "written" else ""
     return UserError(f"{path}: cannot be {doing} ({error.strerror or error}){kept}: {remedy}, {_AGAIN}")

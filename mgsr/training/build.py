@@ -20,14 +20,14 @@ from mgsr.models.from_config import with_adapters
 from mgsr.rounds.writer import WRITERS
 from mgsr.runtime.devices import placed
 from mgsr.runtime.environment import numerics_of
-from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
-from mgsr.training.run_folder import ENVIRONMENT, METRICS, SHAPES, read_run_file
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, SHAPES
 from mgsr.training.sft import Start, cache_folder
 from mgsr.training.teacher_cache import CacheReport, build_score, cached_teacher
 
@@ -219,14 +219,17 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
     """
     if config.clip.mode != "mean_of_run":
         return None
-    path, remedy = Path(config.clip.run), "`clip.run`: name a finished run with clip.mode=network"
+    path, remedy = Path(config.clip.run), "name a finished run with clip.mode=network"
     bounds = {"dac": {"lower": float, "upper": float}}
-    if path.suffix == ".json":
-        result = read_json(path, {"metrics": bounds, "environment": SHAPES[ENVIRONMENT]}, remedy)
-        metrics, environment = result["metrics"], result["environment"]
-    else:
-        metrics = read_json(path / METRICS, bounds, remedy)
-        environment = read_run_file(path, ENVIRONMENT)
+    try:
+        if path.suffix == ".json":
+            result = read_json(path, {"metrics": bounds, "environment": SHAPES[ENVIRONMENT]}, remedy)
+            metrics, environment = result["metrics"], result["environment"]
+        else:
+            metrics = read_json(path / METRICS, bounds, remedy)
+            environment = read_json(path / ENVIRONMENT, SHAPES[ENVIRONMENT], remedy)
+    except DataError as error:
+        raise ConfigError(f"`clip.run`: {error}") from None
     version = numerics_of(environment)
     if version != mgsr.NUMERICS_VERSION:
         raise ConfigError(
