@@ -198,7 +198,7 @@ def remove_leftovers(folder: Path) -> None:
 _AWAY = "move it away"
 _REMEDIES = {
     errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space (the disk quota of this user is used up)",
+    errno.EDQUOT: "make room: the disk quota of this user is used up",
     errno.EFBIG: "choose a disk that takes files of that size",
     errno.EACCES: "give this user the right to it",
     errno.EPERM: "give this user the right to it",
