@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import DoublePrecision
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.load import flat_tree
@@ -205,14 +208,14 @@ def _show_hyper_parameters(logger: TensorBoardLogger, folder: Path, flat: dict[s
 
 def event_file(
     hyper_parameters: dict[str, Any],
-    metrics: dict[str, Any],
+    metrics: dict[str, float],
     step: int,
     curves: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> bytes:
-    """Content of an event file of TensorBoard, by the logger of a run: an HPARAMS session and curves.
+    """Content of an event file of TensorBoard: curves, and an HPARAMS session as Lightning's logger writes it.
 
     Args:
-        metrics: what the HPARAMS tab compares, at `step`.
+        metrics: what the HPARAMS tab compares, at `step`; NaN where it is still to come.
         curves: name -> `steps` and `values`.
 
     Raises:
@@ -220,12 +223,15 @@ def event_file(
     """
     try:
         with TemporaryDirectory() as aside:
-            logger = TensorBoardLogger(aside, name="", version="", default_hp_metric=False)
-            for tag, curve in (curves or {}).items():
-                for at, value in zip(curve["steps"], curve["values"], strict=True):
-                    logger.experiment.add_scalar(tag, value, at)
-            logger.log_hyperparams(hyper_parameters, metrics, step)
-            logger.experiment.close()
+            with SummaryWriter(aside) as writer:
+                for tag, curve in (curves or {}).items():
+                    for at, value in zip(curve["steps"], curve["values"], strict=True):
+                        writer.add_scalar(tag, value, at)
+                for tag, value in metrics.items():
+                    if not math.isnan(value):
+                        writer.add_scalar(tag, value, step)
+                for summary in hparams(hyper_parameters, metrics):
+                    writer.file_writer.add_summary(summary, step)
             (written,) = Path(aside).glob("events.*")
             return written.read_bytes()
     except OSError as error:

@@ -191,6 +191,16 @@ def test_the_last_student_does_not_stand_for_the_best_one(
     assert "not the best" in error and not (run / "metrics.json").exists()
 
 
+def test_one_sampling_seed_has_no_spread(copy: Callable[[str], Path], tmp_path: Path, capsys: Capture) -> None:
+    run = copy("finished")
+    test = json.loads((run / "metrics.json").read_text())["result"]["test"]
+    assert test["rouge_l_std"] is None and len(test["rouge_l_by_seed"]) == 1
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "(std n/a over sampling seeds)" in capsys.readouterr().out
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert "| n/a | 3 |" in (tmp_path / "out/README.md").read_text()
+
+
 def test_what_is_not_finished_says_so(copy: Callable[[str], Path], tmp_path: Path, capsys: Capture) -> None:
     run, rows = copy("stopped"), tmp_path / "rows.jsonl"
     rows.write_text('{"instruction": "a", "output": "b"}\n')
