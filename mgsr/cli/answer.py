@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mgsr.cli.arguments import parse
 from mgsr.cli.streams import output_is_broken, tell
 from mgsr.runtime.errors import RunInterruptedError, UserError
+from mgsr.runtime.files import refused
 
 Command = Callable[[argparse.Namespace], int | None]
 

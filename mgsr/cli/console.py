@@ -8,8 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mgsr.evaluation.statistics import shown_std
-
 _NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
 
 
@@ -22,6 +20,9 @@ def show(table: Table) -> None:
 
 def study_table(summary: Mapping[str, Any]) -> Table:
     """Test figures of every arm, and its distance to the baseline arm where several seeds allow one."""
+    # not above: numpy is imported when the processor's instructions are chosen
+    from mgsr.evaluation.statistics import shown_std
+
     seeds = summary["seeds"]
     table = Table(title=f"{summary['study']}: test set, {len(seeds)} training seed(s)")
     for name in ("model", "ROUGE-L", "std", "exact match", "distinct-2"):
@@ -58,6 +59,8 @@ def _shown(value: float | None, form: str, unit: str = "") -> str:
 
 def evaluation_table(results: Mapping[str, Any]) -> Table:
     """Figures of one model on several sets."""
+    from mgsr.evaluation.statistics import shown_std
+
     table = Table(title="evaluation")
     for name in ("set", "rows", "ROUGE-L", "std over seeds", "exact match", "distinct-2", "words"):
         table.add_column(name, justify="left" if name == "set" else "right")

@@ -22,7 +22,7 @@ from mgsr.models.lora import has_adapters
 from mgsr.models.sources import check_weights_folder, one_line_errors, resolve_source
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.files import refused, sync_folder
+from mgsr.runtime.files import refused, sync_folder, system_error
 
 # what a config says about its writer or its run, not about the function the model computes
 _PASSING_KEYS = frozenset(
@@ -135,9 +135,7 @@ def _write_folder(folder: str | Path, write: Callable[[Path], None], card: str |
     except (OSError, SafetensorError) as error:
         if retired.exists() and not target.exists():
             retired.rename(target)
-        if isinstance(error, OSError):
-            raise refused(target, error) from error
-        raise UserError(f"model folder `{target}` cannot be written: {error}") from error
+        raise refused(target, system_error(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)

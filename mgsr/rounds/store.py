@@ -212,10 +212,11 @@ def read_after(folder: Path) -> dict[int, float]:
     path = folder / AFTER
     if not path.exists():
         return {}
+    content = _content(path)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in content.splitlines()]
         return {int(row["example_id"]): float(row["teacher_log_likelihood_after"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: not the likelihoods of a round ({type(error).__name__}); delete it") from None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable
@@ -217,6 +218,14 @@ _REMEDIES = {
 }
 _OR_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT}
 _AGAIN = "then give the same command again (with --resume where a run had begun)"
+
+
+def system_error(error: Exception) -> OSError:
+    """As the system's error, what a library has made of it: those in Rust leave the number in their words."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(0, str(error))
 
 
 def refused(path: str | Path, error: OSError, doing: str = "written") -> UserError:

@@ -30,12 +30,10 @@ START = "start.json"
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
 _TEXT = Maybe((str, None))
-TEST_FIGURES = Each(
-    {"rouge_l": float, "rouge_l_std": Maybe((float, None)), "std_over": Maybe(str), "examples": int}, 1
-)
-"""Of every test set, what is shown of it."""
+TEST_FIGURES = {"rouge_l": float, "rouge_l_std": Maybe((float, None)), "std_over": Maybe(str), "examples": int}
+"""Of a test set, what is shown of it."""
 SHAPES: dict[str, Any] = {
-    METRICS: {"steps": int, "seed": int, "result": TEST_FIGURES},
+    METRICS: {"steps": int, "seed": int, "result": Each(TEST_FIGURES, 1)},
     ENVIRONMENT: {"numerics": Maybe(int), "threads": Maybe((int, None)), "commit": _TEXT, "cpu": _TEXT},
     DATA: {},
     TEACHER: {"cache": (str, None), "source": _TEXT, "revision": _TEXT, "content": (str, None)},
@@ -225,7 +223,7 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
         UserError: the teacher is not the one the run began with.
     """
     known = read_run_file(folder, TEACHER, missing={})
-    if known.get("content") not in (None, teacher["content"]):
+    if known and known["content"] != teacher["content"]:
         raise UserError(
             f"{folder}: the teacher is not the one it began with (its weights differ); put that one back "
             f"({teacher['source']}), or begin another run"

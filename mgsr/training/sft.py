@@ -158,7 +158,7 @@ def cached_evaluation(config: ExperimentConfig, prepared: Prepared, tests: Tests
     key = _fingerprint(asdict(config.evaluation), asdict(config.data), rows)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
-        return read_json(path, TEST_FIGURES, "delete it to have it measured again")
+        return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
     written = evaluate_tests(config, prepared.model, prepared, tests, width, name)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}

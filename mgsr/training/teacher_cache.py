@@ -16,7 +16,6 @@ Shapes: M response tokens of all texts, T of one text, K classes, H the teacher'
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -39,7 +38,7 @@ from mgsr.losses import cache_error, top_of_logits
 from mgsr.models.output_layer import output_head
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.files import refused, write_atomically
+from mgsr.runtime.files import refused, system_error, write_atomically
 from mgsr.runtime.json_files import Each, ListOf, read_json
 from mgsr.runtime.progress import progress, say
 from mgsr.training.placement import Placement
@@ -175,10 +174,7 @@ def _write_folder(folder: Path, index: Mapping[str, Any], tensors: dict[str, Ten
         save_file(tensors, folder / name)
     except (OSError, SafetensorError) as error:
         (folder / name).unlink(missing_ok=True)
-        # the writer's own errors have the system's words alone
-        full = isinstance(error, SafetensorError) and os.strerror(errno.ENOSPC) in str(error)
-        known = error if isinstance(error, OSError) else OSError(errno.ENOSPC if full else 0, str(error))
-        raise refused(folder / name, known) from None
+        raise refused(folder / name, system_error(error)) from None
     write_atomically(folder / INDEX, json.dumps({**index, "file": name}))
     for old in folder.glob(f"*-{TENSORS}"):
         if old.name != name:

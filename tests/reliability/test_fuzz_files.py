@@ -20,10 +20,12 @@ from mgsr.data.annotate import PhraseCache
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.collate import TeacherTop, TrainingSequence
 from mgsr.rounds.store import (
+    AFTER,
     SHARD_NAME,
     RoundEntry,
     finish_round,
     is_finished,
+    read_after,
     read_manifest,
     read_round,
     write_shard,
@@ -171,6 +173,13 @@ def test_fuzz_manifests_and_records_of_shards(tmp_path: Path) -> None:
             lambda: finish_round(tmp_path, "k", [shard.name]) if is_finished(shard, "k") else None,
         )
 
+    @fuzz
+    @given(spoiled({"example_id": 1, "teacher_log_likelihood_after": -0.5}))
+    @example(b'{"example_id": 1e999, "teacher_log_likelihood_after": 0}')
+    def likelihoods(content: bytes) -> None:
+        refused_or_answered(tmp_path / AFTER, content, lambda: read_after(tmp_path))
+
+    likelihoods()
     manifests()
     manifest.write_bytes(kept)
     records()

@@ -106,6 +106,12 @@ def test_what_guards_a_resumed_run_is_not_taken_as_empty(
     assert (run / name).read_text() == content and tree(run / "checkpoints") == checkpoints
 
 
+def test_a_teacher_that_was_edited_away_is_missed(copy: Callable[[str], Path], capsys: Capture) -> None:
+    run = copy("stopped")
+    edit(run / "teacher.json", lambda known: known.update(content=None))
+    refused(capsys, ["train", "--resume", str(run)], "the teacher is not the one it began with")
+
+
 def test_copies_are_no_checkpoints_and_no_rounds(copy: Callable[[str], Path], capsys: Capture) -> None:
     run = copy("stopped")
     points = resume_points(run)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from mgsr.cli import main as command_line
 from mgsr.runtime.errors import DataError, UserError
-from mgsr.runtime.files import check, refused, write_atomically, write_checked
+from mgsr.runtime.files import check, refused, system_error, write_atomically, write_checked
 from mgsr.runtime.json_files import Each, ListOf, Maybe, misshapen, read_json
 
 REMEDIES = {
@@ -45,6 +46,12 @@ def test_what_helps_depends_on_what_was_refused(
     assert command_line.main(["config"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("mgsr: error: /there/it: cannot be used") and REMEDIES[number] in told
+
+
+def test_a_library_s_own_error_keeps_the_number_of_the_system() -> None:
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "free some space" in str(refused("/there/it", system_error(error)))
+    assert "cannot be written (odd)" in str(refused("/there/it", system_error(SafetensorError("odd"))))
 
 
 def test_of_a_long_path_what_is_in_the_way_is_named(tmp_path: Path) -> None:
