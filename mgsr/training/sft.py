@@ -70,8 +70,7 @@ class Start:
 
     Attributes:
         vocab_size: number of token ids that both models share.
-        tests: encoded with the student's tokenizer.
-        figures: of teacher and student on the test sets, as `metrics.json` holds them.
+        tests: encoded with the student's tokenizer; figures: of both models on them, as `metrics.json` has them.
     """
 
     teacher: Prepared | None
@@ -189,16 +188,15 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
     relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
     if model.source == "init":
         relevant["vocab_size"] = config.data.synthetic.vocab_size
-    precision = config.trainer.precision
-    tree = asdict(model)
     # where it is held does not change it
-    tree.pop("placement", None)
+    tree = {name: value for name, value in asdict(model).items() if name != "placement"}
     if model.source not in ("init", "teacher"):
         # by what lies there now: weights are replaced, branches move and packages are upgraded
         names = {"gguf_file": model.gguf_file or None, "revision": model.revision or None}
         content = models.source_fingerprint(model.source, **names) if is_first() else ""
         tree |= {"source": agreed(content), "gguf_file": "", "revision": ""}
     seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
+    precision = config.trainer.precision
     return _fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 
 
