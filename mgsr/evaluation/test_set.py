@@ -160,7 +160,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
             matches.append(match)
             matches_by_category.setdefault(example.category or ALL, []).append(match)
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
-    mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
+    mean, std, count = mean_std(list(scores.values()))
     words = [record["prediction"].split() for record in records]
     figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
     if len(examples) > 1:
@@ -168,7 +168,8 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         figures["self_bleu"] = self_bleu(words[: len(examples)])
     summary = {
         "rouge_l": mean,
-        "rouge_l_std": std,
+        # one seed has no spread, and JSON no NaN
+        "rouge_l_std": std if count > 1 else None,
         "std_over": "sampling seeds",
         "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
         "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},

@@ -144,7 +144,9 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "round=0"
     folder.mkdir()
     shards = [{"file": "../secret", "sha256": "0"}]
-    (folder / "manifest.json").write_text(json.dumps({"key": "k", "shards": shards}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"key": "k", "shards": shards, "statistics": {}, "costs": {}})
+    )
     with pytest.raises(DataError, match="no file of this folder"):
         read_round(folder, "k")
 

@@ -14,7 +14,7 @@ from mgsr.cli.main import main
 from mgsr.models import build_causal_lm, content_fingerprint
 from mgsr.runtime.errors import UserError
 from mgsr.training import run_folder
-from mgsr.training.run_folder import START, keep_start, load_run_config, open_run_folder, read_json
+from mgsr.training.run_folder import START, keep_start, load_run_config, open_run_folder, read_run_file
 from tests.conftest import Make
 
 
@@ -27,7 +27,7 @@ def test_a_run_keeps_the_fingerprints_that_it_began_with(tmp_path: Path) -> None
     model = student()
     content = content_fingerprint(model)
     keep_start(tmp_path, "abc", model)
-    assert read_json(tmp_path / START) == {"teacher": "abc", "student": content}
+    assert read_run_file(tmp_path, START) == {"teacher": "abc", "student": content}
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1.0)
     # its text would be mixed with that of the one before
@@ -37,7 +37,7 @@ def test_a_run_keeps_the_fingerprints_that_it_began_with(tmp_path: Path) -> None
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/resume-00000003.ckpt").touch()
     keep_start(tmp_path, "abc", model)
-    assert read_json(tmp_path / START)["student"] == content
+    assert read_run_file(tmp_path, START)["student"] == content
 
 
 def test_going_on_with_another_numerics_version_is_said(
