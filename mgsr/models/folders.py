@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mgsr.models.folder_checks import check_weights_folder
 from mgsr.models.lora import has_adapters
-from mgsr.models.sources import check_weights_folder
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import sync_folder

@@ -17,17 +17,17 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds
-from mgsr.models.from_config import check_tokenizers
 from mgsr.rounds.store import read_manifest
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
-from mgsr.runtime.devices import check_compiler, working_device
+from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.build import Job, build_job, mean_bounds
+from mgsr.training.build import Job, build_job
 from mgsr.training.callbacks import CostLog
+from mgsr.training.preflight import check_run
 from mgsr.training.run_folder import keep_models, open_run_folder, run_folder
 from mgsr.training.sft import evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
@@ -50,14 +50,11 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
     device = working_device(config.trainer.accelerator)
-    if config.trainer.compile:
-        check_compiler(device)
-    mean_bounds(config)
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     if not (folder / "metrics.json").exists():
-        check_tokenizers(config)
+        check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
     with locked(folder) if is_first() else nullcontext():
         if is_first():
@@ -120,7 +117,9 @@ def _run(
 
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
-    prepare_models(config, _rows(config))
+    rows = _rows(config)
+    check_run(config, rows)
+    prepare_models(config, rows)
 
 
 def _rows(config: ExperimentConfig) -> dict[str, list[Row]]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models import with_base
+from mgsr.models import check_state, with_base
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.ranks import agreed, barrier, is_first
 from mgsr.training.callbacks import build_callbacks
@@ -133,7 +133,11 @@ def fit(
 
 
 def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
-    """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries."""
+    """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries.
+
+    Raises:
+        DataError: it is damaged, or of another model.
+    """
     try:
         content = read_checkpoint(checkpoint)
     except DataError as error:
@@ -144,7 +148,9 @@ def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
         raise DataError(f"{error}; delete it to take the student of the last resume point instead") from None
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    student.load_state_dict(with_base(weights, student))
+    whole = with_base(weights, student)
+    check_state(str(checkpoint), whole, student.state_dict())
+    student.load_state_dict(whole)
     return content
 
 
