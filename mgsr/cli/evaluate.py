@@ -18,6 +18,7 @@ from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.test_set import Predictor, check_special_ids, check_texts, evaluate
+from mgsr.models.hub import near_names
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
@@ -176,7 +177,8 @@ def _is_run(source: str | Path) -> bool:
 
 def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not (Path(source) / "config.json").exists():
-        raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json)")
+        hint = near_names(str(source))
+        raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json){hint}")
     tokenizer = models.load_tokenizer(str(source))
     require_eos(tokenizer)
     return models.load_causal_lm(str(source)), tokenizer

@@ -108,6 +108,8 @@ def _reason(error: BaseException, what: str, remedy: str) -> str:
     # the first line of a validation error only says which field the second one is about
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     bare = isinstance(error, (LookupError, ArithmeticError, AttributeError, TypeError, AssertionError)) or not said
+    if len(said) > _MOST:
+        said = said.partition(". ")[0]
     told = (f"{type(error).__name__} {said}" if bare else said)[:_MOST].rstrip(" .")
     return f"{told}; {remedy}" if remedy else told
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +20,13 @@ from mgsr.data.chunkers import build_chunker
 from mgsr.data.rows import Row
 from mgsr.data.splits import encode_quietly, read_split
 from mgsr.evaluation.test_set import check_special_ids, check_texts
-from mgsr.models.from_config import build_initial, build_tokenizer, check_tokenizers, quiet_transformers
+from mgsr.models.from_config import (
+    build_initial,
+    build_tokenizer,
+    check_tokenizers,
+    quiet_transformers,
+    with_adapters,
+)
 from mgsr.models.output_layer import position_limit
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import ConfigError, UserError
@@ -38,8 +45,13 @@ def check_run(config: ExperimentConfig, rows: Rows) -> None:
     Raises:
         UserError: as one line, what is wrong and what to do.
     """
-    for _, check in checks(config, rows):
-        check()
+    for section, check in checks(config, rows):
+        try:
+            check()
+        except UserError as error:
+            if section not in ("teacher", "student"):
+                raise
+            raise UserError(f"{section}: {error}") from error
 
 
 def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[], None]]]:
@@ -118,6 +130,9 @@ def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
         models.pruned_config(origin.config, student.keep_layers)
+    if student.lora.r and origin is not None:
+        with torch.device("meta"):
+            with_adapters(origin, config)
 
 
 def _shape_of(config: ExperimentConfig, model: ModelConfig) -> Any:
