@@ -18,6 +18,7 @@ from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.test_set import Predictor, check_special_ids, check_texts, evaluate
+from mgsr.models.from_config import quiet_transformers
 from mgsr.models.hub import near_names
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
@@ -179,6 +180,7 @@ def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeniz
     if not (Path(source) / "config.json").exists():
         hint = near_names(str(source))
         raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json){hint}")
+    quiet_transformers()
     tokenizer = models.load_tokenizer(str(source))
     require_eos(tokenizer)
     return models.load_causal_lm(str(source)), tokenizer
