@@ -5,6 +5,7 @@ Its client tries five times per file before it gives up: most of a minute for a 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -70,7 +71,10 @@ def one_line_errors(what: str, remedy: str = "", *, done: str = "loaded") -> Ite
         UserError: in place of any other exception.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            # what libraries warn of is refused here, or harmless
+            warnings.simplefilter("ignore")
+            yield
     except UserError:
         raise
     except (
