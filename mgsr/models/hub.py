@@ -112,6 +112,8 @@ def _reason(error: BaseException, what: str, remedy: str) -> str:
     # the first line of a validation error only says which field the second one is about
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     bare = isinstance(error, (LookupError, ArithmeticError, AttributeError, TypeError, AssertionError)) or not said
+    if "attn_implementation" in said:
+        return f"{said.partition('. ')[0]}: set attn_implementation to eager or sdpa, or leave it out"
     if len(said) > _MOST:
         said = said.partition(". ")[0]
     told = (f"{type(error).__name__} {said}" if bare else said)[:_MOST].rstrip(" .")
