@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mgsr import __version__
 from mgsr.cli.help import (
@@ -20,13 +20,45 @@ from mgsr.cli.help import (
     TEXTS_HELP,
     TRAIN_HELP,
 )
+from mgsr.cli.hints import hint_at_rest, hint_at_word
+from mgsr.cli.streams import tell
+from mgsr.runtime.errors import did_you_mean
 
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+# a dash is no part of a key, but of what people type: the key that is meant is named where keys are read
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
+_OVERRIDABLE = ("train", "ablate", "doctor", "plan", "config")
 
 
-def build_parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        tell(f"error: {message}; {self.prog} --help says what it takes")
+        sys.exit(2)
+
+
+def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], Any]:
+    """An argument that is a finite number of at least so much, and at most so much."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not least <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {most:g}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+# of 64 bits, as torch takes them
+_SEED = _number(int, 0, 2**63 - 1)
+
+
+def build_parser() -> _Parser:
     """All commands with their options. Overrides are no arguments of it, see `parse`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mgsr", description="Distillation of language models by multi-granularity semantic revision."
     )
     parser.add_argument("--version", action="version", version=f"mgsr {__version__}")
@@ -49,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
     evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
-    evaluate.add_argument("--seeds", nargs="+", type=int, metavar="N", help="sampling seeds (default: the run's)")
+    evaluate.add_argument(
+        "--seeds", nargs="+", type=_SEED, metavar="N", help="sampling seeds (default: the run's)"
+    )
     evaluate.add_argument("--template", choices=("alpaca", "plain"), help="prompt template (default: the run's)")
     evaluate.add_argument("--temperature", type=_number(float, 0.0), help="0 is greedy (default: the run's, or 1)")
     evaluate.add_argument(
@@ -84,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
     ablate.add_argument("ignored", nargs="*", metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], metavar="N", help="training seeds (default: 0)"
+        "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
     )
     ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
     ablate.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
@@ -148,24 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(kind: type, least: float, most: float = float("inf")) -> Callable[[str], Any]:
-    """An argument that is a finite number of at least so much, and at most so much."""
-
-    def read(text: str) -> Any:
-        value = kind(text)
-        if not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at least {least:g}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"{text} is not a number of at most {most:g}")
-        return value
-
-    read.__name__ = kind.__name__
-    return read
-
-
 def _is_file(word: str) -> bool:
     try:
-        return Path(word).exists()
+        return bool(word) and Path(word).exists()
     except OSError:
         # too long for a name
         return False
@@ -184,11 +203,38 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     words = list(sys.argv[1:] if argv is None else argv)
     # taken out first: `--seeds 0 1 scrg.passes=3` would otherwise hand the override to --seeds
     overrides = [word for word in words if _OVERRIDE.match(word) and not _is_file(word)]
+    _check_words(parser, words)
     arguments = parser.parse_args([word for word in words if word not in overrides])
-    if getattr(arguments, "ignored", None):
-        # what argparse shows as key=value is no override
-        parser.error(f"unrecognized arguments: {' '.join(arguments.ignored)}; overrides are written key=value")
-    if overrides and arguments.command not in ("train", "ablate", "doctor", "plan", "config"):
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    takes = arguments.command in _OVERRIDABLE
+    # what argparse shows as key=value is no override
+    rest = getattr(arguments, "ignored", None) or ([] if takes else overrides)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}; {hint_at_rest(rest, takes)}")
+    for name in ("seeds", "arms"):
+        # a run that is named twice is one run
+        if getattr(arguments, name, None):
+            setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     arguments.overrides, arguments.words = overrides, words
     return arguments
+
+
+def _check_words(parser: _Parser, words: Sequence[str]) -> None:
+    """Refuse what is typed as other programs take it, or as an editor has changed it."""
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is None:
+        return
+    if name not in commands:
+        near = did_you_mean(name, commands)
+        ways = f"; type mgsr train {name}" if _is_file(name) else f": {', '.join(commands)}"
+        parser.error(f"no command `{name}`{near or ways}")
+    sub = commands[name]
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        hint = (
+            None
+            if _is_file(word)
+            else hint_at_word(word, following, sub._option_string_actions, name in _OVERRIDABLE)
+        )
+        if hint:
+            tell(f"error: {hint}")
+            sys.exit(2)

@@ -17,7 +17,7 @@ from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
-from mgsr.evaluation.test_set import Predictor, check_special_ids, check_texts, evaluate
+from mgsr.evaluation.test_set import Predictor, check_special_ids, check_texts, evaluate, say_of_unseen_words
 from mgsr.models.from_config import quiet_transformers
 from mgsr.models.hub import near_names
 from mgsr.runtime.devices import working_device
@@ -88,6 +88,7 @@ def evaluate_files(
         for examples in encoded.values():
             check_texts(role, one, tokenizer, examples, new_tokens=settings.max_new_tokens, key="--max-new-tokens")
 
+    say_of_unseen_words(settings, sets)
     results: dict[str, Any] = {}
     responses: list[str] = []
     model.to(place)

@@ -1,75 +1,38 @@
-"""The command line: one function per command, and errors as one line with an exit code."""
+"""The command line: one function per command."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
-import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mgsr.cli.arguments import parse
-from mgsr.cli.console import evaluation_table, show, study_table
-from mgsr.config.keys import describe
-from mgsr.config.load import dump, load_config
-from mgsr.config.schema import ExperimentConfig
+from mgsr.cli.answer import Command, answer
+from mgsr.cli.hints import check_config, check_model, check_run, check_study
+from mgsr.cli.streams import prints, with_safe_streams
 from mgsr.runtime.errors import UserError
-from mgsr.runtime.processor import prefer_quick_sorts
-
-# what a rank says when the connection to another one has broken
-_BROKEN = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "Connection refused")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
     0 if all went well. 1 where `doctor` found an error, or `plan` no strategy that fits. 2 for an error that is
-    the user's to mend. 130 and 143 for a run that was stopped by Ctrl-C or SIGTERM.
+    the user's to mend. 130 and 143 for a run that was stopped by Ctrl-C or SIGTERM, 141 where nobody reads what it
+    prints.
     """
-    arguments = parse(argv)
-    # all set before numpy, torch and transformers are imported
-    prefer_quick_sorts()
-    # forked tokenizer threads would only warn
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        with warnings.catch_warnings():
-            return _COMMANDS[arguments.command](arguments) or 0
-    except UserError as error:
-        if arguments.debug:
-            raise
-        print(f"mgsr: error: {_who()}{' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except RuntimeError as error:
-        if arguments.debug or not _who() or not any(word in str(error) for word in _BROKEN):
-            raise
-        # a rank that dies takes the connections of the others with it
-        print(f"mgsr: error: {_who()}another rank is gone, and this one ends too", file=sys.stderr)
-        return 1
-    except OSError as error:
-        # a full disk, a folder that cannot be read: the system's own words name it
-        if arguments.debug:
-            raise
-        place = error.filename or "a file"
-        print(f"mgsr: error: {place}: {error.strerror or error}; mend that, then go on", file=sys.stderr)
-        return UserError.exit_code
-    except KeyboardInterrupt:
-        print("mgsr: stopped", file=sys.stderr)
-        return 130
-
-
-def _who() -> str:
-    """Which of several ranks speaks."""
-    ranks = sys.modules.get("mgsr.runtime.ranks")
-    return f"rank {ranks.rank()}: " if ranks is not None and ranks.several() else ""
+    return with_safe_streams(lambda: answer(_COMMANDS, argv))
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from mgsr.config.load import load_config
+
+    if arguments.config is not None:
+        check_config(arguments.config, "train")
+    if arguments.resume not in (None, "auto"):
+        check_run(arguments.resume)
     from mgsr.runtime.ranks import is_first
     from mgsr.training.launch import joined, launch, must_launch
     from mgsr.training.run_folder import load_run_config, run_folder
@@ -103,7 +66,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    check_run(arguments.source)
+    if arguments.teacher is not None:
+        check_model(arguments.teacher, "--teacher")
+    from mgsr.cli.console import evaluation_table, show
     from mgsr.cli.evaluate import evaluate_files
+    from mgsr.runtime.devices import working_device
 
     results = evaluate_files(
         arguments.source,
@@ -115,13 +83,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         teacher=arguments.teacher,
-        device=arguments.device,
+        device=working_device(arguments.device, "--device ").type,
         out=arguments.out,
     )
     show(evaluation_table(results))
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    check_run(arguments.run)
     from mgsr.training.export import export
 
     out = export(arguments.run, arguments.out, merge=arguments.merge)
@@ -129,6 +98,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
+    check_study(arguments.study)
+    if arguments.config is not None:
+        check_config(arguments.config, "ablate STUDY --config")
+    from mgsr.cli.console import show, study_table
     from mgsr.study.run import run_study
     from mgsr.study.study import load_study
 
@@ -149,6 +122,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    check_study(arguments.study)
     from mgsr.study.report.write_report import report
     from mgsr.study.study import load_study
 
@@ -158,6 +132,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    check_config(arguments.config, "doctor")
     from mgsr.planning.doctor import examine
     from mgsr.planning.findings import report_lines
     from mgsr.planning.units import parse_size
@@ -166,13 +141,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         report = examine(arguments.config, arguments.overrides, available=memory)
     if arguments.json:
-        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(report.to_dict(), indent=2))
     else:
         print("\n".join(report_lines(report)))
     return 0 if report.well else 1
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    check_config(arguments.config, "plan")
+    from mgsr.cli.console import show
     from mgsr.planning.plan import plan
     from mgsr.planning.plan_cost import Hardware
     from mgsr.planning.plan_table import configured, heading, memory_table, traffic_table, verdict, work_table
@@ -198,7 +175,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             rows=arguments.rows,
         )
     if arguments.json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.to_dict(), indent=2))
     else:
         print("\n".join(heading(found)))
         for table in (work_table(found), memory_table(found), traffic_table(found)):
@@ -208,21 +185,34 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _texts(arguments: argparse.Namespace) -> None:
+    check_run(arguments.run)
     from mgsr.cli.revisions import revised_texts
 
     print("\n\n".join(revised_texts(arguments.run, arguments.round, arguments.number)))
 
 
 def _config(arguments: argparse.Namespace) -> None:
+    import yaml
+
+    from mgsr.config.keys import describe
+    from mgsr.config.load import dump, load_config
+    from mgsr.config.schema import ExperimentConfig
+
     if arguments.config is not None:
-        print(dump(load_config(arguments.config, arguments.overrides)), end="")
+        check_config(arguments.config, "config")
+    if arguments.config is not None or arguments.overrides:
+        text = dump(load_config(arguments.config, arguments.overrides))
+        if not prints(text):
+            # not escaped by the stream, which would make other values of them
+            text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
+        print(text, end="")
         return
     for name, kind, default, text in describe(ExperimentConfig()):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+_COMMANDS: dict[str, Command] = {
     "train": _train,
     "evaluate": _evaluate,
     "export": _export,

@@ -23,6 +23,7 @@ from mgsr.config.checks import check_together
 from mgsr.config.keys import walk
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError, did_you_mean
+from mgsr.runtime.files import read_regular
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -90,7 +91,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         near = did_you_mean(str(path), [str(p) for p in path.parent.glob("*.yaml")])
         raise ConfigError(f"{path}: no such config file{near}") from None

@@ -246,6 +246,11 @@ class EvaluationConfig:
     val_every_n_epochs: int = key(1, "epochs between two looks at the dev set", low=1)
     val_rows: int = key(0, "dev rows that val/rouge_l is measured on (0: all)", low=0)
     val_seed: int = key(10, "sampling seed of val/rouge_l", low=0)
+    rouge_tokenizer: str = key(
+        "published",
+        "words that ROUGE sees: runs of a-z and 0-9, as published; or of letters and digits of any script",
+        choices=("published", "unicode"),
+    )
     one_answer: Optional[List[str]] = key(
         None, "kinds of task whose exact match is told (empty: those whose rows have one reference each)"
     )

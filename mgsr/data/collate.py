@@ -79,7 +79,7 @@ class Batch:
     position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none. `teacher_top`
     has the teacher's distributions of sequences that need no forward; a row of it is a state's place among the
     B (L - 1) states that predict a token. `teacher_states` `[B, L, H]` are the teacher's last hidden states, where
-    it has read the text in a phase of its own.
+    it has read the text in a phase of its own. `stands_in`: for no rows at all, see `collate`.
     """
 
     def __init__(
@@ -94,11 +94,22 @@ class Batch:
         counts: StepCounts,
         teacher_top: CachedRows | None = None,
         teacher_states: Tensor | None = None,
+        stands_in: bool = False,
     ) -> None:
         self.input_ids, self.attention_mask, self.labels = input_ids, attention_mask, labels
         self.span_ids, self.is_ground_truth, self.example_ids = span_ids, is_ground_truth, example_ids
         self.behaviour_log_probs, self.counts, self.teacher_top = behaviour_log_probs, counts, teacher_top
-        self.teacher_states = teacher_states
+        self.teacher_states, self.stands_in = teacher_states, stands_in
+
+    @property
+    def tokens(self) -> int:
+        """Read, padding aside."""
+        return 0 if self.stands_in else int(self.attention_mask.sum())
+
+    @property
+    def slots(self) -> int:
+        """Read, padding included."""
+        return 0 if self.stands_in else self.attention_mask.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -134,6 +145,9 @@ def collate(
 ) -> Batch:
     """Pad sequences on the right to the longest of them.
 
+    No rows give a batch that stands in for them, two padding tokens without a label: a rank that has no rows in a
+    forward makes it like the others, and adds nothing to any term.
+
     Args:
         tops: text -> the teacher's distributions of it, where they are cached.
         states: text -> the teacher's last hidden states `[T, H]` of its response, where they are kept.
@@ -141,6 +155,9 @@ def collate(
     Raises:
         ValueError: a row has not one span id, or log-probability, for each token of its response.
     """
+    if not rows:
+        rows = [TrainingSequence(-1, (pad_token_id, pad_token_id), (), (), True)]
+        return Batch(**{**vars(collate(rows, counts, pad_token_id)), "stands_in": True})
     # laid end to end, one row's surplus would fill another's gap
     for row in rows:
         _require_lengths(row)

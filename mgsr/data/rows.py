@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.runtime.errors import DataError, RowsError, UserError, did_you_mean
+from mgsr.runtime.files import read_regular
 
 ALL = "all"
 """The kind of rows whose source names none."""
@@ -70,16 +71,15 @@ def read_rows(path: str | Path, *, fields: FieldNames = DEFAULT_FIELDS) -> list[
             lines more are bad.
     """
     path = Path(path)
-    readers = {".jsonl": _jsonl_objects, ".json": _json_objects}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: not a .jsonl or .json file; convert it, one object with `instruction` a line")
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); pass a readable file") from None
+    reader = {".jsonl": _jsonl_objects, ".json": _json_objects}.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: not a .jsonl or .json file; convert it, one object with `instruction` a line")
     return rows_from_objects(reader(content, str(path)), source=str(path), fields=fields)
 
 

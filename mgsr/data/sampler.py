@@ -32,14 +32,13 @@ class PlannedStep(Generic[Row]):
     rows: tuple[Row, ...]
 
 
-def steps_per_epoch(rows: int, batch_size: int, groups: int) -> int:
-    """Optimiser steps in one epoch; a last step with fewer rows than `groups` micro-batches is left out.
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimiser steps in one epoch; the last one has what is left.
 
-    >>> steps_per_epoch(100, 32, 1), steps_per_epoch(97, 32, 4)
-    (4, 3)
+    >>> steps_per_epoch(96, 32), steps_per_epoch(97, 32)
+    (3, 4)
     """
-    full, rest = divmod(rows, batch_size)
-    return full + (1 if rest >= groups else 0)
+    return math.ceil(rows / batch_size)
 
 
 def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: int) -> int:
@@ -48,7 +47,7 @@ def micro_batches_per_step(batch_size: int, micro_batch_size: int, world_size: i
 
 
 def select(
-    rows: int, batch_size: int, *, seed: int, epoch: int, fraction: Callable[[int], float], groups: int = 1
+    rows: int, batch_size: int, *, seed: int, epoch: int, fraction: Callable[[int], float]
 ) -> list[StepSelection]:
     """Shuffle the prompts of an epoch into steps and choose which of them train on student text.
 
@@ -56,11 +55,10 @@ def select(
         rows: number of training prompts; batch_size: prompts per optimiser step.
         fraction: step within the epoch -> share of student text. Shares that are not whole sequences are
             carried over to the next step, so the epoch as a whole holds the share asked for.
-        groups: micro-batches x ranks of a step; a last step smaller than this is left out.
     """
     order = np.random.default_rng([seed, epoch, 1]).permutation(rows)
     steps, owed = [], 0.0
-    for step in range(steps_per_epoch(rows, batch_size, groups)):
+    for step in range(steps_per_epoch(rows, batch_size)):
         chunk = order[step * batch_size : (step + 1) * batch_size].tolist()
         # the small term keeps 0.1 x 10 from falling short of 1 by rounding
         owed += fraction(step) * len(chunk) + 1e-9
@@ -89,7 +87,8 @@ def pack(
         micro_batches: forwards per step and rank; world_size: ranks.
 
     Returns:
-        Steps in a shuffled order, each cut into `micro_batches` x `world_size` groups, none of them empty.
+        Steps in a shuffled order, each cut into `micro_batches` x `world_size` groups. Where a step has fewer rows
+        than that some are empty: every rank makes as many forwards as the others.
     """
     rng = np.random.default_rng([seed, epoch, 2])
     planned: list[PlannedStep[Row]] = []
@@ -114,7 +113,6 @@ def _sort_within(window: Sequence[Sequence[Sequence[Row]]], length: Callable[[Ro
 def _cut(rows: list[Row], length: Callable[[Row], int], micro_batches: int, world_size: int) -> PlannedStep[Row]:
     rows = sorted(rows, key=length)
     groups = micro_batches * world_size
-    assert len(rows) >= groups, "select() leaves out steps that are too small"
     edges = [round(len(rows) * i / groups) for i in range(groups + 1)]
     # neighbours in length go to different ranks of the same forward, so no rank waits for a longer batch
     cut = [tuple(rows[a:b]) for a, b in pairwise(edges)]

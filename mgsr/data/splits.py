@@ -17,6 +17,8 @@ from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.progress import say
 
 SYNTHETIC = "synthetic"
+# no name of a data set on the hub ends so, and files that are not there would be asked for there for half a minute
+_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".xlsx", ".yaml", ".gz", ".zip")
 
 
 def read_split(config: DataConfig, split: str) -> list[Row]:
@@ -54,7 +56,7 @@ def read_split(config: DataConfig, split: str) -> list[Row]:
 
 def is_file(source: str) -> bool:
     """A local file rather than a hub id: it exists, or its name ends like one or has more than one slash."""
-    return Path(source).exists() or source.endswith((".json", ".jsonl")) or source.count("/") > 1
+    return Path(source).exists() or source.lower().endswith(_FILES) or source.count("/") > 1
 
 
 def _limited(rows: list[Row], limit: int) -> list[Row]:

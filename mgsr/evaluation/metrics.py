@@ -1,43 +1,103 @@
-"""Text against references, and the diversity of texts.
-
-Functions first; the metric is a thin shell over one of them.
-"""
+"""Text against references, and the diversity of texts."""
 
 from __future__ import annotations
 
 import math
+import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor
-from torchmetrics import Metric
-
 # ---- against references
 
 
-def rouge_l(prediction: str, references: Sequence[str]) -> float:
+def rouge_l(prediction: str, references: Sequence[str], tokenizer: str = "published") -> float:
     """ROUGE-L F-measure x 100, Porter-stemmed, the best of the references (Lin 2004), by the package rouge_score.
+
+    Args:
+        tokenizer: what a word is. `published`: runs of a-z and 0-9, as in every published figure; of other scripts
+            nothing is left, and the score is 0. `unicode`: as `unicode_words`.
 
     Raises:
         ValueError: no reference.
 
     >>> round(rouge_l("the cats sat", ["a dog", "the cat sat down"]), 2)
     85.71
+    >>> rouge_l("да", ["да"]), rouge_l("да", ["да"], "unicode")
+    (0.0, 100.0)
     """
     if not references:
         raise ValueError("rouge_l needs at least one reference, got none")
-    return 100.0 * _rouge_scorer().score_multi(references, prediction)["rougeL"].fmeasure
+    return 100.0 * _rouge_scorer(tokenizer).score_multi(references, prediction)["rougeL"].fmeasure
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
+def has_words(references: Sequence[str], tokenizer: str = "published") -> bool:
+    """Whether `rouge_l` sees a word in one of them; otherwise every prediction scores 0.
+
+    >>> has_words(["да", "42"]), has_words(["да"]), has_words(["да"], "unicode")
+    (True, False, True)
+    """
+    # without stemming every word of thousands of references
+    if tokenizer == "published":
+        return any(re.search("[a-z0-9]", reference.lower()) for reference in references)
+    return any(unicodedata.category(letter)[0] in WORD for reference in references for letter in reference)
+
+
+WORD = "LMN"
+"""First letters of the Unicode categories that words are made of: letters, marks, numbers."""
+UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
+"""Names of letters that are written without spaces between words begin so."""
+
+
+def unicode_words(text: str) -> list[str]:
+    """Runs of letters, marks and digits of any script, lower case; of scripts without spaces each character.
+
+    Of a-z and 0-9 these are the published words, unstemmed.
+
+    >>> unicode_words("Да, हिन्दी: 東京!")
+    ['да', 'हिन्दी', '東', '京']
+    """
+    words: list[str] = []
+    ended = True
+    # one form for what looks alike
+    for letter in unicodedata.normalize("NFC", text.lower()):
+        part = unicodedata.category(letter)[0] in WORD
+        alone = not letter.isascii() and unicodedata.name(letter, "").startswith(UNSPACED)
+        if not part:
+            ended = True
+        elif words and (unicodedata.category(letter)[0] == "M" or not (ended or alone)):
+            words[-1] += letter
+        else:
+            words.append(letter)
+            ended = alone
+    return words
+
+
+@lru_cache
+def _rouge_scorer(tokenizer: str) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    if tokenizer not in ("published", "unicode"):
+        raise ValueError(f"tokenizer must be published or unicode, got {tokenizer!r}")
+    return RougeScorer(
+        ["rougeL"], use_stemmer=True, tokenizer=_UnicodeTokenizer() if tokenizer == "unicode" else None
+    )
+
+
+class _UnicodeTokenizer:
+    """`unicode_words` as the scorer asks for them, English ones stemmed as the published tokenizer does."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        words = unicode_words(text)
+        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words]
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -57,37 +117,6 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().translate(str.maketrans("", "", string.punctuation)).split())
-
-
-class RougeL(Metric):
-    """Mean of `rouge_l` over texts, summed in float64 and added up over ranks: every text weighs the same."""
-
-    full_state_update = False
-    higher_is_better = True
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-        """Adds texts, each with its references.
-
-        Raises:
-            ValueError: the two differ in length, or a text has no reference.
-        """
-        if len(predictions) != len(references):
-            raise ValueError(f"{len(predictions)} predictions but {len(references)} lists of references")
-        if any(isinstance(several, str) for several in references):
-            raise ValueError("references must be a list of strings for every prediction, got a bare string")
-        self.total += sum(rouge_l(text, several) for text, several in zip(predictions, references, strict=True))
-        self.count += len(predictions)
-
-    def compute(self) -> Tensor:
-        """The mean; nan before any text."""
-        return self.total / self.count
 
 
 # ---- diversity

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
 from mgsr.data.prompts import Example, decode
 from mgsr.data.rows import ALL, Row
-from mgsr.evaluation.metrics import distinct_n, exact_match, rouge_l, self_bleu
+from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu
 from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
 from mgsr.models.output_layer import position_limit
@@ -71,10 +71,14 @@ class Predictor:
         if self.check is not None:
             self.check()
 
-    def __call__(self, model: PreTrainedModel) -> tuple[list[str], list[tuple[str, ...]]]:
-        """Responses and references of this rank's dev examples, at the dev seed."""
-        references = [e.references for e in self._mine]
-        return self.write(model, self.config.val_seed), references
+    def __call__(self, model: PreTrainedModel) -> list[float]:
+        """ROUGE-L of this rank's dev examples, written at the dev seed."""
+        return self.scores(self.write(model, self.config.val_seed), self._mine)
+
+    def scores(self, texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
+        """ROUGE-L of each text."""
+        tokenizer = self.config.rouge_tokenizer
+        return [rouge_l(text, e.references, tokenizer) for text, e in zip(texts, examples, strict=True)]
 
 
 @dataclass
@@ -179,6 +183,24 @@ def check_texts(
             )
 
 
+def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Row]]) -> None:
+    """Say of how many rows ROUGE sees no word in any reference: they score 0 whatever is written.
+
+    Args:
+        rows: by split; those of `train` are not scored.
+    """
+    unseen = {
+        name: sum(not has_words(row.references, config.rouge_tokenizer) for row in split)
+        for name, split in rows.items()
+        if name != "train"
+    }
+    told = ", ".join(f"{count} of {len(rows[name])} rows of {name}" for name, count in unseen.items() if count)
+    if told:
+        published = config.rouge_tokenizer == "published"
+        advice = "; set evaluation.rouge_tokenizer=unicode, which knows every script" if published else ""
+        say(f"ROUGE sees no word in the references of {told}: they score 0 whatever is written{advice}")
+
+
 def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     """Write the predictor's examples once per sampling seed and score them against their references."""
     examples, config = predictor.examples, predictor.config
@@ -191,7 +213,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     of_one_answer = kinds_of_one_answer(examples, config.one_answer)
     for seed in seeds:
         texts = predictor.write_all(model, seed)
-        each = [rouge_l(text, e.references) for text, e in zip(texts, examples, strict=True)]
+        each = predictor.scores(texts, examples)
         scores[seed] = sum(each) / len(each)
         for text, example, score in zip(texts, examples, each, strict=True):
             by_category.setdefault(example.category or ALL, []).append(score)

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from mgsr.runtime.devices import is_out_of_memory
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 
@@ -77,12 +78,6 @@ class FittingBatches:
             _SAID.add(self.key)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of a GPU, or of the CPU's allocator."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 @dataclass(frozen=True)

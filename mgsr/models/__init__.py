@@ -14,7 +14,13 @@ Begin with `from_config`.
 
 from mgsr.models.building import FAMILIES, build_causal_lm
 from mgsr.models.folder_checks import check_state, check_values
-from mgsr.models.folders import content_fingerprint, remove_half_folders, save_adapter_folder, save_model_folder
+from mgsr.models.folders import (
+    content_fingerprint,
+    remove_half_folders,
+    save_adapter_folder,
+    save_model_folder,
+    source_fingerprint,
+)
 from mgsr.models.hub import one_line_errors
 from mgsr.models.loading import hub_options, load_causal_lm, load_tokenizer, parse_dtype, shape_of_causal_lm
 from mgsr.models.lora import add_lora, has_adapters, merge_lora, with_base, without_base
@@ -57,6 +63,7 @@ __all__ = [
     "save_model_folder",
     "shape_of_causal_lm",
     "shared_vocab_size",
+    "source_fingerprint",
     "with_base",
     "without_base",
     "written_vocab_size",

@@ -16,9 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file, extract_commit_hash
 
-from mgsr.models.folder_checks import check_weights_folder
+from mgsr.models.folder_checks import check_weights_folder, read_object
+from mgsr.models.hub import is_reachable, one_line_errors
 from mgsr.models.lora import has_adapters
+from mgsr.models.sources import resolve_source
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import sync_folder
@@ -27,6 +30,12 @@ from mgsr.runtime.files import sync_folder
 _PASSING_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "_model_name_or_path", "transformers_version", "architectures"}
     | {"dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache"}
+)
+
+# files of a model folder that are read with its weights and its config: tokenizer, stop ids, code
+_READ_ALONG = (
+    *("*token*", "vocab*", "merges*", "*.model", "*.tiktoken", "*.jinja", "*chat_templates/*.jinja"),
+    *("generation_config.json", "*.py"),
 )
 
 
@@ -154,10 +163,45 @@ def content_fingerprint(model: PreTrainedModel | str | Path) -> str:
     check_weights_folder(folder)
     with ExitStack() as files:
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = read_object(folder / "config.json")
             return _digest(config, _weights_on_disk(folder, files))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"`{folder}` cannot be read as a model: {error}") from error
+
+
+def source_fingerprint(source: str | Path, *, gguf_file: str | None = None, revision: str | None = None) -> str:
+    """What a model source holds now, wherever it lies: a hub model's commit, and of files on disk their content.
+
+    Args:
+        source, gguf_file, revision: see `mgsr.models.sources.resolve_source`. A branch or tag of the hub is looked
+            up there, or in the hub cache where the hub is out of reach.
+
+    Raises:
+        UserError: nothing there, no safetensors weights, or the hub knows no such model.
+    """
+    found = resolve_source(source, gguf_file=gguf_file, revision=revision)
+    if not found.is_local:
+        with one_line_errors(str(source)):
+            name, offline = found.gguf_file or "config.json", not is_reachable()
+            path = str(cached_file(found.location, name, revision=revision, local_files_only=offline))
+        return f"{found.location} {found.gguf_file or ''} {extract_commit_hash(path, None)}"
+    folder = Path(found.location)
+    if found.gguf_file is not None:
+        return _file_digest(folder / found.gguf_file)
+    along = {path for pattern in _READ_ALONG for path in folder.glob(pattern) if path.is_file()}
+    parts = [f"{path.relative_to(folder)} {_file_digest(path)}" for path in sorted(along)]
+    return hashlib.sha256("\n".join([content_fingerprint(folder), *parts]).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
 
 
 def _weights_in_memory(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]]:

@@ -62,6 +62,9 @@ def resolve_source(
 
 
 def _local_source(path: Path, gguf_file: str | None) -> ModelSource:
+    run = _run_of(path)
+    if run is not None:
+        raise UserError(f"model `{path}` is of a run: type mgsr export {run} OUT, and name OUT as the source")
     if path.is_file():
         if path.suffix != ".gguf":
             raise UserError(f"model `{path}` is a file: give its folder, or a .gguf file")
@@ -71,6 +74,15 @@ def _local_source(path: Path, gguf_file: str | None) -> ModelSource:
     if gguf_file is not None and not (path / gguf_file).is_file():
         raise UserError(f"GGUF file `{gguf_file}` does not exist in `{path}`")
     return ModelSource(str(path), gguf_file, is_local=True)
+
+
+def _run_of(path: Path) -> Path | None:
+    """The run folder that `path` is or lies in, unless it is a model for itself."""
+    if path.suffix == ".gguf" or (path / "config.json").exists():
+        return None
+    return next(
+        (p for p in (path, *path.parents[:2]) if p.name.startswith("seed=") and (p / "config.yaml").exists()), None
+    )
 
 
 def _inside_package(source: str, gguf_file: str | None) -> tuple[Path, str | None]:

@@ -15,7 +15,7 @@ from mgsr.planning.communication import Traffic, traffic
 from mgsr.planning.flops import shape_of
 from mgsr.planning.model_size import fake_models, model_size, parts_of
 from mgsr.planning.peak_memory import MIXED, Activations, extrapolated_activations
-from mgsr.planning.plan_cost import Hardware, Phase, Speaker, main_phases, needs_teacher, sft_phase
+from mgsr.planning.plan_cost import Hardware, Phase, Speaker, main_phases, needs_teacher, passes_at_most, sft_phase
 from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, combinations
 from mgsr.planning.shapes import ShapeFinder
 from mgsr.planning.workload import Stage, Text, find_text, main_job, sft_stage
@@ -238,7 +238,7 @@ def _communication(
         main = stage is stages[-1]
         name = "teacher" if stage.name.startswith("teacher") else "student"
         teacher = sized.get("teacher") if main else None
-        scored = config.scrg.passes if config.scrg.text == "student" else 0
+        scored = passes_at_most(config.scrg)
         batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
         states = 0.0
         if teacher is not None:

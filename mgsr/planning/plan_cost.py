@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgsr.config.schema import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig, ScrgConfig
 from mgsr.planning import flops
 from mgsr.planning.flops import Flops, Shape
 from mgsr.planning.workload import Stage, Text
@@ -131,19 +131,20 @@ def _round_phases(
                 steps=scrg.max_new_tokens, batch=scrg.batch_size,
             )
         )  # fmt: skip
-    if scrg.text != "student" or not scrg.passes:
+    passes = passes_at_most(scrg)
+    if not passes:
         return found
     assert teacher is not None, "checked with the configuration"
     scored = Flops()
-    for _ in range(scrg.passes):
+    for _ in range(passes):
         # the student's states are those it wrote from; only its output layer is gone through again
         scored += flops.forward(teacher.shape, count, text.prompt + text.written, count * text.written)
         scored += Flops(head=2 * count * text.written * student.shape.head_weights)
     found.append(Phase("scoring", scored, _computing(hardware, scored, teacher, devices)))
-    for number in range(1, scrg.passes + 1):
+    for number in range(1, passes + 1):
         # an error lies, on average, half way through what a pass may search
         left = text.written / 2**number
-        name = "continuation" if scrg.passes == 1 else f"continuation {number}"
+        name = "continuation" if passes == 1 else f"continuation {number}"
         found.append(
             _decoding(
                 name, student, hardware, devices, count, text.prompt + text.written - left, left,
@@ -151,6 +152,11 @@ def _round_phases(
             )
         )  # fmt: skip
     return found
+
+
+def passes_at_most(scrg: ScrgConfig) -> int:
+    """Corrections of a sequence: each pass searches behind the last one, so that there are no more than tokens."""
+    return min(scrg.passes, scrg.max_new_tokens) if scrg.text == "student" else 0
 
 
 def needs_teacher(config: ExperimentConfig) -> bool:

@@ -117,8 +117,8 @@ class Rounds:
         tree["teacher"].pop("placement")
         for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
             tree.pop(name)
-        # a run that is made longer, or writes in other batches, keeps the rounds it has
-        for name in ("epochs", "max_steps", "max_nonfinite_steps"):
+        # a run that is made longer, or works in other batches, keeps the rounds it has
+        for name in ("epochs", "max_steps", "max_nonfinite_steps", "micro_batch_size", "gradient_checkpointing"):
             tree["train"].pop(name)
         for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
             tree["scrg"].pop(name)

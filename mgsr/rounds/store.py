@@ -98,8 +98,7 @@ class Round:
     """A finished round.
 
     Attributes:
-        entries: shortest prompts first, an order that does not depend on the number of ranks: the replay buffer
-            draws by place.
+        entries: shortest prompts first, an order that does not depend on the number of ranks.
         statistics: of `round_statistics`, as the manifest has them.
     """
 

@@ -34,13 +34,15 @@ def text_diversity(
 
 
 def correction_quality(
-    rounds: Sequence[tuple[Path, Sequence[RoundEntry]]], references: Mapping[int, Sequence[str]]
+    rounds: Sequence[tuple[Path, Sequence[RoundEntry]]],
+    references: Mapping[int, Sequence[str]],
+    tokenizer: str = "published",
 ) -> dict[str, float] | None:
     """Are the corrections any good? None without a corrected sequence.
 
     Shares of corrected sequences that gained by it, and mean gains, all passes together: in the teacher's
     log-likelihood per token (nats; where the training step has told the one after) and in ROUGE-L against the
-    references of the same prompt.
+    references of the same prompt (`tokenizer`: of `rouge_l`).
     """
     gains: list[float] = []
     likelihood: list[float] = []
@@ -51,7 +53,7 @@ def correction_quality(
             if not corrections:
                 continue
             known = references[entry.revised.example_id]
-            gains.append(rouge_l(entry.response, known) - rouge_l(entry.rollout, known))
+            gains.append(rouge_l(entry.response, known, tokenizer) - rouge_l(entry.rollout, known, tokenizer))
             if entry.revised.example_id in after:
                 before = corrections[0].teacher_log_likelihood_before
                 likelihood.append(after[entry.revised.example_id] - before)

@@ -11,24 +11,40 @@ from typing import Any
 import torch
 
 from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.progress import say_once
 
 
-def working_device(accelerator: str) -> torch.device:
-    """The device of `trainer.accelerator`; `auto` takes a GPU where there is one.
+def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> torch.device:
+    """The device of `trainer.accelerator`; `auto` takes an NVIDIA or AMD GPU where there is one.
+
+    Apple's MPS is never taken: it has no float64, in which tokens are drawn.
+
+    Args:
+        setting: what was set to `accelerator`, as one types it before a value.
 
     Raises:
-        ConfigError: the accelerator is not there.
+        ConfigError: the accelerator is not there, or is MPS.
     """
-    present = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    wanted = {"auto": ("cuda", "mps", "cpu"), "gpu": ("cuda", "mps")}.get(accelerator, (accelerator,))
-    for name in wanted:
-        if present.get(name):
-            return torch.device(name)
-    raise ConfigError(f"`trainer.accelerator` is {accelerator}, and there is none; set trainer.accelerator=cpu")
+    if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda"):
+        return torch.device("cuda")
+    apple = torch.backends.mps.is_available()
+    if accelerator in ("auto", "cpu"):
+        if apple and accelerator == "auto":
+            say_once("this machine's GPU (MPS) has no float64, in which tokens are drawn: working on the CPU")
+        return torch.device("cpu")
+    reason = (
+        "MPS has no float64, in which tokens are drawn" if apple and accelerator != "cuda" else "there is none"
+    )
+    raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out: of a GPU, of the CPU's allocator, or Python's own."""
+    text = str(error).lower()
+    if isinstance(error, RuntimeError):
+        said = ("can't allocate memory", "not enough memory", "out of memory")
+        return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in said)
+    return isinstance(error, MemoryError)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,23 @@ def write_whole(
         temporary.unlink(missing_ok=True)
         raise
     return digest
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file; nothing else is opened: a pipe may never write, and a device never end.
+
+    Raises:
+        OSError: as reading does.
+        DataError: it is a pipe (`<(...)` in a shell is one), a device or a socket.
+    """
+    mode = path.stat().st_mode
+    kinds = {"pipe": stat.S_ISFIFO, "device": stat.S_ISCHR, "disk": stat.S_ISBLK, "socket": stat.S_ISSOCK}
+    for kind, is_kind in kinds.items():
+        if is_kind(mode):
+            raise DataError(
+                f"{path}: is a {kind}, which a run cannot read again; write it to a file, and name that"
+            )
+    return path.read_bytes()
 
 
 def write_atomically(path: Path, text: str, *, kind: str = "file") -> None:

@@ -1,4 +1,4 @@
-"""What kind of processor this is, and what libraries had better be told about it."""
+"""What kind of processor this is, how much of it this process may use, and what libraries are told about it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Mapping, MutableMapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+
+from mgsr.runtime.progress import say_once
 
 
 @cache
@@ -30,6 +32,39 @@ def is_amd() -> bool:
     """Whether the processor is one of AMD's."""
     # Windows puts the vendor into the processor's name
     return "AuthenticAMD" in (described().get("vendor_id") or platform.processor())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity, and of the quota of a container (cgroup), rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota() or allowed))
+
+
+def _quota(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Cores of a container's quota, or None: cgroup v2 has `max 100000` or `250000 100000` in one file, v1 two."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((group / "cpu" / name).read_text(encoding="ascii") for name in names)
+        return -(-int(quota) // int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        # no such files, or no quota (`max`)
+        return None
+
+
+def usable_threads(wanted: int) -> int:
+    """As many threads as wanted, but no more than there are cores for; said once.
+
+    More of them wait for one another at every step; of thousands a machine stands still.
+    """
+    cores = usable_cores()
+    if wanted > cores:
+        say_once(
+            f"{wanted} threads are asked for, and this process may use {cores} core(s): trainer.threads={cores}"
+        )
+    return min(wanted, cores)
 
 
 def prefer_quick_sorts(environ: MutableMapping[str, str] = os.environ) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -25,6 +26,12 @@ def say(message: str) -> None:
     """One plain line, seen at once."""
     if not _silent:
         print(message, flush=True)
+
+
+@cache
+def say_once(message: str) -> None:
+    """As `say`, once per process: what is true of the machine, and asked for by every stage."""
+    say(message)
 
 
 @contextmanager

@@ -41,13 +41,20 @@ def _finalise(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _word(value: ArrayLike, name: str) -> NDArray[np.uint64]:
-    """`value` as 64-bit words; negative numbers wrap, anything that is not whole is refused."""
+    """`value` as 64-bit words, negative numbers wrapped; what is not whole, or wider, is refused."""
     if isinstance(value, int):
-        return np.array([int(value) & _MASK64], dtype=np.uint64)
+        return np.array([_word_of(value, name)], dtype=np.uint64)
     array = np.atleast_1d(np.asarray(value))
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be whole numbers, got {array.dtype}")
     return array.astype(np.int64).view(np.uint64) if array.dtype.kind == "i" else array.astype(np.uint64)
+
+
+def _word_of(value: int, name: str) -> int:
+    """A number as one word; taken modulo 2^64, two seeds would draw alike."""
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"{name} must lie between -2^63 and 2^64 - 1, got {value}")
+    return value & _MASK64
 
 
 def uniform(
@@ -64,7 +71,7 @@ def uniform(
     the top 53 bits of the last state are the draw. Nothing but the key counts, on any platform.
 
     Args:
-        seed: of the run, any integer (taken modulo 2^64).
+        seed: of the run, from -2^63 to 2^64 - 1.
         stream: what the draw is for.
         round: of regeneration.
         example_id: whole numbers, any shape.
@@ -75,7 +82,7 @@ def uniform(
         float64 of the broadcast shape of the last three, 0-dimensional when all three are scalars.
 
     Raises:
-        ValueError: `stream` is no stream, or a key is not whole.
+        ValueError: `stream` is no stream, or a part of the key is not whole or has more than 64 bits.
 
     >>> uniform(0, Stream.ROLLOUT, 0, 7, 0, [0, 1, 2]).round(4).tolist()
     [0.9266, 0.3925, 0.8037]
@@ -104,6 +111,7 @@ def draw_bits(*key: int) -> int:
 
     Raises:
         TypeError: a part of the key is not whole.
+        ValueError: it has more than 64 bits.
 
     >>> draw_bits(0, Stream.ROLLOUT, 0, 7, 0, 0) == int(float(uniform(0, Stream.ROLLOUT, 0, 7, 0, 0)) * 2**53)
     True
@@ -118,7 +126,7 @@ def draw_bits(*key: int) -> int:
     state = 0
     for word in key:
         # refuses what is not whole, as `uniform` does
-        state = finalise(((state + gamma) & _MASK64) ^ (index(word) & _MASK64))
+        state = finalise(((state + gamma) & _MASK64) ^ _word_of(index(word), "a key"))
     return finalise((state + gamma) & _MASK64) >> 11
 
 

@@ -147,9 +147,10 @@ def revise_batch(
         ]
         for pass_ in range(1, options.passes + 1):
             active = [draft for draft in drafts if not draft.finished]
-            if active:
-                assert teacher is not None, "without one passes are 0"
-                _correct(student, teacher, active, pass_, round, options, meter)
+            if not active:
+                break
+            assert teacher is not None, "without one passes are 0"
+            _correct(student, teacher, active, pass_, round, options, meter)
     finally:
         student.release()
     return [

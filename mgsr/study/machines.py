@@ -6,7 +6,6 @@ torch are not always in one's hand: a mixture of those is named, not refused.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import torch
 from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.environment import cpu_model
 from mgsr.runtime.errors import UserError
-from mgsr.runtime.processor import described
+from mgsr.runtime.processor import described, usable_cores
 from mgsr.runtime.processor import name as cpu
 from mgsr.runtime.progress import say
 from mgsr.study.results import recorded
@@ -94,8 +93,8 @@ def differing(machines: Iterable[Machine]) -> list[str]:
 def threads_of(trainer: TrainerConfig, jobs: int) -> int:
     """CPU threads of a run: as configured; alone, torch's choice; otherwise its share of the processor."""
     if trainer.threads or jobs * trainer.devices == 1:
-        return trainer.threads or torch.get_num_threads()
-    return max(1, (os.cpu_count() or 1) // (jobs * trainer.devices))
+        return trainer.threads or min(torch.get_num_threads(), usable_cores())
+    return max(1, usable_cores() // (jobs * trainer.devices))
 
 
 @contextmanager
@@ -115,8 +114,8 @@ def agree_on_threads(study: Study, runs: Sequence[tuple[ExperimentConfig, Path]]
         runs: configuration, whose `trainer.threads` is set, and place of the result file.
 
     Raises:
-        UserError: a run to come is configured otherwise, one was begun otherwise, or the study's runs have several
-            numbers already.
+        UserError: a run to come is configured otherwise, one was begun otherwise, the study's runs have several
+            numbers already, or this process may not use so many cores.
     """
     folder = runs[0][1].parents[1]
     pending = [config for config, path in runs if not path.exists()]
@@ -151,6 +150,12 @@ def agree_on_threads(study: Study, runs: Sequence[tuple[ExperimentConfig, Path]]
         say(f"{study.name}: trainer.threads={adopted}, as its runs have until now")
     for config, _ in runs:
         config.trainer.threads = config.trainer.threads or adopted or threads_of(config.trainer, jobs)
+    most, cores = max((config.trainer.threads for config in pending), default=0), usable_cores()
+    if most > cores:
+        ways = "add runs where there are as many" if numbers else f"set trainer.threads={cores}"
+        raise UserError(
+            f"{folder}: its runs would have {most} threads, and this process may use {cores} core(s); {ways}"
+        )
 
 
 def _name(config: ExperimentConfig) -> str:

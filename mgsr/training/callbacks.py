@@ -205,7 +205,7 @@ class CostLog(L.Callback):
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
         models = 2 if pl_module.teacher is not None and pl_module.objective.needs_teacher else 1
-        read = models * int(batch.attention_mask.sum())
+        read = models * batch.tokens
         self.meter.add("training", time.monotonic() - self._start, read)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

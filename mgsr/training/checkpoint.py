@@ -212,10 +212,7 @@ class ResumePoint(Checkpoint):
         self._between_epochs = bool(checkpoint["between_epochs"])
         steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
         if steps != now:
-            raise UserError(
-                f"{self.folder}: an epoch had {steps} steps and would have {now} with these devices and batches; "
-                "resume with the number of devices it began with"
-            )
+            raise UserError(f"{self.folder}: an epoch had {steps} steps, here it has {now}; begin another arm")
         rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -275,12 +272,17 @@ def rescale(fit_loop: dict[str, Any], before: int, now: int) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """The student with the best dev ROUGE-L, in `checkpoints/best.ckpt`, also of a run that was moved."""
+    """The student with the best dev ROUGE-L, the latest of equals: `best.ckpt`, also of a run that was moved."""
 
     def __init__(self, folder: Path) -> None:
         name, best = BEST.removesuffix(".ckpt"), {"monitor": "val/rouge_l", "mode": "max", "save_top_k": 1}
         when = {"save_weights_only": True, "enable_version_counter": False, "save_on_train_epoch_end": False}
         super().__init__(folder / "checkpoints", filename=name, **best, **when)  # type: ignore[arg-type]
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: torch.Tensor | None = None) -> bool:
+        # ties go to the later student: of a score that says nothing to the last one
+        tie = current is not None and bool(current == self.best_model_score)
+        return tie or super().check_monitor_top_k(trainer, current)
 
     def state_dict(self) -> dict[str, Any]:
         # the score alone: where the file lies is known

@@ -19,13 +19,17 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import (
     ClusterEnvironment,
+    LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
 
 from mgsr.config.schema import TrainerConfig
 from mgsr.runtime import progress
+from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.launchers import by_srun, by_torchrun
+from mgsr.runtime.processor import usable_cores, usable_threads
 
 # between a worker's request to stop and its death: a resume point takes seconds
 GRACE = 30
@@ -33,9 +37,9 @@ GRACE = 30
 
 def environment(config: TrainerConfig) -> ClusterEnvironment | None:
     """Who started this process among others: torchrun (or `launch`), SLURM, or None."""
-    if TorchElasticEnvironment.detect():
+    if by_torchrun():
         return TorchElasticEnvironment()
-    if in_slurm():
+    if by_srun() and in_slurm():
         tasks = int(os.environ.get("SLURM_NTASKS", "1"))
         # the one task of a job may start its own ranks
         if tasks > 1 or config.devices * config.num_nodes == 1:
@@ -44,6 +48,16 @@ def environment(config: TrainerConfig) -> ClusterEnvironment | None:
             # Lightning would save wherever a run stands, and queue it again: see ResumePoint
             return SLURMEnvironment(auto_requeue=False)
     return None
+
+
+def cluster_environment(config: TrainerConfig) -> ClusterEnvironment:
+    """As `environment`, but for Lightning: a process that nobody started among others is the first one."""
+    found = environment(config)
+    if found is None:
+        found = LightningEnvironment()
+        # Lightning has numbered it when it was imported, perhaps by what another job had left
+        found.set_global_rank(0)
+    return found
 
 
 def in_slurm() -> bool:
@@ -75,8 +89,9 @@ def launch(words: Sequence[str], config: TrainerConfig) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    _check_devices(config)
     _quiet_agent()
-    threads = config.threads or max(1, (os.cpu_count() or 1) // config.devices)
+    threads = usable_threads(config.threads or max(1, usable_cores() // config.devices))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     agent = LaunchConfig(
         min_nodes=1,
@@ -98,6 +113,22 @@ def launch(words: Sequence[str], config: TrainerConfig) -> int:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         return _explained(codes, error.get_first_failure()[0])
     return 0
+
+
+def _check_devices(config: TrainerConfig) -> None:
+    """Refuse more processes than there is anything for, before they are started.
+
+    Raises:
+        ConfigError: fewer GPUs; or, on a CPU, far fewer cores.
+    """
+    if working_device(config.accelerator).type == "cuda":
+        most, what = torch.cuda.device_count(), "GPU(s)"
+    else:
+        # a few on one core are for trying things out
+        most, what = max(8, usable_cores()), "core(s)"
+    if config.devices > most:
+        have = most if what == "GPU(s)" else usable_cores()
+        raise ConfigError(f"`trainer.devices` is {config.devices}, and this machine has {have} {what}; lower it")
 
 
 def _explained(codes: dict[int, int], first: int) -> int:

@@ -15,6 +15,7 @@ from mgsr.data.collate import TrainingSequence
 from mgsr.data.sampler import StepSelection, select
 from mgsr.rounds.round import Rounds
 from mgsr.rounds.store import Round
+from mgsr.runtime.rng import draw_bits
 from mgsr.training.optim import Length
 
 StepRows = tuple[list[TrainingSequence], list[TrainingSequence]]
@@ -60,11 +61,11 @@ class TextMixture:
         Args:
             global_step: optimiser steps that are done.
         """
-        steps = self.selection(epoch, world)
+        steps = self.selection(epoch)
         text = self._written_rows(epoch, steps, global_step, rank, world)
         return [([self.truth[i] for i in step.ground_truth], text[k]) for k, step in enumerate(steps)]
 
-    def selection(self, epoch: int, world: int) -> list[StepSelection]:
+    def selection(self, epoch: int) -> list[StepSelection]:
         """Which prompts of an epoch train on ground truth and which on written text."""
         first = epoch * self.length.steps_per_epoch
         self.epoch_fractions.setdefault(epoch, self.adaptive_fraction)
@@ -74,7 +75,6 @@ class TextMixture:
             seed=self.seed,
             epoch=epoch,
             fraction=lambda step: self.student_fraction(first + step),
-            groups=self.length.micro_batches * world,
         )
         # the last epoch ends where training does, so that the dev set is looked at once more
         return steps[: max(0, self.length.total_steps - first)]
@@ -103,25 +103,25 @@ class TextMixture:
             return [[self.truth[i] for i in step.student] for step in steps]
         if self.round != round_:
             # later epochs of a round train on the text as it was read at its first
-            first = self._first_use(round_, epoch, world)
+            first = self._first_use(round_, epoch)
             now = first is not None and global_step == first * self.length.steps_per_epoch
-            prompts = self._round_prompts(round_, steps, world)
+            prompts = self._round_prompts(round_, steps)
             self.text = self.rounds.ensure(round_, prompts, written_now=now, rank=rank, world=world)
             self.round = round_
         if self._replays:
-            buffer = self._replay_buffer(round_, world)
+            buffer = self._replay_buffer(round_)
             draw = np.random.default_rng([self.seed, epoch, 3])
             return [[buffer[i] for i in draw.integers(len(buffer), size=len(step.student))] for step in steps]
         by_id = {row.example_id: row for row in self._sequences(self.text)}
         return [[by_id[self.truth[i].example_id] for i in step.student] for step in steps]
 
-    def _first_use(self, round_: int, last: int, world: int) -> int | None:
+    def _first_use(self, round_: int, last: int) -> int | None:
         """The epoch that a round is written for, of its epochs up to `last`: the first that trains on text."""
         first = round_ * self.config.scrg.every_n_epochs
-        used = (e for e in range(first, last + 1) if any(step.student for step in self.selection(e, world)))
+        used = (e for e in range(first, last + 1) if any(step.student for step in self.selection(e)))
         return next(used, None)
 
-    def _round_prompts(self, round_: int, steps: Sequence[StepSelection], world: int) -> list[TrainingSequence]:
+    def _round_prompts(self, round_: int, steps: Sequence[StepSelection]) -> list[TrainingSequence]:
         """The prompts that a round writes for: those its epochs select, sorted by length."""
         every = self.config.scrg.every_n_epochs
         if every == 1:
@@ -131,7 +131,7 @@ class TextMixture:
             chosen = set(range(len(self.truth)))
         else:
             epochs = range(round_ * every, (round_ + 1) * every)
-            chosen = {i for epoch in epochs for step in self.selection(epoch, world) for i in step.student}
+            chosen = {i for epoch in epochs for step in self.selection(epoch) for i in step.student}
         return sorted((self.truth[i] for i in chosen), key=lambda row: (len(row.prompt_ids), row.example_id))
 
     def _sequences(self, text: Round) -> list[TrainingSequence]:
@@ -144,8 +144,12 @@ class TextMixture:
         mixture = self.config.mixture
         return mixture.replay == "on" or (mixture.replay == "auto" and mixture.kind == "adaptive")
 
-    def _replay_buffer(self, round_: int, world: int) -> list[TrainingSequence]:
-        """The newest `replay_capacity` sequences of all rounds so far, first in first out."""
+    def _replay_buffer(self, round_: int) -> list[TrainingSequence]:
+        """The newest `replay_capacity` sequences of all rounds so far, first in first out.
+
+        Those of one round are of one age. Their order is drawn by example, so that the part of a round that still
+        fits is a fair sample of it, and the same on any number of ranks.
+        """
         assert self.rounds is not None
         capacity = self.config.mixture.replay_capacity
         rows: list[TrainingSequence] = []
@@ -153,10 +157,11 @@ class TextMixture:
             if len(rows) >= capacity:
                 break
             last = (k + 1) * self.config.scrg.every_n_epochs - 1
-            if k < round_ and self._first_use(k, last, world) is None:
+            if k < round_ and self._first_use(k, last) is None:
                 continue
             text = self.text if k == round_ else self.rounds.finished(k)
-            rows += reversed(self._sequences(text))
+            drawn = {row.example_id: draw_bits(self.seed, k, row.example_id) for row in self.truth}
+            rows += sorted(self._sequences(text), key=lambda row: (drawn[row.example_id], row.example_id))
         return rows[:capacity]
 
     # -- what training tells -------------------------------------------------------------------------------

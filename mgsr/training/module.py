@@ -7,9 +7,11 @@ one: every term arrives divided by the denominator of the whole optimiser step, 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -21,20 +23,20 @@ from transformers import PreTrainedModel
 from mgsr import models
 from mgsr.config.schema import TrainConfig, TrainerConfig
 from mgsr.data.collate import Batch
-from mgsr.evaluation.metrics import RougeL
-from mgsr.losses import LossTerms, Objective
+from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import OutputLayer
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import gathered
 from mgsr.runtime.rng import seed_dropout
 from mgsr.training.fsdp import whole
 from mgsr.training.optim import build_optimizer
 from mgsr.training.placement import Placement
-from mgsr.training.step_metrics import TERMS, StepMetrics, non_finite
+from mgsr.training.step_metrics import StepMetrics, non_finite, term_gradient_norms
 
-# dev prompts of one rank -> (predictions, references)
-Predict = Callable[[PreTrainedModel], tuple[Sequence[str], Sequence[Sequence[str]]]]
+# the student -> ROUGE-L of each of this rank's dev prompts
+Predict = Callable[[PreTrainedModel], Sequence[float]]
 
 # last hidden states [B, L, H] and the output layer that makes logits of them
 States = tuple[Tensor, OutputLayer]
@@ -52,7 +54,8 @@ class DistillationModule(L.LightningModule):
         micro_batches: forwards per rank and optimiser step.
         vocab_size: number of token ids that both models share.
         clip_lr: learning rate of the clip network.
-        predict: writes the dev set with the student as it stands, for `val/rouge_l`; None: it is not written.
+        predict: writes the dev set with the student as it stands and scores it, for `val/rouge_l`; None: it is not
+            written.
         check_stop: called between two batches of long work; may raise to stop.
         seed: of dropout, per step and rank.
         section: of the configuration that `train` is, for advice.
@@ -87,12 +90,12 @@ class DistillationModule(L.LightningModule):
         self.total_steps, self.micro_batches = total_steps, micro_batches
         self.vocab_size, self.clip_lr, self.seed = vocab_size, clip_lr, seed
         self.predict, self.check_stop = predict, check_stop
+        self.section = section
         self._advice = (
             f"the last good checkpoints are kept; resume with {section}.max_nonfinite_steps=N to leave some steps "
             f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"
         )
         self.skipped = 0
-        self.rouge_l = RougeL()
         self.step_metrics = StepMetrics(objective)
         # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
         self.latest: dict[str, float] = {}
@@ -135,49 +138,55 @@ class DistillationModule(L.LightningModule):
         self._restart_rate()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
         first = batch_idx % self.micro_batches == 0
-        needs_teacher = self.teacher is not None and self.objective.needs_teacher
-        teacher = self.placement.teacher_states(batch) if needs_teacher else (None, None)
-        terms, student = self.losses(batch, teacher, self._wants_rows(batch, first))
         due = first and self.global_step % self.logging.grad_norm_every_n_steps == 0
         # a gradient of a sharded model exists only in parts, and only after backward
-        if due and student is not None:
-            self._log_term_norms(batch, student, teacher)
+        if due and not self.placement.sharded:
+            self._log_term_norms(batch_idx)
+        self._seed_dropout(batch_idx)
+        terms = self.losses(batch, self._teacher_states(batch), self._wants_rows(batch, first))
         self.step_metrics.add(batch, terms)
         # Lightning divides by the micro-batches and DDP by the ranks; the denominators are global already
         return (terms.total + terms.clip_penalty) * (self.micro_batches * self.trainer.world_size)
 
-    def losses(
-        self, batch: Batch, teacher: States | NoStates, collect_rows: bool
-    ) -> tuple[LossTerms, States | None]:
-        """The terms of a micro-batch; unless the student is sharded its states and output layer too.
+    def _seed_dropout(self, batch_idx: int) -> None:
+        seed_dropout((self.seed, self.global_step, batch_idx, self.global_rank), self.device)
+
+    def _teacher_states(self, batch: Batch) -> States | NoStates:
+        needed = self.teacher is not None and self.objective.needs_teacher
+        return self.placement.teacher_states(batch) if needed else (None, None)
+
+    def losses(self, batch: Batch, teacher: States | NoStates, collect_rows: bool) -> LossTerms:
+        """The terms of a micro-batch.
 
         Under FSDP2 the output layer and the clip network are whole within this method alone.
         """
         student = self.placement.student_states(batch)
-        terms = self.objective(
+        return self.objective(
             batch.targets, *student, *teacher, vocab_size=self.vocab_size, collect_rows=collect_rows
         )
-        return terms, None if self.placement.sharded else student
 
-    def _log_term_norms(self, batch: Batch, student: States, teacher: States | NoStates) -> None:
-        """Norm of each term's own gradient, as it enters the sum."""
-        # a compiled graph can go backward only once: measure on a plain one
-        if self.placement.compiled:
-            student = self.placement.student_states(batch, plain=True)
+    def _log_term_norms(self, batch_idx: int) -> None:
+        """Of the optimiser step that begins with this micro-batch: of all its micro-batches and ranks.
+
+        They are read ahead and once more for every term, so that one gradient at a time lies in memory.
+        """
+        strategy, ahead = self.trainer.strategy, range(batch_idx, batch_idx + self.micro_batches)
+        batches = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+
+        def losses(weights: Weights) -> Iterator[Tensor]:
+            for index in ahead:
+                self._seed_dropout(index)
+                batch = strategy.batch_to_device(batches[index])
+                teacher = self._teacher_states(batch) if weights[1] or weights[2] else (None, None)
+                states = *self.placement.student_states(batch, plain=True), *teacher
+                yield self.objective(batch.targets, *states, vocab_size=self.vocab_size, weights=weights).total
+
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        weights, norms = self.objective.weights, {}
-        for i, name in enumerate(TERMS):
-            if not weights[i]:
-                continue
-            alone = (weights[0] * (i == 0), weights[1] * (i == 1), weights[2] * (i == 2))
-            terms = self.objective(batch.targets, *student, *teacher, weights=alone, vocab_size=self.vocab_size)
-            gradients = torch.autograd.grad(terms.total, parameters, retain_graph=True, allow_unused=True)
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            if squares:
-                norms[f"grad_norm/{name}"] = torch.stack(squares).sum().sqrt() * self.micro_batches
-        self._log_curves(norms)
+        norms = term_gradient_norms(
+            losses, self.objective.weights, parameters, partial(strategy.reduce, reduce_op="sum")
+        )
+        self._log_curves({f"grad_norm/{name}": norm for name, norm in norms.items()})
 
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
@@ -257,12 +266,11 @@ class DistillationModule(L.LightningModule):
         self.log("val/loss", loss, rank_zero_only=False)
         self.latest["val/loss"] = float(loss)
         if self.predict is not None:
-            predictions, references = self.predict(self.placement.acting)
-            self.rouge_l.update(predictions, references)
-            rouge_l = self.rouge_l.compute().float()
+            # in Python's floats: a metric in the module tree would be cast to the precision of the weights
+            scores = [score for rank in gathered(self.predict(self.placement.acting)) for score in rank]
+            rouge_l = torch.tensor(math.fsum(scores) / len(scores))
             self.log("val/rouge_l", rouge_l, prog_bar=True)
             self.latest["val/rouge_l"] = float(rouge_l)
-            self.rouge_l.reset()
         self._dev_phase.close()
         self.student.train()
 

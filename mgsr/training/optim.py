@@ -30,15 +30,12 @@ def training_length(train: TrainConfig, rows: int, world_size: int) -> Length:
     """Steps and epochs of `rows` training prompts.
 
     Raises:
-        ConfigError: too few rows for one optimiser step on all ranks.
+        ConfigError: no rows.
     """
     micro_batches = micro_batches_per_step(train.batch_size, train.micro_batch_size, world_size)
-    per_epoch = steps_per_epoch(rows, train.batch_size, micro_batches * world_size)
+    per_epoch = steps_per_epoch(rows, train.batch_size)
     if per_epoch == 0:
-        raise ConfigError(
-            f"`train.batch_size`: {rows} training rows do not fill one step of {micro_batches} micro-batches "
-            f"on {world_size} ranks; lower it or give more rows"
-        )
+        raise ConfigError("`data.train`: no training rows are left; give rows that fit `data.max_length`")
     total = train.max_steps or per_epoch * train.epochs
     return Length(per_epoch, total, math.ceil(total / per_epoch), micro_batches)
 

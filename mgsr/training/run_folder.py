@@ -47,6 +47,8 @@ WAYS_OUT = (
     "trainer.timeout_minutes",
     "teacher.placement",
     "train.max_nonfinite_steps",
+    "train.micro_batch_size",
+    "train.gradient_checkpointing",
     "scrg.batch_size",
     "scrg.shard_size",
     "evaluation.batch_size",
@@ -113,7 +115,8 @@ def _take_up(
         named = ", ".join(f"{name}: {left[name]} -> {right[name]}" for name in refused)
         raise ConfigError(
             f"{folder}: resuming with another config ({named}); leave these, or begin another arm "
-            "(safe to change: more train.epochs, batch sizes of writing, how often things are logged)"
+            "(safe to change: more train.epochs, train.micro_batch_size, batch sizes of writing, how often things "
+            "are logged)"
         )
     known = read_json(folder / DATA)
     other = [name for name, value in data.items() if name in known and known[name] != value]
@@ -235,9 +238,20 @@ def keep_start(folder: Path, teacher: str | None, student: Any) -> None:
     Args:
         teacher: its fingerprint; None without one.
         student: before it gets its adapters, and after `keep_base`, which takes the same fingerprint.
+
+    Raises:
+        UserError: the student is not the one the run began with, whose text would be mixed with another's.
     """
-    if not read_json(folder / START):
-        content = read_json(folder / BASE).get("content") or content_fingerprint(student)
+    known = read_json(folder / START)
+    content = read_json(folder / BASE).get("content") or content_fingerprint(student)
+    # behind a resume point the student is that one's
+    goes_on = any((folder / "checkpoints").glob("resume-*.ckpt"))
+    if known.get("student") not in (None, content) and not goes_on:
+        raise UserError(
+            f"{folder}: the student it starts from is not the one it began with (its weights differ); put that "
+            "one back, or begin another run"
+        )
+    if not known:
         write_atomically(folder / START, json.dumps({"teacher": teacher, "student": content}, indent=2) + "\n")
 
 

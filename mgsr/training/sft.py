@@ -2,8 +2,8 @@
 
     <run_root>/cache/<teacher|student>-<key>/    a transformers folder, and evaluation-<key>.json beside it
 
-The key covers configuration, data and seed, so a second run with the same ones takes what is there. A stage that
-was cut short goes on from its resume point.
+The key covers configuration, data, seed and what the model's source holds, so a second run with the same ones
+takes what is there. A stage that was cut short goes on from its resume point.
 """
 
 from __future__ import annotations
@@ -191,6 +191,11 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
     tree = asdict(model)
     # where it is held does not change it
     tree.pop("placement", None)
+    if model.source not in ("init", "teacher"):
+        # by what lies there now: weights are replaced, branches move and packages are upgraded
+        names = {"gguf_file": model.gguf_file or None, "revision": model.revision or None}
+        content = models.source_fingerprint(model.source, **names) if is_first() else ""
+        tree |= {"source": agreed(content), "gguf_file": "", "revision": ""}
     seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
     return _fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgsr.data.collate import Batch
-from mgsr.losses import LossTerms, Objective
+from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.runtime.ranks import gathered, is_first
 
 TERMS = ("sft", "dac_kl", "span")
@@ -50,8 +50,8 @@ class StepMetrics:
         self._sum("clip_penalty", terms.clip_penalty)
         for name, value in parts.items():
             self._sum(f"loss_{name}", value)
-        self.tokens += int(batch.attention_mask.sum())
-        self.slots += batch.attention_mask.numel()
+        self.tokens += batch.tokens
+        self.slots += batch.slots
         rows = terms.rows
         if rows is None or rows.index.numel() == 0:
             return
@@ -152,3 +152,33 @@ def non_finite(step: Mapping[str, float]) -> str:
     """
     bad = [name for name in step if not math.isfinite(step[name])]
     return ", ".join([name for name in bad if name.startswith("loss_") or name == "clip_penalty"] or bad)
+
+
+def term_gradient_norms(
+    losses: Callable[[Weights], Iterable[Tensor]],
+    weights: Weights,
+    parameters: Sequence[Tensor],
+    reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+) -> dict[str, Tensor]:
+    """Norm of each term's own gradient over a whole optimiser step, as it enters the sum.
+
+    Args:
+        losses: of the step's micro-batches on this rank, for `weights` of which one is not 0; terms without weight
+            are left out.
+        reduce: adds a gradient up over the ranks.
+    """
+    norms: dict[str, Tensor] = {}
+    for i, name in enumerate(TERMS):
+        if not weights[i]:
+            continue
+        alone = (weights[0] * (i == 0), weights[1] * (i == 1), weights[2] * (i == 2))
+        sums: list[Tensor | None] = [None] * len(parameters)
+        for loss in losses(alone):
+            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for k, new in enumerate(found):
+                old = sums[k]
+                sums[k] = new if old is None else old if new is None else old + new
+        # every rank reduces every parameter, also one that its own rows do not reach
+        whole = (reduce(torch.zeros_like(p) if g is None else g) for p, g in zip(parameters, sums, strict=True))
+        norms[name] = torch.stack([g.float().square().sum() for g in whole]).sum().sqrt()
+    return norms

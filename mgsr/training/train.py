@@ -16,13 +16,14 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
-from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds
+from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.rounds.store import read_manifest
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
+from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job
@@ -43,12 +44,12 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
         UserError: anything the user can mend, as one line.
     """
     began = time.monotonic()
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
+    torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
+        say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
@@ -99,7 +100,9 @@ def _run(
     metrics.update(_figures(job))
     finished = rounds_of(folder)
     metrics["training_text"] = text_diversity(finished, [row.response_ids for row in job.data.train_rows])
-    quality = correction_quality(finished, {row.id: row.references for row in rows["train"]})
+    quality = correction_quality(
+        finished, {row.id: row.references for row in rows["train"]}, config.evaluation.rouge_tokenizer
+    )
     if quality is not None:
         metrics["corrections"] = quality
     # the test sets, once, with the chosen checkpoint

@@ -13,9 +13,10 @@ from lightning.pytorch.plugins import DoublePrecision
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.load import flat_tree
-from mgsr.config.schema import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.models import check_state, with_base
-from mgsr.runtime.errors import DataError
+from mgsr.runtime.devices import is_out_of_memory, working_device
+from mgsr.runtime.errors import DataError, UserError
 from mgsr.runtime.ranks import agreed, barrier, is_first
 from mgsr.training.callbacks import build_callbacks
 from mgsr.training.checkpoint import (
@@ -29,7 +30,7 @@ from mgsr.training.checkpoint import (
 )
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.fsdp import build_strategy
-from mgsr.training.launch import environment
+from mgsr.training.launch import cluster_environment
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length
 
@@ -90,8 +91,7 @@ def fit(
     )
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     resume = agreed(newest_whole(folder) if is_first() else None)
-    place = environment(config.trainer)
-    plugins: list[Any] = [DurableIO()] if place is None else [DurableIO(), place]
+    plugins: list[Any] = [DurableIO(), cluster_environment(config.trainer)]
     # ModelParallelStrategy takes float64 by this way alone
     double = config.trainer.strategy == "fsdp2" and config.trainer.precision == "64-true"
     if double:
@@ -100,7 +100,8 @@ def fit(
     purge: dict[str, Any] = {"purge_step": 0 if resume is None else step_of(resume)}
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
     trainer = L.Trainer(
-        accelerator=config.trainer.accelerator,
+        # not its own choice for `auto`: that would be MPS on a Mac
+        accelerator=working_device(config.trainer.accelerator).type,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config.trainer, unused_parameters=module.objective.has_idle_parameters),
@@ -126,10 +127,22 @@ def fit(
     )
     if hyper_parameters is not None:
         logger.log_hyperparams(_plain(flat_tree(hyper_parameters)), {"hp/rouge_l": float("nan")})
-    trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(name, module.section, data.stage, trainer.global_step) from error
     barrier("trained")
     best = folder / "checkpoints" / BEST
     return best if best.exists() else None
+
+
+def _out_of_memory(name: str, section: str, stage: TrainConfig, step: int) -> UserError:
+    """What to lower. Whoever writes text halves its batches: this was a forward or backward of training."""
+    ways = [f"lower {section}.micro_batch_size (now {stage.micro_batch_size})"] * (stage.micro_batch_size > 1)
+    ways += [f"set {section}.gradient_checkpointing=true"] * (not stage.gradient_checkpointing)
+    return UserError(f"{name}: out of memory at step {step}; {', '.join([*ways, 'shorten data.max_length'])}")
 
 
 def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import TrainerConfig
@@ -22,6 +23,9 @@ from mgsr.training.checkpoint import ResumePoint, StopRequest, newest_whole, res
 from mgsr.training.launch import environment, in_slurm, joined, must_launch
 from mgsr.training.optim import Length
 from mgsr.training.placement import Placement
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import train
+from tests.conftest import Make
 from tests.reliability.harness import SMALL
 
 SLURM = {
@@ -44,7 +48,7 @@ def mgsr(folder: Path, *words: str, points: str = "", **variables: str) -> subpr
 
 
 def lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("mgsr: error")]
+    return [line for line in text.splitlines() if line.startswith("mgsr: ")]
 
 
 @pytest.mark.long
@@ -125,6 +129,9 @@ def test_slurm_tasks_are_ranks_and_a_lone_task_starts_its_own(bare: pytest.Monke
     assert found is not None and not found.auto_requeue  # type: ignore[attr-defined]
     assert must_launch(config(2))
     bare.setenv("SLURM_NTASKS", "8")
+    # a batch script of eight tasks, without srun: waiting for the other seven would take half an hour
+    assert must_launch(config(8))
+    bare.setenv("SLURM_STEP_ID", "0")
     with pytest.raises(ConfigError, match="--ntasks-per-node"):
         must_launch(config(8))
     bare.setenv("SLURM_NTASKS_PER_NODE", "8")
@@ -180,8 +187,21 @@ def test_progress_of_an_epoch_in_another_number_of_micro_batches() -> None:
 
 def test_other_steps_per_epoch_are_refused(tmp_path: Path) -> None:
     point = ResumePoint(tmp_path, 1, StopRequest(""), Length(5, 10, 2, 1))
-    with pytest.raises(UserError, match="had 6 steps and would have 5"):
+    with pytest.raises(UserError, match="had 6 steps, here it has 5"):
         point.on_load_checkpoint(None, None, {"between_epochs": True, "steps_per_epoch": 6})  # type: ignore[arg-type]
+
+
+def test_a_number_that_another_job_has_left_costs_a_run_no_curves(
+    bare: pytest.MonkeyPatch, make_config: Make
+) -> None:
+    """Lightning takes it from single variables, when it is imported: other than the first rank writes nothing."""
+    bare.setattr(rank_zero_only, "rank", 3)
+    bare.setenv("RANK", "3")
+    # of a shell within a job: there Lightning would ask for all tasks of it
+    bare.setenv("SLURM_NTASKS", "8")
+    small = make_config("train.epochs=1")
+    train(small)
+    assert len(list(run_folder(small).glob("events.*"))) >= 1
 
 
 def test_a_gpu_that_is_not_there_is_refused(bare: pytest.MonkeyPatch) -> None:
@@ -232,3 +252,18 @@ def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> N
     # readable when the teacher has left
     assert scores[0:1].tolist() == [[2.0, 2.0]] and not scores.head.weight.requires_grad
     assert Placement(student, teacher).in_turn(own, device) is own
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpus", "devices", "there"),
+    [("cpu", 0, 1_000_000_000, r"2 core\(s\)"), ("cuda", 2, 3, r"2 GPU\(s\)"), ("auto", 0, 9, r"2 core\(s\)")],
+)
+def test_more_processes_than_devices_are_not_even_started(
+    accelerator: str, gpus: int, devices: int, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 2)
+    wanted = TrainerConfig(accelerator=accelerator, devices=devices)
+    with pytest.raises(ConfigError, match=f"is {devices}, and this machine has {there}; lower it"):
+        launch.launch(["train"], wanted)

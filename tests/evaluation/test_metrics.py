@@ -14,7 +14,7 @@ from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from mgsr.evaluation.exposure_bias import ex_acc_err, perplexity
-from mgsr.evaluation.metrics import RougeL, distinct_n, exact_match, rouge_l, self_bleu
+from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu, unicode_words
 from mgsr.evaluation.statistics import mean_std, paired_t_interval
 
 WORDS = st.sampled_from(
@@ -59,28 +59,40 @@ def test_rouge_l_is_that_of_the_best_reference(prediction, references):
     assert rouge_l(prediction, references) == pytest.approx(expected, abs=1e-9)
 
 
-def test_rouge_metric_is_the_mean_of_texts_also_over_ranks():
-    first, second, whole = RougeL(), RougeL(), RougeL()
-    texts = ["the cat sat down", "a", "b a"]
-    references = [["the cat down again"], ["b"], ["a b"]]
-    first.update(texts[:1], references[:1])
-    second.update(texts[1:], references[1:])
-    whole.update(texts, references)
-    assert whole.compute().item() == pytest.approx((75 + 0 + 50) / 3)
-    first.merge_state(second)  # what a reduction over two ranks does with states that are summed
-    assert torch.equal(first.compute(), whole.compute())
-    assert whole.compute().dtype == torch.float64
-    assert all(reduce is torch.sum or "sum" in reduce.__name__ for reduce in whole._reductions.values())
-    whole.reset()
-    with pytest.warns(UserWarning, match="before the ``update``"):
-        assert math.isnan(whole.compute())
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127)))
+def test_of_ascii_the_unicode_words_are_the_published_ones(prediction, reference):
+    published, unicode = (rouge_l(prediction, [reference], name) for name in ("published", "unicode"))
+    assert unicode == published
+    assert has_words([reference]) == has_words([reference], "unicode") == (rouge_l(reference, [reference]) > 0)
 
 
-def test_metric_refuses_references_of_the_wrong_shape():
-    with pytest.raises(ValueError, match="2 predictions but 1"):
-        RougeL().update(["a", "b"], [["a"]])
-    with pytest.raises(ValueError, match="bare string"):
-        RougeL().update(["a"], ["a"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Кошка, села!", ["кошка", "села"]),
+        ("हिन्दी में लिखो", ["हिन्दी", "में", "लिखो"]),
+        ("東京へ行く。", ["東", "京", "へ", "行", "く"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("สวัสดี", ["ส", "วั", "ส", "ดี"]),
+        ("مرحبا بالعالم", ["مرحبا", "بالعالم"]),
+        ("Ångström cafe\u0301", ["ångström", "café"]),
+        ("x₂ = ٣", ["x₂", "٣"]),
+        ("🙂 — …", []),
+    ],
+)
+def test_words_of_other_scripts(text, words):
+    assert unicode_words(text) == words
+    assert has_words([text], "unicode") == bool(words)
+    assert rouge_l(text, [text], "unicode") == (100.0 if words else 0.0)
+
+
+def test_a_word_of_another_script_is_a_word_like_any_other():
+    # two of three words in order, as in Latin letters
+    assert rouge_l("кошка там села", ["кошка села тут"], "unicode") == rouge_l("one two six", ["one six ten"])
+    assert rouge_l("кошка", ["кошка"]) == 0.0 and not has_words(["кошка", "да!"])
+    with pytest.raises(ValueError, match="published or unicode"):
+        rouge_l("a", ["a"], "words")
 
 
 @pytest.mark.parametrize(

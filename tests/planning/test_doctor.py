@@ -91,7 +91,6 @@ def test_cut_answers_are_warned_of(tiny_file: Path, words: list[str], tmp_path: 
         ("train.epochs=none", "config", "train.epochs"),
         ("teacher.source=/nowhere", "teacher", "does not exist"),
         ("data.dev=/nowhere.jsonl", "data.dev", "no such file"),
-        ("train.batch_size=512", "plan", "do not fill one step"),
         ("trainer.accelerator=mps", "device", "there is none"),
     ],
 )

@@ -37,9 +37,9 @@ def test_steps_and_tokens_by_hand() -> None:
     # half of 300 sequences is written text, each written once
     assert (stage.truth, stage.text, stage.written, stage.rounds) == (150, 150, 150, 3)
     assert stage.tokens(TEXT) == 150 * 30 + 150 * 40
-    # 3 rows are too few for 2 forwards on 2 devices: left out
+    # 3 rows are fewer than 2 forwards on 2 devices, and are trained on
     stage = main_job(configured(epochs=3), 99, 2)
-    assert stage.length.total_steps == 9 and stage.truth + stage.text == 288
+    assert stage.length.total_steps == 12 and stage.truth + stage.text == 297
     # as many steps as asked for
     stage = main_job(configured(max_steps=6), 100, 2)
     assert stage.truth + stage.text == 150 and stage.length.epochs == 2 and stage.rounds == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.runtime import processor
+from mgsr.runtime import processor, progress
 
 ZEN_4 = {
     "vendor_id": "AuthenticAMD",
@@ -78,3 +78,43 @@ def test_the_command_line_tells_numpy_before_it_is_imported() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120, cwd=root
     )
     assert done.stdout.split()[-1] in ("X86_V4", "AVX512_SKX")
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container(files: dict[str, str], cores: int | None, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert processor._quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize(("allowed", "quota", "cores"), [(64, 2, 2), (2, 64, 2), (8, None, 8), (8, 0, 8)])
+def test_cores_are_those_of_the_affinity_and_of_the_quota(
+    allowed: int, quota: int | None, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor.os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setattr(processor, "_quota", lambda: quota)
+    assert processor.usable_cores() == cores
+
+
+def test_threads_are_no_more_than_cores_which_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress.say_once.cache_clear()
+    monkeypatch.setattr(processor, "usable_cores", lambda: 4)
+    assert [processor.usable_threads(n) for n in (1, 4, 5000, 5000)] == [1, 4, 4, 4]
+    said = capsys.readouterr().out
+    assert (
+        said.count("\n") == 1 and "5000 threads are asked for" in said and "4 core(s): trainer.threads=4" in said
+    )

@@ -119,6 +119,19 @@ def test_refuses_what_is_no_key():
         uniform(0, Stream.ROLLOUT, 0, 0, 0, [0.5])
 
 
+@pytest.mark.parametrize("wide", [2**64, 2**64 + 7, -(2**63) - 1])
+def test_a_seed_of_more_than_64_bits_is_refused_and_not_cut(wide):
+    """2^64 would draw what 0 draws."""
+    with pytest.raises(ValueError, match="seed must lie between"):
+        uniform(wide, Stream.ROLLOUT, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match="example_id must lie between"):
+        uniform(0, Stream.ROLLOUT, 0, wide, 0, 0)
+    with pytest.raises(ValueError, match="must lie between"):
+        draw_bits(0, Stream.ROLLOUT, wide, 0, 0, 0)
+    with pytest.raises(ValueError, match="must lie between"):
+        seed_dropout((wide, 0, 0, 0), torch.device("cpu"))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from([0.1, 1.0, 2.5]))
 def test_inverse_cdf_equals_a_loop(seed, classes, temperature):

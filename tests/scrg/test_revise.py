@@ -180,6 +180,14 @@ def test_no_passes_need_no_teacher():
         run(table(1), None, given_prompts, Settings(5, EOS, 3))
 
 
+def test_passes_end_when_all_sequences_are_finished():
+    """However many are asked for: each searches behind the last one, so there are no more than tokens."""
+    student, teacher, given_prompts = table(1), table(2), prompts(4)
+    few, many = (run(student, teacher, given_prompts, Settings(5, EOS, 0, passes=n)) for n in (6, 10**12))
+    assert few == many
+    assert 1 < max(len(sequence.corrections) for sequence in many) <= 5
+
+
 def test_only_active_sequences_are_scored_and_continued():
     def teacher(tokens):
         """Objects to example [1, 2] in every pass, and to [5, 2] never."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import mgsr
 from mgsr.study.report.evidence import read_evidence
 from mgsr.study.report.write_report import contents, readme
 from mgsr.study.results import result_path, write_result
@@ -55,6 +56,7 @@ def make_result(study: Study, arm: str, seed: int, rouge_l: float, **changes: An
         "overrides": study.arms[arm],
         "environment": {
             "commit": "0123456789",
+            "numerics": mgsr.NUMERICS_VERSION,
             "python": "3.11",
             "torch": "2",
             "lightning": "2",

@@ -160,9 +160,12 @@ def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
     run_study(study, [0], overrides, record=True)
     with pytest.raises(UserError, match="another config"):
         run_study(study, [0], [*overrides, "train.lr=0.5"], record=True)
-    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    here = mgsr.NUMERICS_VERSION
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", here + 1)
     path = result_path(study.results, "full", 0)
-    with pytest.raises(UserError, match=r"recorded with numerics version 1 \(commit .* here it is 2, .* delete"):
+    with pytest.raises(
+        UserError, match=rf"recorded with .* version {here} \(commit .* here it is {here + 1}, .* delete"
+    ):
         run_study(study, [0], overrides, record=True)
     # nor is one of another study taken for the same run
     other = make(tmp_path, tiny_file, "copied", "\n  full: {}\n")
@@ -170,11 +173,13 @@ def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
     run_study(other, [0], overrides, record=True)
     assert started == ["full/0"]
     found = read_result(result_path(other.results, "full", 0))
-    assert found is not None and found["environment"]["numerics"] == 2
+    assert found is not None and found["environment"]["numerics"] == here + 1
     path.unlink()
     result_path(other.results, "full", 0).unlink()
     begun = re.escape(str(shared_root / "mixed/full/seed=0"))
-    with pytest.raises(UserError, match=rf"{begun}: begun with numerics version 1 \(commit .* here it is 2"):
+    with pytest.raises(
+        UserError, match=rf"{begun}: begun with numerics version {here} \(commit .* here it is {here + 1}"
+    ):
         run_study(study, [0], overrides, record=True)
     (shared_root / "mixed/full/seed=0/environment.json").write_text("{torn")
     with pytest.raises(UserError, match="begun with numerics version unknown"):

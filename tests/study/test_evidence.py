@@ -240,24 +240,28 @@ def test_a_run_copied_to_another_seed_is_refused(tmp_path: Path) -> None:
         report(study)
 
 
+HERE = mgsr.NUMERICS_VERSION
+
+
 def test_results_of_another_numerics_version_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study(tmp_path)
     record(study)
     text = readme_of(study)
-    assert "numerics version 1, python" in text and "Of numerics version" not in text
-    environment_of(study, "other", 0, numerics=1)
+    assert f"numerics version {HERE}, python" in text and "Of numerics version" not in text
+    environment_of(study, "other", 0, numerics=HERE)
     # two arms have been run anew, one of them not with all seeds
     for arm, seeds in (("full", 4), ("removed", 2)):
         for seed in range(seeds):
             result = make_result(study, arm, seed, FIGURES[arm][seed])
-            result["environment"]["numerics"] = 2
+            result["environment"]["numerics"] = HERE + 1
             write_result(result_path(study.results, arm, seed), result)
     text = readme_of(study)
     apart = (
-        "**Of numerics version 2, and in no figure or verdict here:** full, seed 0, 1, 2, 3; removed, seed 0, 1."
+        f"**Of numerics version {HERE + 1}, and in no figure or verdict here:** full, seed 0, 1, 2, 3; "
+        "removed, seed 0, 1."
     )
     assert apart in text and rows(text, "ROUGE-L on the test set")["full"] == ["0", *["not yet run"] * 7]
-    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", HERE + 1)
     evidence = read_evidence(study, study.results)
     assert {arm: list(by_seed) for arm, by_seed in evidence.results.items()} == {
         "full": [0, 1, 2, 3],
@@ -267,7 +271,7 @@ def test_results_of_another_numerics_version_stand_apart(tmp_path: Path, monkeyp
     text = readme_of(study)
     assert "in no figure or verdict here:** removed, seed 2, 3; other, seed 0, 1, 2, 3." in text
     assert rows(text, "ROUGE-L on the test set")["removed"][0] == "2" and "6 runs, training seeds" in text
-    assert "numerics version 2, python" in text
+    assert f"numerics version {HERE + 1}, python" in text
     assert [name for name, (_, svg) in all_plots(evidence).items() if ">other<" in svg] == []
 
 
@@ -277,8 +281,9 @@ def test_a_study_that_was_only_run_with_an_older_version_is_reported_as_such(
     study = make_study(tmp_path)
     record(study)
     before = readme_of(study)
-    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
-    said = "**These results are of numerics version 1:** the code is at version 2, of which there are none yet."
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", HERE + 1)
+    here, there = f"**These results are of numerics version {HERE}:**", f"the code is at version {HERE + 1}"
+    said = f"{here} {there}, of which there are none yet."
     text = readme_of(study)
     assert said in text
     monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 0)
@@ -295,4 +300,4 @@ def test_changes_that_no_commit_holds_are_told(tmp_path: Path) -> None:
     environment_of(study, "full", 0, dirty=True)
     environment_of(study, "full", 1, dirty=False)
     environment_of(study, "full", 2, dirty=None)
-    assert "Commit 0123456, 0123456 with changes; numerics version 1" in readme_of(study)
+    assert f"Commit 0123456, 0123456 with changes; numerics version {HERE}" in readme_of(study)

@@ -11,6 +11,7 @@ import torch
 
 from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.errors import UserError
+from mgsr.study import machines
 from mgsr.study.machines import agree_on_threads, threads_of
 from mgsr.study.results import result_path, write_result
 from mgsr.study.study import Study
@@ -19,7 +20,8 @@ from tests.study.synthetic import make_result, make_study, record
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setattr(machines, "usable_cores", lambda: 64)
     return make_study(tmp_path)
 
 
@@ -40,7 +42,7 @@ def with_threads(study: Study, arm: str, number: int, **more: Any) -> None:
 
 
 def test_without_results_a_run_has_its_own_number(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr(machines, "usable_cores", lambda: 12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert agreed(study, 0, 3) == [5, 3]
     assert agreed(study, 0, 3, jobs=4) == [3, 3]
@@ -76,6 +78,15 @@ def test_a_begun_run_goes_on_with_its_own_number(study: Study) -> None:
     with_threads(study, "full", 62)
     with pytest.raises(UserError, match=r"begun with trainer.threads=61; to have 62, delete"):
         agreed(study, 62)
+
+
+def test_more_threads_than_cores_are_refused(study: Study) -> None:
+    """A run of its own takes fewer and says so; in a study they would be other numbers."""
+    with pytest.raises(UserError, match=r"would have 65 threads, .* 64 core\(s\); set trainer.threads=64"):
+        agreed(study, 65)
+    with_threads(study, "full", 65)
+    with pytest.raises(UserError, match="add runs where there are as many"):
+        agreed(study, 0)
 
 
 def test_another_processor_is_said(study: Study, capsys: pytest.CaptureFixture[str]) -> None:

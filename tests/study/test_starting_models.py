@@ -56,7 +56,7 @@ def test_fingerprints_decide_where_both_results_have_them(tmp_path: Path) -> Non
         refuse_other_start(study.results, begun("removed", 0, "bb" * 32))
     # of another numerics version the models are others anyway
     other = begun("removed", 0, "bb" * 32)
-    other["environment"]["numerics"] = 2
+    other["environment"]["numerics"] += 1
     refuse_other_start(study.results, other)
     write_result(result_path(study.results, "removed", 0), begun("removed", 0, "aa" * 32))
     assert "began with the same models" not in readme_of(study)

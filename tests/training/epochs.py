@@ -60,9 +60,11 @@ class MadeUpText(FakeWriter):
         return entries
 
 
-def data_module(config: ExperimentConfig, rows: list[TrainingSequence], folder: Path) -> DistillationDataModule:
-    """The stage of distillation on one rank, about to begin; its writer is a `MadeUpText`."""
-    length = training_length(config.train, len(rows), 1)
+def data_module(
+    config: ExperimentConfig, rows: list[TrainingSequence], folder: Path, world: int = 1
+) -> DistillationDataModule:
+    """The stage of distillation on the first of `world` ranks, about to begin; its writer is a `MadeUpText`."""
+    length = training_length(config.train, len(rows), world)
     data = DistillationDataModule(
         config,
         rows,
@@ -74,7 +76,7 @@ def data_module(config: ExperimentConfig, rows: list[TrainingSequence], folder: 
         seed=config.seed,
         writer=MadeUpText(config.arm),
     )
-    data.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(global_rank=0, world_size=world, global_step=0)  # type: ignore[assignment]
     return data
 
 

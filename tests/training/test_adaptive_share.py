@@ -70,5 +70,5 @@ def test_the_next_round_follows_the_share(every: int, make_config: Make, tmp_pat
     assert mixture.epoch_fractions == {0: 0.25, 1: 0.25, 2: 0.25, 3: 0.75, 4: 0.75}
     # a round of several epochs answers every prompt, since any may be asked for when the share rises within it
     assert text.sizes == ({0: 10, 1: 10, 2: 10, 3: 30, 4: 30} if every == 1 else {0: 40, 1: 40, 2: 40})
-    assert [len(step.student) for step in mixture.selection(5, 1)] == [8] * 5
-    assert [len(step.student) for step in mixture.selection(2, 1)] == [2] * 5, "an epoch keeps its share"
+    assert [len(step.student) for step in mixture.selection(5)] == [8] * 5
+    assert [len(step.student) for step in mixture.selection(2)] == [2] * 5, "an epoch keeps its share"

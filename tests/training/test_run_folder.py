@@ -11,6 +11,7 @@ import torch
 
 import mgsr
 from mgsr.models import build_causal_lm, content_fingerprint
+from mgsr.runtime.errors import UserError
 from mgsr.training import run_folder
 from mgsr.training.run_folder import START, keep_start, open_run_folder, read_json
 from tests.conftest import Make
@@ -28,6 +29,12 @@ def test_a_run_keeps_the_fingerprints_that_it_began_with(tmp_path: Path) -> None
     assert read_json(tmp_path / START) == {"teacher": "abc", "student": content}
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(1.0)
+    # its text would be mixed with that of the one before
+    with pytest.raises(UserError, match="the student it starts from is not the one it began with"):
+        keep_start(tmp_path, "abc", model)
+    # a resume point has weights of its own
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/resume-00000003.ckpt").touch()
     keep_start(tmp_path, "abc", model)
     assert read_json(tmp_path / START)["student"] == content
 
@@ -41,7 +48,9 @@ def test_going_on_with_another_numerics_version_is_said(
     (folder / "checkpoints").mkdir()
     open_run_folder(folder, config, resume=True)
     assert "numerics" not in capsys.readouterr().out
-    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", 2)
+    here = mgsr.NUMERICS_VERSION
+    monkeypatch.setattr(mgsr, "NUMERICS_VERSION", here + 1)
     open_run_folder(folder, config, resume=True)
-    assert "begun with numerics version 1, here it is 2: the rest may differ" in capsys.readouterr().out
-    assert json.loads((folder / "environment.json").read_text())["numerics"] == 1
+    said = f"begun with numerics version {here}, here it is {here + 1}: the rest may differ"
+    assert said in capsys.readouterr().out
+    assert json.loads((folder / "environment.json").read_text())["numerics"] == here

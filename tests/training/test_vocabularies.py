@@ -181,7 +181,7 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     sequences = job.data.train_rows[:4]
     batch = collate(sequences, StepCounts.of(sequences), 0)
     taught, teacher_head = module.placement.teacher_states(batch)
-    terms, _ = module.losses(batch, (taught, teacher_head), False)
+    terms = module.losses(batch, (taught, teacher_head), False)
 
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     q, p = (model(**given).logits[:, :-1, : pair.ids] for model in (student.model, teacher.model))

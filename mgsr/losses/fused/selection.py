@@ -138,11 +138,13 @@ def selected_rows(
     unsettled = [needs_all_classes_R.nonzero().squeeze(1)]
     groups: list[tuple[Tensor | None, Tensor, Selected]] = []
     before: _Before | None = None
-    for depth in DEPTHS:
+    # a clip network's summary may have asked for more classes than the first depth
+    first = ranking.ids.shape[-1]
+    for depth in (first, *(deeper for deeper in DEPTHS if deeper > first)):
         if left.numel() == 0 or depth >= width:
             break
         rows = None if left.numel() == lower_R.numel() else left
-        if depth != DEPTHS[0]:
+        if depth != first:
             ranked = _ranked(tile.teacher, rows, depth, tile.room)
         else:
             ranked = ranking if rows is None else Ranking(ranking.values[rows], ranking.ids[rows])

@@ -235,7 +235,9 @@ def _finish(
         lower, upper = (torch.cat(parts) for parts in zip(*given, strict=True))
         if torch.is_grad_enabled() and (lower.requires_grad or upper.requires_grad):
             found = [tile.bounds_grad for tile in tiles if tile.bounds_grad is not None]
-            grads = torch.cat(found, dim=1) * options.scales[1]
+            # left out and not multiplied where the term has no weight: 0 * inf would be NaN
+            scale, grads = options.scales[1], torch.cat(found, dim=1)
+            grads = grads * scale if scale else torch.zeros_like(grads)
             priced = None if bounds.price is None else grads[2:] * bounds.price.to(student.dtype)
             known = [(b, grads[i], None if priced is None else priced[i]) for i, b in enumerate((lower, upper))]
     total, penalty = student.attach(total, penalty, known)

@@ -1,0 +1,65 @@
+"""Which device a run works on, and when memory has run out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mgsr.runtime import progress
+from mgsr.runtime.devices import is_out_of_memory, working_device
+from mgsr.runtime.errors import ConfigError
+
+
+@pytest.fixture
+def mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    progress.say_once.cache_clear()
+
+
+def test_auto_is_the_cpu_of_a_mac_and_says_so_once(mac: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """MPS has no float64, which draws are made in."""
+    assert [working_device("auto").type for _ in range(3)] == ["cpu"] * 3
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "float64" in said
+    assert working_device("cpu").type == "cpu" and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("accelerator", ["mps", "gpu"])
+def test_a_gpu_of_a_mac_is_refused(accelerator: str, mac: None) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^trainer.accelerator={accelerator}: .*float64.* trainer.accelerator=cpu"
+    ):
+        working_device(accelerator)
+
+
+@pytest.mark.parametrize(
+    ("setting", "typed"), [("trainer.accelerator=", "trainer.accelerator=cpu"), ("--device ", "--device cpu")]
+)
+def test_a_gpu_that_is_not_there_names_what_asked_for_it(
+    setting: str, typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=f"^{setting}cuda: there is none; take {typed}$"):
+        working_device("cuda", setting)
+    assert working_device("auto").type == "cpu"
+
+
+def too_much(kind: str) -> BaseException:
+    size = 10**15
+    try:
+        torch.empty(size) if kind == "torch" else np.ones(size) if kind == "numpy" else bytearray(size)
+    except (RuntimeError, MemoryError) as error:
+        return error
+    raise AssertionError("this machine has a petabyte of memory")
+
+
+def test_memory_that_has_run_out_is_known_by_all_its_names() -> None:
+    for kind in ("torch", "numpy", "python"):
+        assert is_out_of_memory(too_much(kind)), kind
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    # a budget of cached slots, the disk, and any other error
+    for other in (RuntimeError("size mismatch"), OSError("out of memory"), ValueError("out of memory")):
+        assert not is_out_of_memory(other)
