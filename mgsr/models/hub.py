@@ -21,11 +21,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from mgsr.runtime.devices import is_out_of_memory
 from mgsr.runtime.errors import UserError, did_you_mean
 
 _SECONDS = 5
 _MOST = 300
-_NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Storage size calculation overflowed")
 
 
 def is_reachable() -> bool:
@@ -51,7 +51,8 @@ def near_names(source: str) -> str:
     """A hint at the folder beside which `source` would lie, where one there has nearly its name."""
     path = Path(source).expanduser()
     try:
-        names = [entry.name for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf"]
+        beside = [entry for entry in path.parent.iterdir() if entry.is_dir() or entry.suffix == ".gguf"]
+        names = [entry.name for entry in beside if not entry.name.endswith(".partial")]
     except (OSError, ValueError):
         return ""
     known = names if path.parent == Path() else [str(path.parent / name) for name in names]
@@ -106,7 +107,7 @@ def _reason(error: BaseException, what: str, remedy: str) -> str:
             return reason
     if "connect to 'http" in str(error):
         return unreachable
-    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+    if is_out_of_memory(error) or "Storage size calculation overflowed" in str(error):
         return "it does not fit into this machine's memory: choose a smaller one"
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     # the first line of a validation error only says which field the second one is about

@@ -94,28 +94,17 @@ def _check_packages(config: ExperimentConfig) -> None:
 
 
 def _check_plan(config: ExperimentConfig, rows: Rows) -> None:
-    """Bounds of another run; enough rows for a step of every stage, and for every rank."""
+    """Bounds of another run; rows for a step, and dev rows for every rank."""
     mean_bounds(config)
     world = config.trainer.devices * config.trainer.num_nodes
     if "train" in rows:
         training_length(config.train, len(rows["train"]), world)
-        if config.student.sft.enabled:
-            _check_stage("student", config.student, len(rows["train"]), world)
-    if config.teacher.source and config.teacher.sft.enabled:
-        _check_stage("teacher", config.teacher, len(read_split(config.data, "teacher")), world)
     few = min(len(rows.get("dev", range(world))), config.evaluation.val_rows or world)
     if few < world:
         raise ConfigError(
             f"{few} dev rows for {world} ranks, each of which takes its share: give at least {world} "
             "(data.dev_limit, evaluation.val_rows, or the file), or lower trainer.devices"
         )
-
-
-def _check_stage(name: str, model: ModelConfig, rows: int, world: int) -> None:
-    try:
-        training_length(model.sft, rows, world)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("`train.", f"`{name}.sft.")) from None
 
 
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:

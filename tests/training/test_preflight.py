@@ -58,7 +58,6 @@ LATE = [
     ("teacher.source={folders}/padded student.source={folders}/padded", "lengths", r"pad_token is id \d+"),
     ("scrg.max_new_tokens=200", "lengths", r"104 positions: lower scrg\.max_new_tokens"),
     ("evaluation.max_new_tokens=200", "lengths", r"104 positions: lower evaluation\.max_new_tokens"),
-    ("trainer.devices=4 data.synthetic.teacher_rows=3", "plan", r"`teacher\.sft\.batch_size`: 3 training rows"),
     ("trainer.devices=4 data.dev_limit=3", "plan", "3 dev rows for 4 ranks"),
     ("trainer.devices=4 evaluation.val_rows=2", "plan", "2 dev rows for 4 ranks"),
     ("scrg.backend=vllm", "packages", "needs vLLM"),
