@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import models
+from mgsr.cli.console import evaluation_table, show
 from mgsr.config.schema import DataConfig, EvaluationConfig
 from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
-from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
+from mgsr.evaluation.test_set import Predictor, check_special_ids, check_texts, evaluate, say_of_unseen_words
+from mgsr.models.from_config import quiet_transformers
+from mgsr.models.hub import near_names
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
@@ -52,13 +56,13 @@ def evaluate_files(
         out: write the figures there as JSON and every response beside it as JSONL; existing files are kept.
 
     Raises:
-        UserError: neither a run nor a model folder; an unreadable file; `out` exists; a teacher whose
-            tokenizer differs.
+        UserError: neither a run nor a model folder; an unreadable file; `out` exists or cannot be written; a
+            teacher whose tokenizer differs; a text longer than a model's positions.
     """
     outputs = [] if out is None else [Path(out), Path(out).with_suffix(".responses.jsonl")]
     for path in outputs:
-        if path.exists():
-            raise UserError(f"{path}: exists already; choose another --out or delete it")
+        _check_writable(path)
+    place: Any = working_device(device)
     data, settings = DataConfig(), EvaluationConfig()
     sets = {name: read_rows(name) for name in files}
     if _is_run(source):
@@ -74,15 +78,23 @@ def evaluate_files(
     settings.max_new_tokens = max_new_tokens or settings.max_new_tokens
     settings.batch_size = batch_size or settings.batch_size
 
+    encoded = {
+        name: list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
+        for name, rows in sets.items()
+    }
+    # of all sets, before the first one is written to
+    for role, one in (("model", model), *([("teacher", taught[0])] if taught else [])):
+        check_special_ids(role, one, tokenizer)
+        for examples in encoded.values():
+            check_texts(role, one, tokenizer, examples, new_tokens=settings.max_new_tokens, key="--max-new-tokens")
+
     say_of_unseen_words(settings, sets)
     results: dict[str, Any] = {}
     responses: list[str] = []
-    place: Any = working_device(device)
     model.to(place)
     if taught is not None:
         taught[0].to(place)
-    for name, rows in sets.items():
-        examples = list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
+    for name, examples in encoded.items():
         predictor = Predictor(
             tokenizer,
             examples,
@@ -100,9 +112,28 @@ def evaluate_files(
             results[name]["exposure"] = _exposure(model, taught, tokenizer, examples, settings, name)
         responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
     contents = json.dumps(results, indent=2), "\n".join(responses)
-    for path, content in zip(outputs, contents, strict=False):
-        write_atomically(path, content + "\n")
+    try:
+        for path, content in zip(outputs, contents, strict=False):
+            write_atomically(path, content + "\n")
+    except UserError:
+        # what was measured is not lost with the disk
+        show(evaluation_table(results))
+        raise
     return results
+
+
+def _check_writable(path: Path) -> None:
+    """See, before anything is measured, that a file can be made where `path` will be."""
+    if path.exists():
+        raise UserError(f"{path}: exists already; choose another --out or delete it")
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _teacher(
@@ -148,7 +179,9 @@ def _is_run(source: str | Path) -> bool:
 
 def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not (Path(source) / "config.json").exists():
-        raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json)")
+        hint = near_names(str(source))
+        raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json){hint}")
+    quiet_transformers()
     tokenizer = models.load_tokenizer(str(source))
     require_eos(tokenizer)
     return models.load_causal_lm(str(source)), tokenizer

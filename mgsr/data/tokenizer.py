@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 PAD, EOS = "<pad>", "<eos>"
+# bytes of a piece that merges are learned from: their time grows with its square, and a text may hold no space
+LONGEST_PIECE = 1000
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
@@ -19,7 +21,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int | None = None) -> P
 
     Args:
         texts: what to learn from.
-        vocab_size: ids in all, learned by merges (fewer if the texts give no more). None needs no merges: every
+        vocab_size: ids in all, learned by merges (fewer if the texts give no more). Merges never reach over
+            `LONGEST_PIECE` bytes without a break. None needs no merges: every
             word of the texts, with and without its leading space, has one id. That is right for a small closed
             vocabulary, where merges would leave two ids in three unused.
 
@@ -43,12 +46,20 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int | None = None) -> P
         backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
         backend.pre_tokenizer = splitter
     else:
+        texts = list(texts)
         backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = splitter
+        cut = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_PIECE}}}"), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([splitter, cut])
+        # a merge joins two bytes of the texts at least once; the trainer reserves memory for all it is allowed
+        most = least + sum(len(text.encode()) for text in texts)
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=[PAD, EOS], initial_alphabet=alphabet, show_progress=False
+            vocab_size=min(vocab_size, most),
+            special_tokens=[PAD, EOS],
+            initial_alphabet=alphabet,
+            show_progress=False,
         )
         backend.train_from_iterator(texts, trainer)
+        backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False

@@ -20,7 +20,7 @@ from mgsr.generation.decoding import Reader, decode
 from mgsr.generation.kv_cache import KeptText
 from mgsr.generation.sampling import Sampling
 from mgsr.losses.projection import HiddenLogits
-from mgsr.models.output_layer import OutputLayer, causal_lm, output_head, trunk
+from mgsr.models.output_layer import OutputLayer, causal_lm, output_head, position_limit, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.rng import Stream, uniform
@@ -111,8 +111,7 @@ class LanguageModel:
         self.sampling = Sampling(temperature, top_p, top_k, greedy)
         self.vocab_size, self.max_cache_slots = vocab_size, max_cache_slots
         self.stream = Stream(stream)
-        config = causal_lm(model).config.get_text_config(decoder=True)
-        self._position_limit: int | None = getattr(config, "max_position_embeddings", None)
+        self._position_limit = position_limit(model)
         self._progress = progress
         self._batches = FittingBatches(batch_size, memory_key)
         self._kept = KeptText()

@@ -17,6 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from mgsr.models.hub import one_line_errors
 from mgsr.models.loading import parse_dtype
 from mgsr.runtime.errors import UserError, did_you_mean
 
@@ -147,7 +148,7 @@ def build_causal_lm(
             qwen3). An id shared with `eos_token_id` is fine where end-of-text only ends a sequence.
 
     Raises:
-        UserError: an unknown family, or sizes that do not fit together.
+        UserError: an unknown family, sizes that do not fit together or not into memory, no such attention.
     """
     if family not in _CONFIGS:
         raise UserError(
@@ -173,7 +174,8 @@ def build_causal_lm(
     )
     _check_sizes(family, sizes)
     options = {"dtype": parse_dtype(dtype), "attn_implementation": attn_implementation}
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    what = f"{family} of hidden_size {hidden_size} and {num_layers} layers"
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), one_line_errors(what, done="made"):
         # not torch.manual_seed: that would seed the accelerators too, which fork_rng leaves alone here
         torch.default_generator.manual_seed(seed)
         return AutoModelForCausalLM.from_config(_CONFIGS[family](sizes), **options).train()

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from mgsr.models.folder_checks import check_weights_folder, read_object
+from mgsr.models.hub import is_reachable, one_line_errors
 from mgsr.models.lora import has_adapters
-from mgsr.models.sources import check_weights_folder, one_line_errors, resolve_source
+from mgsr.models.sources import resolve_source
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import refused, sync_folder, system_error
@@ -173,7 +175,7 @@ def content_fingerprint(model: PreTrainedModel | str | Path) -> str:
     check_weights_folder(folder)
     with ExitStack() as files:
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = read_object(folder / "config.json")
             return _digest(config, _weights_on_disk(folder, files))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"`{folder}` cannot be read as a model: {error}") from error
@@ -192,7 +194,8 @@ def source_fingerprint(source: str | Path, *, gguf_file: str | None = None, revi
     found = resolve_source(source, gguf_file=gguf_file, revision=revision)
     if not found.is_local:
         with one_line_errors(str(source)):
-            path = str(cached_file(found.location, found.gguf_file or "config.json", revision=revision))
+            name, offline = found.gguf_file or "config.json", not is_reachable()
+            path = str(cached_file(found.location, name, revision=revision, local_files_only=offline))
         return f"{found.location} {found.gguf_file or ''} {extract_commit_hash(path, None)}"
     folder = Path(found.location)
     if found.gguf_file is not None:

@@ -9,16 +9,19 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from mgsr.models.sources import (
-    ModelSource,
-    check_gguf_packages,
-    check_weights_folder,
-    one_line_errors,
-    resolve_source,
+from mgsr.models.folder_checks import (
+    ANEW,
+    check_files,
+    check_kind,
+    check_report,
+    check_values,
+    read_object,
 )
+from mgsr.models.hub import are_cached, is_reachable, one_line_errors
+from mgsr.models.sources import ModelSource, check_gguf_packages, resolve_source
 from mgsr.runtime.errors import UserError, did_you_mean
 
 DTYPES: dict[str, torch.dtype] = {
@@ -30,6 +33,9 @@ DTYPES: dict[str, torch.dtype] = {
 
 # `tokenizer.ggml.pre` of vocabularies that split off every digit before the byte-level split
 _DIGIT_BY_DIGIT = frozenset({"smollm"})
+
+# of `load_causal_lm`'s options, those of a model that is made from its config alone
+_BUILDING = frozenset({"dtype", "attn_implementation", "trust_remote_code"})
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -72,13 +78,20 @@ def load_tokenizer(
     found = resolve_source(source, gguf_file=gguf_file, revision=revision)
     if found.gguf_file is not None:
         check_gguf_packages(found.gguf_file)
-    elif found.is_local and not list(Path(found.location).glob("*token*")):
-        # without this transformers tries to build an empty tokenizer from the config alone
-        raise UserError(f"`{source}` holds no tokenizer (no tokenizer.json)")
-    with one_line_errors(str(source)):
-        tokenizer = AutoTokenizer.from_pretrained(found.location, **_options(found, revision, trust_remote_code))
+    elif found.is_local:
+        _check_tokenizer_files(Path(found.location))
+    with one_line_errors(
+        str(source), f"see its config.json and its tokenizer's files: {ANEW}" if found.is_local else ""
+    ):
+        options = hub_options(found, revision, trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(found.location, **options)
         if found.gguf_file is not None:
-            _mend_pre_tokenizer(tokenizer, _gguf_path(found, revision))
+            _mend_pre_tokenizer(tokenizer, _gguf_path(found, options))
+        known = tokenizer.encode("a", add_special_tokens=False)
+    if not known:
+        raise UserError(
+            f"the tokenizer of `{source}` makes no token of the text `a`: its vocabulary is lost; {ANEW}"
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of `{source}` has no end-of-text token (eos_token): name one in it")
     if tokenizer.pad_token_id is None:
@@ -106,30 +119,75 @@ def load_causal_lm(
         trust_remote_code: allow a hub repository to run its own Python code.
 
     Raises:
-        UserError: nothing there, pickled weights, weights that do not fit the config (missing or of another
-            shape), no causal language model, the hub is out of reach, a package is missing.
+        UserError: nothing there, pickled weights, weights that do not fit the config (missing, too many or of
+            another shape), torn files, NaN or zeros, no causal language model, the hub is out of reach, a package
+            is missing.
     """
+    shape_of_causal_lm(
+        source,
+        gguf_file=gguf_file,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        trust_remote_code=trust_remote_code,
+    )
     found = resolve_source(source, gguf_file=gguf_file, revision=revision)
-    options = _options(found, revision, trust_remote_code) | {"dtype": parse_dtype(dtype)}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if found.gguf_file is not None:
-        check_gguf_packages(found.gguf_file)
-        # unpacked even where a kernel could compute on the blocks: the weights are to be trained and saved
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    else:
-        options["use_safetensors"] = True
-        if found.is_local:
-            check_weights_folder(Path(found.location))
-    with one_line_errors(str(source)):
+    options = _model_options(found, revision, dtype, attn_implementation, trust_remote_code)
+    with one_line_errors(str(source), ANEW):
         loaded: Any = AutoModelForCausalLM.from_pretrained(found.location, output_loading_info=True, **options)
         model, report = loaded
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"model `{source}` lacks {len(missing)} weights that its config asks for, such as `{missing[0]}`"
-        )
-    return _unpacked(model) if found.gguf_file is not None else model
+        check_report(str(source), None, report)
+        if found.gguf_file is not None:
+            model = _unpacked(model)
+    check_values(str(source), model)
+    return model
+
+
+def shape_of_causal_lm(
+    source: str | Path,
+    *,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "float32",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    download: bool = True,
+) -> PreTrainedModel:
+    """What `load_causal_lm` would load, on the meta device: shapes without content, no weight is read.
+
+    Args:
+        source, gguf_file, revision, dtype, attn_implementation, trust_remote_code: see `load_causal_lm`.
+        download: a hub model whose weights are not in the cache; without, it is known by its config alone. So is
+            a GGUF file, whose weights are compared when it is unpacked.
+
+    Raises:
+        UserError: as `load_causal_lm`, but for the values of the weights.
+    """
+    found = resolve_source(source, gguf_file=gguf_file, revision=revision)
+    options = _model_options(found, revision, dtype, attn_implementation, trust_remote_code)
+    if found.gguf_file is not None:
+        check_gguf_packages(found.gguf_file)
+    elif found.is_local:
+        check_files(Path(found.location))
+    with one_line_errors(str(source), f"see its config.json: {ANEW}" if found.is_local else ""):
+        config = AutoConfig.from_pretrained(found.location, **hub_options(found, revision, trust_remote_code))
+        if found.gguf_file is None and (download or found.is_local or are_cached(found.location, revision)):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                found.location,
+                config=config,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+            model, report = loaded
+            check_report(str(source), getattr(config, "num_hidden_layers", None), report)
+        else:
+            named = {name: value for name, value in options.items() if name in _BUILDING}
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, **named)
+    check_kind(str(source), model)
+    return model
 
 
 def rebuild(
@@ -139,33 +197,66 @@ def rebuild(
 
     In eval mode, on `model`'s device; it may share memory with `state`. Every parameter requires gradients.
     """
-    rebuilt: Any = type(model).from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        output_loading_info=True,
-    )
+    with one_line_errors(type(model).__name__, done="made"):
+        rebuilt: Any = type(model).from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+            output_loading_info=True,
+        )
     fresh, report = rebuilt
     assert not report["missing_keys"], report["missing_keys"]
     assert not report["unexpected_keys"], report["unexpected_keys"]
     return fresh.to(model.device)
 
 
-def _options(found: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+def hub_options(found: ModelSource, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What transformers is told of where a model lies, whatever it is to read of it."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if found.gguf_file is not None:
         options["gguf_file"] = found.gguf_file
-    if revision is not None:
+    if revision:
         options["revision"] = revision
+    if not found.is_local and not is_reachable():
+        options["local_files_only"] = True
     return options
 
 
-def _gguf_path(found: ModelSource, revision: str | None) -> str:
+def _model_options(
+    found: ModelSource,
+    revision: str | None,
+    dtype: str | torch.dtype,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    options = hub_options(found, revision, trust_remote_code) | {"dtype": parse_dtype(dtype)}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if found.gguf_file is not None:
+        # unpacked even where a kernel could compute on the blocks: the weights are to be trained and saved
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
+    return options
+
+
+def _check_tokenizer_files(folder: Path) -> None:
+    """See that a folder has a tokenizer, and that its JSON files hold objects."""
+    if not list(folder.glob("*token*")):
+        # without this transformers tries to build an empty tokenizer from the config alone
+        raise UserError(f"`{folder}` holds no tokenizer (no tokenizer.json)")
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        if (folder / name).exists():
+            read_object(folder / name)
+
+
+def _gguf_path(found: ModelSource, options: dict[str, Any]) -> str:
     if found.is_local:
         return str(Path(found.location) / str(found.gguf_file))
-    return str(cached_file(found.location, str(found.gguf_file), revision=revision))
+    where = {name: value for name, value in options.items() if name in ("revision", "local_files_only")}
+    return str(cached_file(found.location, str(found.gguf_file), **where))
 
 
 def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: str) -> None:

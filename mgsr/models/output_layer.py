@@ -33,6 +33,11 @@ def trunk(model: Any) -> Any:
     return body
 
 
+def position_limit(model: Any) -> int | None:
+    """Tokens of the longest text that `model` has positions for; None where its config names no limit."""
+    return getattr(causal_lm(model).config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def last_hidden(
     model: Any,
     input_ids: Tensor,

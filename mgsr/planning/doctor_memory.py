@@ -33,7 +33,9 @@ from mgsr.planning.peak_memory import (
     training_added,
 )
 from mgsr.planning.units import readable
+from mgsr.planning.workload import main_job
 from mgsr.runtime.devices import working_device
+from mgsr.runtime.errors import UserError
 from mgsr.training.checkpoint import KEPT
 
 # resident memory of a training step over the bytes of its tensors, glibc; measured, see tests/reliability
@@ -258,8 +260,12 @@ def _text_bytes(config: ExperimentConfig, report: Report) -> int:
     rows = report.figures.get("data.train", {}).get("rows", 0)
     if not config.scrg.enabled or train is None:
         return 0
-    rounds = -(-config.train.epochs // config.scrg.every_n_epochs)
+    try:
+        job = main_job(config, rows, config.trainer.devices * config.trainer.num_nodes)
+    except UserError:
+        # said already
+        return 0
     per_row = 7 * (train["longest_prompt"] + 3 * config.scrg.max_new_tokens) + 900
-    total = int(rounds * rows * max(0.0, config.mixture.student_fraction) * per_row)
+    total = int(job.written * per_row)
     report.figures["text"] = {"bytes": total, "readable": readable(total)}
     return total

@@ -33,8 +33,10 @@ class Report:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def say(self, level: Level, section: str, text: str) -> None:
-        """Add a finding; its text becomes one line."""
-        self.findings.append(Finding(level, section, " ".join(text.split())))
+        """Add a finding; its text becomes one line. The same error of two looks is one."""
+        line = " ".join(text.split())
+        if level != "error" or all(line != finding.text for finding in self.findings):
+            self.findings.append(Finding(level, section, line))
 
     @property
     def well(self) -> bool:

@@ -143,16 +143,10 @@ def _source(model: ModelConfig) -> models.ModelSource:
     return models.resolve_source(model.source, gguf_file=model.gguf_file or None, revision=model.revision or None)
 
 
-def _options(model: ModelConfig, gguf_file: str | None) -> dict[str, Any]:
-    """What transformers is told beside the place."""
-    options = {"gguf_file": gguf_file, "revision": model.revision}
-    return {"trust_remote_code": model.trust_remote_code} | {name: text for name, text in options.items() if text}
-
-
 def _cached(model: ModelConfig) -> PretrainedConfig | None:
-    options = _options(model, model.gguf_file)
+    options = models.hub_options(_source(model), model.revision, model.trust_remote_code)
     try:
-        return AutoConfig.from_pretrained(model.source, local_files_only=True, **options)
+        return AutoConfig.from_pretrained(model.source, **options | {"local_files_only": True})
     except (OSError, ValueError):
         return None
 
@@ -165,4 +159,6 @@ def read_shape(model: ModelConfig) -> PretrainedConfig:
     """
     found = _source(model)
     with models.one_line_errors(model.source):
-        return AutoConfig.from_pretrained(found.location, **_options(model, found.gguf_file))
+        return AutoConfig.from_pretrained(
+            found.location, **models.hub_options(found, model.revision, model.trust_remote_code)
+        )

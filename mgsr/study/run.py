@@ -20,7 +20,6 @@ import torch
 import mgsr
 from mgsr.config.load import dump, fingerprint
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models.from_config import check_tokenizers
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
@@ -224,7 +223,6 @@ def _prepare(runs: Sequence[Run]) -> None:
     """
     starts = {fingerprint(r.seed, r.config.teacher, r.config.student, r.config.evaluation): r for r in runs}
     for run in starts.values():
-        check_tokenizers(run.config)
         prepare(run.config)
 
 

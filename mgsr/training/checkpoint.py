@@ -97,7 +97,7 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
         carries = isinstance(error, pickle.UnpicklingError) and "eights" in str(error)
         reason = "holds more than tensors and plain values" if carries else "is no checkpoint"
         raise DataError(f"{path}: {reason}: refused; delete it, or take it from whom you trust") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise DataError(f"{path}: is no checkpoint: refused; delete it")
     return content
 

@@ -175,16 +175,18 @@ def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     else:
         model = _shape(folder / STUDENT, config)
     load_student(model, checkpoint)
+    models.check_values(str(checkpoint), model)
     return model, tokenizer
 
 
 def _shape(folder: Path, config: ExperimentConfig) -> PreTrainedModel:
     """A model of the student's shape; its weights are still to be filled in."""
     code = config.student.trust_remote_code
-    shape = AutoConfig.from_pretrained(folder, trust_remote_code=code)
-    return AutoModelForCausalLM.from_config(
-        shape, dtype=models.parse_dtype(config.student.dtype), trust_remote_code=code
-    )
+    with models.one_line_errors(str(folder / "config.json"), "put the run's own config.json back", done="used"):
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=code)
+        return AutoModelForCausalLM.from_config(
+            shape, dtype=models.parse_dtype(config.student.dtype), trust_remote_code=code
+        )
 
 
 def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:

@@ -147,6 +147,7 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         # frozen weights below adapters are in no checkpoint; the module checks the names that are
         whole = all(parameter.requires_grad for parameter in self.model.parameters())
+        models.check_state(str(checkpoint_path), content["state_dict"], self.model.state_dict(), complete=whole)
         options = StateDictOptions(full_state_dict=True, strict=whole)
         set_model_state_dict(self.model, dict(content["state_dict"]), options=options)
         for optimizer, state in zip(self.optimizers, content["optimizer_states"], strict=True):

@@ -121,6 +121,7 @@ class DistillationModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
+        models.check_state(str(self.trainer.ckpt_path), checkpoint["state_dict"], self.state_dict())
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.step_metrics.load(figures)

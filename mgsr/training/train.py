@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from mgsr.config.checks import check_device
 from mgsr.config.load import with_absolute_paths
 from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
@@ -21,19 +20,19 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds, say_of_unseen_words
-from mgsr.models.from_config import check_tokenizers
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
-from mgsr.runtime.devices import check_compiler, working_device
+from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.build import Job, build_job, mean_bounds
+from mgsr.training.build import Job, build_job
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
+from mgsr.training.preflight import check_run
 from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
 from mgsr.training.sft import evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
@@ -65,15 +64,11 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
         say_of_unknown_kinds(config, rows)
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
-    check_device(config, device.type)
-    if config.trainer.compile:
-        check_compiler(device)
-    mean_bounds(config)
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     if not (folder / METRICS).exists():
-        check_tokenizers(config)
+        check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
     with locked(folder) if is_first() else nullcontext():
         if is_first():
@@ -142,7 +137,9 @@ def _run(
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
     config = with_absolute_paths(config)
-    prepare_models(config, _rows(config))
+    rows = _rows(config)
+    check_run(config, rows)
+    prepare_models(config, rows)
 
 
 def _rows(config: ExperimentConfig) -> dict[str, list[Row]]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig, TrainConfig
-from mgsr.models import with_base
+from mgsr.models import check_state, with_base
 from mgsr.runtime.devices import is_out_of_memory, working_device
 from mgsr.runtime.errors import DataError, UserError
 from mgsr.runtime.files import SUFFIX, refused, write_whole
@@ -179,7 +179,11 @@ def _out_of_memory(name: str, section: str, stage: TrainConfig, step: int) -> Us
 
 
 def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
-    """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries."""
+    """Put the student's weights of a checkpoint into `student`; returns the checkpoint's other entries.
+
+    Raises:
+        DataError: it is damaged, or of another model.
+    """
     try:
         content = read_checkpoint(checkpoint)
     except DataError as error:
@@ -193,7 +197,9 @@ def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
         ) from None
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
-    student.load_state_dict(with_base(weights, student))
+    whole = with_base(weights, student)
+    check_state(str(checkpoint), whole, student.state_dict())
+    student.load_state_dict(whole)
     return content
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, LlamaConfig
 
 from mgsr.data.synthetic import generate_rows
-from mgsr.data.tokenizer import train_tokenizer
+from mgsr.data.tokenizer import LONGEST_PIECE, train_tokenizer
 
 TEXTS = ["The cat saw the dog.\n", "Then the dog saw Ann.", "Ann ran to the cat."]
 WHOLE = train_tokenizer(TEXTS)
@@ -96,3 +96,26 @@ def test_the_synthetic_set_takes_one_token_a_word() -> None:
     for row in generate_rows("dev", 110, seed=5):
         for text in row.references:
             assert len(tokenizer.encode(text)) == len(text.replace(".", " .").replace(",", " ,").split())
+
+
+@pytest.mark.parametrize("text", ["ab" * 100_000, " " * 200_000, "日本" * 40_000, "z" * 200_000 + " the end"])
+def test_a_text_without_a_break_ends(text: str) -> None:
+    """Merges of one piece took time that grows with its square."""
+    tokenizer = train_tokenizer([text], vocab_size=300)
+    assert tokenizer.decode(tokenizer.encode(text[:5000])) == text[:5000]
+
+
+def test_pieces_are_cut_for_learning_alone() -> None:
+    long = "".join(chr(ord("a") + i * i % 23) for i in range(LONGEST_PIECE + 500))
+    texts = [long, *TEXTS]
+    cut = train_tokenizer([long[:LONGEST_PIECE], long[LONGEST_PIECE:], *TEXTS], vocab_size=400)
+    assert train_tokenizer(texts, vocab_size=400).get_vocab() == cut.get_vocab()
+
+
+@pytest.mark.parametrize("vocab_size", [10**9, 2**40, 10_000])
+def test_a_vocabulary_beyond_the_texts_is_as_large_as_they_give(vocab_size: int) -> None:
+    """The trainer reserved memory for all, and ended the process."""
+    assert (
+        train_tokenizer(TEXTS, vocab_size=vocab_size).get_vocab()
+        == train_tokenizer(TEXTS, vocab_size=600).get_vocab()
+    )

@@ -89,7 +89,7 @@ def test_cut_answers_are_warned_of(tiny_file: Path, words: list[str], tmp_path: 
     ("override", "section", "part"),
     [
         ("train.epochs=none", "config", "train.epochs"),
-        ("teacher.source=/nowhere", "teacher tokenizer", "does not exist"),
+        ("teacher.source=/nowhere", "teacher", "does not exist"),
         ("data.dev=/nowhere.jsonl", "data.dev", "no such file"),
         ("trainer.accelerator=mps", "config", "auto | cpu | gpu | cuda"),
     ],
@@ -214,3 +214,36 @@ def test_a_cpu_is_shared_by_its_ranks(tiny_file: Path) -> None:
         examine(tiny_file, words).figures["memory"]["available"] for words in ([], ["trainer.devices=2"])
     )
     assert both == pytest.approx(alone / 2, rel=0.1)
+
+
+def test_text_is_counted_from_the_steps_that_are_trained(tiny_file: Path) -> None:
+    """32 rows in steps of 8: four steps an epoch, three epochs of them where `max_steps` says nothing."""
+
+    def text(*overrides: str) -> int:
+        report = examine(tiny_file, list(overrides))
+        assert report.figures["disk"]["text"] == report.figures["text"]["bytes"]
+        return report.figures["text"]["bytes"]
+
+    three = text()
+    assert text("train.max_steps=12") == three
+    assert text("train.max_steps=120") == 10 * three
+    assert text("train.max_steps=120", "train.epochs=1") == 10 * three
+    assert text("train.max_steps=4") == pytest.approx(three / 3, abs=1)
+
+
+def test_a_folder_is_looked_at_without_its_weights(tiny_file: Path, words: list[str], tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["lolo pipi"] * 20, vocab_size=266)
+    shape = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 128}
+    model = models.build_causal_lm("llama", vocab_size=len(tokenizer), eos_token_id=1, seed=0, **shape)
+    folder = models.save_model_folder(model, tokenizer, tmp_path / "a")
+    sources = [f"{name}.source={folder}" for name in ("teacher", "student")]
+    assert examine(tiny_file, [*words, *sources]).well
+    config = json.loads((folder / "config.json").read_text())
+    for change, part in (
+        ({"hidden_size": 10**9}, "by its config.json"),
+        ({"max_position_embeddings": 16}, "the model has 16 positions"),
+        ({"num_hidden_layers": 7}, "lacks 54 weights"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        errors = [f.text for f in examine(tiny_file, [*words, *sources]).findings if f.level == "error"]
+        assert any(part in text for text in errors), errors

@@ -1,0 +1,192 @@
+"""What can be known to be wrong before the first stage of a run: one list, for `train`, `ablate` and `doctor`.
+
+No weight is read and nothing is written. Rows are encoded only where a limit might be passed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PreTrainedTokenizerBase
+
+from mgsr import models
+from mgsr.config.checks import check_device
+from mgsr.config.schema import ExperimentConfig, ModelConfig
+from mgsr.data.chunkers import build_chunker
+from mgsr.data.rows import Row
+from mgsr.data.splits import encode_quietly, read_split
+from mgsr.evaluation.test_set import check_special_ids, check_texts
+from mgsr.models.from_config import (
+    build_initial,
+    build_tokenizer,
+    check_tokenizers,
+    quiet_transformers,
+    with_adapters,
+)
+from mgsr.models.output_layer import position_limit
+from mgsr.runtime.devices import check_compiler, working_device
+from mgsr.runtime.errors import UserError
+from mgsr.training.build import mean_bounds
+from mgsr.training.optim import training_length
+
+Rows = Mapping[str, Sequence[Row]]
+
+
+def check_run(config: ExperimentConfig, rows: Rows) -> None:
+    """Go through the list and stop at the first thing that is wrong.
+
+    Args:
+        rows: by split.
+
+    Raises:
+        UserError: as one line, what is wrong and what to do.
+    """
+    for section, check in checks(config, rows):
+        try:
+            check()
+        except UserError as error:
+            if section not in ("teacher", "student"):
+                raise
+            raise UserError(f"{section}: {error}") from error
+
+
+def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[], None]]]:
+    """The list: what is looked at, and a function that raises a UserError.
+
+    Args:
+        rows: by split; a split that could not be read is left out.
+    """
+    quiet_transformers()
+    shapes: dict[str, Any] = {}
+    return [
+        ("device", lambda: _check_device(config)),
+        ("packages", lambda: _check_packages(config)),
+        ("plan", lambda: _check_plan(config, rows)),
+        ("tokenizers", lambda: check_tokenizers(config)),
+        ("teacher", lambda: _look_at_teacher(config, shapes)),
+        ("student", lambda: _look_at_student(config, shapes)),
+        ("lengths", lambda: _check_texts(config, rows, shapes)),
+    ]
+
+
+def _check_device(config: ExperimentConfig) -> None:
+    device = working_device(config.trainer.accelerator)
+    check_device(config, device.type)
+    if config.trainer.compile:
+        check_compiler(device)
+
+
+def _check_packages(config: ExperimentConfig) -> None:
+    if config.student.lora.r and importlib.util.find_spec("peft") is None:
+        raise UserError("`student.lora` needs the extra `lora`: pip install 'mgsr[lora]', or set student.lora.r=0")
+    writes = config.scrg.enabled and config.scrg.backend == "vllm"
+    if writes and importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "`scrg.backend=vllm` needs vLLM: pip install 'mgsr[vllm]', or set scrg.backend=transformers"
+        )
+    spans = config.spans
+    parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")
+    if config.objective.w_span > 0 and parses:
+        build_chunker("spacy")
+
+
+def _check_plan(config: ExperimentConfig, rows: Rows) -> None:
+    """Bounds of another run, and rows to train on."""
+    mean_bounds(config)
+    world = config.trainer.devices * config.trainer.num_nodes
+    if "train" in rows:
+        training_length(config.train, len(rows["train"]), world)
+
+
+def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
+    if config.teacher.source:
+        shapes["teacher"] = _shape_of(config, config.teacher)
+
+
+def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
+    student = config.student
+    if student.source != "teacher":
+        shapes["student"] = _shape_of(config, student)
+    origin = shapes.get("student", shapes.get("teacher"))
+    if student.keep_layers and origin is not None:
+        models.pruned_config(origin.config, student.keep_layers)
+    if student.lora.r and origin is not None:
+        with torch.device("meta"):
+            with_adapters(origin, config)
+
+
+def _shape_of(config: ExperimentConfig, model: ModelConfig) -> Any:
+    """The model without its content."""
+    if model.source == "init":
+        with FakeTensorMode():
+            made = build_initial(
+                config,
+                model,
+                vocab_size=config.data.synthetic.vocab_size,
+                eos_token_id=1,
+                pad_token_id=0,
+                seed=0,
+            )
+        needs = sum(weight.numel() * weight.element_size() for weight in made.parameters())
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needs > memory:
+            raise UserError(
+                f"a {model.architecture.family} of hidden_size {model.architecture.hidden_size} and "
+                f"{model.architecture.num_layers} layers takes {needs / 1e9:.0f} GB, and this machine has "
+                f"{memory / 1e9:.0f}: lower its architecture's sizes"
+            )
+        return made
+    return models.shape_of_causal_lm(
+        model.source,
+        gguf_file=model.gguf_file or None,
+        revision=model.revision or None,
+        dtype=model.dtype,
+        attn_implementation=model.attn_implementation or None,
+        trust_remote_code=model.trust_remote_code,
+        download=False,
+    )
+
+
+def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]) -> None:
+    """Positions and embeddings for every row, and for what is written to it.
+
+    Args:
+        shapes: of teacher and student, as far as they could be had.
+    """
+    data, written = config.data, config.evaluation.max_new_tokens
+    in_rounds = config.scrg.max_new_tokens if config.scrg.enabled else 0
+    most = max(data.max_length, data.max_prompt_length + max(in_rounds, written))
+    known: dict[str, PreTrainedTokenizerBase] = {}
+    for name, shape in shapes.items():
+        model: ModelConfig = getattr(config, name)
+        limit = position_limit(shape)
+        enough = limit is None or limit >= most
+        if model.source == "init":
+            if enough:
+                # its embedding is made for its tokenizer
+                continue
+            source = config.teacher if config.teacher.source else model
+            split = "teacher" if config.teacher.source else "train"
+            tokenizer = known.get("teacher") or build_tokenizer(config, source, read_split(data, split))
+        else:
+            tokenizer = build_tokenizer(config, model, ())
+            check_special_ids(name, shape, tokenizer)
+        known[name] = tokenizer
+        if enough and models.knows_all_ids(shape, tokenizer):
+            continue
+        for split, some in rows.items():
+            trains = split == "train"
+            check_texts(
+                name,
+                shape,
+                tokenizer,
+                encode_quietly(some, tokenizer, data).examples,
+                new_tokens=in_rounds if trains else written,
+                key="scrg.max_new_tokens" if trains else "evaluation.max_new_tokens",
+                answers=split in ("train", "dev"),
+            )

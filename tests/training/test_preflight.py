@@ -1,0 +1,118 @@
+"""What can be known before the first stage is said before it, by `train` and by `doctor` alike."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgsr import models
+from mgsr.config.load import load_config
+from mgsr.config.schema import ExperimentConfig
+from mgsr.data.chunkers import PIPELINE
+from mgsr.data.tokenizer import train_tokenizer
+from mgsr.planning.doctor import examine
+from mgsr.runtime.errors import UserError
+from mgsr.training import preflight
+from mgsr.training.run_folder import run_folder
+from mgsr.training.train import prepare, train
+
+Make = Callable[..., ExperimentConfig]
+
+
+def model_folder(folder: Path, *, rows: int | None = None, **special: str) -> Path:
+    tokenizer = train_tokenizer(["Say the opposite of the word."] * 3, vocab_size=280)
+    rows = rows or len(tokenizer)
+    for name, token in special.items():
+        setattr(tokenizer, name, token)
+    shape = {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 256, "seed": 0}
+    model = models.build_causal_lm("llama", vocab_size=rows, eos_token_id=1, **shape)
+    return models.save_model_folder(model, tokenizer, folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    model_folder(root / "good")
+    model_folder(root / "narrow", rows=100)
+    # tokens that the tokenizer adds, behind the last row of the embedding
+    model_folder(root / "padded", pad_token="[PAD]")
+    torn = model_folder(root / "torn") / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-8])
+    return root
+
+
+# an override, where the doctor says it, what is said
+LATE = [
+    ("student.architecture.num_heads=3", "student", "not a multiple of num_heads 3"),
+    ("student.architecture.hidden_size=1000000000", "student", r"takes \d+ GB, and this machine has"),
+    ("student.attn_implementation=foo", "student", 'attn_implementation="foo"` is not supported'),
+    ("student.source={folders}/torn", "student", "model.safetensors` is torn"),
+    ("student.source={folders}/god", "student", "did you mean .*/good`"),
+    ("student.source=teacher student.keep_layers=[0,7]", "student", "layer 7 cannot be kept"),
+    ("student.lora={{r: 2, target_modules: [q_prj]}}", "student", "`q_prj` is no layer"),
+    ("teacher.source={folders}/good student.source={folders}/narrow", "lengths", "its embedding has 100 rows"),
+    ("teacher.source={folders}/padded student.source={folders}/padded", "lengths", r"pad_token is id \d+"),
+    ("scrg.max_new_tokens=200", "lengths", r"104 positions: lower scrg\.max_new_tokens"),
+    ("evaluation.max_new_tokens=200", "lengths", r"104 positions: lower evaluation\.max_new_tokens"),
+    ("scrg.backend=vllm", "packages", "needs vLLM"),
+    ("student.lora.r=2", "packages", r"pip install 'mgsr\[lora\]'"),
+    ("spans.chunker=spacy", "packages", r"pip install 'mgsr\[spans\]'"),
+    ("spans={{chunker: random, random_lengths: spacy}}", "packages", r"pip install 'mgsr\[spans\]'"),
+]
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation without extras."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        preflight.importlib.util,  # type: ignore[attr-defined]
+        "find_spec",
+        lambda name, *more: None if name in ("peft", "vllm") else find(name, *more),
+    )
+    import spacy
+
+    def load(name: str, **_: Any) -> Any:
+        assert name == PIPELINE
+        raise OSError("Can't find model")
+
+    monkeypatch.setattr(spacy, "load", load)
+
+
+@pytest.mark.parametrize(("words", "section", "said"), LATE)
+def test_what_would_come_late_comes_first(
+    tiny_file: Path,
+    tmp_path: Path,
+    folders: Path,
+    request: pytest.FixtureRequest,
+    words: str,
+    section: str,
+    said: str,
+) -> None:
+    if section == "packages":
+        request.getfixturevalue("bare")
+    parts = words.format(folders=folders).replace(" student", "\nstudent").replace(" data.", "\ndata.")
+    overrides = [f"run_root={tmp_path}", *parts.replace(" evaluation.", "\nevaluation.").split("\n")]
+    config = load_config(tiny_file, overrides)
+    for begin in (train, prepare):
+        with pytest.raises(UserError, match=said) as caught:
+            begin(config)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    report = examine(tiny_file, overrides)
+    found = [finding for finding in report.findings if finding.level == "error" and finding.section == section]
+    assert [finding for finding in found if str(caught.value).endswith(finding.text)], report.findings
+    texts = [finding.text for finding in report.findings if finding.level == "error"]
+    assert len(texts) == len(set(texts)), "the same is said once"
+
+
+def test_a_sound_run_passes_and_reads_no_weight(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    for _, check in preflight.checks(config, {}):
+        check()
+    monkeypatch.setattr(preflight, "check_run", lambda *_: None)
+    assert not run_folder(config).exists()
