@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
+from omegaconf import OmegaConf
 
 from mgsr.config.checks import check_together
-from mgsr.config.keys import hints_of
 from mgsr.config.layers import NAMED, layer_of_tree, read_layer, read_words
 from mgsr.config.origin import COMMAND_LINE, Layer, Said, placed, remember
 from mgsr.config.schema import ExperimentConfig
@@ -113,14 +114,17 @@ def _valued(layer: Layer) -> ExperimentConfig:
 
 
 def filled(cls: type[Section], values: Mapping[str, Any], prefix: str = "") -> Section:
-    """A section of the schema with these values, by dotted name, and defaults."""
-    given: dict[str, Any] = {}
-    for name, kind in hints_of(cast(type, cls)).items():
-        if is_dataclass(kind):
-            given[name] = filled(cast(type, kind), values, f"{prefix}{name}.")
-        elif prefix + name in values:
-            given[name] = values[prefix + name]
-    return cls(**given)
+    """A section of the schema with these values, by dotted name, and defaults; each is held to its type."""
+    section = copy.deepcopy(_structured(cast(Any, cls)))
+    for name, value in values.items():
+        OmegaConf.update(section, name.removeprefix(prefix), value, merge=False)
+    return cast(Section, OmegaConf.to_object(section))
+
+
+@cache
+def _structured(cls: Any) -> Any:
+    """To be copied: building it takes longer."""
+    return OmegaConf.structured(cls)
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:

@@ -1,6 +1,7 @@
 """Small result files of a study: all that its report needs, committed with the project.
 
-    <study folder>/results/<arm>/seed=<n>.json
+    <study folder>/results/<arm>/seed=<n>.json                  of numerics version 1
+    <study folder>/results/<arm>/seed=<n>.numerics=<v>.json     of later ones: both may stand side by side
 
 Each holds the run's metrics, the score of every test example, its curves thinned to `POINTS`, the arm's overrides,
 and what the numbers came from: hashes of configuration and data, commit, numerics version and machine, and the
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
@@ -26,12 +28,8 @@ from mgsr.runtime.files import write_atomically
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.progress import say
 from mgsr.study.result_checks import what_is_wrong
-from mgsr.study.study import FIXED
+from mgsr.study.study import FIXED, seed_of
 from mgsr.training.run_folder import NEUTRAL, changed_keys, load_run_config, told_keys
-
-
-def result_path(folder: Path, arm: str, seed: int) -> Path:
-    return folder / arm / f"seed={seed}.json"
 
 
 def hashes(config: ExperimentConfig, base: ExperimentConfig) -> dict[str, str]:
@@ -58,7 +56,7 @@ def _config_hash(config: ExperimentConfig, seed: int | None) -> str:
     kept = {name: value for name, value in tree.items() if name not in aside and value != defaults[name]}
     if config.clip.run:
         # whose bounds they are, not where that study lies
-        kept["clip.run"] = "/".join(Path(config.clip.run).parts[-2:])
+        kept["clip.run"] = re.sub(r"\.numerics=\d+", "", "/".join(Path(config.clip.run).parts[-2:]))
     return fingerprint(kept, seed, names)
 
 
@@ -124,7 +122,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
     wrong = what_is_wrong(result)
     if wrong:
         raise DataError(f"{path}: no whole result file ({wrong}); {remedy}")
-    if path != result_path(path.parents[1], result["arm"], result["seed"]):
+    if path.parent.name != result["arm"] or seed_of(path) != result["seed"]:
         raise DataError(f"{path}: holds {result['arm']}, seed {result['seed']}; move it to that place")
     return result
 
@@ -135,7 +133,7 @@ def results_in(folder: Path, seed: int | str = "*") -> Iterator[dict[str, Any]]:
     Raises:
         DataError: as `read_result`.
     """
-    found = (read_result(path) for path in sorted(folder.glob(f"*/seed={seed}.json")))
+    found = (read_result(path) for path in sorted(folder.glob(f"*/seed={seed}.*json")))
     return (result for result in found if result is not None)
 
 

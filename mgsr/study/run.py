@@ -33,11 +33,10 @@ from mgsr.study.results import (
     plain,
     read_result,
     recorded,
-    result_path,
     write_result,
 )
 from mgsr.study.starting_models import refuse_other_start
-from mgsr.study.study import Study
+from mgsr.study.study import Study, result_path
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
 from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
@@ -145,13 +144,6 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
                 f"{run.path}: comes from another {', '.join(changed)}{keys} "
                 f"(commit {_commit(result['environment'])}); "
                 f"results are never mixed: check that commit out, or delete those of {study.name} to run it anew"
-            )
-        version = numerics_of(result["environment"])
-        if version != mgsr.NUMERICS_VERSION:
-            raise UserError(
-                f"{run.path}: recorded with numerics version {version} (commit {_commit(result['environment'])}), "
-                f"here it is {mgsr.NUMERICS_VERSION}, which gives other numbers; check that commit out, or delete "
-                "the file to run the arm anew"
             )
         return result
     if record:

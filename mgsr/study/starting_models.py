@@ -13,7 +13,8 @@ from typing import Any
 
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
-from mgsr.study.results import result_path, results_in
+from mgsr.study.results import results_in
+from mgsr.study.study import result_path
 
 
 @dataclass(frozen=True)

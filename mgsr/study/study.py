@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+import mgsr
 from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_words
 from mgsr.config.load import config_of, keep_inside, merged
 from mgsr.config.origin import COMMAND_LINE, Layer, Said
@@ -74,7 +76,8 @@ class Study:
         """
         self._refuse_fixed(overrides)
         own = {"arm": Said(arm, str(self.path)), "seed": Said(seed, COMMAND_LINE)}
-        filled = {"{seed}": str(seed), "{results}": str(results or self.results)}
+        filled = {"seed={seed}.json": result_path(Path(), "", seed).name, "{seed}": str(seed)}
+        filled["{results}"] = str(results or self.results)
         layer = merged(self._base(), own, *read_words(overrides), self._arm(arm, filled))
         keep_inside(layer)
         return config_of(layer)
@@ -111,6 +114,22 @@ class Study:
         fixed = [o for o in overrides if o.partition("=")[0] in FIXED]
         if fixed:
             raise ConfigError(f"`{fixed[0]}`: a study sets experiment, arm and seed itself")
+
+
+def result_path(folder: Path, arm: str, seed: int, numerics: int | None = None) -> Path:
+    """Where a run is recorded; `numerics` is a version, None the code's."""
+    version = mgsr.NUMERICS_VERSION if numerics is None else numerics
+    return folder / arm / (f"seed={seed}.json" if version == 1 else f"seed={seed}.numerics={version}.json")
+
+
+def seed_of(path: Path) -> int | None:
+    """The seed in a result file's name, of any numerics version; None where there is none.
+
+    >>> seed_of(Path("results/full/seed=3.numerics=2.json"))
+    3
+    """
+    found = re.fullmatch(r"seed=(\d+)(\.numerics=\d+)?\.json", path.name)
+    return None if found is None else int(found[1])
 
 
 def _filled(value: Any, places: Mapping[str, str]) -> Any:

@@ -36,7 +36,8 @@ from mgsr.runtime.locks import OWNER, locked
 from mgsr.scrg import RevisedSequence
 from mgsr.study.report.evidence import read_evidence
 from mgsr.study.report.write_report import contents, readme
-from mgsr.study.results import read_result, result_path
+from mgsr.study.results import read_result
+from mgsr.study.study import result_path
 from mgsr.study.summary import summarise
 from mgsr.training.export import model_card
 from mgsr.training.run_folder import SHAPES, open_run_folder, read_run_file

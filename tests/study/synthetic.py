@@ -8,8 +8,8 @@ from typing import Any
 import mgsr
 from mgsr.study.report.evidence import read_evidence
 from mgsr.study.report.write_report import contents, readme
-from mgsr.study.results import result_path, write_result
-from mgsr.study.study import Study, load_study
+from mgsr.study.results import write_result
+from mgsr.study.study import Study, load_study, result_path
 
 STUDY = """
 study: sample

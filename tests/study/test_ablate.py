@@ -21,9 +21,9 @@ import mgsr.study.run
 from mgsr.cli.main import main
 from mgsr.runtime import faults
 from mgsr.runtime.errors import UserError
-from mgsr.study.results import hashes, read_result, result_path
+from mgsr.study.results import hashes, read_result, results_in
 from mgsr.study.run import Run, run_all, run_study
-from mgsr.study.study import Study, load_study
+from mgsr.study.study import Study, load_study, result_path
 from tests.reliability.harness import SMALL, forked, unequal
 
 ARMS = """
@@ -162,11 +162,14 @@ def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
         run_study(study, [0], [*overrides, "train.lr=0.5"], record=True)
     here = mgsr.NUMERICS_VERSION
     monkeypatch.setattr(mgsr, "NUMERICS_VERSION", here + 1)
-    path = result_path(study.results, "full", 0)
-    with pytest.raises(
-        UserError, match=rf"recorded with .* version {here} \(commit .* here it is {here + 1}, .* delete"
-    ):
-        run_study(study, [0], overrides, record=True)
+    recorded_before = result_path(study.results, "full", 0, here).read_bytes()
+    # it is not taken for this version's run, which is begun anew, in a folder of its own
+    started = counted(monkeypatch)
+    run_study(study, [0], [f"run_root={tmp_path / 'anew'}", *QUICK], record=True)
+    assert started == ["full/0"]
+    assert result_path(study.results, "full", 0, here).read_bytes() == recorded_before
+    assert [r["environment"]["numerics"] for r in results_in(study.results, 0)] == [here, here + 1]
+    result_path(study.results, "full", 0).unlink()
     # nor is one of another study taken for the same run
     other = make(tmp_path, tiny_file, "copied", "\n  full: {}\n")
     started = counted(monkeypatch)
@@ -174,7 +177,6 @@ def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
     assert started == ["full/0"]
     found = read_result(result_path(other.results, "full", 0))
     assert found is not None and found["environment"]["numerics"] == here + 1
-    path.unlink()
     result_path(other.results, "full", 0).unlink()
     begun = re.escape(str(shared_root / "mixed/full/seed=0"))
     with pytest.raises(

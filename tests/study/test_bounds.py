@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgsr.study.results import result_path, write_result
-from mgsr.study.study import Study
+from mgsr.study.results import write_result
+from mgsr.study.study import Study, result_path
 from tests.study.synthetic import STUDY, make_result, make_study, readme_of, record
 from tests.study.test_report import rows
 

@@ -15,8 +15,8 @@ from mgsr.runtime.errors import UserError
 from mgsr.study.report.evidence import read_evidence
 from mgsr.study.report.plots import all_plots
 from mgsr.study.report.write_report import report
-from mgsr.study.results import result_path, write_result
-from mgsr.study.study import Study
+from mgsr.study.results import write_result
+from mgsr.study.study import Study, result_path
 from tests.study.synthetic import FIGURES, make_result, make_study, readme_of, record
 from tests.study.test_report import rows
 

@@ -13,8 +13,8 @@ from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.errors import UserError
 from mgsr.study import machines
 from mgsr.study.machines import agree_on_threads, threads_of
-from mgsr.study.results import result_path, write_result
-from mgsr.study.study import Study
+from mgsr.study.results import write_result
+from mgsr.study.study import Study, result_path
 from mgsr.training.run_folder import run_folder
 from tests.study.synthetic import make_result, make_study, record
 

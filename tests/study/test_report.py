@@ -11,8 +11,8 @@ import pytest
 from mgsr.cli.main import main
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.report.write_report import report
-from mgsr.study.results import result_path, write_result
-from mgsr.study.study import load_study
+from mgsr.study.results import write_result
+from mgsr.study.study import load_study, result_path
 from tests.study.synthetic import STUDY, make_result, make_study, readme_of, record
 
 ROOT = Path(__file__).parents[2]

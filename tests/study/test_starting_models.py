@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mgsr.runtime.errors import DataError, UserError
-from mgsr.study.results import recorded, result_path, write_result
+from mgsr.study.results import recorded, write_result
 from mgsr.study.starting_models import refuse_other_start
+from mgsr.study.study import result_path
 from tests.study.synthetic import FIGURES, STUDY, make_result, make_study, readme_of
 
 

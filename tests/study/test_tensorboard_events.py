@@ -17,9 +17,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import mgsr.study.run
 from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig
-from mgsr.study.results import hashes, result_path, write_result
+from mgsr.study.results import hashes, write_result
 from mgsr.study.run import run_study
-from mgsr.study.study import Study, load_study
+from mgsr.study.study import Study, load_study, result_path
 from mgsr.study.tensorboard_events import SUFFIX, write_events
 from mgsr.training import trainer
 from mgsr.training.run_folder import is_begun, open_run_folder, run_folder

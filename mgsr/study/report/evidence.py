@@ -12,9 +12,9 @@ from typing import Any
 import mgsr
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
-from mgsr.study.results import plain, read_result, result_path
+from mgsr.study.results import plain, read_result
 from mgsr.study.starting_models import other_starts
-from mgsr.study.study import Study
+from mgsr.study.study import Study, result_path, seed_of
 from mgsr.study.verdicts import Values, Verdict, contrast_verdicts, verdicts_of_sets
 
 Result = Mapping[str, Any]
@@ -193,12 +193,9 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     versions: dict[int, Results] = {}
     for arm in study.arms:
         for path in sorted((folder / arm).glob("seed=*.json")):
-            try:
-                seed = int(path.stem.removeprefix("seed="))
-            except ValueError:
-                continue
-            found = read_result(result_path(folder, arm, seed))
-            if found is not None:
+            seed = seed_of(path)
+            found = None if seed is None else read_result(path)
+            if seed is not None and found is not None:
                 version = numerics_of(found["environment"])
                 versions.setdefault(version, {}).setdefault(arm, {})[seed] = found
     strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
@@ -221,9 +218,10 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
             if result["overrides"] != plain(study.arms[arm]):
+                path = result_path(folder, arm, seed, evidence.numerics)
                 raise UserError(
-                    f"{result_path(folder, arm, seed)}: recorded with other overrides than arm `{arm}` of "
-                    f"{study.path} has now; delete it to run it anew"
+                    f"{path}: recorded with other overrides than arm `{arm}` of {study.path} has now; delete it "
+                    "to run it anew"
                 )
     return evidence
 
@@ -233,7 +231,7 @@ def _refuse_mixture(evidence: Evidence, folder: Path, what: str) -> None:
     for arm, by_seed in evidence.results.items():
         for seed, result in by_seed.items():
             found = str(result["hashes"].get(what))
-            seen.setdefault(found, str(result_path(folder, arm, seed)))
+            seen.setdefault(found, str(result_path(folder, arm, seed, evidence.numerics)))
     if len(seen) > 1:
         first, second = list(seen.values())[:2]
         raise UserError(
@@ -248,9 +246,10 @@ def _refuse_copies(evidence: Evidence, folder: Path) -> None:
         for seed, result in by_seed.items():
             other = seen.setdefault(str(result["hashes"].get("config")), seed)
             if other != seed:
+                path = result_path(folder, arm, seed, evidence.numerics)
                 raise UserError(
-                    f"{result_path(folder, arm, seed)}: has the configuration of seed {other}, so that it is no "
-                    "run of its own; delete it to have it run"
+                    f"{path}: has the configuration of seed {other}, so that it is no run of its own; delete it "
+                    "to have it run"
                 )
 
 
@@ -262,7 +261,7 @@ def _refuse_partial(evidence: Evidence, folder: Path) -> None:
             lacks = [f"metrics.result.{name}" for name in evidence.test_sets if name not in has]
             lacks += [f"curves.{name}" for name in CURVES if not result["curves"].get(name, {}).get("values")]
             if lacks:
-                path = result_path(folder, arm, seed)
+                path = result_path(folder, arm, seed, evidence.numerics)
                 raise UserError(f"{path}: lacks {', '.join(lacks)}; restore it, or delete it to have it run again")
 
 
