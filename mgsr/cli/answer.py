@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from mgsr.cli.arguments import parse
 from mgsr.cli.streams import output_is_broken, tell
 from mgsr.runtime.errors import RunInterruptedError, UserError
+from mgsr.runtime.files import refused
 
 Command = Callable[[argparse.Namespace], int | None]
 
@@ -51,7 +52,8 @@ def answer(commands: Mapping[str, Command], argv: Sequence[str] | None) -> int:
         if debug:
             raise
         # a full disk, a folder that cannot be read: the system's own words name it
-        tell(f"error: {error.filename or 'a file'}: {error.strerror or error}; mend that, then go on")
+        place = error.filename or "a file or the connection to another machine"
+        tell(f"error: {refused(place, error, 'used')}")
         return UserError.exit_code
     except (RuntimeError, MemoryError) as error:
         if debug:

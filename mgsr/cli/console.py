@@ -20,6 +20,9 @@ def show(table: Table) -> None:
 
 def study_table(summary: Mapping[str, Any]) -> Table:
     """Test figures of every arm, and its distance to the baseline arm where several seeds allow one."""
+    # not above: numpy is imported when the processor's instructions are chosen
+    from mgsr.evaluation.statistics import shown_std
+
     seeds = summary["seeds"]
     table = Table(title=f"{summary['study']}: test set, {len(seeds)} training seed(s)")
     for name in ("model", "ROUGE-L", "std", "exact match", "distinct-2"):
@@ -30,14 +33,14 @@ def study_table(summary: Mapping[str, Any]) -> Table:
         table.add_row(
             name,
             f"{value['rouge_l']:.2f}",
-            f"{value['rouge_l_std']:.2f}",
-            f"{value['exact_match']:.1f} %",
-            f"{value['distinct_2']:.3f}",
+            shown_std(value["rouge_l_std"]),
+            _shown(value["exact_match"], ".1f", " %"),
+            _shown(value["distinct_2"], ".3f"),
         )
-    over = next(v["std_over"] for k, v in summary.items() if k not in _NOT_ARMS)
+    over = next(v["std_over"] or "sampling seeds" for k, v in summary.items() if k not in _NOT_ARMS)
     caption = [f"std over {over}"]
     scrg = summary.get("scrg")
-    if scrg:
+    if scrg and {"disagreement_rate", "corrected_fraction"} <= scrg.keys():
         caption.append(
             f"SCRG: student and teacher disagree on {100 * scrg['disagreement_rate']:.1f} % of tokens, "
             f"{100 * scrg['corrected_fraction']:.1f} % of sequences corrected"
@@ -50,8 +53,14 @@ def study_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "n/a" if value is None else f"{value:{form}}{unit}"
+
+
 def evaluation_table(results: Mapping[str, Any]) -> Table:
     """Figures of one model on several sets."""
+    from mgsr.evaluation.statistics import shown_std
+
     table = Table(title="evaluation")
     for name in ("set", "rows", "ROUGE-L", "std over seeds", "exact match", "distinct-2", "words"):
         table.add_column(name, justify="left" if name == "set" else "right")
@@ -60,7 +69,7 @@ def evaluation_table(results: Mapping[str, Any]) -> Table:
             name,
             str(value["examples"]),
             f"{value['rouge_l']:.2f}",
-            f"{value['rouge_l_std']:.2f}",
+            shown_std(value["rouge_l_std"]),
             f"{value['exact_match']:.1f} %",
             f"{value['distinct_2']:.3f}",
             f"{value['mean_words']:.1f}",

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from mgsr.config.load import load_config
+    from mgsr.evaluation.statistics import shown_std
 
     if arguments.config is not None:
         check_config(arguments.config, "train")
@@ -60,7 +61,8 @@ def _train(arguments: argparse.Namespace) -> int:
         if not is_first():
             return 0
     for name, value in metrics["result"].items():
-        print(f"{name}: ROUGE-L {value['rouge_l']:.2f} (std {value['rouge_l_std']:.2f} over {value['std_over']})")
+        spread = f"std {shown_std(value.get('rouge_l_std'))} over {value.get('std_over', 'sampling seeds')}"
+        print(f"{name}: ROUGE-L {value['rouge_l']:.2f} ({spread})")
     print(f"written to {run_folder(config)}")
     return 0
 
@@ -195,19 +197,17 @@ def _config(arguments: argparse.Namespace) -> None:
     import yaml
 
     from mgsr.config.keys import describe
-    from mgsr.config.load import dump, load_config
-    from mgsr.config.schema import ExperimentConfig
+    from mgsr.config.load import dump, load_config, unfinished
 
     if arguments.config is not None:
         check_config(arguments.config, "config")
-    if arguments.config is not None or arguments.overrides:
         text = dump(load_config(arguments.config, arguments.overrides))
         if not prints(text):
             # not escaped by the stream, which would make other values of them
             text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
         print(text, end="")
         return
-    for name, kind, default, text in describe(ExperimentConfig()):
+    for name, kind, default, text in describe(unfinished(arguments.overrides)):
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from mgsr import models
 from mgsr.rounds.render import markdown_revision
-from mgsr.rounds.store import read_manifest, read_round, round_folder
+from mgsr.rounds.store import read_manifest, read_round, round_folder, round_folders
 from mgsr.runtime.errors import UserError
-from mgsr.training.run_folder import STUDENT, load_run_config
+from mgsr.training.run_folder import METRICS, STUDENT, load_run_config
 
 
 def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) -> Iterator[str]:
@@ -25,11 +25,7 @@ def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) 
     """
     run = Path(run)
     load_run_config(run)
-    whole = {
-        int(path.name.removeprefix("round=")): path
-        for path in (run / "scrg").glob("round=*")
-        if read_manifest(path) is not None
-    }
+    whole = {number for number, path in round_folders(run).items() if read_manifest(path) is not None}
     if not whole:
         raise UserError(f"{run}: no round of text in it")
     if round_ is None:
@@ -39,6 +35,8 @@ def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) 
     folder = round_folder(run, round_)
     found = read_round(folder)
     entries = [] if found is None else found.entries
+    if not (run / METRICS).exists():
+        yield f"*The run is not finished (no {METRICS}): these are texts of its rounds so far.*"
     tokenizer = models.load_tokenizer(str(run / STUDENT))
     shown = sorted((e.revised for e in entries if e.revised.corrections), key=lambda r: r.example_id)
     for revised in shown[:number]:

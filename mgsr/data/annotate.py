@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ from mgsr.data.spans import (
     span_ids,
 )
 from mgsr.runtime.errors import UserError, did_you_mean
+from mgsr.runtime.files import write_atomically
+from mgsr.runtime.json_files import Each, ListOf, read_json
 
 METHODS = ("spacy", "light", "fixed", "random", "all_adjacent")
 
@@ -61,12 +62,14 @@ class PhraseCache:
         if self._path is None or not self._path.exists():
             return {}
         try:
-            stored = json.loads(self._path.read_text("utf-8"))
+            stored = read_json(
+                self._path, Each(Each(ListOf(list))), "it is no phrase cache: delete it, or name another file"
+            )
             return {
                 name: {key: [Phrase(int(s), int(e), str(k)) for s, e, k in found] for key, found in texts.items()}
                 for name, texts in stored.items()
             }
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise UserError(f"{self._path} is not a phrase cache: delete it, or name another file") from error
 
     def _write(self) -> None:
@@ -75,10 +78,7 @@ class PhraseCache:
         stored = self._read()
         self._known = {**stored.get(self._chunker.fingerprint, {}), **self._known}
         stored[self._chunker.fingerprint] = self._known
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
-        draft.write_text(json.dumps(stored, separators=(",", ":")), "utf-8")
-        os.replace(draft, self._path)
+        write_atomically(self._path, json.dumps(stored, separators=(",", ":")))
 
 
 class SpanAnnotator:

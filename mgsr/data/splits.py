@@ -48,7 +48,9 @@ def read_split(config: DataConfig, split: str) -> list[Row]:
     split = "train" if split == "teacher" else split
     if is_file(source):
         if split != "train" and source == config.train:
-            raise ConfigError(f"`data.{split}` is empty and data.train is a file; give data.{split}=FILE")
+            raise ConfigError(
+                f"`data.{split}` is empty and data.train is a file; give data.{split}=FILE", "data.train"
+            )
         return _limited(read_rows(source), limit)
     cut = config.hub_split
     return _limited(load_hub_rows(source, dev=cut.dev, test=cut.test, seed=cut.seed)[split], limit)

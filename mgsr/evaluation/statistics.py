@@ -32,6 +32,15 @@ def mean_std(values: Sequence[float]) -> MeanStd:
     return MeanStd(float(np.mean(values)), std, len(values))
 
 
+def shown_std(std: float | None) -> str:
+    """A standard deviation as tables show it; of one value there is none.
+
+    >>> shown_std(0.126), shown_std(None)
+    ('0.13', 'n/a')
+    """
+    return "n/a" if std is None or math.isnan(std) else f"{std:.2f}"
+
+
 class PairedInterval(NamedTuple):
     """Mean difference, its confidence interval, and the two-sided p-value of no difference."""
 

@@ -14,10 +14,8 @@ from mgsr.data.rows import ALL, Row
 from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu
 from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
-from mgsr.models.output_layer import position_limit
-from mgsr.models.vocabulary import logits_width
 from mgsr.runtime import ranks
-from mgsr.runtime.errors import UserError, did_you_mean
+from mgsr.runtime.errors import did_you_mean
 from mgsr.runtime.progress import say
 
 
@@ -124,65 +122,6 @@ def say_of_unknown_kinds(config: ExperimentConfig, rows: Mapping[str, Sequence[R
             say(f"evaluation.one_answer: no test row is of the kind {name}{did_you_mean(name, kinds)}")
 
 
-def check_special_ids(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that a model has an embedding of its tokenizer's end of text and padding.
-
-    Args:
-        name: of the model, for the message; model: on any device, also without content.
-
-    Raises:
-        UserError: it has not.
-    """
-    width = logits_width(model)
-    for token in ("eos_token", "pad_token"):
-        token_id = getattr(tokenizer, f"{token}_id")
-        if token_id is not None and token_id >= width:
-            raise UserError(
-                f"{name}: {token} is id {token_id} of its tokenizer, and its embedding has {width} rows: name one "
-                "of these in tokenizer_config.json, or take a tokenizer and weights that belong together"
-            )
-
-
-def check_texts(
-    name: str,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    new_tokens: int,
-    key: str,
-    answers: bool = False,
-) -> None:
-    """See that a model has a position and an embedding for every token that it will read or write.
-
-    Args:
-        name: of the model, for the message; model: on any device, also without content.
-        new_tokens: that are written to a prompt; key: where that number is set.
-        answers: the answers of the examples are read too.
-
-    Raises:
-        UserError: it has not; the first such row is named.
-    """
-    limit, width = position_limit(model), logits_width(model)
-    for example in examples:
-        where = example.where or f"row {example.id}"
-        read = example.response_ids if answers else ()
-        ids = (*example.prompt_ids, *read)
-        if ids and max(ids) >= width:
-            token = tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(
-                f"{name}: {where} has the token `{token}` of id {max(ids)}, and its embedding has {width} rows: "
-                "take a tokenizer and weights that belong together"
-            )
-        prompt, most = len(example.prompt_ids), max(new_tokens, len(read))
-        if limit is not None and prompt + most > limit:
-            lower = key if new_tokens == most else "data.max_length"
-            raise UserError(
-                f"{name}: {where} takes {prompt} tokens and its answer up to {most}, and the model has {limit} "
-                f"positions: lower {lower} or data.max_prompt_length"
-            )
-
-
 def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Row]]) -> None:
     """Say of how many rows ROUGE sees no word in any reference: they score 0 whatever is written.
 
@@ -221,7 +160,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
             matches.append(match)
             matches_by_category.setdefault(example.category or ALL, []).append(match)
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
-    mean, std = mean_std(list(scores.values()))[:2] if len(scores) > 1 else (next(iter(scores.values())), 0.0)
+    mean, std, count = mean_std(list(scores.values()))
     words = [record["prediction"].split() for record in records]
     figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
     if len(examples) > 1:
@@ -229,7 +168,8 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         figures["self_bleu"] = self_bleu(words[: len(examples)])
     summary = {
         "rouge_l": mean,
-        "rouge_l_std": std,
+        # one seed has no spread, and JSON no NaN
+        "rouge_l_std": std if count > 1 else None,
         "std_over": "sampling seeds",
         "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
         "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},

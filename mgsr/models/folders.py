@@ -24,7 +24,7 @@ from mgsr.models.lora import has_adapters
 from mgsr.models.sources import resolve_source
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.files import sync_folder
+from mgsr.runtime.files import refused, sync_folder, system_error
 
 # what a config says about its writer or its run, not about the function the model computes
 _PASSING_KEYS = frozenset(
@@ -40,12 +40,19 @@ _READ_ALONG = (
 
 
 def save_model_folder(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    *,
+    card: str | None = None,
 ) -> Path:
     """Write a model and its tokenizer as a folder that `load_causal_lm` and `load_tokenizer` read.
 
     Everything goes to a hidden folder beside it that is renamed at the end, so a reader never meets half a
     model. A model folder that is already there is replaced; any other folder is left alone.
+
+    Args:
+        card: content of its README.md.
 
     Returns:
         The folder.
@@ -62,7 +69,7 @@ def save_model_folder(
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
 
-    return _write_folder(folder, write)
+    return _write_folder(folder, write, card)
 
 
 def save_adapter_folder(
@@ -72,6 +79,7 @@ def save_adapter_folder(
     *,
     base: str,
     revision: str | None = None,
+    card: str | None = None,
 ) -> Path:
     """Write the adapters of `add_lora` and the tokenizer as a folder that `PeftModel.from_pretrained` reads.
 
@@ -79,6 +87,7 @@ def save_adapter_folder(
 
     Args:
         base: folder or hub id of the model below the adapters; revision: of the hub.
+        card: content of its README.md.
 
     Returns:
         The folder.
@@ -98,10 +107,10 @@ def save_adapter_folder(
         adapted.save_pretrained(partial, save_embedding_layers=False)
         tokenizer.save_pretrained(partial)
 
-    return _write_folder(folder, write)
+    return _write_folder(folder, write, card)
 
 
-def _write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
+def _write_folder(folder: str | Path, write: Callable[[Path], None], card: str | None) -> Path:
     """Have `write` fill a hidden folder, then give it the name `folder`."""
     target = Path(folder).expanduser().absolute()
     if target.exists() and not _may_replace(target):
@@ -112,6 +121,9 @@ def _write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     try:
         partial.mkdir(parents=True)
         write(partial)
+        if card is not None:
+            # after peft, which writes one of its own
+            (partial / "README.md").write_text(card, encoding="utf-8")
         for path in partial.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
@@ -125,7 +137,7 @@ def _write_folder(folder: str | Path, write: Callable[[Path], None]) -> Path:
     except (OSError, SafetensorError) as error:
         if retired.exists() and not target.exists():
             retired.rename(target)
-        raise UserError(f"model folder `{target}` cannot be written: {error}") from error
+        raise refused(target, system_error(error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)

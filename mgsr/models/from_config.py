@@ -15,7 +15,7 @@ from mgsr.data.prompts import pad_id, render, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.building import build_causal_lm
-from mgsr.models.loading import load_causal_lm, load_tokenizer
+from mgsr.models.loading import DTYPES, load_causal_lm, load_tokenizer
 from mgsr.models.lora import add_lora
 from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
@@ -159,7 +159,9 @@ def build_student(
     if student.source == "teacher":
         assert teacher is not None
         layers = student.keep_layers or range(teacher.config.num_hidden_layers)
-        return prune_depth(teacher, list(layers))
+        pruned = prune_depth(teacher, list(layers))
+        # the teacher may be of another type
+        return pruned.to(dtype=DTYPES[student.dtype])  # type: ignore[call-arg]
     model = build_model(config, student, tokenizer, seed=seed)
     return prune_depth(model, student.keep_layers) if student.keep_layers else model
 

@@ -22,6 +22,7 @@ from mgsr.rounds.store import (
     finish_round,
     is_finished,
     read_after,
+    read_manifest,
     read_round,
     write_after,
     write_shard,
@@ -93,7 +94,7 @@ class Rounds:
             DataError: the round is damaged, and the student has trained on since.
         """
         folder, key = self.run_folder / FOLDER_NAME.format(round_), self.key(round_, prompts)
-        whole = self._whole(folder, key, written_now)
+        whole = self._whole(folder, key, prompts, written_now)
         if agreed(whole is not None):
             return self._shared(folder, whole)
         shards = self.shards(key, prompts, world)
@@ -104,6 +105,10 @@ class Rounds:
         barrier(f"scrg-{round_}-shards")
         if rank == 0:
             whole = finish_round(folder, key, [shard.name for shard in shards])
+            try:
+                self._answering(folder, whole, prompts)
+            except DataError as error:
+                raise DataError(f"{error}; delete {folder} to have it written again") from None
         barrier(f"scrg-{round_}-manifest")
         return self._shared(folder, read_round(folder, key) if whole is None else whole)
 
@@ -158,14 +163,36 @@ class Rounds:
         if not known.keys() >= likelihoods.keys():
             write_after(folder, {**likelihoods, **known})
 
-    def _whole(self, folder: Path, key: str, written_now: bool) -> Round | None:
+    def _whole(
+        self, folder: Path, key: str, prompts: Sequence[TrainingSequence], written_now: bool
+    ) -> Round | None:
         try:
-            return read_round(folder, key)
+            read_manifest(folder)
+        except DataError as error:
+            # as one that is lost: made again, if the shards are whole
+            say(f"{error}: made again from its shards")
+            return None
+        try:
+            whole = read_round(folder, key)
+            return None if whole is None else self._answering(folder, whole, prompts)
         except DataError as error:
             if not written_now:
                 self._refuse_too_late(str(error))
             say(f"{error}: written again")
             return None
+
+    @staticmethod
+    def _answering(folder: Path, whole: Round, prompts: Sequence[TrainingSequence]) -> Round:
+        """The round, which has one sequence for every prompt and for no other."""
+        left = {(row.example_id, tuple(row.prompt_ids)) for row in prompts}
+        for entry in whole.entries:
+            prompt = entry.revised.example_id, tuple(entry.revised.prompt_ids)
+            if prompt not in left:
+                raise DataError(f"{folder}: example {prompt[0]} is no prompt of this round, or is there twice")
+            left.remove(prompt)
+        if left:
+            raise DataError(f"{folder}: has no text for example {min(left)[0]}")
+        return whole
 
     def _write_missing(self, folder: Path, round_: int, shards: Sequence[Shard]) -> None:
         missing = [shard for shard in shards if not is_finished(folder / shard.name, shard.key)]

@@ -14,83 +14,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from mgsr.data.collate import TrainingSequence
 from mgsr.evaluation.metrics import diversity
+from mgsr.rounds.entry import RoundEntry
 from mgsr.runtime.errors import DataError
-from mgsr.runtime.files import write_atomically
-from mgsr.scrg import RevisedSequence
+from mgsr.runtime.files import SUFFIX, check, refused, write_atomically, write_checked
+from mgsr.runtime.json_files import Each, ListOf, read_json
+from mgsr.runtime.progress import say
 
 MANIFEST = "manifest.json"
 AFTER = "after.jsonl"
 FOLDER_NAME = "scrg/round={}"
 SHARD_NAME = "shard-{:05d}-{:05d}.jsonl"
 """Of a rank, and of its shards from 0."""
-
-
-@dataclass(frozen=True)
-class RoundEntry:
-    """One sequence of a round: the revision record, its spans, and its text for people.
-
-    Attributes:
-        behaviour_log_probs: of teacher-mixed text, log-probability of each token under the mixture.
-        replaced: of interleaved text, positions at which the teacher's draw stands.
-    """
-
-    revised: RevisedSequence
-    span_ids: tuple[int, ...]
-    rollout: str = ""
-    response: str = ""
-    behaviour_log_probs: tuple[float, ...] = ()
-    replaced: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        record = asdict(self.revised)
-        record.update(span_ids=list(self.span_ids), rollout=self.rollout, response=self.response)
-        if self.behaviour_log_probs:
-            record["behaviour_log_probs"] = list(self.behaviour_log_probs)
-        if self.replaced:
-            record["replaced"] = list(self.replaced)
-        return record
-
-    @staticmethod
-    def from_dict(record: Mapping[str, Any]) -> RoundEntry:
-        """What `to_dict` describes.
-
-        Raises:
-            ValueError, KeyError, TypeError: it describes something else.
-        """
-        entry = RoundEntry(
-            RevisedSequence.from_dict({field.name: record[field.name] for field in fields(RevisedSequence)}),
-            tuple(record["span_ids"]),
-            str(record.get("rollout", "")),
-            str(record.get("response", "")),
-            tuple(float(x) for x in record.get("behaviour_log_probs", ())),
-            tuple(record.get("replaced", ())),
-        )
-        revised = entry.revised
-        _require_ids((revised.example_id, *revised.prompt_ids, *revised.rollout_ids, *revised.response_ids))
-        _require_ids(entry.replaced)
-        _require_ids(i + 1 for i in entry.span_ids)
-        if len(entry.span_ids) != len(revised.response_ids):
-            raise ValueError("as many span ids as response ids are needed")
-        return entry
-
-    def training_sequence(self, *, cross_entropy: bool = False) -> TrainingSequence:
-        """What the student trains on; `cross_entropy`: as on ground truth, for text a teacher has written."""
-        revised = self.revised
-        return TrainingSequence(
-            example_id=revised.example_id,
-            prompt_ids=tuple(revised.prompt_ids),
-            response_ids=tuple(revised.response_ids),
-            span_ids=self.span_ids,
-            is_ground_truth=cross_entropy,
-            behaviour_log_probs=self.behaviour_log_probs,
-        )
+RECORD = {"key": str, "sha256": str, "costs": Each(float)}
+SHAPE = {
+    "key": str,
+    "shards": ListOf({"file": str, "sha256": str}, 1),
+    "statistics": Each(Real),
+    "costs": Each(float),
+}
 
 
 @dataclass(frozen=True)
@@ -106,13 +54,14 @@ class Round:
     statistics: dict[str, float] = field(default_factory=dict)
 
 
-def _require_ids(ids: Iterable[Any]) -> None:
-    if not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
-        raise ValueError("ids are whole numbers from 0")
-
-
 def round_folder(run_folder: str | Path, round_: int) -> Path:
     return Path(run_folder) / FOLDER_NAME.format(round_)
+
+
+def round_folders(run_folder: Path) -> dict[int, Path]:
+    """The rounds of a run by number, whole or not; copies beside them are none."""
+    found = {path.name.removeprefix("round="): path for path in sorted((run_folder / "scrg").glob("round=*"))}
+    return {int(name): path for name, path in found.items() if name.isascii() and name.isdecimal()}
 
 
 def write_shard(
@@ -138,13 +87,12 @@ def write_shard(
 
 def is_finished(path: Path, key: str) -> bool:
     """Whether the shard is there, for this key, and as its record describes it."""
-    record = _record(path.with_suffix(".json"))
-    if record is None or record.get("key") != key:
-        return False
     try:
-        return _sha256(path.read_bytes()) == record.get("sha256")
-    except OSError:
+        record = read_json(path.with_suffix(".json"), RECORD, "the shard is written again", missing={})
+    except DataError as error:
+        say(str(error))
         return False
+    return bool(record) and record["key"] == key and path.exists() and _sha256(_content(path)) == record["sha256"]
 
 
 def finish_round(folder: Path, key: str, names: Sequence[str]) -> Round:
@@ -157,10 +105,10 @@ def finish_round(folder: Path, key: str, names: Sequence[str]) -> Round:
     entries: list[RoundEntry] = []
     costs: Counter[str] = Counter()
     for name in names:
-        content = (folder / name).read_bytes()
-        record = _record((folder / name).with_suffix(".json")) or {}
+        content = _content(folder / name)
+        record = read_json((folder / name).with_suffix(".json"), RECORD, f"delete {folder}")
         shards.append({"file": name, "sequences": content.count(b"\n"), "sha256": _sha256(content)})
-        costs.update(record.get("costs", {}))
+        costs.update(record["costs"])
         entries += _parse(content, folder / name)
     for old in folder.glob("shard-*"):
         if old.with_suffix(".jsonl").name not in names:
@@ -169,7 +117,9 @@ def finish_round(folder: Path, key: str, names: Sequence[str]) -> Round:
     # statistics come from the shards: what is logged is what is trained on
     statistics = round_statistics(entries)
     manifest = {"key": key, "shards": shards, "statistics": statistics, "costs": costs}
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n", kind="manifest")
+    text = json.dumps(manifest, indent=2) + "\n"
+    # its figures are believed: a checksum beside it tells when they are edited
+    write_checked(folder / MANIFEST, lambda file: file.write(text.encode()), kind="manifest")
     return Round(_by_length(entries), statistics)
 
 
@@ -177,54 +127,37 @@ def read_round(folder: Path, key: str | None = None) -> Round | None:
     """The round, or None where it is not whole or has another key than the one asked for.
 
     Raises:
-        DataError: the manifest names a shard that is missing, truncated or changed since.
+        DataError: the manifest is broken, or names a shard that is missing, truncated or changed since.
+        UserError: the system refuses to read it.
     """
     manifest = read_manifest(folder)
-    if manifest is None or (key is not None and manifest.get("key") != key):
+    if manifest is None or (key is not None and manifest["key"] != key):
         return None
     entries = []
-    for name, wanted in _named_shards(folder, manifest):
-        path = folder / name
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        if _sha256(content) != wanted:
+    for shard in manifest["shards"]:
+        path = folder / shard["file"]
+        content = _content(path)
+        if _sha256(content) != shard["sha256"]:
             raise DataError(f"{path}: not the shard its manifest describes (checksum differs)")
         entries += _parse(content, path)
-    return Round(_by_length(entries), _numbers(manifest.get("statistics")))
+    return Round(_by_length(entries), manifest["statistics"])
 
 
 def _by_length(entries: Sequence[RoundEntry]) -> list[RoundEntry]:
     return sorted(entries, key=lambda entry: (len(entry.revised.prompt_ids), entry.revised.example_id))
 
 
-def _named_shards(folder: Path, manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    try:
-        named = [(str(shard["file"]), str(shard["sha256"])) for shard in manifest["shards"]]
-    except (KeyError, TypeError):
-        raise DataError(f"{folder / MANIFEST}: names no shards; delete {folder}") from None
-    for name, _ in named:
-        if Path(name).name != name:
-            raise DataError(f"{folder / MANIFEST}: {name!r} is no file of this folder: refused; delete {folder}")
-    return named
-
-
-def _numbers(statistics: Any) -> dict[str, float]:
-    known = statistics.items() if isinstance(statistics, dict) else ()
-    return {name: value for name, value in known if isinstance(value, (int, float))}
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _record(path: Path) -> dict[str, Any] | None:
+def _content(path: Path) -> bytes:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: is not there") from None
+    except OSError as error:
+        raise refused(path, error, "read") from error
 
 
 def _parse(content: bytes, path: Path) -> list[RoundEntry]:
@@ -243,7 +176,22 @@ def _parse(content: bytes, path: Path) -> list[RoundEntry]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    return _record(folder / MANIFEST)
+    """What the manifest says; None where there is none.
+
+    Raises:
+        DataError: it is broken, was changed since, or names something else than shards of this folder.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path, SHAPE, "its round is damaged", missing={})
+    if not manifest:
+        return None
+    # rounds that were written before there was a checksum have none
+    if path.with_name(path.name + SUFFIX).exists():
+        check(path)
+    for shard in manifest["shards"]:
+        if Path(shard["file"]).name != shard["file"]:
+            raise DataError(f"{path}: {shard['file']!r} is no file of this folder: refused; delete {folder}")
+    return manifest
 
 
 def write_after(folder: Path, likelihoods: Mapping[int, float]) -> None:
@@ -264,10 +212,11 @@ def read_after(folder: Path) -> dict[int, float]:
     path = folder / AFTER
     if not path.exists():
         return {}
+    content = _content(path)
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in content.splitlines()]
         return {int(row["example_id"]): float(row["teacher_log_likelihood_after"]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path}: not the likelihoods of a round ({type(error).__name__}); delete it") from None
 
 

@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mgsr.evaluation.metrics import diversity, rouge_l
-from mgsr.rounds.store import RoundEntry, read_after, read_round
+from mgsr.rounds.store import RoundEntry, read_after, read_round, round_folders
+from mgsr.runtime.errors import DataError
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
 
 def rounds_of(run_folder: Path) -> list[tuple[Path, list[RoundEntry]]]:
     """Every finished round of a run, oldest first."""
-    found = []
-    for path in (run_folder / "scrg").glob("round=*"):
-        whole = read_round(path)
-        if whole is not None:
-            found.append((path, whole.entries))
-    return sorted(found, key=lambda item: int(item[0].name.removeprefix("round=")))
+    folders = sorted(round_folders(run_folder).items())
+    return [(path, whole.entries) for _, path in folders if (whole := read_round(path)) is not None]
 
 
 def text_diversity(
@@ -52,6 +49,11 @@ def correction_quality(
             corrections = entry.revised.corrections
             if not corrections:
                 continue
+            if entry.revised.example_id not in references:
+                raise DataError(
+                    f"{folder}: example {entry.revised.example_id} is no training row; restore the round, or "
+                    f"delete {folder.parents[1]} to run it anew"
+                )
             known = references[entry.revised.example_id]
             gains.append(rouge_l(entry.response, known, tokenizer) - rouge_l(entry.rollout, known, tokenizer))
             if entry.revised.example_id in after:

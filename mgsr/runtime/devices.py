@@ -35,7 +35,8 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
     reason = (
         "MPS has no float64, in which tokens are drawn" if apple and accelerator != "cuda" else "there is none"
     )
-    raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu")
+    keys = ["trainer.accelerator"] if setting.startswith("trainer.accelerator") else []
+    raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu", *keys)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -55,7 +56,9 @@ def check_compiler(device: torch.device) -> None:
     """
     wanted = os.environ.get("CXX", "g++"), "c++", "clang++"
     if device.type == "cpu" and not any(shutil.which(name) for name in wanted):
-        raise ConfigError("`trainer.compile` needs a C++ compiler (g++) on a CPU; set trainer.compile=false")
+        raise ConfigError(
+            "`trainer.compile` needs a C++ compiler (g++) on a CPU; set trainer.compile=false", "trainer.compile"
+        )
 
 
 @contextmanager

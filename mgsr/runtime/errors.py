@@ -13,7 +13,15 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration key, type or value that cannot be used."""
+    """A configuration key, type or value that cannot be used.
+
+    Attributes:
+        keys: dotted names of the keys it is about; `mgsr.config.origin.placed` says where they were written.
+    """
+
+    def __init__(self, message: str, *keys: str) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class DataError(UserError):

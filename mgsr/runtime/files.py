@@ -6,11 +6,14 @@ content and the new one, so whichever stands under the name at a power cut is kn
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +90,12 @@ def write_whole(
         temporary.replace(path)
         sync_folder(path.parent)
         reach(f"{kind}.renamed", path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        # where a file stands in the place of the folder, this is refused as well
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise refused(path, error) from error
         raise
     return digest
 
@@ -136,11 +140,15 @@ def check(path: Path) -> None:
 
     Raises:
         DataError: it is not there, is torn or was changed since.
+        UserError: the system refuses to read it.
     """
     try:
         known, found = _digests(path), sha256(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: is not there") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        # not the file's fault: nobody shall delete it for that
+        raise refused(error.filename or path, error, "read") from error
     if not known:
         raise DataError(f"{path}: has no checksum beside it ({path.name}{SUFFIX})")
     if found not in known:
@@ -188,10 +196,52 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """One line for a write that the system has refused."""
-    reason = error.strerror or str(error)
-    return UserError(
-        f"{path}: cannot be written ({reason}); what was there is kept: free some space or make it writable, "
-        "then go on with the same command and --resume"
-    )
+_AWAY = "move it away"
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "make room: the disk quota of this user is used up",
+    errno.EFBIG: "choose a disk that takes files of that size",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EROFS: "it lies on a read-only disk",
+    errno.ENOTDIR: f"a file stands where a folder is needed: {_AWAY}",
+    errno.EEXIST: f"something of that name is in the way: {_AWAY}",
+    errno.EISDIR: f"a folder stands where a file is needed: {_AWAY}",
+    errno.ENOTEMPTY: f"a folder that is not empty is in the way: {_AWAY}",
+    errno.ENAMETOOLONG: "choose shorter names (of experiment, arm or folder)",
+    errno.ELOOP: "its symbolic links lead back to themselves: mend them",
+    errno.ENOENT: "see that its folder is there",
+    errno.EMFILE: "raise the number of open files (ulimit -n)",
+    errno.ENFILE: "close some programs: the system has too many files open",
+    errno.EIO: "the disk itself fails: look into the system's log",
+    errno.ESTALE: "the network disk has lost it: mount it again",
+}
+_OR_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT}
+_AGAIN = "then give the same command again (with --resume where a run had begun)"
+
+
+def system_error(error: Exception) -> OSError:
+    """As the system's error, what a library has made of it: those in Rust leave the number in their words."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(0, str(error))
+
+
+def refused(path: str | Path, error: OSError, doing: str = "written") -> UserError:
+    """One line for what the system has refused: what, where, and what helps against just that.
+
+    Args:
+        doing: "written", "read" or "used", where it is not known which.
+    """
+    number = error.errno or 0
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        # of a long path, what is in the way
+        above = (place for place in Path(path).parents if place.exists())
+        nearest = next(above, Path(path))
+        path = nearest if not nearest.is_dir() else path
+    remedy = _REMEDIES.get(number, "mend that")
+    if doing == "written" and number in _OR_ELSEWHERE:
+        remedy += ", or name another place"
+    kept = "; what was there is kept" if doing == "written" else ""
+    return UserError(f"{path}: cannot be {doing} ({error.strerror or error}){kept}: {remedy}, {_AGAIN}")

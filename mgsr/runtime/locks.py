@@ -12,7 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mgsr.runtime.errors import UserError
-from mgsr.runtime.files import cannot_write
+from mgsr.runtime.files import refused
+from mgsr.runtime.json_files import read_json
 from mgsr.runtime.progress import say
 
 NAME, OWNER = ".lock", ".lock.owner"
@@ -41,7 +42,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         owner = {"pid": os.getpid(), "host": socket.gethostname()}
         (folder / OWNER).write_text(json.dumps(owner), encoding="utf-8")
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise refused(folder, error) from error
     try:
         yield
     finally:
@@ -62,7 +63,7 @@ def _acquired(folder: Path, *, timeout: float) -> FileLock:
 
 def _owner(folder: Path) -> str:
     try:
-        owner = json.loads((folder / OWNER).read_text(encoding="utf-8"))
+        owner = read_json(folder / OWNER, {"pid": int, "host": str}, "")
         return f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except UserError:
         return "another process"

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mgsr.runtime.errors import DataError
+from mgsr.study.result_checks import what_is_wrong
 from mgsr.study.results import plain
-from mgsr.training.run_folder import START, read_json
+from mgsr.training.run_folder import ENVIRONMENT, MEASURED_AGAIN, METRICS, START, read_run_file
 
 POINTS = 200
 CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
@@ -22,30 +24,43 @@ def collect(
 
     Args:
         found: from `hashes`.
+
+    Raises:
+        DataError: a file of the folder is broken, or they do not belong together.
     """
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    return {
+    metrics, environment = read_run_file(folder, METRICS), read_run_file(folder, ENVIRONMENT)
+    result = {
         "study": study,
         "arm": arm,
         "seed": metrics["seed"],
         "hashes": dict(found),
         "overrides": plain(overrides),
         "environment": environment,
-        "start": read_json(folder / START),
+        "start": read_run_file(folder, START, missing={}),
         "metrics": _rounded({k: v for k, v in metrics.items() if k not in ("experiment", "arm", "seed")}),
         "scores": {path.stem: _scores(path) for path in sorted((folder / "predictions").glob("*.jsonl"))},
         "curves": read_curves(folder),
     }
+    wrong = what_is_wrong(result)
+    if wrong:
+        raise DataError(
+            f"{folder}: what it holds makes no whole result ({wrong}); {MEASURED_AGAIN.format(folder)}"
+        )
+    return result
 
 
 def _scores(path: Path) -> list[float]:
     """ROUGE-L of every example, mean over sampling seeds, in the order of the set."""
     totals: dict[Any, list[float]] = {}
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        if line:
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
+        try:
             record = json.loads(line)
             totals.setdefault(record["id"], []).append(float(record["rouge_l"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            again = MEASURED_AGAIN.format(path.parents[1])
+            raise DataError(f"{path}:{number}: not a prediction and its score; {again}") from None
     return [round(sum(values) / len(values), 2) for values in totals.values()]
 
 

@@ -20,9 +20,9 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import described, usable_cores
 from mgsr.runtime.processor import name as cpu
 from mgsr.runtime.progress import say
-from mgsr.study.results import recorded
+from mgsr.study.results import results_in
 from mgsr.study.study import Study
-from mgsr.training.run_folder import is_begun, read_json, run_folder
+from mgsr.training.run_folder import ENVIRONMENT, is_begun, read_run_file, run_folder
 
 
 class Machine(NamedTuple):
@@ -119,10 +119,10 @@ def agree_on_threads(study: Study, runs: Sequence[tuple[ExperimentConfig, Path]]
     """
     folder = runs[0][1].parents[1]
     pending = [config for config, path in runs if not path.exists()]
-    begun = {_name(c): read_json(run_folder(c) / "environment.json") for c in pending if is_begun(run_folder(c))}
+    begun = {_name(c): read_run_file(run_folder(c), ENVIRONMENT) for c in pending if is_begun(run_folder(c))}
     there = {
         f"{result['arm']}, seed {result['seed']}": result["environment"]
-        for result in recorded(folder, "*/seed=*.json")
+        for result in results_in(folder)
         if result["arm"] in study.arms
     }
     there.update(begun)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mgsr.runtime.json_files import LARGEST
+
 METRICS = ("steps", "result", "costs", "training_text")
 PERCENTAGES = ("exact_match", "self_bleu", "distinct_1", "distinct_2", "distinct_3")
 KEYS = ("study", "arm", "seed", "hashes", "metrics", "scores", "curves", "overrides", "environment")
-LARGEST = 1e15
-"""No figure of a run comes near it; a larger one is a mistake, and overflows sums."""
 LISTS = {"exposure": ("ex_acc_err",)}
 """Figures that are lists of numbers."""
 
@@ -96,6 +96,8 @@ def _wrong_tests(result: dict[str, Any]) -> str:
             return f"metrics.result.{name}.exact_match_by_category is no mapping of numbers"
         rest = [test[figure] for figure in PERCENTAGES if test.get(figure) is not None]
         if not _numbers(rest, 0.0, 100.0) or not isinstance(test.get("rouge_l_by_seed", {}), dict):
+            return f"metrics.result.{name} has figures that are no numbers, or out of their range"
+        if not _numbers([test.get("rouge_l_std") or 0.0], 0.0) or not isinstance(test.get("std_over") or "", str):
             return f"metrics.result.{name} has figures that are no numbers, or out of their range"
         scores = result["scores"].get(name)
         if not isinstance(scores, list) or not _numbers(scores, 0.0, 100.0) or len(scores) != test["examples"]:

@@ -18,16 +18,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from mgsr.config.load import fingerprint, flat_tree
+from mgsr.config.load import filled, fingerprint, flat_tree
 from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import write_atomically
+from mgsr.runtime.json_files import read_json
+from mgsr.runtime.progress import say
 from mgsr.study.result_checks import what_is_wrong
 from mgsr.study.study import FIXED
-from mgsr.training.run_folder import NEUTRAL
+from mgsr.training.run_folder import NEUTRAL, changed_keys, load_run_config, told_keys
 
 
 def result_path(folder: Path, arm: str, seed: int) -> Path:
@@ -67,9 +67,28 @@ def other_hashes(result: Mapping[str, Any], found: Mapping[str, str]) -> list[st
     return [name for name, value in found.items() if result["hashes"].get(name) != value]
 
 
+def other_keys(
+    result: Mapping[str, Any], folder: Path, config: ExperimentConfig, overrides: Mapping[str, Any]
+) -> str:
+    """The keys in which a recorded run's configuration differs from `config`, as far as they can be told.
+
+    A result file has the arm's overrides alone; the whole configuration is in the run's folder, if that is there.
+    """
+    then, now = result["overrides"], plain(overrides)
+    told = ", ".join(
+        f"{name}: {then.get(name, 'as the base')} -> {now.get(name, 'as the base')}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    )
+    if not told and (folder / "config.yaml").exists():
+        there = load_run_config(folder)
+        told = told_keys(changed_keys(there, config), there, config)
+    return f" ({told})" if told else ""
+
+
 @lru_cache(maxsize=32)
 def _data_hash(content: str) -> str:
-    data: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), json.loads(content)))
+    data = filled(DataConfig, flat_tree(json.loads(content), "data."), "data.")
     return fingerprint({s: rows_fingerprint(read_split(data, s)) for s in (*SPLITS, *sorted(data.test_sets))})
 
 
@@ -98,28 +117,36 @@ def read_result(path: Path) -> dict[str, Any] | None:
     Raises:
         DataError: it is torn, not a whole result file, or another run's.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); restore it, or delete it to have it run again"
-        ) from None
+    remedy = "restore it, or delete it to have it run again"
+    result = read_json(path, {}, remedy)
     wrong = what_is_wrong(result)
     if wrong:
-        raise DataError(f"{path}: no whole result file ({wrong}); restore it, or delete it to have it run again")
+        raise DataError(f"{path}: no whole result file ({wrong}); {remedy}")
     if path != result_path(path.parents[1], result["arm"], result["seed"]):
         raise DataError(f"{path}: holds {result['arm']}, seed {result['seed']}; move it to that place")
     return result
 
 
-def recorded(root: Path, pattern: str = "*/results/*/seed=*.json") -> Iterator[dict[str, Any]]:
-    """Every readable result of all studies below a folder."""
-    for path in sorted(root.glob(pattern)):
-        try:
-            result = read_result(path)
-        except DataError:
-            continue
-        if result is not None:
-            yield result
+def results_in(folder: Path, seed: int | str = "*") -> Iterator[dict[str, Any]]:
+    """Every result of a study's own folder; what runs are compared with must not be passed over.
+
+    Raises:
+        DataError: as `read_result`.
+    """
+    found = (read_result(path) for path in sorted(folder.glob(f"*/seed={seed}.json")))
+    return (result for result in found if result is not None)
+
+
+def recorded(root: Path) -> Iterator[dict[str, Any]]:
+    """Every readable result of all studies below a folder; of one that is not, it is said."""
+    for folder in sorted(root.glob("*/results")):
+        for path in sorted(folder.glob("*/seed=*.json")):
+            try:
+                result = read_result(path)
+            except DataError as error:
+                say(f"{error}; until then it is passed over")
+                continue
+            if result is not None:
+                yield result

@@ -26,12 +26,21 @@ from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
 from mgsr.study.collect import collect
 from mgsr.study.machines import agree_on_threads, threads_of, torch_threads
-from mgsr.study.results import hashes, other_hashes, plain, read_result, recorded, result_path, write_result
+from mgsr.study.results import (
+    hashes,
+    other_hashes,
+    other_keys,
+    plain,
+    read_result,
+    recorded,
+    result_path,
+    write_result,
+)
 from mgsr.study.starting_models import refuse_other_start
 from mgsr.study.study import Study
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
-from mgsr.training.run_folder import read_json, run_folder
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
 from mgsr.training.train import prepare, train
 
 
@@ -84,7 +93,10 @@ def run_study(
         _refuse_other_numerics(run)
     if done:
         say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
-    _show_complete(study, runs, done)
+    # runs that were recorded elsewhere get TensorBoard events: their folders have none
+    complete = [run for run in runs if (run.arm, run.seed) in done]
+    if written := [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]:
+        say(f"{study.name}: TensorBoard events of {len(written)} runs written from their results")
     # an arm that reads another's result comes after it
     reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
     run_all(study, [run for run in pending if run not in reads], jobs)
@@ -101,14 +113,6 @@ def run_study(
     write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     write_layout(folder / "layout")
     return summary
-
-
-def _show_complete(study: Study, runs: Sequence[Run], done: Mapping[tuple[str, int], Mapping[str, Any]]) -> None:
-    """Runs that were recorded elsewhere get TensorBoard events: their folders have none."""
-    complete = [run for run in runs if (run.arm, run.seed) in done]
-    written = [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]
-    if written:
-        say(f"{study.name}: TensorBoard events of {len(written)} runs written from their results")
 
 
 def _plan(
@@ -136,8 +140,10 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
     if result is not None:
         changed = other_hashes(result, run.hashes)
         if changed:
+            keys = other_keys(result, run.folder, run.config, study.arms[run.arm])
             raise UserError(
-                f"{run.path}: comes from another {', '.join(changed)} (commit {_commit(result['environment'])}); "
+                f"{run.path}: comes from another {', '.join(changed)}{keys} "
+                f"(commit {_commit(result['environment'])}); "
                 f"results are never mixed: check that commit out, or delete those of {study.name} to run it anew"
             )
         version = numerics_of(result["environment"])
@@ -170,12 +176,10 @@ def _is_same_run(run: Run, result: Mapping[str, Any]) -> bool:
 
 def _refuse_other_numerics(run: Run) -> None:
     """A begun run goes on only with the numerics version that it began with."""
-    path = run.folder / "environment.json"
-    if not path.exists():
+    if not (run.folder / ENVIRONMENT).exists():
         return
-    begun = read_json(path)
-    # of a file that is torn nobody knows
-    version = numerics_of(begun) if begun else "unknown"
+    begun = read_run_file(run.folder, ENVIRONMENT)
+    version = numerics_of(begun)
     if version != mgsr.NUMERICS_VERSION:
         raise UserError(
             f"{run.folder}: begun with numerics version {version} (commit {_commit(begun)}), here it is "
@@ -194,7 +198,7 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
     several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
     if several and jobs > 1:
         raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
-    _prepare([run for run in pending if run not in several and not (run.folder / "metrics.json").exists()])
+    _prepare([run for run in pending if run not in several and not (run.folder / METRICS).exists()])
     for run in pending:
         remove_events(run.folder)
     with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
@@ -207,7 +211,7 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
                 _in_process(run, 1, None)
             else:
                 with torch_threads():
-                    train(run.config, resume=_begun(run))
+                    train(run.config, resume=(run.folder / "config.yaml").exists())
             _record(study, run)
             advance(1)
 
@@ -249,10 +253,6 @@ def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, advance: Adva
             pass
 
 
-def _begun(run: Run) -> bool:
-    return (run.folder / "config.yaml").exists()
-
-
 def _record(study: Study, run: Run) -> None:
     result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
     begun = numerics_of(result["environment"])
@@ -286,7 +286,7 @@ def _in_process(run: Run, jobs: int, device: str | None) -> None:
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     command = [sys.executable, "-m", "mgsr", "train", str(queue), f"run_root={run.config.run_root}"]
-    if _begun(run):
+    if (run.folder / "config.yaml").exists():
         command += ["--resume", str(run.folder)]
     with log.open("a", encoding="utf-8") as out:
         started = time.strftime("%Y-%m-%d %H:%M:%S")

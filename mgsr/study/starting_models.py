@@ -13,7 +13,7 @@ from typing import Any
 
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
-from mgsr.study.results import recorded, result_path
+from mgsr.study.results import result_path, results_in
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def refuse_other_start(folder: Path, result: Mapping[str, Any]) -> None:
     Raises:
         UserError: another arm's run of this seed began with another teacher or SFT student.
     """
-    for other in recorded(folder, f"*/seed={result['seed']}.json"):
+    for other in results_in(folder, result["seed"]):
         if numerics_of(other["environment"]) != numerics_of(result["environment"]):
             continue
         for name, mine, theirs in other_starts(result, other):

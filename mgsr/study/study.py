@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import config_from_tree, flat_tree, keep_inside, read_yaml
+import yaml
+
+from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_words
+from mgsr.config.load import config_of, keep_inside, merged
+from mgsr.config.origin import COMMAND_LINE, Layer, Said
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.yaml_reader import YAML, line_of, nodes_of, pairs_of, read_yaml, text_of, words_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
 STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks", "arguments")
@@ -38,6 +42,7 @@ class Study:
         arguments: what a command line has to say besides, such as files that the base leaves to the user; a
             report prints it with its commands, so that file names are stand-ins (`TRAIN.jsonl`).
         path: of its YAML file; results are recorded beside it.
+        places: arm -> key -> where it is written.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Study:
     path: Path = Path("study.yaml")
     looks: int = 1
     arguments: tuple[str, ...] = ()
+    places: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def results(self) -> Path:
@@ -66,38 +72,39 @@ class Study:
         Raises:
             ConfigError: an override of experiment, arm or seed, which the study sets itself; any other mistake.
         """
-        tree = self._tree()
-        keep_inside({**tree, **self.arms[arm]}, overrides, self.base)
-        tree.update(arm=arm, seed=seed)
-        places = {"{seed}": str(seed), "{results}": str(results or self.results)}
-        arm_overrides = [f"{name}={json.dumps(_filled(value, places))}" for name, value in self.arms[arm].items()]
         self._refuse_fixed(overrides)
-        try:
-            return config_from_tree(tree, [*overrides, *arm_overrides], source=self.base)
-        except ConfigError as error:
-            raise ConfigError(f"{self.path}: arm `{arm}`: {error}") from None
+        own = {"arm": Said(arm, str(self.path)), "seed": Said(seed, COMMAND_LINE)}
+        filled = {"{seed}": str(seed), "{results}": str(results or self.results)}
+        layer = merged(self._base(), own, *read_words(overrides), self._arm(arm, filled))
+        keep_inside(layer)
+        return config_of(layer)
+
+    def _arm(self, arm: str, filled: Mapping[str, str]) -> Layer:
+        values = layer_of_tree({name: _filled(value, filled) for name, value in self.arms[arm].items()})
+        return {name: Said(said.value, self.places[arm][name]) for name, said in values.items()}
 
     def base_config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """What all arms have in common: base and command line."""
         self._refuse_fixed(overrides)
-        tree = self._tree()
-        keep_inside(tree, overrides, self.base)
-        return config_from_tree(tree, overrides, source=self.base)
+        layer = merged(self._base(), *read_words(overrides))
+        keep_inside(layer)
+        return config_of(layer)
 
     def said_in_base(self, name: str) -> Any:
         """What the base configuration's file says of a key; None where it is silent, or isn't there.
 
         A report reads results where the rest of the configuration came from a command line.
         """
-        return self._base_file.get(name)
+        said = self._base_file.get(name)
+        return None if said is None else said.value
 
     @cached_property
-    def _base_file(self) -> dict[str, Any]:
+    def _base_file(self) -> Layer:
         # a report asks several times per run
-        return flat_tree(read_yaml(self.base)) if Path(self.base).exists() else {}
+        return read_layer(self.base) if Path(self.base).exists() else {}
 
-    def _tree(self) -> dict[str, Any]:
-        return {**flat_tree(read_yaml(self.base)), "experiment": self.name}
+    def _base(self) -> Layer:
+        return {**read_layer(self.base), "experiment": Said(self.name, str(self.path))}
 
     @staticmethod
     def _refuse_fixed(overrides: Sequence[str]) -> None:
@@ -110,6 +117,8 @@ def _filled(value: Any, places: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         for place, content in places.items():
             value = value.replace(place, content)
+    if isinstance(value, Mapping):
+        return {name: _filled(inner, places) for name, inner in value.items()}
     return value
 
 
@@ -122,34 +131,15 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     Raises:
         ConfigError: unknown keys, no arms, an arm that is no mapping, two arms or two keys of one name.
     """
-    tree = read_yaml(path)
-    for name in tree:
+    top = {text_of(name, str(path)): (name, node) for name, node in pairs_of(read_yaml(path))}
+    for name, (node, _) in top.items():
         if name not in STUDY_KEYS:
-            raise ConfigError(f"{path}: unknown key `{name}`{did_you_mean(str(name), STUDY_KEYS)}")
-    arms = tree.get("arms")
-    if not isinstance(arms, Mapping) or not arms:
-        raise ConfigError(f"{path}: `arms` must map names to overrides, as in `removed: {{scrg.enabled: false}}`")
-    for arm, overrides in arms.items():
-        if overrides is not None and not isinstance(overrides, Mapping):
-            raise ConfigError(f"{path}: arm `{arm}` must be a mapping of keys to values")
+            raise ConfigError(f"{path}:{line_of(node)}: unknown key `{name}`{did_you_mean(name, STUDY_KEYS)}")
+    layers = _arms(path, top.pop("arms", (None, None))[1])
+    flat = {arm: {name: said.value for name, said in layer.items()} for arm, layer in layers.items()}
+    tree = {name: words_of(node, f"{path}:{line_of(key)}") for name, (key, node) in top.items()}
     if base is None and not tree.get("base"):
         raise ConfigError(f"{path}: `base` is missing; name the configuration that the arms override")
-    flat = {str(arm): flat_tree(overrides or {}) for arm, overrides in arms.items()}
-    known = flat_tree(asdict(ExperimentConfig()))
-    for arm, overrides in flat.items():
-        for name, value in overrides.items():
-            # members of a mapping, as in data.test_sets.vicuna, are the user's to name
-            if not any(name == key or name.startswith(f"{key}.") for key in known):
-                raise ConfigError(f"{path}: arm `{arm}`: unknown key `{name}`{did_you_mean(name, known)}")
-            if not _is_plain(value):
-                raise ConfigError(
-                    f"{path}: arm `{arm}`: `{name}` is a {type(value).__name__}; a value is a number, a word, "
-                    "true, false, or a list or mapping of these"
-                )
-        taken = [name for name in FIXED if name in overrides]
-        if taken or arm in RESERVED:
-            what = f"sets `{taken[0]}`, which the study sets itself" if taken else "has a name with a meaning here"
-            raise ConfigError(f"{path}: arm `{arm}` {what}; leave it out, or call the arm otherwise")
     baseline = str(tree.get("baseline") or next(iter(flat)))
     if baseline not in flat:
         raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
@@ -165,15 +155,43 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         str(tree.get("question") or ""),
         _answer(path, tree.get("answer") or {}, flat),
         Path(path),
-        _looks(path, tree.get("looks", 1)),
+        _looks(path, tree.get("looks", "1")),
         _arguments(path, tree.get("arguments") or []),
+        {arm: {name: said.place for name, said in layer.items()} for arm, layer in layers.items()},
     )
 
 
+def _place(path: str | Path, arm: str, node: yaml.Node) -> str:
+    return f"{path}:{line_of(node)}, arm `{arm}`"
+
+
+def _arms(path: str | Path, arms: yaml.Node | None) -> dict[str, Layer]:
+    """What each arm overrides; its name is what is written, be it `on` or `010`."""
+    if not isinstance(arms, yaml.MappingNode) or not arms.value:
+        raise ConfigError(f"{path}: `arms` must map names to overrides, as in `removed: {{scrg.enabled: false}}`")
+    found: dict[str, Layer] = {}
+    for key, node in pairs_of(arms):
+        arm = text_of(key, str(path))
+        here = _place(path, arm, key)
+        if node.tag == f"{YAML}null":
+            node = yaml.MappingNode(f"{YAML}map", [])
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{here} must be a mapping of keys to values")
+        for inner in nodes_of(node):
+            if isinstance(inner, yaml.ScalarNode) and any(word in inner.value for word in ("{seed}", "{results}")):
+                inner.tag = LATER
+        found[arm] = layer_of(node, partial(_place, path, arm))
+        taken = [name for name in FIXED if name in found[arm]]
+        if taken or arm in RESERVED:
+            what = f"sets `{taken[0]}`, which the study sets itself" if taken else "has a name with a meaning here"
+            raise ConfigError(f"{here} {what}; leave it out, or call the arm otherwise")
+    return found
+
+
 def _looks(path: str | Path, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_LOOKS:
+    if not isinstance(value, str) or not value.isdecimal() or not 1 <= int(value[:9]) <= MOST_LOOKS:
         raise ConfigError(f"{path}: `looks` takes a number of looks at the verdicts, from 1 to {MOST_LOOKS}")
-    return value
+    return int(value)
 
 
 def _arguments(path: str | Path, value: Any) -> tuple[str, ...]:
@@ -221,12 +239,3 @@ def _is_elsewhere(other: Any) -> bool:
     if not named or not isinstance(other["sets"], Mapping):
         return False
     return all(isinstance(word, str) for word in (other["study"], other["arm"], *other["sets"].values()))
-
-
-def _is_plain(value: Any) -> bool:
-    """What JSON can hold, and so a command line."""
-    if isinstance(value, Mapping):
-        return all(isinstance(name, str) and _is_plain(inner) for name, inner in value.items())
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))

@@ -15,11 +15,12 @@ def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]
     runs = list(results[base].values())
     summary: dict[str, Any] = {"study": study.name, "seeds": sorted(results[base])}
     for name in ("teacher", "sft_start"):
-        if all(name in run for run in runs):
-            summary[name] = _over_seeds([run[name]["test"] for run in runs])
+        found = [run[name]["test"] for run in runs if "test" in (run.get(name) or {})]
+        if len(found) == len(runs):
+            summary[name] = _over_seeds(found)
     for arm, by_seed in results.items():
         summary[arm] = _over_seeds([run["result"]["test"] for run in by_seed.values()])
-        rounds = [run["scrg"] for run in by_seed.values() if "scrg" in run]
+        rounds = [run["scrg"] for run in by_seed.values() if run.get("scrg")]
         if rounds and (arm == base or "scrg" not in summary):
             shared = set.intersection(*map(set, rounds))
             summary["scrg"] = {k: sum(r[k] for r in rounds) / len(rounds) for k in sorted(shared)}
@@ -28,11 +29,12 @@ def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]
         if arm == base or len(runs) < 2:
             continue
         pairs = [
-            results[base][seed]["result"]["test"]["rouge_l"] - run["result"]["test"]["rouge_l"]
+            run["result"]["test"]["rouge_l"] - results[base][seed]["result"]["test"]["rouge_l"]
             for seed, run in results[arm].items()
         ]
         interval = paired_t_interval(pairs)
-        differences[f"{base} - {arm}"] = {
+        # the sign of every report: above zero the arm is better than the baseline
+        differences[f"{arm} - {base}"] = {
             "mean": interval.mean,
             "low": interval.low,
             "high": interval.high,
@@ -47,13 +49,18 @@ def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]
 def _over_seeds(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One training seed: as measured. Several: mean and standard deviation over training seeds."""
     if len(tests) == 1:
-        return {k: tests[0][k] for k in ("rouge_l", "rouge_l_std", "std_over", "exact_match", "distinct_2")}
+        return {k: tests[0].get(k) for k in ("rouge_l", "rouge_l_std", "std_over", "exact_match", "distinct_2")}
     mean, std = mean_std([test["rouge_l"] for test in tests])[:2]
     return {
         "rouge_l": mean,
         "rouge_l_std": std,
         "std_over": "training seeds",
-        "exact_match": sum(test["exact_match"] for test in tests) / len(tests),
-        "distinct_2": sum(test["distinct_2"] for test in tests) / len(tests),
+        **{name: _mean([test.get(name) for test in tests]) for name in ("exact_match", "distinct_2")},
         "by_seed": [test["rouge_l"] for test in tests],
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where a run was recorded before there was the figure."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None

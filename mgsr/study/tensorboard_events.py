@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from mgsr.config.load import fingerprint, flat_tree
 from mgsr.config.schema import ExperimentConfig
-from mgsr.runtime.files import cannot_write, write_whole
+from mgsr.runtime.files import write_whole
+from mgsr.training.trainer import event_file
 
 SUFFIX = ".recorded"
 
@@ -63,11 +63,7 @@ def write_events(folder: Path, config: ExperimentConfig, result: Mapping[str, An
     if name in there or not all(other.endswith(SUFFIX) for other in there):
         return False
     remove_events(folder)
-    try:
-        with TemporaryDirectory() as aside:
-            content = _events(aside, hyper_parameters, metrics, steps, curves)
-    except OSError as error:
-        raise cannot_write(Path(gettempdir()), error) from error
+    content = event_file(hyper_parameters, metrics, steps, curves)
     write_whole(folder / name, lambda file: file.write(content))
     return True
 
@@ -83,26 +79,6 @@ def _hyper_parameters(config: ExperimentConfig, result: Mapping[str, Any]) -> di
     flat = flat_tree(asdict(config))
     flat["trainer.threads"] = result["environment"].get("threads", flat["trainer.threads"])
     return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
-
-
-def _events(
-    folder: str,
-    hyper_parameters: dict[str, Any],
-    metrics: dict[str, Any],
-    steps: int,
-    curves: Mapping[str, Mapping[str, list[float]]],
-) -> bytes:
-    """Content of an event file, by the logger of a run."""
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
-    for tag, curve in curves.items():
-        for step, value in zip(curve["steps"], curve["values"], strict=True):
-            logger.experiment.add_scalar(tag, value, step)
-    logger.log_hyperparams(hyper_parameters, metrics, steps)
-    logger.experiment.close()
-    (written,) = Path(folder).glob("events.*")
-    return written.read_bytes()
 
 
 def write_layout(folder: Path) -> None:

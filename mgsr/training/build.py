@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,14 @@ from mgsr.models.from_config import with_adapters
 from mgsr.rounds.writer import WRITERS
 from mgsr.runtime.devices import placed
 from mgsr.runtime.environment import numerics_of
-from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.errors import ConfigError, DataError
+from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
-from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
-from mgsr.training.run_folder import read_json
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, SHAPES
 from mgsr.training.sft import Start, cache_folder
 from mgsr.training.teacher_cache import CacheReport, build_score, cached_teacher
 
@@ -219,20 +219,22 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
     """
     if config.clip.mode != "mean_of_run":
         return None
-    path = Path(config.clip.run)
-    path = path if path.suffix == ".json" else path / "metrics.json"
+    path, remedy = Path(config.clip.run), "name a finished run with clip.mode=network"
+    bounds = {"dac": {"lower": float, "upper": float}}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        bounds = content.get("metrics", content)["dac"]
-        found = float(bounds["lower"]), float(bounds["upper"])
-        version = numerics_of(content.get("environment") or read_json(path.with_name("environment.json")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(
-            f"`clip.run`: {path} holds no mean bounds; name a finished run with clip.mode=network"
-        ) from None
+        if path.suffix == ".json":
+            result = read_json(path, {"metrics": bounds, "environment": SHAPES[ENVIRONMENT]}, remedy)
+            metrics, environment = result["metrics"], result["environment"]
+        else:
+            metrics = read_json(path / METRICS, bounds, remedy)
+            environment = read_json(path / ENVIRONMENT, SHAPES[ENVIRONMENT], remedy)
+    except DataError as error:
+        raise ConfigError(f"`clip.run`: {error}", "clip.run") from None
+    version = numerics_of(environment)
     if version != mgsr.NUMERICS_VERSION:
         raise ConfigError(
             f"`clip.run`: {path} is of numerics version {version}, this code is of {mgsr.NUMERICS_VERSION}; "
-            "run it anew"
+            "run it anew",
+            "clip.run",
         )
-    return found
+    return metrics["dac"]["lower"], metrics["dac"]["upper"]

@@ -14,12 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import TrainerConfig
 from mgsr.rounds.render import markdown_revision
-from mgsr.rounds.store import RoundEntry, read_manifest
+from mgsr.rounds.store import RoundEntry, read_manifest, round_folders
 from mgsr.runtime.meter import Meter, added, overall
 from mgsr.runtime.progress import StepBar, say
 from mgsr.runtime.ranks import gathered, is_first
-from mgsr.training.checkpoint import BestCheckpoint, ResumePoint, StopRequest
+from mgsr.training.checkpoint import BestCheckpoint, ResumePoint
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length
 
@@ -230,9 +231,8 @@ class CostLog(L.Callback):
 
 def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:
     """What the finished rounds of a run took, up to `last`: a run taken up again may have later ones on disk."""
-    paths = sorted((run_folder / "scrg").glob("round=*"))
-    wanted = (path for path in paths if last is None or int(path.name.removeprefix("round=")) <= last)
-    return added(*((read_manifest(path) or {}).get("costs", {}) for path in wanted))
+    wanted = (path for number, path in round_folders(run_folder).items() if last is None or number <= last)
+    return added(*(manifest["costs"] for path in wanted if (manifest := read_manifest(path)) is not None))
 
 
 def build_callbacks(

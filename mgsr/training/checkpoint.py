@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, checked before they are read, never a carrier of code; and a clean stop.
+"""Checkpoints: written whole, checked before they are read, never a carrier of code.
 
 checkpoints/resume-<step>.ckpt   where to go on; the two newest are kept
 checkpoints/best.ckpt            the student with the best dev ROUGE-L
@@ -8,9 +8,8 @@ checkpoints/*.ckpt.sha256        their checksums
 from __future__ import annotations
 
 import pickle
-import signal
+import re
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,17 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from mgsr.runtime.errors import DataError, RunInterruptedError, UserError
+from mgsr.runtime.errors import DataError, UserError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.files import check, remove_checked, write_checked
+from mgsr.runtime.files import SUFFIX, check, remove_checked, write_checked
 from mgsr.runtime.progress import say
-from mgsr.runtime.ranks import barrier, is_first, largest
-from mgsr.training.launch import in_slurm, requeue
+from mgsr.runtime.ranks import barrier, largest
+from mgsr.training.launch import StopRequest
 from mgsr.training.optim import Length
 
 BEST = "best.ckpt"
 KEPT = 2
+_NAME = re.compile(r"resume-\d{8,}\.ckpt", re.ASCII)
 
 
 def resume_path(folder: Path, step: int) -> Path:
@@ -41,8 +41,9 @@ def step_of(path: Path) -> int:
 
 
 def resume_points(folder: Path) -> list[Path]:
-    """All of them, newest first, whether whole or not."""
-    return sorted((folder / "checkpoints").glob("resume-*[0-9].ckpt"), key=step_of, reverse=True)
+    """All of them, newest first, whether whole or not; copies under other names are none."""
+    found = (path for path in (folder / "checkpoints").glob("resume-*.ckpt") if _NAME.fullmatch(path.name))
+    return sorted(found, key=step_of, reverse=True)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -64,6 +65,15 @@ def newest_whole(folder: Path) -> Path | None:
             continue
         return path
     return None
+
+
+def best_is_missing(best: Path) -> UserError:
+    """The last student must not stand in the place of the best one in silence."""
+    return UserError(
+        f"{best}: is missing, though the dev set has chosen a student; put it and {BEST}{SUFFIX} back (a copy of "
+        "the last resume point under that name is the last student, not the best), or delete "
+        f"{best.parent.parent} to run it anew"
+    )
 
 
 def prune(folder: Path, keep: int = KEPT) -> None:
@@ -106,51 +116,6 @@ class DurableIO(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         remove_checked(Path(path))
-
-
-@dataclass
-class StopRequest:
-    """A user's wish to stop: noted when the signal comes, carried out where nothing is lost.
-
-    The first Ctrl-C (or SIGTERM) lets the step or batch at hand finish; a second one ends at once. Under SLURM
-    SIGUSR1 announces the end of the job's time, as in `#SBATCH --signal=USR1@120`, and the job is queued again.
-
-    Args:
-        go_on: the command that takes up a stopped stage.
-    """
-
-    go_on: str
-    asked: int | None = None
-    _previous: dict[int, Any] = field(default_factory=dict)
-
-    def watch(self) -> None:
-        """Handle the signals from here on; of no effect outside the main thread, whose owner handles them."""
-        announced = (signal.SIGUSR1,) if in_slurm() else ()
-        for number in (signal.SIGINT, signal.SIGTERM, *announced):
-            try:
-                before = signal.signal(number, self._ask)
-            except ValueError:
-                return
-            self._previous.setdefault(number, before)
-
-    def unwatch(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked is not None:
-            raise KeyboardInterrupt
-        self.asked = number
-        say("\nstopping after this step; once more to stop at once")
-
-    def check(self) -> None:
-        """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
-        if self.asked is not None:
-            name = signal.Signals(self.asked).name
-            if self.asked == signal.SIGUSR1 and is_first():
-                requeue()
-            raise RunInterruptedError(f"stopped by {name}; go on with: {self.go_on}", self.asked)
 
 
 class ResumePoint(Checkpoint):
@@ -293,6 +258,8 @@ class BestCheckpoint(ModelCheckpoint):
         if state_dict["score"] is None:
             return
         path = str(Path(str(self.dirpath)) / BEST)
+        if not Path(path).exists():
+            raise best_is_missing(Path(path))
         score = torch.tensor(state_dict["score"])
         self.best_model_score = self.kth_value = score
         self.best_model_path = self.kth_best_model_path = path

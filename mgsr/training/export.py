@@ -16,13 +16,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from mgsr import __version__, models
 from mgsr.config.schema import ExperimentConfig
+from mgsr.evaluation.statistics import shown_std
 from mgsr.models.from_config import build_student, load_cached, quiet_transformers, with_adapters
 from mgsr.runtime.errors import UserError
-from mgsr.runtime.files import write_atomically
-from mgsr.training.checkpoint import BEST, newest_whole
-from mgsr.training.run_folder import BASE, STUDENT, TEACHER, base_has_changed, load_run_config, read_json
+from mgsr.runtime.progress import say
+from mgsr.training.run_folder import (
+    BASE,
+    METRICS,
+    STUDENT,
+    TEACHER,
+    base_has_changed,
+    load_run_config,
+    read_run_file,
+)
 from mgsr.training.sft import prepare_teacher, stage_seed
-from mgsr.training.trainer import load_student
+from mgsr.training.trainer import chosen_checkpoint, load_student
 
 # precisions that turn all weights into their own type
 TRUE_TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
@@ -65,7 +73,7 @@ def load_base(folder: Path, config: ExperimentConfig, tokenizer: PreTrainedToken
             raise UserError(
                 f"{folder}: the base of its adapters ({student.source}) cannot be had: {error}; put it back"
             ) from error
-    if models.content_fingerprint(model) != read_json(folder / BASE).get("content"):
+    if models.content_fingerprint(model) != read_run_file(folder, BASE)["content"]:
         raise base_has_changed(folder, config, cached)
     return model
 
@@ -86,7 +94,7 @@ def base_location(folder: Path, config: ExperimentConfig) -> Base:
         UserError: no folder and no hub repository holds that model as it is.
     """
     student, cached = config.student, _cached(folder, BASE)
-    content = str(read_json(folder / BASE).get("content"))
+    content = read_run_file(folder, BASE)["content"]
     if cached is not None:
         return Base(str(cached), None, content)
     if student.source in ("init", "teacher") or student.keep_layers:
@@ -111,7 +119,7 @@ def load_run_teacher(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     """
     folder = Path(run)
     config = load_run_config(folder)
-    if read_json(folder / TEACHER).get("cache") is None:
+    if read_run_file(folder, TEACHER)["cache"] is None:
         raise UserError(f"{run}: this run had no teacher; name one with --teacher FOLDER")
     try:
         return _load_teacher(folder, config)
@@ -133,12 +141,14 @@ def _load_teacher(folder: Path, config: ExperimentConfig) -> tuple[PreTrainedMod
 
 def _cached(folder: Path, name: str) -> Path | None:
     """The folder in the cache beside the run that one of its small files names."""
-    cache: Any = read_json(folder / name).get("cache")
-    return None if cache is None else folder.resolve().parents[2] / "cache" / Path(str(cache)).name
+    cache = read_run_file(folder, name)["cache"]
+    return None if cache is None else folder.resolve().parents[2] / "cache" / Path(cache).name
 
 
 def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The best student of a run (the last one where no dev set chose), adapters merged, and its tokenizer.
+
+    Of a run that is not finished it is said so.
 
     Needs nothing but the run's own folder; with adapters, also the model they stand on.
 
@@ -153,10 +163,11 @@ def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """As `load_run`, adapters not merged."""
     config = load_run_config(folder)
-    best = folder / "checkpoints" / BEST
-    checkpoint = best if best.exists() else newest_whole(folder)
+    checkpoint = chosen_checkpoint(folder)
     if checkpoint is None or not (folder / STUDENT / "config.json").exists():
         raise UserError(f"{folder}: no checkpoint yet; finish the run with mgsr train --resume {folder}")
+    if not (folder / METRICS).exists():
+        say(f"{folder}: not finished (no {METRICS}): this is its student so far, of {checkpoint.name}")
     quiet_transformers()
     tokenizer = models.load_tokenizer(str(folder / STUDENT))
     if config.student.lora.r:
@@ -194,31 +205,26 @@ def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
         raise UserError(f"{out}: exists already; choose an empty or new folder")
     config = load_run_config(folder)
     base = base_location(folder, config) if config.student.lora.r and not merge else None
+    # read before anything is written; the card goes into the folder before that gets its name
+    card = model_card(config, read_run_file(folder, METRICS, missing={}), base)
     if base is None:
         model, tokenizer = load_run(folder)
-        models.save_model_folder(model, tokenizer, out)
+        models.save_model_folder(model, tokenizer, out, card=card)
     else:
         adapters, tokenizer = _load_best(folder)
-        models.save_adapter_folder(adapters, tokenizer, out, base=base.location, revision=base.revision)
-    write_atomically(out / "README.md", model_card(config, _metrics(folder), base))
+        models.save_adapter_folder(adapters, tokenizer, out, base=base.location, revision=base.revision, card=card)
     return out
-
-
-def _metrics(run: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | None = None) -> str:
     """What the model is, how it was made, what was measured.
 
     Args:
+        metrics: of a finished run, its `metrics.json`; otherwise empty.
         base: what the folder's adapters stand on; None where the weights are whole.
     """
     rows = [
-        f"| {name} | {value['rouge_l']:.2f} | {value['rouge_l_std']:.2f} | {value['examples']} |"
+        f"| {name} | {value['rouge_l']:.2f} | {shown_std(value.get('rouge_l_std'))} | {value['examples']} |"
         for name, value in metrics.get("result", {}).items()
     ]
     table = "\n".join(["| test set | ROUGE-L | std over sampling seeds | rows |", "|---|---|---|---|", *rows])
@@ -244,7 +250,7 @@ A student distilled from `{config.teacher.source or "no teacher"}` with mgsr {__
 - loss weights: SFT {objective.w_sft:g}, {objective.divergence} {objective.w_dac:g}, span {objective.w_span:g}
 - sequences: {made}
 {kept}
-{table if rows else "Not evaluated yet."}
+{table if rows else "The run was not finished when this was exported: a student on its way, not evaluated."}
 
 ```python
 {_loading(base)}

@@ -1,4 +1,4 @@
-"""How the processes of a run are started and find one another.
+"""How the processes of a run are started, find one another, and are asked to stop.
 
 `mgsr train` with several devices starts one process per device itself, by torch's elastic agent; under torchrun
 and srun they are there already. Either way Lightning finds the process group that is made here.
@@ -13,7 +13,9 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,9 +29,11 @@ from lightning.fabric.plugins.environments import (
 from mgsr.config.schema import TrainerConfig
 from mgsr.runtime import progress
 from mgsr.runtime.devices import working_device
-from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.errors import ConfigError, RunInterruptedError, UserError
 from mgsr.runtime.launchers import by_srun, by_torchrun
 from mgsr.runtime.processor import usable_cores, usable_threads
+from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import is_first
 
 # between a worker's request to stop and its death: a resume point takes seconds
 GRACE = 30
@@ -213,3 +217,48 @@ def requeue() -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         failed = str(error)
     progress.say(f"SLURM job {job}: {'cannot be queued again: ' + failed if failed else 'queued again'}")
+
+
+@dataclass
+class StopRequest:
+    """A user's wish to stop: noted when the signal comes, carried out where nothing is lost.
+
+    The first Ctrl-C (or SIGTERM) lets the step or batch at hand finish; a second one ends at once. Under SLURM
+    SIGUSR1 announces the end of the job's time, as in `#SBATCH --signal=USR1@120`, and the job is queued again.
+
+    Args:
+        go_on: the command that takes up a stopped stage.
+    """
+
+    go_on: str
+    asked: int | None = None
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def watch(self) -> None:
+        """Handle the signals from here on; of no effect outside the main thread, whose owner handles them."""
+        announced = (signal.SIGUSR1,) if in_slurm() else ()
+        for number in (signal.SIGINT, signal.SIGTERM, *announced):
+            try:
+                before = signal.signal(number, self._ask)
+            except ValueError:
+                return
+            self._previous.setdefault(number, before)
+
+    def unwatch(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = number
+        say("\nstopping after this step; once more to stop at once")
+
+    def check(self) -> None:
+        """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
+        if self.asked is not None:
+            name = signal.Signals(self.asked).name
+            if self.asked == signal.SIGUSR1 and is_first():
+                requeue()
+            raise RunInterruptedError(f"stopped by {name}; go on with: {self.go_on}", self.asked)

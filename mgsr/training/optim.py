@@ -35,7 +35,9 @@ def training_length(train: TrainConfig, rows: int, world_size: int) -> Length:
     micro_batches = micro_batches_per_step(train.batch_size, train.micro_batch_size, world_size)
     per_epoch = steps_per_epoch(rows, train.batch_size)
     if per_epoch == 0:
-        raise ConfigError("`data.train`: no training rows are left; give rows that fit `data.max_length`")
+        raise ConfigError(
+            "`data.train`: no training rows are left; give rows that fit `data.max_length`", "data.train"
+        )
     total = train.max_steps or per_epoch * train.epochs
     return Length(per_epoch, total, math.ceil(total / per_epoch), micro_batches)
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
-from mgsr.config.load import config_from_tree, dump, flat_tree, read_yaml
+from mgsr.config.layers import read_layer
+from mgsr.config.load import config_of, dump, flat_tree, with_absolute_paths
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models import content_fingerprint
 from mgsr.runtime.environment import environment, numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
+from mgsr.runtime.json_files import Each, Maybe, read_json
 from mgsr.runtime.progress import say
 
 # the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
@@ -26,6 +28,21 @@ STUDENT, TEACHER, DATA = "student", "teacher.json", "data.json"
 # what the student's adapters stand on: it is not in the checkpoints
 BASE = "base.json"
 START = "start.json"
+METRICS, ENVIRONMENT = "metrics.json", "environment.json"
+
+_TEXT = Maybe((str, None))
+TEST_FIGURES = {"rouge_l": float, "rouge_l_std": Maybe((float, None)), "std_over": Maybe(str), "examples": int}
+"""Of a test set, what is shown of it."""
+SHAPES: dict[str, Any] = {
+    METRICS: {"steps": int, "seed": int, "result": Each(TEST_FIGURES, 1)},
+    ENVIRONMENT: {"numerics": Maybe(int), "threads": Maybe((int, None)), "commit": _TEXT, "cpu": _TEXT},
+    DATA: {},
+    TEACHER: {"cache": (str, None), "source": _TEXT, "revision": _TEXT, "content": (str, None)},
+    BASE: {"cache": (str, None), "source": _TEXT, "revision": _TEXT, "content": str},
+    START: {"teacher": (str, None), "student": str},
+}
+"""The small files of a run, and what has to be in each."""
+MEASURED_AGAIN = f"delete its {METRICS}, and mgsr train --resume {{}} measures again"
 
 # keys that may differ when a run is taken up again: they change no number of it
 NEUTRAL = (
@@ -61,7 +78,7 @@ def run_folder(config: ExperimentConfig) -> Path:
 
 def is_begun(folder: Path) -> bool:
     """Whether a run has left anything behind in its folder but the configuration."""
-    return any((folder / name).exists() for name in ("checkpoints", "scrg", "metrics.json"))
+    return any((folder / name).exists() for name in ("checkpoints", "scrg", METRICS))
 
 
 def open_run_folder(
@@ -78,15 +95,16 @@ def open_run_folder(
     """
     written = folder / "config.yaml"
     if written.exists():
-        there = config_from_tree(read_yaml(written), source=str(written))
+        # its paths are absolute; those of older runs become so, as the configuration's own have
+        there = with_absolute_paths(config_of(read_layer(written)))
         changed = changed_keys(there, config)
         # a folder that nothing has been written to since is free: a mistake in the first try must not stay
         begun = is_begun(folder)
         if begun and not resume:
             if changed:
                 raise ConfigError(
-                    f"{folder}: holds a run of another config (differs in {', '.join(changed)}); choose another "
-                    "arm, experiment or run_root, or delete it"
+                    f"{folder}: holds a run of another config ({told_keys(changed, there, config)}); choose "
+                    "another arm, experiment or run_root, or delete it"
                 )
             raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
         if begun:
@@ -95,7 +113,7 @@ def open_run_folder(
         # whose teacher and base it was is not yet settled either
         for name in (TEACHER, BASE, START):
             (folder / name).unlink(missing_ok=True)
-    write_atomically(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_atomically(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
     write_atomically(folder / DATA, json.dumps(dict(data or {}), indent=2) + "\n")
     write_atomically(written, dump(config))
 
@@ -111,29 +129,28 @@ def _take_up(
     taken = {*WAYS_OUT, LONGER} if _can_be_longer(there, config) else {*WAYS_OUT}
     refused = [name for name in changed if name not in taken]
     if refused:
-        left, right = flat_tree(asdict(there)), flat_tree(asdict(config))
-        named = ", ".join(f"{name}: {left[name]} -> {right[name]}" for name in refused)
         raise ConfigError(
-            f"{folder}: resuming with another config ({named}); leave these, or begin another arm "
-            "(safe to change: more train.epochs, train.micro_batch_size, batch sizes of writing, how often things "
-            "are logged)"
+            f"{folder}: resuming with another config ({told_keys(refused, there, config)}); leave these, or begin "
+            "another arm (safe to change: more train.epochs, train.micro_batch_size, batch sizes of writing, how "
+            "often things are logged)"
         )
-    known = read_json(folder / DATA)
-    other = [name for name, value in data.items() if name in known and known[name] != value]
+    known = read_run_file(folder, DATA, fields=dict.fromkeys(data, str), missing={})
+    other = [name for name, value in data.items() if known.get(name, value) != value]
     if other:
         raise UserError(
             f"{folder}: the rows of data.{other[0]} are not those it began with; put the file back as it was"
         )
-    begun = numerics_of(read_json(folder / "environment.json"))
+    if data and not known:
+        say(f"{folder}: without {DATA} nobody can tell whether the rows are those it began with")
+    begun = numerics_of(read_run_file(folder, ENVIRONMENT, missing={}))
     if begun != mgsr.NUMERICS_VERSION:
         here = mgsr.NUMERICS_VERSION
         say(f"{folder}: begun with numerics version {begun}, here it is {here}: the rest may differ")
     if changed:
-        before, now = flat_tree(asdict(there)), flat_tree(asdict(config))
-        say(f"{folder}: " + ", ".join(f"{name} {before[name]} -> {now[name]}" for name in changed))
-        done = read_json(folder / "metrics.json")
+        say(f"{folder}: {told_keys(changed, there, config)}")
+        done = read_run_file(folder, METRICS, missing={})
         if done:
-            (folder / "metrics.json").rename(folder / f"metrics-{done.get('steps')}-steps.json")
+            (folder / METRICS).rename(folder / f"metrics-{done['steps']}-steps.json")
         write_atomically(folder / "config.yaml", dump(config))
 
 
@@ -144,13 +161,28 @@ def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
     return longer and whole_rounds and there.mixture.kind != "linear"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A run's small file; empty where it is not there or does not parse."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def told_keys(names: Sequence[str], before: ExperimentConfig, now: ExperimentConfig) -> str:
+    """Keys that differ, each with both values."""
+    left, right = flat_tree(asdict(before)), flat_tree(asdict(now))
+    return ", ".join(f"{name}: {left[name]} -> {right[name]}" for name in names)
+
+
+def read_run_file(
+    folder: Path, name: str, *, fields: Mapping[str, Any] | None = None, missing: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A small file of a run, named in `SHAPES`.
+
+    Args:
+        fields: what is needed beside what its shape says.
+        missing: what stands for one that is not there; None: it has to be.
+
+    Raises:
+        DataError: it is missing, broken or not of its shape.
+    """
+    again = f"restore it, or delete {folder} to run it anew"
+    remedy = MEASURED_AGAIN.format(folder) if name == METRICS else again
+    shape = SHAPES[name] if fields is None else {**SHAPES[name], **fields}
+    return read_json(folder / name, shape, remedy, missing=missing)
 
 
 def changed_keys(a: ExperimentConfig, b: ExperimentConfig) -> list[str]:
@@ -168,6 +200,10 @@ def keep_models(folder: Path, config: ExperimentConfig, teacher: Any, student: A
     Raises:
         UserError: the teacher, or the base of adapters, is not the one the run began with.
     """
+    wanted = (TEACHER, START, BASE) if config.student.lora.r else (TEACHER, START)
+    gone = [name for name in wanted if not (folder / name).exists()]
+    if gone and any((folder / "checkpoints").glob("*.ckpt")):
+        say(f"{folder}: without {', '.join(gone)} nobody can tell whether its models are those it began with")
     known: dict[str, Any] = {"cache": None, "source": "", "revision": "", "content": None}
     if teacher is not None:
         content = content_fingerprint(teacher.model)
@@ -188,12 +224,14 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
     Raises:
         UserError: the teacher is not the one the run began with.
     """
-    known = read_json(folder / TEACHER)
-    if known.get("content") not in (None, teacher["content"]):
+    known = read_run_file(folder, TEACHER, missing={})
+    if known and known["content"] != teacher["content"]:
         raise UserError(
             f"{folder}: the teacher is not the one it began with (its weights differ); put that one back "
             f"({teacher['source']}), or begin another run"
         )
+    # transformers asserts that it is no file
+    (folder / STUDENT).mkdir(parents=True, exist_ok=True)
     student.config.save_pretrained(folder / STUDENT)
     tokenizer.save_pretrained(folder / STUDENT)
     write_atomically(folder / TEACHER, json.dumps(dict(teacher), indent=2) + "\n")
@@ -211,7 +249,7 @@ def keep_base(folder: Path, config: ExperimentConfig, student: Any, lies_in: Pat
     if not config.student.lora.r:
         return
     content = content_fingerprint(student)
-    known = read_json(folder / BASE)
+    known = read_run_file(folder, BASE, missing={})
     if known.get("content") not in (None, content):
         raise base_has_changed(folder, config, lies_in)
     base = {
@@ -242,8 +280,8 @@ def keep_start(folder: Path, teacher: str | None, student: Any) -> None:
     Raises:
         UserError: the student is not the one the run began with, whose text would be mixed with another's.
     """
-    known = read_json(folder / START)
-    content = read_json(folder / BASE).get("content") or content_fingerprint(student)
+    known = read_run_file(folder, START, missing={})
+    content = read_run_file(folder, BASE, missing={}).get("content") or content_fingerprint(student)
     # behind a resume point the student is that one's
     goes_on = any((folder / "checkpoints").glob("resume-*.ckpt"))
     if known.get("student") not in (None, content) and not goes_on:
@@ -260,4 +298,4 @@ def load_run_config(folder: str | Path) -> ExperimentConfig:
     path = Path(folder) / "config.yaml"
     if not path.exists():
         raise UserError(f"{folder}: not a run folder (it has no config.yaml)")
-    return config_from_tree(read_yaml(path), source=str(path))
+    return config_of(read_layer(path))

@@ -31,13 +31,15 @@ from mgsr.models.from_config import build_model, build_student, build_tokenizer,
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
+from mgsr.runtime.json_files import read_json
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
-from mgsr.training.checkpoint import StopRequest
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
+from mgsr.training.run_folder import TEST_FIGURES
 from mgsr.training.trainer import fit
 
 # name of a test set -> its rows, and the same encoded
@@ -68,8 +70,7 @@ class Start:
 
     Attributes:
         vocab_size: number of token ids that both models share.
-        tests: encoded with the student's tokenizer.
-        figures: of teacher and student on the test sets, as `metrics.json` holds them.
+        tests: encoded with the student's tokenizer; figures: of both models on them, as `metrics.json` has them.
     """
 
     teacher: Prepared | None
@@ -156,7 +157,7 @@ def cached_evaluation(config: ExperimentConfig, prepared: Prepared, tests: Tests
     key = _fingerprint(asdict(config.evaluation), asdict(config.data), rows)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
     written = evaluate_tests(config, prepared.model, prepared, tests, width, name)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
@@ -187,16 +188,15 @@ def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], orig
     relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
     if model.source == "init":
         relevant["vocab_size"] = config.data.synthetic.vocab_size
-    precision = config.trainer.precision
-    tree = asdict(model)
     # where it is held does not change it
-    tree.pop("placement", None)
+    tree = {name: value for name, value in asdict(model).items() if name != "placement"}
     if model.source not in ("init", "teacher"):
         # by what lies there now: weights are replaced, branches move and packages are upgraded
         names = {"gguf_file": model.gguf_file or None, "revision": model.revision or None}
         content = models.source_fingerprint(model.source, **names) if is_first() else ""
         tree |= {"source": agreed(content), "gguf_file": "", "revision": ""}
     seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
+    precision = config.trainer.precision
     return _fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 
 

@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +36,15 @@ from mgsr.data.collate import TeacherTop, TextKey, TrainingSequence
 from mgsr.generation import HiddenLogits, LanguageModel
 from mgsr.losses import cache_error, top_of_logits
 from mgsr.models.output_layer import output_head
-from mgsr.runtime.errors import DataError, UserError
-from mgsr.runtime.files import write_atomically
+from mgsr.runtime.errors import DataError
+from mgsr.runtime.faults import reach
+from mgsr.runtime.files import refused, system_error, write_atomically
+from mgsr.runtime.json_files import Each, ListOf, read_json
 from mgsr.runtime.progress import progress, say
 from mgsr.training.placement import Placement
 
 INDEX, TENSORS = "index.json", "top.safetensors"
+SHAPE = {"k": int, "tokens": int, "kl_sum": Real, "kl_max": Real, "file": str, "texts": Each(ListOf(int))}
 BYTES_PER_CLASS = 8
 CHUNK = 32
 
@@ -143,29 +148,33 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     empty: dict[str, Any] = {"tokens": 0, "kl_sum": 0.0, "kl_max": 0.0, "texts": {}}
     if not (folder / INDEX).exists():
         return empty, {}
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    remedy = f"delete {folder} to have the teacher cache written again"
+    index = read_json(folder / INDEX, SHAPE, remedy)
     try:
-        tensors = load_file(folder / str(index["file"]))
-        whole = len(tensors["log_tail"]) == index["tokens"]
-    except (OSError, KeyError, ValueError, SafetensorError):
+        tensors = load_file(folder / Path(index["file"]).name)
+        whole = all(len(tensors[name]) == index["tokens"] for name in TeacherTop._fields)
+    except (OSError, KeyError, ValueError, TypeError, SafetensorError):
         whole = False
-    if not whole:
-        raise DataError(f"{folder}: the teacher cache is damaged; delete the folder to have it written again")
+    if not whole or any(
+        len(place) != 2 or min(place) < 0 or sum(place) > index["tokens"] for place in index["texts"].values()
+    ):
+        raise DataError(f"{folder / INDEX}: does not belong to the tensors beside it; {remedy}")
     return index, tensors
 
 
 def _write_folder(folder: Path, index: Mapping[str, Any], tensors: dict[str, Tensor]) -> None:
     """The tensors go to a file of a new name, then the index names it: a torn write leaves the old pair whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused(folder, error) from error
     # named by what it holds: of two writers, the last index names its own tensors
     name = f"{hashlib.sha256(json.dumps(index['texts']).encode()).hexdigest()[:16]}-{TENSORS}"
     try:
         save_file(tensors, folder / name)
     except (OSError, SafetensorError) as error:
         (folder / name).unlink(missing_ok=True)
-        raise UserError(
-            f"{folder / name}: the teacher cache cannot be written: {error}; free some space"
-        ) from None
+        raise refused(folder / name, system_error(error)) from None
     write_atomically(folder / INDEX, json.dumps({**index, "file": name}))
     for old in folder.glob(f"*-{TENSORS}"):
         if old.name != name:
@@ -191,6 +200,7 @@ class TeacherStates(Mapping[TextKey, Tensor]):
             self._states = torch.empty(0, width, dtype=dtype)
             return
         path.unlink(missing_ok=True)
+        _allocate(path, tokens * width * dtype.itemsize)
         numbers = torch.from_file(str(path), shared=True, size=tokens * width, dtype=dtype)
         path.unlink()
         self._states = numbers.view(tokens, width)
@@ -208,6 +218,22 @@ class TeacherStates(Mapping[TextKey, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Have the disk set a file's blocks aside: of a mapped file without them, a full disk kills whoever writes.
+
+    Raises:
+        UserError: the disk has not got that much space.
+    """
+    try:
+        with path.open("wb") as file:
+            reach("states.allocate", path)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise refused(path.parent, error) from error
 
 
 def build_score(placement: Placement, device: torch.device, batch_size: int, **reader: int) -> ScoreEpoch:

@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 
+from mgsr.config.load import with_absolute_paths
+from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds, say_of_unseen_words
-from mgsr.rounds.store import read_manifest
+from mgsr.models.preflight import check_run
+from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
@@ -26,10 +30,10 @@ from mgsr.runtime.locks import locked
 from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.build import Job, build_job
+from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
-from mgsr.training.preflight import check_run
-from mgsr.training.run_folder import keep_models, open_run_folder, run_folder
+from mgsr.training.checkpoint import resume_points
+from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
 from mgsr.training.sft import evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
 
@@ -43,28 +47,41 @@ def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
     Raises:
         UserError: anything the user can mend, as one line.
     """
+    config = with_absolute_paths(config)
+    with placed(config):
+        return _train(config, resume)
+
+
+def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     began = time.monotonic()
     torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
+    if is_first():
+        for line in without_effect(config):
+            say(line)
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
+    mean_bounds(config)
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
-    if not (folder / "metrics.json").exists():
+    if not (folder / METRICS).exists():
         check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
     with locked(folder) if is_first() else nullcontext():
         if is_first():
             remove_leftovers(folder)
             open_run_folder(folder, config, resume=resume, data=fingerprints)
-        done = folder / "metrics.json"
+        done = folder / METRICS
         if agreed(done.exists()):
+            metrics = read_run_file(folder, METRICS)
             say(f"{folder}: complete already")
-            return json.loads(done.read_text(encoding="utf-8"))
+            return metrics
+        if resume and is_first() and not resume_points(folder):
+            say(f"{folder}: no resume point in checkpoints/: it begins at step 0")
         metrics = _run(config, rows, folder, device)
         metrics["seconds"] = time.monotonic() - began
         on_first(lambda: write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics"))
@@ -120,6 +137,7 @@ def _run(
 
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
+    config = with_absolute_paths(config)
     rows = _rows(config)
     check_run(config, rows)
     prepare_models(config, rows)
@@ -161,8 +179,8 @@ def _figures(job: Job) -> dict[str, Any]:
     if job.cache_report is not None:
         # who wrote it is chance: this run, one before it, or another one
         figures["teacher_cache"] = {k: v for k, v in asdict(job.cache_report).items() if k != "written"}
-    rounds = [read_manifest(path) or {} for path in sorted((data.run_folder / "scrg").glob("round=*"))]
-    statistics = [r["statistics"] for r in rounds if r.get("statistics")]
+    rounds = [read_manifest(path) for path in round_folders(data.run_folder).values()]
+    statistics = [r["statistics"] for r in rounds if r is not None and r["statistics"]]
     if statistics:
         names = set().union(*statistics)
         figures["scrg"] = {

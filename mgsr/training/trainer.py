@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import DoublePrecision
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.load import flat_tree
@@ -17,12 +22,14 @@ from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.models import check_state, with_base
 from mgsr.runtime.devices import is_out_of_memory, working_device
 from mgsr.runtime.errors import DataError, UserError
+from mgsr.runtime.files import SUFFIX, refused, write_whole
 from mgsr.runtime.ranks import agreed, barrier, is_first
 from mgsr.training.callbacks import build_callbacks
 from mgsr.training.checkpoint import (
     BEST,
+    BestCheckpoint,
     DurableIO,
-    StopRequest,
+    best_is_missing,
     newest_whole,
     read_checkpoint,
     resume_points,
@@ -30,9 +37,13 @@ from mgsr.training.checkpoint import (
 )
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.fsdp import build_strategy
-from mgsr.training.launch import cluster_environment
+from mgsr.training.launch import StopRequest, cluster_environment
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length
+
+HPARAMS = "events.out.tfevents.0.hparams"
+"""Written anew by every start of a run. TensorBoard takes the first session that it reads, and reads files by the
+time in their names."""
 
 
 def quiet_lightning() -> None:
@@ -126,7 +137,7 @@ def fit(
         default_root_dir=folder,
     )
     if hyper_parameters is not None:
-        logger.log_hyperparams(_plain(flat_tree(hyper_parameters)), {"hp/rouge_l": float("nan")})
+        _show_hyper_parameters(logger, folder, _plain(flat_tree(hyper_parameters)))
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
     except (RuntimeError, MemoryError) as error:
@@ -135,7 +146,29 @@ def fit(
         raise _out_of_memory(name, module.section, data.stage, trainer.global_step) from error
     barrier("trained")
     best = folder / "checkpoints" / BEST
-    return best if best.exists() else None
+    if validates and not best.exists():
+        # the last student's figures would stand for those of the best one
+        raise best_is_missing(best)
+    return best if validates else None
+
+
+def chosen_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with a run's best student; where no dev set has chosen yet, the last one; None: none yet.
+
+    Raises:
+        UserError: the dev set has chosen a student whose checkpoint is missing, or all there are are damaged.
+    """
+    best = folder / "checkpoints" / BEST
+    if best.exists():
+        return best
+    newest = newest_whole(folder)
+    if newest is None:
+        return None
+    states = read_checkpoint(newest, map_location="meta").get("callbacks", {})
+    scores = [s.get("score") for name, s in states.items() if name.startswith(BestCheckpoint.__qualname__)]
+    if any(score is not None for score in scores):
+        raise best_is_missing(best)
+    return newest
 
 
 def _out_of_memory(name: str, section: str, stage: TrainConfig, step: int) -> UserError:
@@ -158,13 +191,57 @@ def load_student(student: PreTrainedModel, checkpoint: Path) -> dict[str, Any]:
             raise
         if not resume_points(checkpoint.parent.parent):
             raise
-        raise DataError(f"{error}; delete it to take the student of the last resume point instead") from None
+        raise DataError(
+            f"{error}; restore it (a copy of the last resume point under that name, with its {SUFFIX}, is the "
+            "last student, not the best)"
+        ) from None
     prefix = "student."
     weights = {k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k.startswith(prefix)}
     whole = with_base(weights, student)
     check_state(str(checkpoint), whole, student.state_dict())
     student.load_state_dict(whole)
     return content
+
+
+def _show_hyper_parameters(logger: TensorBoardLogger, folder: Path, flat: dict[str, Any]) -> None:
+    """Those of this start, also of a run that was made longer: TensorBoard would keep the first it has seen."""
+    logger.hparams.update(flat)
+    if is_first():
+        (folder / logger.NAME_HPARAMS_FILE).unlink(missing_ok=True)
+        content = event_file(flat, {"hp/rouge_l": float("nan")}, 0)
+        write_whole(folder / HPARAMS, lambda file: file.write(content), kind="hparams")
+
+
+def event_file(
+    hyper_parameters: dict[str, Any],
+    metrics: dict[str, float],
+    step: int,
+    curves: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> bytes:
+    """Content of an event file of TensorBoard: curves, and an HPARAMS session as Lightning's logger writes it.
+
+    Args:
+        metrics: what the HPARAMS tab compares, at `step`; NaN where it is still to come.
+        curves: name -> `steps` and `values`.
+
+    Raises:
+        UserError: the folder of temporary files cannot be written to.
+    """
+    try:
+        with TemporaryDirectory() as aside:
+            with SummaryWriter(aside) as writer:
+                for tag, curve in (curves or {}).items():
+                    for at, value in zip(curve["steps"], curve["values"], strict=True):
+                        writer.add_scalar(tag, value, at)
+                for tag, value in metrics.items():
+                    if not math.isnan(value):
+                        writer.add_scalar(tag, value, step)
+                for summary in hparams(hyper_parameters, metrics):
+                    writer.file_writer.add_summary(summary, step)
+            (written,) = Path(aside).glob("events.*")
+            return written.read_bytes()
+    except OSError as error:
+        raise refused(gettempdir(), error) from error
 
 
 def _plain(flat: dict[str, Any]) -> dict[str, Any]:

@@ -180,9 +180,9 @@ def test_a_study_runs_skips_and_summarises(tiny_file: Path, tmp_path: Path, caps
     summary = json.loads((tmp_path / "runs/small/metrics.json").read_text())
     assert {"teacher", "sft_start", "sft_control", "mgsr", "scrg"} <= set(summary)
     assert {"disagreement_rate", "corrected_fraction"} <= set(summary["scrg"])
-    difference = summary["paired_difference"]["mgsr - sft_control"]
+    difference = summary["paired_difference"]["sft_control - mgsr"]
     ours, control = (summary[arm]["by_seed"] for arm in ("mgsr", "sft_control"))
-    assert difference["by_seed"] == pytest.approx([a - b for a, b in zip(ours, control, strict=True)])
+    assert difference["by_seed"] == pytest.approx([b - a for a, b in zip(ours, control, strict=True)])
     capsys.readouterr()
     assert main(words) == 0
     assert "4 of 4 runs are complete already" in capsys.readouterr().out

@@ -19,8 +19,8 @@ from mgsr.models.output_layer import OutputLayer
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.faults import VARIABLE
 from mgsr.training import launch
-from mgsr.training.checkpoint import ResumePoint, StopRequest, newest_whole, rescale, step_of
-from mgsr.training.launch import environment, in_slurm, joined, must_launch
+from mgsr.training.checkpoint import ResumePoint, newest_whole, rescale, step_of
+from mgsr.training.launch import StopRequest, environment, in_slurm, joined, must_launch
 from mgsr.training.optim import Length
 from mgsr.training.placement import Placement
 from mgsr.training.run_folder import run_folder

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from mgsr.config.schema import ExperimentConfig, StudentConfig
 from mgsr.models import (
     FAMILIES,
     add_lora,
@@ -20,6 +21,7 @@ from mgsr.models import (
     prune_depth,
     save_model_folder,
 )
+from mgsr.models.from_config import build_student
 from mgsr.runtime.errors import UserError
 
 SIZES = {
@@ -268,3 +270,11 @@ def test_adapters_that_cannot_be_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"extra `lora`: pip install 'mgsr\[lora\]'"):
         add_lora(build("llama"), r=2, alpha=4)
+
+
+def test_a_student_cut_out_of_a_teacher_is_of_its_own_type():
+    student = StudentConfig(source="teacher", keep_layers=[0, 2], dtype="bfloat16")
+    teacher = build("llama")
+    built = build_student(ExperimentConfig(), student, teacher, None, seed=0)
+    assert {weight.dtype for weight in built.parameters()} == {torch.bfloat16} != {teacher.dtype}
+    assert built.config.num_hidden_layers == 2

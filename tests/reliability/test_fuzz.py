@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from mgsr.config.load import config_from_tree, load_config
+from mgsr.config.keys import walk
+from mgsr.config.load import config_from_tree, dump, load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import read_rows
 from mgsr.rounds.store import SHARD_NAME, RoundEntry, finish_round, read_round, write_shard
-from mgsr.runtime.errors import DataError, UserError
+from mgsr.runtime.errors import ConfigError, DataError, UserError
 from mgsr.runtime.files import write_checked
 from mgsr.scrg import RevisedSequence
 from mgsr.training.checkpoint import read_checkpoint, resume_path
@@ -87,12 +89,66 @@ def test_fuzz_config(tmp_path: Path, content: bytes) -> None:
     assert isinstance(config, ExperimentConfig)
 
 
+LEAVES = {name: meta for name, _, meta in walk(ExperimentConfig())}
+MODELS = ("teacher.source=init", "student.source=init")
+
+
+@st.composite
+def told(draw: st.DrawFn) -> tuple[str, str]:
+    """A key and what somebody might write for it: at its bounds and beside them, its choices, or anything."""
+    name = draw(st.sampled_from(sorted(LEAVES)))
+    low, high, choices = (LEAVES[name][which] for which in ("low", "high", "choices"))
+    anything = st.sampled_from(
+        ("", "null", "on", "010", "1:30", ".nan", ".inf", "[1]", "{a: 1}", "~", "*a", "'", "1e400")
+    )
+    anything = anything | st.text(max_size=6) | st.integers().map(str) | st.floats().map(repr)
+    if low is not None:
+        beside = [
+            low,
+            high,
+            low + 1,
+            high - 1,
+            low - 1,
+            high + 1,
+            math.nextafter(low, high),
+            math.nextafter(high, low),
+        ]
+        beside += [math.nextafter(low, -math.inf), math.nextafter(high, math.inf), (low + high) / 2]
+        anything = anything | st.sampled_from(beside).map(str)
+    if choices:
+        anything = anything | st.sampled_from(choices) | st.sampled_from(choices).map(lambda word: word[:-1])
+    text = draw(anything)
+    return name, f"[{text}]" if draw(st.booleans()) else text
+
+
+@fuzz
+@given(st.lists(told(), min_size=1, max_size=2))
+@example([("seed", "0x" + "f" * 400)])
+@example([("data.test_sets", "[a.jsonl]")])
+@example([("arm", "a\ud800")])
+def test_fuzz_values(pairs: list[tuple[str, str]]) -> None:
+    try:
+        config = load_config(None, [*MODELS, *(f"{name}={text}" for name, text in pairs)])
+    except ConfigError as error:
+        said = str(error)
+        assert "\n" not in said and said.startswith("command line") and len(said) < 600
+        # a contradiction names another key too
+        assert any(name.rpartition(".")[2] in said for name, _ in pairs)
+    else:
+        for name, value, meta in walk(config):
+            for each in value if isinstance(value, list) else [value]:
+                assert not meta["choices"] or each in meta["choices"], name
+                assert not isinstance(each, float) or meta["low"] <= each <= meta["high"], name
+        assert config_from_tree(yaml.safe_load(dump(config))) == config
+
+
 @fuzz
 @given(st.text(max_size=20), plain)
 def test_fuzz_overrides(name: str, value: Any) -> None:
     try:
         config = config_from_tree({}, [f"{name}={json.dumps(value)}"])
-    except UserError:
+    except UserError as error:
+        assert "\n" not in str(error)
         return
     assert isinstance(config, ExperimentConfig)
 

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
@@ -274,9 +277,16 @@ def test_another_config_is_refused_key_by_key_and_more_epochs_are_taken(
     longer = train(make_config("train.epochs=3", "trainer.log_every_n_steps=5"), resume=True)
     folder = run_folder(config)
     assert first["steps"] == 4 and longer["steps"] == 12 and longer["scrg"]["rounds"] == 3
-    assert "train.epochs 1 -> 3" in capsys.readouterr().out
+    assert "train.epochs: 1 -> 3" in capsys.readouterr().out
     assert json.loads((folder / "metrics-4-steps.json").read_text())["steps"] == 4
     assert load_config(folder / "config.yaml", [f"run_root={config.run_root}"]).train.epochs == 3
+    # TensorBoard would keep the first values that it reads
+    events = EventAccumulator(str(folder)).Reload()
+    session = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    row = HParamsPluginData.FromString(session).session_start_info.hparams
+    assert (row["train.epochs"].number_value, row["trainer.log_every_n_steps"].number_value) == (3, 5)
+    assert events.Scalars("hp/rouge_l")[-1].value == pytest.approx(longer["result"]["test"]["rouge_l"])
+    assert "train.epochs: 3" in (folder / "hparams.yaml").read_text()
     with pytest.raises(ConfigError, match=r"train\.epochs: 3 -> 2"):
         train(make_config("train.epochs=2"), resume=True)
 

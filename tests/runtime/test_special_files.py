@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.config.load import read_yaml
+from mgsr.config.yaml_reader import read_yaml
 from mgsr.data.rows import read_rows
 from mgsr.runtime.errors import UserError
 

@@ -38,7 +38,7 @@ def without(place: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: [], "no mapping"),
+        (lambda r: [], "its content is [], not a mapping"),
         (lambda r: {**r, "metrics": None}, "metrics is no mapping"),
         (lambda r: {**r, "environment": []}, "environment: no mapping"),
         (without("curves"), "lacks curves"),

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mgsr.runtime.errors import UserError
-from mgsr.study.results import result_path, write_result
+from mgsr.runtime.errors import DataError, UserError
+from mgsr.study.results import recorded, result_path, write_result
 from mgsr.study.starting_models import refuse_other_start
 from tests.study.synthetic import FIGURES, STUDY, make_result, make_study, readme_of
 
@@ -62,3 +62,19 @@ def test_fingerprints_decide_where_both_results_have_them(tmp_path: Path) -> Non
     assert "began with the same models" not in readme_of(study)
     write_result(result_path(study.results, "removed", 1), begun("removed", 1, "bb" * 32))
     assert "**Not all runs of training seed 1 began with the same models:**" in readme_of(study)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"arm": "full"}'])
+def test_a_broken_result_is_not_passed_over_where_runs_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    study = make_study(tmp_path)
+    path = result_path(study.results, "full", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        refuse_other_start(study.results, make_result(study, "removed", 0, 50.0))
+    # another study's is: its runs are only looked through for the same ones
+    assert list(recorded(tmp_path)) == []
+    said = capsys.readouterr().out
+    assert str(path) in said and "passed over" in said

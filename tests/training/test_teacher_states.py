@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
+from mgsr.runtime import faults
+from mgsr.runtime.errors import UserError
 from mgsr.training.teacher_cache import TeacherStates
 
 
@@ -39,3 +43,24 @@ def test_a_batch_has_the_states_before_its_response_tokens(tmp_path: Path, dtype
 def test_no_texts_take_no_file(tmp_path: Path) -> None:
     states = TeacherStates(tmp_path / "states", [], 4, torch.float32)
     assert len(states) == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_one_line_before_the_file_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file without blocks of its own, the first write to a full disk would be a bus error."""
+    rows, mapped = [row(0, 3, (5,) * 100)], torch.from_file
+
+    def from_file(path: str, **options: Any) -> torch.Tensor:
+        assert os.stat(path).st_blocks * 512 >= 100 * 64 * 4
+        return mapped(path, **options)
+
+    monkeypatch.setattr(torch, "from_file", from_file)
+    assert len(TeacherStates(tmp_path / "states", rows, 64, torch.float32)) == 1
+    faults.arm("states.allocate=full")
+    try:
+        with pytest.raises(UserError, match=f"{tmp_path}: cannot be written .No space left .*free some space"):
+            TeacherStates(tmp_path / "states", rows, 64, torch.float32)
+    finally:
+        faults.arm("")
+    assert not list(tmp_path.iterdir())

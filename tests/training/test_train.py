@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import mgsr
+import mgsr.training.train
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import read_split
@@ -147,7 +147,7 @@ def test_another_numerics_version_takes_neither_bounds_nor_models_of_this_one(
 def test_a_folder_with_another_config_is_left_alone(make_config: Make, finished: Finished) -> None:
     folder, _ = finished
     before = (folder / "metrics.json").read_bytes()
-    with pytest.raises(ConfigError, match=r"differs in train\.lr"):
+    with pytest.raises(ConfigError, match=r"\(train\.lr: 0\.01 -> 0\.5\)"):
         train(make_config("experiment=finished", "train.lr=0.5"))
     with pytest.raises(ConfigError, match="--resume"):
         train(make_config("experiment=finished"))
@@ -229,3 +229,33 @@ def test_an_epoch_keeps_its_share_of_student_text_when_it_is_planned_again(make_
     assert set(seen) == {0, 1}
     state = resume_content(run_folder(config))
     assert state["DistillationDataModule"]["epoch_fractions"] == {0: 0.5, 1: 0.5}
+
+
+def test_a_machine_that_cannot_is_refused_before_anything_is_written(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says where the value was written, though no file is being read any more."""
+    config = make_config("trainer.threads=1024")
+    with pytest.raises(ConfigError, match=r"^command line: `trainer.threads` is 1024; this machine has \d+ cores"):
+        train(config)
+    with pytest.raises(
+        ConfigError, match=r"^command line: `student.sft.batch_size`: 32 training rows do not fill"
+    ):
+        train(make_config("student.sft.batch_size=1000", "arm=other"))
+    monkeypatch.setattr(mgsr.training.train, "working_device", lambda _: torch.device("mps"))
+    config = make_config("trainer.accelerator=auto")
+    with pytest.raises(ConfigError, match=r"^command line: `trainer.accelerator`: mps has no float64"):
+        train(config)
+    assert not run_folder(config).exists()
+
+
+def test_a_key_without_effect_is_said_when_a_run_begins(
+    make_config: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: object) -> None:
+        raise UserError("far enough")
+
+    monkeypatch.setattr(mgsr.training.train, "working_device", stop)
+    with pytest.raises(UserError, match="far enough"):
+        train(make_config("clip.lower=0.1"))
+    assert "`clip.lower` (command line) has no effect without clip.mode=fixed" in capsys.readouterr().out

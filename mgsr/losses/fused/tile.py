@@ -25,9 +25,9 @@ from mgsr.losses.fused.workspace import LogitGradient, Tile, TokenTerm, Workspac
 TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 131_000_000}
 """Logits per tile where no `tile_size` is given, by device type.
 
-A GPU waits for the kernels of a small tile to be launched. On an H200 the three terms of 8,192 tokens over 128,256
-classes (hidden size 4,096, bfloat16) took 477 ms in tiles of 249 rows, 195 ms in tiles of 1,024 and 157 ms in tiles
-of 2,048, and added 3.1, 5.3 and 8.6 GiB.
+A GPU waits for the kernels of a small tile to be launched. On an H200 the three terms of 8,192 tokens over
+128,256 classes (hidden size 4,096, bfloat16) took 477 ms in tiles of 249 rows, 195 ms in tiles of 1,024 and
+157 ms in tiles of 2,048, and added 3.1, 5.3 and 8.6 GiB.
 """
 PART_ELEMENTS = 2_600_000
 """Logits that are worked on at a time on a CPU: what a core's cache holds."""

@@ -14,9 +14,9 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.chunkers import PIPELINE
 from mgsr.data.tokenizer import train_tokenizer
+from mgsr.models import preflight
 from mgsr.planning.doctor import examine
 from mgsr.runtime.errors import UserError
-from mgsr.training import preflight
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import prepare, train
 
@@ -58,8 +58,8 @@ LATE = [
     ("teacher.source={folders}/padded student.source={folders}/padded", "lengths", r"pad_token is id \d+"),
     ("scrg.max_new_tokens=200", "lengths", r"104 positions: lower scrg\.max_new_tokens"),
     ("evaluation.max_new_tokens=200", "lengths", r"104 positions: lower evaluation\.max_new_tokens"),
-    ("trainer.devices=4 data.dev_limit=3", "plan", "3 dev rows for 4 ranks"),
-    ("trainer.devices=4 evaluation.val_rows=2", "plan", "2 dev rows for 4 ranks"),
+    ("trainer.devices=4 data.dev_limit=3", "ranks", "3 dev rows for 4 ranks"),
+    ("trainer.devices=4 evaluation.val_rows=2", "ranks", "2 dev rows for 4 ranks"),
     ("scrg.backend=vllm", "packages", "needs vLLM"),
     ("student.lora.r=2", "packages", r"pip install 'mgsr\[lora\]'"),
     ("spans.chunker=spacy", "packages", r"pip install 'mgsr\[spans\]'"),
