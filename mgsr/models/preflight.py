@@ -32,7 +32,7 @@ from mgsr.models.output_layer import position_limit
 from mgsr.models.pruning import pruned_config
 from mgsr.models.vocabulary import knows_all_ids, logits_width
 from mgsr.runtime.devices import check_compiler, working_device
-from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.errors import UserError
 
 Rows = Mapping[str, Sequence[Row]]
 
@@ -66,7 +66,6 @@ def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[],
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("ranks", lambda: _check_ranks(config, rows)),
         ("tokenizers", lambda: check_tokenizers(config)),
         ("teacher", lambda: _look_at_teacher(config, shapes)),
         ("student", lambda: _look_at_student(config, shapes)),
@@ -93,17 +92,6 @@ def _check_packages(config: ExperimentConfig) -> None:
     parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")
     if config.objective.w_span > 0 and parses:
         build_chunker("spacy")
-
-
-def _check_ranks(config: ExperimentConfig, rows: Rows) -> None:
-    """Every rank has a share of the dev rows."""
-    world = config.trainer.devices * config.trainer.num_nodes
-    few = min(len(rows.get("dev", range(world))), config.evaluation.val_rows or world)
-    if few < world:
-        raise ConfigError(
-            f"{few} dev rows for {world} ranks, each of which takes its share: give at least {world} "
-            "(data.dev_limit, evaluation.val_rows, or the file), or lower trainer.devices"
-        )
 
 
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:

@@ -26,8 +26,7 @@ from mgsr.runtime.progress import say
 # the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
 STUDENT, TEACHER, DATA = "student", "teacher.json", "data.json"
 # what the student's adapters stand on: it is not in the checkpoints
-BASE = "base.json"
-START = "start.json"
+BASE, START = "base.json", "start.json"
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
 _TEXT = Maybe((str, None))

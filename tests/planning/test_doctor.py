@@ -91,7 +91,7 @@ def test_cut_answers_are_warned_of(tiny_file: Path, words: list[str], tmp_path: 
         ("train.epochs=none", "config", "train.epochs"),
         ("teacher.source=/nowhere", "teacher", "does not exist"),
         ("data.dev=/nowhere.jsonl", "data.dev", "no such file"),
-        ("trainer.accelerator=cuda", "device", "there is none"),
+        ("trainer.accelerator=mps", "config", "auto | cpu | gpu | cuda"),
     ],
 )
 def test_what_is_wrong_is_named(
