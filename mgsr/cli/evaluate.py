@@ -17,9 +17,10 @@ from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
-from mgsr.evaluation.test_set import Predictor, check_special_ids, check_texts, evaluate, say_of_unseen_words
+from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.models.from_config import quiet_transformers
 from mgsr.models.hub import near_names
+from mgsr.models.preflight import check_special_ids, check_texts
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically

@@ -14,10 +14,8 @@ from mgsr.data.rows import ALL, Row
 from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu
 from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
-from mgsr.models.output_layer import position_limit
-from mgsr.models.vocabulary import logits_width
 from mgsr.runtime import ranks
-from mgsr.runtime.errors import UserError, did_you_mean
+from mgsr.runtime.errors import did_you_mean
 from mgsr.runtime.progress import say
 
 
@@ -122,65 +120,6 @@ def say_of_unknown_kinds(config: ExperimentConfig, rows: Mapping[str, Sequence[R
     for name in config.evaluation.one_answer or ():
         if name not in kinds:
             say(f"evaluation.one_answer: no test row is of the kind {name}{did_you_mean(name, kinds)}")
-
-
-def check_special_ids(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that a model has an embedding of its tokenizer's end of text and padding.
-
-    Args:
-        name: of the model, for the message; model: on any device, also without content.
-
-    Raises:
-        UserError: it has not.
-    """
-    width = logits_width(model)
-    for token in ("eos_token", "pad_token"):
-        token_id = getattr(tokenizer, f"{token}_id")
-        if token_id is not None and token_id >= width:
-            raise UserError(
-                f"{name}: {token} is id {token_id} of its tokenizer, and its embedding has {width} rows: name one "
-                "of these in tokenizer_config.json, or take a tokenizer and weights that belong together"
-            )
-
-
-def check_texts(
-    name: str,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    new_tokens: int,
-    key: str,
-    answers: bool = False,
-) -> None:
-    """See that a model has a position and an embedding for every token that it will read or write.
-
-    Args:
-        name: of the model, for the message; model: on any device, also without content.
-        new_tokens: that are written to a prompt; key: where that number is set.
-        answers: the answers of the examples are read too.
-
-    Raises:
-        UserError: it has not; the first such row is named.
-    """
-    limit, width = position_limit(model), logits_width(model)
-    for example in examples:
-        where = example.where or f"row {example.id}"
-        read = example.response_ids if answers else ()
-        ids = (*example.prompt_ids, *read)
-        if ids and max(ids) >= width:
-            token = tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(
-                f"{name}: {where} has the token `{token}` of id {max(ids)}, and its embedding has {width} rows: "
-                "take a tokenizer and weights that belong together"
-            )
-        prompt, most = len(example.prompt_ids), max(new_tokens, len(read))
-        if limit is not None and prompt + most > limit:
-            lower = key if new_tokens == most else "data.max_length"
-            raise UserError(
-                f"{name}: {where} takes {prompt} tokens and its answer up to {most}, and the model has {limit} "
-                f"positions: lower {lower} or data.max_prompt_length"
-            )
 
 
 def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Row]]) -> None:

@@ -9,12 +9,13 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
+from mgsr.models.preflight import checks
 from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tokenizers
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import UserError
+from mgsr.training.build import mean_bounds
 from mgsr.training.optim import training_length
-from mgsr.training.preflight import checks
 
 
 def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
@@ -56,14 +57,14 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
 
 
 def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: Report) -> None:
-    """Optimiser steps of the main job."""
-    if "train" not in rows:
-        return
+    """Optimiser steps of the main job, and what else it needs from elsewhere."""
     try:
-        world = config.trainer.devices * config.trainer.num_nodes
-        length = training_length(config.train, len(rows["train"]), world)
-    except UserError:
-        # said already
-        return
-    report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
-    report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
+        mean_bounds(config)
+        if "train" in rows:
+            length = training_length(
+                config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes
+            )
+            report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
+            report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
+    except UserError as error:
+        report.say("error", "plan", str(error))

@@ -20,6 +20,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds, say_of_unseen_words
+from mgsr.models.preflight import check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
 from mgsr.runtime.devices import working_device
@@ -29,10 +30,9 @@ from mgsr.runtime.locks import locked
 from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.build import Job, build_job
+from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
-from mgsr.training.preflight import check_run
 from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
 from mgsr.training.sft import evaluate_tests, prepare_models
 from mgsr.training.trainer import fit, load_student
@@ -64,6 +64,7 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
         say_of_unknown_kinds(config, rows)
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
+    mean_bounds(config)
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")

@@ -14,9 +14,9 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.chunkers import PIPELINE
 from mgsr.data.tokenizer import train_tokenizer
+from mgsr.models import preflight
 from mgsr.planning.doctor import examine
 from mgsr.runtime.errors import UserError
-from mgsr.training import preflight
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import prepare, train
 
@@ -48,7 +48,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # an override, where the doctor says it, what is said
 LATE = [
     ("student.architecture.num_heads=3", "student", "not a multiple of num_heads 3"),
-    ("student.architecture.hidden_size=1000000000", "student", r"takes \d+ GB, and this machine has"),
+    (
+        "student.architecture.hidden_size=65536 student.architecture.num_layers=99",
+        "student",
+        r"takes \d+ GB, and this machine has",
+    ),
     ("student.attn_implementation=foo", "student", 'attn_implementation="foo"` is not supported'),
     ("student.source={folders}/torn", "student", "model.safetensors` is torn"),
     ("student.source={folders}/god", "student", "did you mean .*/good`"),

@@ -14,13 +14,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
-from mgsr import models
 from mgsr.config.checks import check_device
 from mgsr.config.schema import ExperimentConfig, ModelConfig
 from mgsr.data.chunkers import build_chunker
+from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
 from mgsr.data.splits import encode_quietly, read_split
-from mgsr.evaluation.test_set import check_special_ids, check_texts
 from mgsr.models.from_config import (
     build_initial,
     build_tokenizer,
@@ -28,11 +27,12 @@ from mgsr.models.from_config import (
     quiet_transformers,
     with_adapters,
 )
+from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import position_limit
+from mgsr.models.pruning import pruned_config
+from mgsr.models.vocabulary import knows_all_ids, logits_width
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
-from mgsr.training.build import mean_bounds
-from mgsr.training.optim import training_length
 
 Rows = Mapping[str, Sequence[Row]]
 
@@ -66,7 +66,6 @@ def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[],
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("plan", lambda: _check_plan(config, rows)),
         ("tokenizers", lambda: check_tokenizers(config)),
         ("teacher", lambda: _look_at_teacher(config, shapes)),
         ("student", lambda: _look_at_student(config, shapes)),
@@ -95,14 +94,6 @@ def _check_packages(config: ExperimentConfig) -> None:
         build_chunker("spacy")
 
 
-def _check_plan(config: ExperimentConfig, rows: Rows) -> None:
-    """Bounds of another run, and rows to train on."""
-    mean_bounds(config)
-    world = config.trainer.devices * config.trainer.num_nodes
-    if "train" in rows:
-        training_length(config.train, len(rows["train"]), world)
-
-
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
     if config.teacher.source:
         shapes["teacher"] = _shape_of(config, config.teacher)
@@ -114,7 +105,7 @@ def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
         shapes["student"] = _shape_of(config, student)
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
-        models.pruned_config(origin.config, student.keep_layers)
+        pruned_config(origin.config, student.keep_layers)
     if student.lora.r and origin is not None:
         with torch.device("meta"):
             with_adapters(origin, config)
@@ -141,7 +132,7 @@ def _shape_of(config: ExperimentConfig, model: ModelConfig) -> Any:
                 f"{memory / 1e9:.0f}: lower its architecture's sizes"
             )
         return made
-    return models.shape_of_causal_lm(
+    return shape_of_causal_lm(
         model.source,
         gguf_file=model.gguf_file or None,
         revision=model.revision or None,
@@ -177,7 +168,7 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             tokenizer = build_tokenizer(config, model, ())
             check_special_ids(name, shape, tokenizer)
         known[name] = tokenizer
-        if enough and models.knows_all_ids(shape, tokenizer):
+        if enough and knows_all_ids(shape, tokenizer):
             continue
         for split, some in rows.items():
             trains = split == "train"
@@ -189,4 +180,63 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
                 new_tokens=in_rounds if trains else written,
                 key="scrg.max_new_tokens" if trains else "evaluation.max_new_tokens",
                 answers=split in ("train", "dev"),
+            )
+
+
+def check_special_ids(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """See that a model has an embedding of its tokenizer's end of text and padding.
+
+    Args:
+        name: of the model, for the message; model: on any device, also without content.
+
+    Raises:
+        UserError: it has not.
+    """
+    width = logits_width(model)
+    for token in ("eos_token", "pad_token"):
+        token_id = getattr(tokenizer, f"{token}_id")
+        if token_id is not None and token_id >= width:
+            raise UserError(
+                f"{name}: {token} is id {token_id} of its tokenizer, and its embedding has {width} rows: name one "
+                "of these in tokenizer_config.json, or take a tokenizer and weights that belong together"
+            )
+
+
+def check_texts(
+    name: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    new_tokens: int,
+    key: str,
+    answers: bool = False,
+) -> None:
+    """See that a model has a position and an embedding for every token that it will read or write.
+
+    Args:
+        name: of the model, for the message; model: on any device, also without content.
+        new_tokens: that are written to a prompt; key: where that number is set.
+        answers: the answers of the examples are read too.
+
+    Raises:
+        UserError: it has not; the first such row is named.
+    """
+    limit, width = position_limit(model), logits_width(model)
+    for example in examples:
+        where = example.where or f"row {example.id}"
+        read = example.response_ids if answers else ()
+        ids = (*example.prompt_ids, *read)
+        if ids and max(ids) >= width:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{name}: {where} has the token `{token}` of id {max(ids)}, and its embedding has {width} rows: "
+                "take a tokenizer and weights that belong together"
+            )
+        prompt, most = len(example.prompt_ids), max(new_tokens, len(read))
+        if limit is not None and prompt + most > limit:
+            lower = key if new_tokens == most else "data.max_length"
+            raise UserError(
+                f"{name}: {where} takes {prompt} tokens and its answer up to {most}, and the model has {limit} "
+                f"positions: lower {lower} or data.max_prompt_length"
             )
