@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.cli.console import evaluation_table, show
 from mgsr.config.schema import DataConfig, EvaluationConfig
-from mgsr.data.prompts import Example, pad_id, require_eos
+from mgsr.data.prompts import Example, require_eos
 from mgsr.data.rows import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
@@ -72,7 +72,7 @@ def evaluate_files(
         model, tokenizer = load_run(source)
     else:
         model, tokenizer = _load_folder(source)
-    taught = None if teacher is None else _teacher(teacher, source, model, tokenizer)
+    taught = None if teacher is None else _teacher(teacher, source, model, tokenizer, data.end_token)
     data.template = template or data.template
     settings.seeds = list(seeds) if seeds else settings.seeds
     settings.temperature = settings.temperature if temperature is None else temperature
@@ -89,6 +89,10 @@ def evaluate_files(
         for examples in encoded.values():
             check_texts(role, one, tokenizer, examples, new_tokens=settings.max_new_tokens, key="--max-new-tokens")
 
+    width = models.written_vocab_size(tokenizer, model)
+    ends = models.text_ends(tokenizer, [model], vocab_size=width, end_token=data.end_token)
+    if ends.note:
+        say(ends.note)
     say_of_unseen_words(settings, sets)
     results: dict[str, Any] = {}
     responses: list[str] = []
@@ -100,8 +104,9 @@ def evaluate_files(
             tokenizer,
             examples,
             settings,
-            vocab_size=models.written_vocab_size(tokenizer, model),
-            pad_token_id=pad_id(tokenizer),
+            vocab_size=width,
+            pad_token_id=ends.pad_id,
+            stop_ids=ends.stop_ids,
         )
         seeds_used = len(settings.seeds) if settings.temperature > 0 else 1
         say(f"{name}: {len(examples)} rows, {seeds_used} seeds")
@@ -110,7 +115,7 @@ def evaluate_files(
             evaluation = evaluate(model, predictor)
         results[name] = evaluation.summary
         if taught is not None:
-            results[name]["exposure"] = _exposure(model, taught, tokenizer, examples, settings, name)
+            results[name]["exposure"] = _exposure(model, taught, examples, settings, name)
         responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
     contents = json.dumps(results, indent=2), "\n".join(responses)
     try:
@@ -138,35 +143,40 @@ def _check_writable(path: Path) -> None:
 
 
 def _teacher(
-    teacher: str | Path, source: str | Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel, int]:
-    """The teacher and the number of ids it shares with the student."""
+    teacher: str | Path,
+    source: str | Path,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    end_token: str,
+) -> tuple[PreTrainedModel, int, models.TextEnds]:
+    """The teacher, the number of ids it shares with the student, and where their texts end."""
     if str(teacher) == _OWN_TEACHER:
         if not _is_run(source):
             raise UserError(f"{source}: only a run has a teacher of its own; name one with --teacher FOLDER")
         model, words = load_run_teacher(source)
     else:
         model, words = _load_folder(teacher)
-    return model, models.shared_vocab_size(words, tokenizer, model, student)
+    shared = models.shared_vocab_size(words, tokenizer, model, student)
+    both = [student, model]
+    return model, shared, models.text_ends(tokenizer, both, vocab_size=shared, end_token=end_token, others=[words])
 
 
 def _exposure(
     student: PreTrainedModel,
-    taught: tuple[PreTrainedModel, int],
-    tokenizer: PreTrainedTokenizerBase,
+    taught: tuple[PreTrainedModel, int, models.TextEnds],
     examples: Sequence[Example],
     settings: EvaluationConfig,
     name: str,
 ) -> dict[str, Any]:
-    teacher, vocab_size = taught
+    teacher, vocab_size, ends = taught
     with progress(f"{name}, exposure", 2 * len(examples), unit="responses") as advance:
         return exposure(
             student,
             teacher,
             [(example.id, example.prompt_ids) for example in examples],
             seed=settings.seeds[0],
-            eos_token_id=require_eos(tokenizer),
-            pad_token_id=pad_id(tokenizer),
+            eos_token_id=ends.stop_ids,
+            pad_token_id=ends.pad_id,
             max_new_tokens=settings.max_new_tokens,
             batch_size=settings.batch_size,
             vocab_size=vocab_size,

@@ -82,6 +82,7 @@ class DataConfig:
     template: str = key("alpaca", "prompt template", choices=("alpaca", "plain"))
     max_length: int = key(512, "tokens of prompt and response together", low=8, high=LARGE)
     max_prompt_length: int = key(256, "tokens of the prompt; longer ones are cut as documented", low=4, high=LARGE)
+    end_token: str = key("", "token that closes every answer (empty: the student tokenizer's end of text)")
     synthetic: SyntheticConfig = section(SyntheticConfig, "the procedural instruction set")
     hub_split: HubSplitConfig = section(HubSplitConfig, "how a hub data set with one split is cut")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,7 @@ class SpanAnnotator:
         seed: for `random`.
         random_lengths: for `random`: `spacy`, `light` or a chunker object.
         cache_file: keeps phrases between runs, see `PhraseCache`.
+        silent: ids that spell nothing, beside the special tokens.
 
     Raises:
         ValueError: an unknown name, or `fixed_length` below 1.
@@ -109,6 +110,7 @@ class SpanAnnotator:
         seed: int = 0,
         random_lengths: str | Chunker = "light",
         cache_file: str | Path | None = None,
+        silent: Collection[int] = (),
     ) -> None:
         if isinstance(chunker, str) and chunker not in METHODS:
             raise ValueError(f"chunker must be one of {METHODS}, got {chunker!r}{did_you_mean(chunker, METHODS)}")
@@ -125,7 +127,7 @@ class SpanAnnotator:
             return
         source = random_lengths if chunker == "random" else chunker
         source = build_chunker(source) if isinstance(source, str) else source
-        self._speller = TokenSpeller(tokenizer)
+        self._speller = TokenSpeller(tokenizer, silent)
         self._phrases = PhraseCache(source, cache_file)
         self.fingerprint = f"{source.fingerprint}/{overlap}"
         if self._method == "random":

@@ -1,17 +1,18 @@
-"""From rows to token ids: prompt templates, truncation, and the end-of-text token.
+"""From rows to token ids: prompt templates, truncation, and the end token.
 
 Texts are encoded with their special tokens split: a row that spells out ``</s>`` gets the characters, never
-the token. So an end-of-text id stands at the end of a response and nowhere else.
+the token. So an end token stands at the end of a response and nowhere else.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from mgsr.data.encoding import front_ids, ids_behind, longest_prefix, plain_ids
 from mgsr.data.rows import Row
 from mgsr.runtime.errors import ConfigError, UserError, did_you_mean
 
@@ -46,10 +47,25 @@ TEMPLATES = {
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids of a prompt, ready for a response to follow; `truncated` when some of the row was cut."""
+    """Token ids of a prompt and the text that they spell, ready for a response to follow.
+
+    `truncated`: some of the row was cut.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    truncated: bool
+
+
+class EncodedResponse(NamedTuple):
+    """Token ids of a response, the end token included unless it was cut (`truncated`).
+
+    `apart`: a token would have reached over its beginning, so it was encoded without its prompt.
+    """
 
     ids: tuple[int, ...]
     truncated: bool
+    apart: bool
 
 
 @dataclass(frozen=True)
@@ -59,12 +75,12 @@ class Example:
     Attributes:
         id: the row's id, which keys its random draws.
         prompt_ids: the prompt, special tokens at its front included.
-        response_ids: the first reference, end-of-text included unless it was cut.
+        response_ids: the first reference, the end token included unless it was cut.
         references: every right answer, as text and never cut.
         category: the row's category.
         where: the row's ``file:line``.
         prompt_truncated: part of the instruction or the input was cut.
-        response_truncated: the response was cut, so no end-of-text stands in it.
+        response_truncated: the response was cut, so no end token stands in it.
     """
 
     id: int
@@ -79,11 +95,15 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Examples in the order of their rows, and how many prompts and responses had to be cut."""
+    """Examples in the order of their rows, and how many prompts and responses had to be cut.
+
+    `apart` counts the responses that were encoded without their prompts, see `EncodedResponse`.
+    """
 
     examples: tuple[Example, ...]
     truncated_prompts: int
     truncated_responses: int
+    apart: int = 0
 
 
 def render(row: Row, template: str = "alpaca") -> str:
@@ -115,32 +135,43 @@ def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"the tokenizer {tokenizer.name_or_path or type(tokenizer).__name__} has no end-of-text token; "
+            f"the tokenizer {_name(tokenizer)} has no end-of-text token; "
             "set `eos_token` in its tokenizer_config.json"
         )
     return int(tokenizer.eos_token_id)
 
 
+def end_id(tokenizer: PreTrainedTokenizerBase, token: str = "") -> int:
+    """The id that closes every training target: of `token`, or of the end-of-text token where that is empty.
+
+    Raises:
+        ConfigError: the tokenizer has no such token, or it is ordinary text, which answers hold too.
+        UserError: see `require_eos`.
+    """
+    if not token:
+        return require_eos(tokenizer)
+    found = tokenizer.get_vocab().get(token)
+    marks = sorted({*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())})
+    if found is None or token not in marks:
+        what = "is ordinary text of" if found is not None else "is no token of"
+        raise ConfigError(
+            f"`data.end_token` {token!r} {what} the tokenizer {_name(tokenizer)}; take one of "
+            f"{', '.join(marks[:8])}{did_you_mean(token, marks)}"
+        )
+    return int(found)
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id to fill a batch with: the padding token's, or the end-of-text token's where there is none.
 
-    Masks tell padding from text, so the two may share an id.
+    Masks tell padding from text, so the two may share an id. A model that does not have this id takes another
+    one: see `mgsr.models.TextEnds`.
     """
     return require_eos(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
-def front_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The special tokens that the tokenizer puts before a text (Llama, OPT: one; GPT-2: none).
-
-    Raises:
-        ValueError: a text is encoded otherwise between special tokens than alone.
-    """
-    bare = tokenizer.encode("a", add_special_tokens=False)
-    framed = tokenizer.encode("a", add_special_tokens=True)
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return tuple(framed[:start])
-    raise ValueError(f"the special tokens of {tokenizer.name_or_path!r} change the text between them: {framed}")
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.name_or_path or type(tokenizer).__name__
 
 
 def encode_prompt(
@@ -158,45 +189,51 @@ def encode_prompt(
     """
     front = front_ids(tokenizer)
 
-    def encoded(candidate: Row) -> tuple[int, ...]:
-        return front + _plain_ids(render(candidate, template), tokenizer)
+    def encoded(candidate: Row, *, truncated: bool = True) -> EncodedPrompt:
+        text = render(candidate, template)
+        return EncodedPrompt(front + plain_ids(text, tokenizer), text, truncated)
 
     def fits(candidate: Row) -> bool:
-        return len(encoded(candidate)) <= max_prompt_length
+        return len(encoded(candidate).ids) <= max_prompt_length
 
-    ids = encoded(row)
-    if len(ids) <= max_prompt_length:
-        return EncodedPrompt(ids, truncated=False)
-    kept = _longest_prefix(row.input, tokenizer, lambda text: fits(replace(row, input=text)))
+    whole = encoded(row, truncated=False)
+    if len(whole.ids) <= max_prompt_length:
+        return whole
+    kept = longest_prefix(row.input, tokenizer, lambda text: fits(replace(row, input=text)))
     shorter = replace(row, input=kept)
     if not kept.strip() and not fits(shorter):
-        kept = _longest_prefix(row.instruction, tokenizer, lambda text: fits(replace(shorter, instruction=text)))
+        kept = longest_prefix(row.instruction, tokenizer, lambda text: fits(replace(shorter, instruction=text)))
         if not kept:
-            frame = len(encoded(replace(shorter, instruction="")))
+            frame = len(encoded(replace(shorter, instruction="")).ids)
             raise UserError(
                 f"{row.where or f'row {row.id}'}: the `{template}` template alone takes {frame} tokens, so "
                 f"none of the instruction fits into max_prompt_length {max_prompt_length}; raise it"
             )
         shorter = replace(shorter, instruction=kept)
-    return EncodedPrompt(encoded(shorter), truncated=True)
+    return encoded(shorter)
 
 
 def encode_response(
-    text: str, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int
-) -> tuple[tuple[int, ...], bool]:
-    """Encode a response and end it: (ids, truncated).
+    text: str, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, prompt: str = "", end: int | None = None
+) -> EncodedResponse:
+    """Encode a response behind its prompt, and end it.
 
-    No special token is put before it. The end-of-text id is appended; a response that leaves no room for it
-    is cut to `max_tokens` and goes without, for it does not end there.
+    No special token is put before it. The end token is appended; a response that leaves no room for it is cut
+    to `max_tokens` and goes without, for it does not end there.
+
+    Args:
+        prompt: the text that the response follows, as far as it was not cut.
+        end: the id of the end token, by default that of the end of text.
 
     Raises:
         ValueError: `max_tokens` is below 1.
-        UserError: the tokenizer has no end-of-text token.
+        UserError: see `require_eos`.
     """
     if max_tokens < 1:
         raise ValueError(f"a response needs at least 1 token, got max_tokens={max_tokens}")
-    ids = (*_plain_ids(text, tokenizer), require_eos(tokenizer))
-    return ids[:max_tokens], len(ids) > max_tokens
+    written, together = ids_behind(text, prompt, tokenizer)
+    ids = (*written, require_eos(tokenizer) if end is None else end)
+    return EncodedResponse(ids[:max_tokens], len(ids) > max_tokens, not together)
 
 
 def encode_rows(
@@ -206,11 +243,15 @@ def encode_rows(
     template: str = "alpaca",
     max_length: int = 512,
     max_prompt_length: int = 256,
+    end_token: str = "",
 ) -> EncodedRows:
     """Encode rows, prompt and response together in at most `max_length` tokens.
 
+    Args:
+        end_token: see `end_id`.
+
     Raises:
-        ConfigError: `max_prompt_length` leaves no room for a response; an unknown template.
+        ConfigError: `max_prompt_length` leaves no room for a response; an unknown template or end token.
         UserError: see `encode_prompt` and `require_eos`.
     """
     if not 0 < max_prompt_length < max_length:
@@ -218,51 +259,35 @@ def encode_rows(
             f"max_prompt_length {max_prompt_length} must lie between 0 and max_length {max_length}; "
             "leave at least 1 token for the response"
         )
-    examples = []
+    examples, apart, end = [], 0, end_id(tokenizer, end_token)
     for row in rows:
         prompt = encode_prompt(row, tokenizer, template=template, max_prompt_length=max_prompt_length)
-        response_ids, cut = encode_response(row.output, tokenizer, max_tokens=max_length - len(prompt.ids))
+        room = max_length - len(prompt.ids)
+        response = encode_response(row.output, tokenizer, max_tokens=room, prompt=prompt.text, end=end)
+        apart += response.apart
         examples.append(
             Example(
                 id=row.id,
                 prompt_ids=prompt.ids,
-                response_ids=response_ids,
+                response_ids=response.ids,
                 references=row.references,
                 category=row.category,
                 where=row.where,
                 prompt_truncated=prompt.truncated,
-                response_truncated=cut,
+                response_truncated=response.truncated,
             )
         )
     return EncodedRows(
         examples=tuple(examples),
         truncated_prompts=sum(example.prompt_truncated for example in examples),
         truncated_responses=sum(example.response_truncated for example in examples),
+        apart=apart,
     )
 
 
-def _plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    # verbose=False: a text beyond the model's length is cut here, so the tokenizer need not warn of it.
-    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False))
-
-
-def _longest_prefix(text: str, tokenizer: PreTrainedTokenizerBase, fits: Callable[[str], bool]) -> str:
-    """The longest prefix of whole tokens that fits, found by bisection; empty when none does."""
-    ends = _token_ends(text, tokenizer)
-    kept = bisect_left(range(1, len(ends) + 1), True, key=lambda count: not fits(text[: ends[count - 1]]))
-    return text[: ends[kept - 1]] if kept else ""
-
-
-def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-    """Where, in characters, the tokens of a text end; every character where the tokenizer cannot tell."""
-    if not text or not tokenizer.is_fast:
-        return range(1, len(text) + 1)
-    encoding = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    )
-    return sorted({int(end) for _, end in encoding["offset_mapping"]} - {0})
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> str:
-    """Token ids as text, special tokens left out."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], stop_ids: Iterable[int] = ()) -> str:
+    """Token ids as text, special tokens left out, and a stop token at the end even where it is not special."""
+    written = list(ids)
+    if written and written[-1] in stop_ids:
+        del written[-1]
+    return str(tokenizer.decode(written, skip_special_tokens=True))

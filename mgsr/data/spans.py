@@ -11,7 +11,7 @@ import json
 import random
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -172,16 +172,19 @@ class TokenSpeller:
     Byte-level (GPT-2, OPT, Llama 3, Qwen, SmolLM2), SentencePiece-like (Llama 2, Mistral, Gemma: "▁" for a
     space, "<0xNN>" for a byte), or no decoder at all (whole words, a space between two).
 
+    Args:
+        silent: ids that spell nothing, beside the special tokens: those that end a text need not be special.
+
     Raises:
         UserError: another kind of tokenizer.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, silent: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
-        silent = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        special = {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
         self._spelled = {i: token.content.encode() for i, token in added.items()}
-        self._spelled.update(dict.fromkeys(silent, b""))
+        self._spelled.update(dict.fromkeys({*special, *silent}, b""))
         self._kinds, self._space = _decoder_kinds(tokenizer)
 
     def spell(self, token_id: int) -> bytes:
@@ -228,7 +231,10 @@ def _decoder_kinds(tokenizer: Any) -> tuple[frozenset[str], str]:
     """Which decoding steps the tokenizer has, and the character that stands for a space ("" if none)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise UserError(f"spans need a fast tokenizer (a tokenizer.json), and {_name(tokenizer)} has none")
+        raise UserError(
+            f"spans need a fast tokenizer (a tokenizer.json), and {_name(tokenizer)} has none; set "
+            "spans.chunker=fixed, or objective.w_span=0"
+        )
     if backend.decoder is None:
         return frozenset(), ""
     step = json.loads(backend.decoder.__getstate__())
@@ -242,7 +248,10 @@ def _decoder_kinds(tokenizer: Any) -> tuple[frozenset[str], str]:
         if step["type"] == "Replace" and step["content"] == " " and "String" in step["pattern"]:
             return kinds, step["pattern"]["String"]
     found = ", ".join(sorted(kinds))
-    raise UserError(f"spans need a byte-level or SentencePiece-like tokenizer: {_name(tokenizer)} has {found}")
+    raise UserError(
+        f"spans need a byte-level or SentencePiece-like tokenizer: {_name(tokenizer)} has {found}; set "
+        "spans.chunker=fixed, or objective.w_span=0"
+    )
 
 
 def _name(tokenizer: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -74,9 +74,10 @@ def rows_fingerprint(rows: Sequence[Row]) -> str:
 
 
 def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> EncodedRows:
-    """Encode rows by the configured template and lengths.
+    """Encode rows by the configured template, lengths and end token.
 
     Raises:
+        ConfigError: the tokenizer has no such end token.
         UserError: the template leaves no room for a row.
     """
     return encode_rows(
@@ -85,16 +86,22 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
         template=config.template,
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
+        end_token=config.end_token,
     )
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:
-    """As `encode_quietly`, and print how many rows of `what` had to be cut."""
+    """As `encode_quietly`, and print how many rows of `what` had to be cut, or encoded in two pieces."""
     encoded = encode_quietly(rows, tokenizer, config)
     if encoded.truncated_prompts or encoded.truncated_responses:
         say(
             f"{what}: {encoded.truncated_prompts} of {len(rows)} prompts cut to {config.max_prompt_length} "
             f"tokens, {encoded.truncated_responses} responses cut so that both fit {config.max_length}"
+        )
+    if encoded.apart:
+        say(
+            f"{what}: {encoded.apart} of {len(rows)} responses encoded apart from their prompts, as a token would "
+            "reach from one into the other"
         )
     return encoded
 
@@ -106,8 +113,13 @@ def build_annotation(
     seed: int,
     cache_file: Path | None,
     wanted: bool,
+    stop_ids: Collection[int] = (),
 ) -> Annotation:
-    """The configured chunker, with its cache; without one where the span term has no weight."""
+    """The configured chunker, with its cache; without one where the span term has no weight.
+
+    Args:
+        stop_ids: tokens that end a text and spell none of it.
+    """
     if not wanted:
         return Annotation(None)
 
@@ -120,6 +132,7 @@ def build_annotation(
             seed=seed,
             random_lengths=config.random_lengths,
             cache_file=cache,
+            silent=stop_ids,
         )
 
     return Annotation(annotator(None), annotator(cache_file))

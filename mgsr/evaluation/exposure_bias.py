@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from mgsr.config.schema import ExperimentConfig
-from mgsr.data.prompts import Example, pad_id, require_eos
+from mgsr.data.prompts import Example
 from mgsr.generation import LanguageModel
+from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.progress import say
 from mgsr.runtime.rng import Stream
@@ -99,7 +100,7 @@ def exposure(
     prompts: Sequence[Prompt],
     *,
     seed: int,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     pad_token_id: int,
     max_new_tokens: int,
     batch_size: int,
@@ -182,7 +183,7 @@ def exposure_bias(
     config: ExperimentConfig,
     student: Any,
     teacher: Any,
-    tokenizer: Any,
+    ends: TextEnds,
     examples: Sequence[Example],
     vocab_size: int,
 ) -> dict[str, Any]:
@@ -195,8 +196,8 @@ def exposure_bias(
             teacher,
             [(example.id, example.prompt_ids) for example in examples],
             seed=config.evaluation.seeds[0],
-            eos_token_id=require_eos(tokenizer),
-            pad_token_id=pad_id(tokenizer),
+            eos_token_id=ends.stop_ids,
+            pad_token_id=ends.pad_id,
             max_new_tokens=config.evaluation.max_new_tokens,
             batch_size=config.evaluation.batch_size,
             vocab_size=vocab_size,

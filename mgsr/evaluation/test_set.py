@@ -9,14 +9,19 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
-from mgsr.data.prompts import Example, decode
+from mgsr.data.prompts import Example, decode, require_eos
 from mgsr.data.rows import ALL, Row
 from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu
 from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
+from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime import ranks
+from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.errors import did_you_mean
 from mgsr.runtime.progress import say
+
+# name of a test set -> its rows, and the same encoded
+Tests = dict[str, tuple[list[Row], list[Example]]]
 
 
 @dataclass
@@ -24,6 +29,7 @@ class Predictor:
     """Writes responses to examples with a student as it stands; of several ranks each writes its share.
 
     Args:
+        stop_ids: any of them ends a response; None: the tokenizer's end of text.
         check: called between batches; may raise to stop. advance: called with the number of responses.
     """
 
@@ -32,17 +38,19 @@ class Predictor:
     config: EvaluationConfig
     vocab_size: int | None = None
     pad_token_id: int = 0
+    stop_ids: Sequence[int] | None = None
     check: Callable[[], None] | None = None
     advance: Callable[[int], None] | None = None
 
     def write(self, model: PreTrainedModel, seed: int) -> list[str]:
         """One response per example of this rank, in order."""
         prompts = [(e.id, e.prompt_ids) for e in self._mine]
+        stop_ids = [require_eos(self.tokenizer)] if self.stop_ids is None else self.stop_ids
         ids = sample(
             model,
             prompts,
             seed=seed,
-            eos_token_id=int(self.tokenizer.eos_token_id),
+            eos_token_id=stop_ids,
             pad_token_id=self.pad_token_id,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
@@ -53,7 +61,7 @@ class Predictor:
             progress=self._after_batch,
             memory_key="evaluation.batch_size",
         )
-        return [decode(self.tokenizer, tokens).strip() for tokens in ids]
+        return [decode(self.tokenizer, tokens, stop_ids).strip() for tokens in ids]
 
     @property
     def _mine(self) -> Sequence[Example]:
@@ -182,3 +190,27 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         "examples": len(examples),
     }
     return Evaluation(scores, summary, records)
+
+
+def evaluate_tests(
+    config: ExperimentConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tests: Tests,
+    vocab_size: int,
+    ends: TextEnds,
+    name: str,
+) -> dict[str, Evaluation]:
+    """Every test set, written and measured.
+
+    Args:
+        tokenizer: the model's.
+        name: of the model, for progress lines.
+    """
+    say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
+    written: dict[str, Evaluation] = {}
+    with placed(working_device(config.trainer.accelerator), model):
+        for set_name, (_, examples) in tests.items():
+            predictor = Predictor(tokenizer, examples, config.evaluation, vocab_size, ends.pad_id, ends.stop_ids)
+            written[set_name] = evaluate(model, predictor)
+    return written

@@ -4,8 +4,8 @@
 `loading` loads it (safetensors or GGUF, never pickle). `building` makes models with random weights, `from_config`
 asks all these for what a configuration names, and `preflight` says what is wrong with a run before it begins.
 `pruning` cuts a student out of a teacher's layers, `lora` puts adapters on it, `folders` writes a model whole or
-not at all. `vocabulary` says on which ids two models agree. `output_layer` is the last product of a model apart
-from the rest, `clip_network` the small network that learns DAC-KL's bounds.
+not at all. `vocabulary` says on which ids two models agree, `stop_ids` where their texts end. `output_layer` is the
+last product of a model apart from the rest, `clip_network` the small network that learns DAC-KL's bounds.
 
 Nothing here trains, writes text or knows a loss; no weight is opened that could run code.
 
@@ -19,6 +19,7 @@ from mgsr.models.folders import (
     remove_half_folders,
     save_adapter_folder,
     save_model_folder,
+    save_tokenizer,
     source_fingerprint,
 )
 from mgsr.models.hub import one_line_errors
@@ -26,6 +27,7 @@ from mgsr.models.loading import hub_options, load_causal_lm, load_tokenizer, par
 from mgsr.models.lora import add_lora, has_adapters, merge_lora, with_base, without_base
 from mgsr.models.pruning import decoder_layers, prune_depth, pruned_config
 from mgsr.models.sources import ModelSource, resolve_source
+from mgsr.models.stop_ids import TextEnds, text_ends
 from mgsr.models.vocabulary import (
     align_vocabularies,
     knows_all_ids,
@@ -38,6 +40,7 @@ from mgsr.models.vocabulary import (
 __all__ = [
     "FAMILIES",
     "ModelSource",
+    "TextEnds",
     "add_lora",
     "align_vocabularies",
     "build_causal_lm",
@@ -61,9 +64,11 @@ __all__ = [
     "resolve_source",
     "save_adapter_folder",
     "save_model_folder",
+    "save_tokenizer",
     "shape_of_causal_lm",
     "shared_vocab_size",
     "source_fingerprint",
+    "text_ends",
     "with_base",
     "without_base",
     "written_vocab_size",

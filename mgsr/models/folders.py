@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from mgsr.models.folder_checks import check_weights_folder, read_object
@@ -67,9 +67,25 @@ def save_model_folder(
     def write(partial: Path) -> None:
         model.save_pretrained(partial)
         if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+            save_tokenizer(tokenizer, partial)
 
     return _write_folder(folder, write, card)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer so that transformers 4.57 reads it too.
+
+    That knows no class `TokenizersBackend`, the same as its `PreTrainedTokenizerFast`, and wants special tokens
+    without a name of their own under their older key; transformers 5 reads both.
+    """
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_adapter_folder(
@@ -80,6 +96,7 @@ def save_adapter_folder(
     base: str,
     revision: str | None = None,
     card: str | None = None,
+    generation_config: GenerationConfig | None = None,
 ) -> Path:
     """Write the adapters of `add_lora` and the tokenizer as a folder that `PeftModel.from_pretrained` reads.
 
@@ -88,6 +105,7 @@ def save_adapter_folder(
     Args:
         base: folder or hub id of the model below the adapters; revision: of the hub.
         card: content of its README.md.
+        generation_config: where the adapted model's texts end: its base may not know it.
 
     Returns:
         The folder.
@@ -105,7 +123,9 @@ def save_adapter_folder(
             config.base_model_name_or_path, config.revision = base, revision
         # the embeddings are the base's: looking for resized ones would ask the hub
         adapted.save_pretrained(partial, save_embedding_layers=False)
-        tokenizer.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
+        if generation_config is not None:
+            generation_config.save_pretrained(partial)
 
     return _write_folder(folder, write, card)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mgsr.models.loading import DTYPES, load_causal_lm, load_tokenizer
 from mgsr.models.lora import add_lora
 from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
-from mgsr.models.vocabulary import require_shared_ids
+from mgsr.models.vocabulary import id_count, require_shared_ids
 
 
 def quiet_transformers() -> None:
@@ -66,11 +67,23 @@ def check_tokenizers(config: ExperimentConfig) -> None:
     Raises:
         UserError: they disagree, or one cannot be loaded.
     """
-    sources = config.teacher.source, config.student.source
-    if sources[0] == sources[1] or any(source in ("", "init", "teacher") for source in sources):
-        return
-    quiet_transformers()
-    require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
+    if _has_two_tokenizers(config):
+        quiet_transformers()
+        require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
+
+
+def _has_two_tokenizers(config: ExperimentConfig) -> bool:
+    teacher, student = config.teacher.source, config.student.source
+    # only the student may be made of the teacher: a teacher of that name is a folder
+    return teacher not in ("", "init", student) and student not in ("", "init", "teacher")
+
+
+def with_end_token(config: ExperimentConfig) -> ExperimentConfig:
+    """With `data.end_token` named where it is the student's end of text and the teacher's own is another."""
+    if config.data.end_token or not _has_two_tokenizers(config):
+        return config
+    own, end = (configured_tokenizer(model).eos_token for model in (config.teacher, config.student))
+    return config if own == end else replace(config, data=replace(config.data, end_token=str(end)))
 
 
 def build_model(
@@ -85,7 +98,7 @@ def build_model(
         return build_initial(
             config,
             model,
-            vocab_size=len(tokenizer),
+            vocab_size=id_count(tokenizer),
             eos_token_id=require_eos(tokenizer),
             pad_token_id=pad_id(tokenizer),
             seed=seed,

@@ -29,7 +29,7 @@ class VocabularyReport:
         shared_size: ids below this are numbered by both: the smaller of the two sizes.
         conflicts: how many tokens disagree on the ids that both use.
         example: the disagreement with the smallest id, or None.
-        eos_ids, bos_ids: of teacher and student.
+        bos_ids: of teacher and student.
     """
 
     teacher_size: int
@@ -37,7 +37,6 @@ class VocabularyReport:
     shared_size: int
     conflicts: int
     example: VocabularyConflict | None
-    eos_ids: tuple[int | None, int | None]
     bos_ids: tuple[int | None, int | None]
 
     @property
@@ -48,11 +47,10 @@ class VocabularyReport:
                 f"{self.conflicts} tokens differ: `{self.example.token}` is {_id(self.example.teacher_id)} "
                 f"for the teacher and {_id(self.example.student_id)} for the student"
             )
-        for name, (teacher, student) in (("eos", self.eos_ids), ("bos", self.bos_ids)):
-            # models of one family differ in whether they name a beginning token; an end they must share
-            tolerated = name == "bos" and None in (teacher, student)
-            if teacher != student and not tolerated:
-                return f"the {name} token is {_id(teacher)} for the teacher and {_id(student)} for the student"
+        teacher, student = self.bos_ids
+        # models of one family differ in whether they name a beginning token; ends may differ, see `text_ends`
+        if teacher != student and None not in (teacher, student):
+            return f"the bos token is {_id(teacher)} for the teacher and {_id(student)} for the student"
         return None
 
 
@@ -72,15 +70,13 @@ def vocabulary_report(
     same = teacher_tokenizer is student_tokenizer
     student_vocab = teacher_vocab if same else student_tokenizer.get_vocab()
     conflicts = [] if same or teacher_vocab == student_vocab else _conflicts(teacher_vocab, student_vocab)
-    teacher_size = max(teacher_vocab.values(), default=-1) + 1
-    student_size = max(student_vocab.values(), default=-1) + 1
+    teacher_size, student_size = id_count(teacher_tokenizer), id_count(student_tokenizer)
     return VocabularyReport(
         teacher_size=teacher_size,
         student_size=student_size,
         shared_size=min(teacher_size, student_size),
         conflicts=len(conflicts),
         example=conflicts[0] if conflicts else None,
-        eos_ids=(teacher_tokenizer.eos_token_id, student_tokenizer.eos_token_id),
         bos_ids=(teacher_tokenizer.bos_token_id, student_tokenizer.bos_token_id),
     )
 
@@ -98,8 +94,12 @@ def _conflicts(teacher_vocab: dict[str, int], student_vocab: dict[str, int]) -> 
 
 def written_vocab_size(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
     """How many ids a model may write, from 0: those that its tokenizer knows, without the embedding's padding."""
-    # ids may have gaps, so that the number of tokens says little
-    return min(max(tokenizer.get_vocab().values()) + 1, logits_width(model))
+    return min(id_count(tokenizer), logits_width(model))
+
+
+def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id of a tokenizer + 1: ids may have gaps, so that the number of tokens says little."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def logits_width(model: PreTrainedModel) -> int:
@@ -126,7 +126,7 @@ def require_shared_ids(
     """The comparison of two tokenizers that number alike.
 
     Raises:
-        UserError: they disagree on a token or on the end-of-text id (the message shows both ids).
+        UserError: they disagree on a token (the message shows both ids).
     """
     report = vocabulary_report(teacher_tokenizer, student_tokenizer)
     if report.problem is not None:
@@ -148,18 +148,10 @@ def shared_vocab_size(
     width before any softmax, in sampling too (`align_vocabularies`).
 
     Raises:
-        UserError: the tokenizers disagree on a token or on the end-of-text id (the message shows both ids),
-            or the end-of-text token falls outside the shared ids.
+        UserError: the tokenizers disagree on a token (the message shows both ids).
     """
     report = require_shared_ids(teacher_tokenizer, student_tokenizer)
-    size = min(report.shared_size, logits_width(teacher_model), logits_width(student_model))
-    eos_id = report.eos_ids[0]
-    if eos_id is not None and eos_id >= size:
-        raise UserError(
-            f"the eos token (id {eos_id}) is outside the {size} ids that teacher and student share: "
-            "a model's embedding is narrower than its tokenizer"
-        )
-    return size
+    return min(report.shared_size, logits_width(teacher_model), logits_width(student_model))
 
 
 def align_vocabularies(teacher_logits: Tensor, student_logits: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.annotate import Annotation
-from mgsr.data.prompts import decode, require_eos
+from mgsr.data.prompts import decode
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
@@ -61,6 +61,7 @@ class RoundWriter(ABC):
         models: the teacher may be None for plain student text.
         annotation: finds the spans of what was written.
         vocab_size: token ids that both models share; no other is ever written.
+        eos_token_id: one or several ids that end a text.
         device: where models work outside of Lightning.
         check: called between batches; may raise to stop.
     """
@@ -76,7 +77,7 @@ class RoundWriter(ABC):
         annotation: Annotation,
         *,
         vocab_size: int,
-        eos_token_id: int,
+        eos_token_id: int | Sequence[int],
         pad_token_id: int,
         device: torch.device,
         check: Callable[[], None] = lambda: None,
@@ -120,7 +121,8 @@ class RoundWriter(ABC):
                 continue
             spans = self.annotation.spans([sequence.response_ids for sequence in revised])
             for sequence, ids, extra in zip(revised, spans, more, strict=True):
-                before, after = (decode(self.tokenizer, x) for x in (sequence.rollout_ids, sequence.response_ids))
+                both, stop_ids = (sequence.rollout_ids, sequence.response_ids), self.student.eos_ids
+                before, after = (decode(self.tokenizer, text, stop_ids) for text in both)
                 entries.append(RoundEntry(sequence, ids, rollout=before, response=after, **extra))
         return entries, meter.totals()
 
@@ -140,7 +142,7 @@ class RevisingWriter(RoundWriter):
         scrg = self.config.scrg
         self.options = Options(
             max_new_tokens=scrg.max_new_tokens,
-            eos_ids=frozenset([self.eos_token_id]),
+            eos_ids=frozenset(self.student.eos_ids),
             seed=self.config.seed,
             passes=scrg.passes,
             teacher_token=scrg.teacher_token,  # type: ignore[arg-type]
@@ -164,7 +166,9 @@ class RevisingWriter(RoundWriter):
             return
         student = self.models.acting
         if self._engine is None:
-            self._engine = _vllm_engine(self.config, student, self.tokenizer, self.vocab_size)
+            self._engine = _vllm_engine(
+                self.config, student, self.tokenizer, self.vocab_size, self.student.eos_ids
+            )
         self._engine.load_weights(student.state_dict().items())
         self._loaded = round_
 
@@ -247,14 +251,18 @@ def _needed(teacher: LanguageModel | None) -> LanguageModel:
 
 
 def _vllm_engine(
-    config: ExperimentConfig, student: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    config: ExperimentConfig,
+    student: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    stop_ids: Sequence[int],
 ) -> Engine:
     """An engine of the student's shape; vLLM reads it from a folder and has then no more use for it."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = models.save_model_folder(student, tokenizer, Path(scratch) / "student")
         return VllmEngine(
             folder,
-            eos_ids=[require_eos(tokenizer)],
+            eos_ids=stop_ids,
             max_length=config.data.max_prompt_length + config.scrg.max_new_tokens,
             memory=config.scrg.vllm_memory,
             dtype=config.student.dtype,

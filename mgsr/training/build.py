@@ -58,13 +58,15 @@ def build_job(
         device: where models work outside of Lightning.
     """
     student = start.student
-    ids = {"eos_token_id": student.eos_id, "pad_token_id": student.pad_id}
+    ends = start.ends
+    ids: dict[str, Any] = {"eos_token_id": ends.stop_ids, "pad_token_id": ends.pad_id}
     annotation = build_annotation(
         student.tokenizer,
         config.spans,
         seed=config.seed,
         cache_file=cache_folder(config) / "phrases.json",
         wanted=config.objective.w_span > 0,
+        stop_ids=ends.stop_ids,
     )
     train_examples = encode(train_rows, student.tokenizer, config.data, "training rows").examples
     dev_examples = encode(dev_rows, student.tokenizer, config.data, "dev rows").examples
@@ -80,7 +82,8 @@ def build_job(
         dev_examples[: config.evaluation.val_rows or None],
         config.evaluation,
         vocab_size=start.vocab_size,
-        pad_token_id=student.pad_id,
+        pad_token_id=ends.pad_id,
+        stop_ids=ends.stop_ids,
         check=stop.check,
     )
     module = DistillationModule(
@@ -129,7 +132,7 @@ def build_job(
         dev,
         stage=config.train,
         length=length,
-        pad_token_id=student.pad_id,
+        pad_token_id=ends.pad_id,
         run_folder=folder,
         seed=config.seed,
         writer=writer if config.scrg.enabled else None,

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from mgsr import __version__, models
 from mgsr.config.schema import ExperimentConfig
@@ -157,7 +163,17 @@ def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """
     model, tokenizer = _load_best(Path(run))
     merged = models.merge_lora(model) if models.has_adapters(model) else model
+    merged.generation_config = _generation_config(Path(run), merged, tokenizer)
     return merged.eval(), tokenizer
+
+
+def _generation_config(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Where the texts of a run's student end; runs of older code have not kept it."""
+    if (folder / STUDENT / "generation_config.json").exists():
+        with models.one_line_errors(str(folder / STUDENT)):
+            return GenerationConfig.from_pretrained(folder / STUDENT)
+    width = models.written_vocab_size(tokenizer, model)
+    return models.text_ends(tokenizer, [model], vocab_size=width).given_to(model.generation_config)
 
 
 def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -212,7 +228,15 @@ def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
         models.save_model_folder(model, tokenizer, out, card=card)
     else:
         adapters, tokenizer = _load_best(folder)
-        models.save_adapter_folder(adapters, tokenizer, out, base=base.location, revision=base.revision, card=card)
+        models.save_adapter_folder(
+            adapters,
+            tokenizer,
+            out,
+            base=base.location,
+            revision=base.revision,
+            card=card,
+            generation_config=_generation_config(folder, adapters, tokenizer),
+        )
     return out
 
 
@@ -267,7 +291,8 @@ def _at(base: Base) -> str:
 
 def _loading(base: Base | None) -> str:
     """The lines of a model card that load the model."""
-    imported = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    names = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if base else "")
+    imported = f"from transformers import {names}"
     if base is None:
         return f'{imported}\n\nmodel = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
     words = [json.dumps(base.location), *([f"revision={json.dumps(base.revision)}"] if base.revision else [])]
@@ -275,5 +300,6 @@ def _loading(base: Base | None) -> str:
         f"from peft import PeftModel\n{imported}\n",
         f"base = AutoModelForCausalLM.from_pretrained({', '.join(words)})",
         'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+        'model.generation_config = GenerationConfig.from_pretrained("THIS_FOLDER")',
     ]
     return "\n".join(lines)

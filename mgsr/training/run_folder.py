@@ -16,7 +16,7 @@ import mgsr
 from mgsr.config.layers import read_layer
 from mgsr.config.load import config_of, dump, flat_tree, with_absolute_paths
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models import content_fingerprint
+from mgsr.models import content_fingerprint, save_tokenizer
 from mgsr.runtime.environment import environment, numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
@@ -217,7 +217,7 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
     """Write what it takes to read the run's checkpoints later, and to know the teacher again.
 
     Args:
-        student: its config goes to `student/`, with the tokenizer.
+        student: its config and generation settings go to `student/`, with the tokenizer.
         teacher: `cache`, the name of its folder in the cache, and `content`, of its weights; None without one.
 
     Raises:
@@ -232,7 +232,8 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
     # transformers asserts that it is no file
     (folder / STUDENT).mkdir(parents=True, exist_ok=True)
     student.config.save_pretrained(folder / STUDENT)
-    tokenizer.save_pretrained(folder / STUDENT)
+    student.generation_config.save_pretrained(folder / STUDENT)
+    save_tokenizer(tokenizer, folder / STUDENT)
     write_atomically(folder / TEACHER, json.dumps(dict(teacher), indent=2) + "\n")
 
 

@@ -22,13 +22,18 @@ import mgsr
 from mgsr import __version__, models
 from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig, ModelConfig, SftConfig
-from mgsr.data.prompts import Example, pad_id, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint
-from mgsr.evaluation.test_set import Evaluation, Predictor, evaluate
+from mgsr.evaluation.test_set import Tests, evaluate_tests
 from mgsr.losses import Objective
-from mgsr.models.from_config import build_model, build_student, build_tokenizer, load_cached, quiet_transformers
-from mgsr.runtime.devices import placed, working_device
+from mgsr.models.from_config import (
+    build_model,
+    build_student,
+    build_tokenizer,
+    load_cached,
+    quiet_transformers,
+    with_end_token,
+)
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -42,9 +47,6 @@ from mgsr.training.optim import training_length
 from mgsr.training.run_folder import TEST_FIGURES
 from mgsr.training.trainer import fit
 
-# name of a test set -> its rows, and the same encoded
-Tests = dict[str, tuple[list[Row], list[Example]]]
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -55,14 +57,6 @@ class Prepared:
     key: str
     folder: Path
 
-    @property
-    def eos_id(self) -> int:
-        return require_eos(self.tokenizer)
-
-    @property
-    def pad_id(self) -> int:
-        return pad_id(self.tokenizer)
-
 
 @dataclass(frozen=True)
 class Start:
@@ -70,12 +64,14 @@ class Start:
 
     Attributes:
         vocab_size: number of token ids that both models share.
+        ends: where their texts end, and what fills their batches.
         tests: encoded with the student's tokenizer; figures: of both models on them, as `metrics.json` has them.
     """
 
     teacher: Prepared | None
     student: Prepared
     vocab_size: int
+    ends: models.TextEnds
     tests: Tests = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -95,14 +91,25 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
         name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
         for name in ("test", *config.data.test_sets)
     }
-    both = {"teacher": teacher, "sft_start": student}
-    figures = {name: cached_evaluation(config, model, tests, name) for name, model in both.items() if model}
-    return Start(teacher, student, shared_vocabulary(teacher, student), tests, figures)
+    vocab_size = shared_vocabulary(teacher, student)
+    both = [one for one in (student, teacher) if one is not None]
+    ends = models.text_ends(
+        student.tokenizer,
+        [one.model for one in both],
+        vocab_size=vocab_size,
+        end_token=config.data.end_token,
+        others=[one.tokenizer for one in both],
+    )
+    if ends.note:
+        say(ends.note)
+    student.model.generation_config = ends.given_to(student.model.generation_config)
+    begun = {"teacher": teacher, "sft_start": student}
+    figures = {name: cached_evaluation(config, one, tests, ends, name) for name, one in begun.items() if one}
+    return Start(teacher, student, vocab_size, ends, tests, figures)
 
 
 def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
     """Number of token ids that both models share; refuses tokenizers that disagree."""
-    require_eos(student.tokenizer)
     if teacher is None:
         return models.written_vocab_size(student.tokenizer, student.model)
     return models.shared_vocab_size(teacher.tokenizer, student.tokenizer, teacher.model, student.model)
@@ -114,6 +121,8 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     teacher = config.teacher
     if not teacher.source:
         return None
+    if teacher.sft.enabled:
+        config = with_end_token(config)
     rows = read_split(config.data, "teacher") if teacher.sft.enabled or teacher.source == "init" else []
     key = _key(config, teacher, rows)
     folder = cache_folder(config) / f"teacher-{key}"
@@ -151,41 +160,27 @@ def cache_folder(config: ExperimentConfig) -> Path:
     return Path(config.run_root) / "cache"
 
 
-def cached_evaluation(config: ExperimentConfig, prepared: Prepared, tests: Tests, name: str) -> dict[str, Any]:
+def cached_evaluation(
+    config: ExperimentConfig, prepared: Prepared, tests: Tests, ends: models.TextEnds, name: str
+) -> dict[str, Any]:
     """Test figures of a model that several runs start from; measured once, then read."""
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
-    key = _fingerprint(asdict(config.evaluation), asdict(config.data), rows)
+    key = _fingerprint(asdict(config.evaluation), asdict(config.data), rows, ends.stop_ids)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
-    written = evaluate_tests(config, prepared.model, prepared, tests, width, name)
+    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, name)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
 
 
-def evaluate_tests(
-    config: ExperimentConfig, model: PreTrainedModel, source: Prepared, tests: Tests, vocab_size: int, name: str
-) -> dict[str, Evaluation]:
-    """Every test set, written and measured.
-
-    Args:
-        source: whose tokenizer `model` has.
-        name: of the model, for progress lines.
-    """
-    say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
-    written: dict[str, Evaluation] = {}
-    with placed(working_device(config.trainer.accelerator), model):
-        for set_name, (_, examples) in tests.items():
-            predictor = Predictor(source.tokenizer, examples, config.evaluation, vocab_size, source.pad_id)
-            written[set_name] = evaluate(model, predictor)
-    return written
-
-
 def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], origin: str = "") -> str:
     data = asdict(config.data)
     relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
+    if model.sft.enabled and config.data.end_token:
+        relevant["end_token"] = config.data.end_token
     if model.source == "init":
         relevant["vocab_size"] = config.data.synthetic.vocab_size
     # where it is held does not change it
@@ -271,6 +266,8 @@ def _supervise(
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
     dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)
+    width = models.written_vocab_size(tokenizer, model)
+    ends = models.text_ends(tokenizer, [model], vocab_size=width, end_token=config.data.end_token)
     length = training_length(sft, len(train), config.trainer.devices * config.trainer.num_nodes)
     data = DistillationDataModule(
         config,
@@ -278,7 +275,7 @@ def _supervise(
         dev_rows,
         stage=sft,
         length=length,
-        pad_token_id=pad_id(tokenizer),
+        pad_token_id=ends.pad_id,
         run_folder=folder,
         seed=seed,
     )

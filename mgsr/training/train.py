@@ -19,7 +19,7 @@ from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
-from mgsr.evaluation.test_set import Evaluation, say_of_unknown_kinds, say_of_unseen_words
+from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.models.preflight import check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
@@ -34,7 +34,7 @@ from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
 from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
-from mgsr.training.sft import evaluate_tests, prepare_models
+from mgsr.training.sft import prepare_models
 from mgsr.training.trainer import fit, load_student
 
 
@@ -123,15 +123,15 @@ def _run(
     if quality is not None:
         metrics["corrections"] = quality
     # the test sets, once, with the chosen checkpoint
-    written = evaluate_tests(config, trained, student, start.tests, start.vocab_size, config.arm)
+    written = evaluate_tests(
+        config, trained, student.tokenizer, start.tests, start.vocab_size, start.ends, config.arm
+    )
     on_first(lambda: _keep_predictions(folder, written))
     metrics["result"] = {name: evaluation.summary for name, evaluation in written.items()}
     _log_result(job, metrics["result"])
     if teacher is not None:
         examples = start.tests["test"][1]
-        metrics["exposure"] = exposure_bias(
-            config, trained, teacher.model, student.tokenizer, examples, start.vocab_size
-        )
+        metrics["exposure"] = exposure_bias(config, trained, teacher.model, start.ends, examples, start.vocab_size)
     return metrics
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from mgsr.data.encoding import front_ids
 from mgsr.data.prompts import (
     TEMPLATES,
     encode_prompt,
     encode_response,
     encode_rows,
-    front_ids,
     pad_id,
     render,
     require_eos,
@@ -96,7 +96,7 @@ def test_front_tokens_are_kept_and_an_end_token_is_not() -> None:
     for tokenizer in (LLAMA, T5):
         assert encode_prompt(row("Say it.", "loud"), tokenizer).ids == (0, *plain)
     for tokenizer in (BARE, LLAMA, T5):
-        ids, truncated = encode_response("It.", tokenizer, max_tokens=9)
+        ids, truncated, _ = encode_response("It.", tokenizer, max_tokens=9)
         assert (ids, truncated) == ((*BARE.encode("It."), 1), False)
 
 
@@ -203,9 +203,9 @@ def test_responses_end_unless_they_are_cut() -> None:
     text = "zyxw"
     ids = tuple(BARE.encode(text))
     assert len(ids) == 4
-    assert encode_response(text, BARE, max_tokens=5) == ((*ids, 1), False)
-    assert encode_response(text, BARE, max_tokens=4) == (ids, True)
-    assert encode_response(text, BARE, max_tokens=2) == (ids[:2], True)
+    assert encode_response(text, BARE, max_tokens=5) == ((*ids, 1), False, False)
+    assert encode_response(text, BARE, max_tokens=4) == (ids, True, False)
+    assert encode_response(text, BARE, max_tokens=2) == (ids[:2], True, False)
     with pytest.raises(ValueError, match="max_tokens=0"):
         encode_response(text, BARE, max_tokens=0)
 

@@ -93,7 +93,7 @@ def test_weights_are_handed_over_once_per_round(
 ) -> None:
     engines: list[FakeEngine] = []
 
-    def build(config: Any, student: Any, tokenizer: Any, vocab_size: int) -> FakeEngine:
+    def build(config: Any, student: Any, tokenizer: Any, vocab_size: int, stop_ids: Any) -> FakeEngine:
         engines.append(FakeEngine(student, tokenizer.eos_token_id))
         # whatever it was built with, the weights that count are those handed over
         torch.nn.init.zeros_(engines[0].model.get_input_embeddings().weight)

@@ -174,7 +174,8 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     teacher = prepare_teacher(config, rows["dev"])
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
     assert teacher is not None and shared_vocabulary(teacher, student) == pair.ids
-    start = Start(teacher, student, pair.ids)
+    ends = models.text_ends(student.tokenizer, [teacher.model, student.model], vocab_size=pair.ids)
+    start = Start(teacher, student, pair.ids, ends)
     job = build_job(config, rows["train"], rows["dev"], start, tmp_path / "run", torch.device("cpu"))
     module = job.module.double()
     teacher.model.double()

@@ -1,0 +1,74 @@
+"""From text to token ids, as the tokenizer at hand cuts text: SentencePiece, byte-level, or by words.
+
+A response is encoded together with its prompt, as the model will meet it. A SentencePiece tokenizer puts a space
+before every text that it encodes alone, so such a response would begin with a token that no model writes there.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+# what may stand before a text so that the tokenizer takes it for the middle of one
+_ANCHORS = ("\n", ":", "a", "0")
+
+
+def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of a text with no special token around it; special tokens that it spells out are split."""
+    # verbose=False: a text beyond the model's length is cut here, so the tokenizer need not warn of it.
+    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False))
+
+
+def front_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens that the tokenizer puts before a text (Llama, OPT: one; GPT-2: none).
+
+    Raises:
+        ValueError: a text is encoded otherwise between special tokens than alone.
+    """
+    bare = tokenizer.encode("a", add_special_tokens=False)
+    framed = tokenizer.encode("a", add_special_tokens=True)
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return tuple(framed[:start])
+    raise ValueError(f"the special tokens of {tokenizer.name_or_path!r} change the text between them: {framed}")
+
+
+def ids_behind(text: str, before: str, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], bool]:
+    """The ids of `text` where it follows `before`, and whether the two could be encoded together.
+
+    They could not where a token would reach over the border: the text is then encoded alone, without the space
+    that some tokenizers put before one.
+    """
+    front = plain_ids(before, tokenizer)
+    whole = plain_ids(before + text, tokenizer)
+    if whole[: len(front)] == front:
+        return whole[len(front) :], True
+    return _inner_ids(text, tokenizer), False
+
+
+def _inner_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of a text in the middle of another, whose tokens do not reach into it."""
+    for anchor in _ANCHORS:
+        ids, together = plain_ids(anchor + text, tokenizer), plain_ids(anchor, tokenizer)
+        if together and ids[: len(together)] == together:
+            return ids[len(together) :]
+    return plain_ids(text, tokenizer)
+
+
+def longest_prefix(text: str, tokenizer: PreTrainedTokenizerBase, fits: Callable[[str], bool]) -> str:
+    """The longest prefix of whole tokens that fits, found by bisection; empty when none does."""
+    ends = _token_ends(text, tokenizer)
+    kept = bisect_left(range(1, len(ends) + 1), True, key=lambda count: not fits(text[: ends[count - 1]]))
+    return text[: ends[kept - 1]] if kept else ""
+
+
+def _token_ends(text: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """Where, in characters, the tokens of a text end; every character where the tokenizer cannot tell."""
+    if not text or not tokenizer.is_fast:
+        return range(1, len(text) + 1)
+    encoding = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    )
+    return sorted({int(end) for _, end in encoding["offset_mapping"]} - {0})
