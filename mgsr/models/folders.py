@@ -73,16 +73,20 @@ def save_model_folder(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer so that transformers 4.57 reads it too.
+    """Write a tokenizer so that transformers 4.57 reads the same one as transformers 5.
 
-    That knows no class `TokenizersBackend`, the same as its `PreTrainedTokenizerFast`, and wants special tokens
-    without a name of their own under their older key; transformers 5 reads both.
+    4.57 knows no class `TokenizersBackend`; its own is `PreTrainedTokenizerFast`, which puts no space before a
+    text and gives types of tokens unless told otherwise. Special tokens without a name it wants under another key.
     """
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        settings["model_input_names"] = tokenizer.model_input_names
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        if (content.get("pre_tokenizer") or {}).get("add_prefix_space"):
+            settings["add_prefix_space"] = True
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
