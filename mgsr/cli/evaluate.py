@@ -20,7 +20,7 @@ from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.models.from_config import quiet_transformers
 from mgsr.models.hub import near_names
-from mgsr.models.preflight import check_special_ids, check_texts
+from mgsr.models.preflight import check_texts
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
@@ -85,7 +85,6 @@ def evaluate_files(
     }
     # of all sets, before the first one is written to
     for role, one in (("model", model), *([("teacher", taught[0])] if taught else [])):
-        check_special_ids(role, one, tokenizer)
         for examples in encoded.values():
             check_texts(role, one, tokenizer, examples, new_tokens=settings.max_new_tokens, key="--max-new-tokens")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError
 
@@ -232,6 +234,12 @@ def _check_models(config: ExperimentConfig) -> None:
                 *(f"{role}.dtype", f"{role}.sft.enabled"),
             )
     if config.teacher.source == "teacher":
-        raise ConfigError("`teacher.source=teacher` is for a student; name a model", "teacher.source")
+        if not Path("teacher").is_dir():
+            raise ConfigError(
+                "`teacher.source=teacher` is for a student, and here is no folder of that name; name a model",
+                "teacher.source",
+            )
+        # no word from here on
+        config.teacher.source = "./teacher"
     if config.student.source == "teacher" and not config.teacher.source:
         raise ConfigError("`student.source=teacher` and `teacher.source` is empty; name one", "student.source")

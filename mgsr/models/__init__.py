@@ -4,8 +4,8 @@
 `loading` loads it (safetensors or GGUF, never pickle). `building` makes models with random weights, `from_config`
 asks all these for what a configuration names, and `preflight` says what is wrong with a run before it begins.
 `pruning` cuts a student out of a teacher's layers, `lora` puts adapters on it, `folders` writes a model whole or
-not at all. `vocabulary` says on which ids two models agree, `stop_ids` where their texts end. `output_layer` is the
-last product of a model apart from the rest, `clip_network` the small network that learns DAC-KL's bounds.
+not at all. `vocabulary` says on which ids two models agree, `stop_ids` where their texts end. `output_layer` is
+the last product of a model apart from the rest, `clip_network` the small network that learns DAC-KL's bounds.
 
 Nothing here trains, writes text or knows a loss; no weight is opened that could run code.
 
@@ -27,7 +27,7 @@ from mgsr.models.loading import hub_options, load_causal_lm, load_tokenizer, par
 from mgsr.models.lora import add_lora, has_adapters, merge_lora, with_base, without_base
 from mgsr.models.pruning import decoder_layers, prune_depth, pruned_config
 from mgsr.models.sources import ModelSource, resolve_source
-from mgsr.models.stop_ids import TextEnds, text_ends
+from mgsr.models.stop_ids import TextEnds, kept_generation_config, text_ends
 from mgsr.models.vocabulary import (
     align_vocabularies,
     knows_all_ids,
@@ -50,6 +50,7 @@ __all__ = [
     "decoder_layers",
     "has_adapters",
     "hub_options",
+    "kept_generation_config",
     "knows_all_ids",
     "load_causal_lm",
     "load_tokenizer",

@@ -21,12 +21,20 @@ from mgsr.models.lora import add_lora
 from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
 from mgsr.models.vocabulary import id_count, require_shared_ids
+from mgsr.runtime.progress import say
 
 
 def quiet_transformers() -> None:
     """Have transformers show no bars and no warnings; what they warn of is decided in this package."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def say_of_namesakes(config: ExperimentConfig) -> None:
+    """Say of a source that is a word of the configuration and also the name of a folder that the word is meant."""
+    for name, source in (("teacher", config.teacher.source), ("student", config.student.source)):
+        if source in ("init", "teacher") and Path(source).is_dir():
+            say(f"{name}.source={source}: not the folder of that name, which is written ./{source}")
 
 
 def build_tokenizer(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row]) -> PreTrainedTokenizerBase:

@@ -26,11 +26,13 @@ from mgsr.models.from_config import (
     check_tokenizers,
     quiet_transformers,
     with_adapters,
+    with_end_token,
 )
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import position_limit
 from mgsr.models.pruning import pruned_config
-from mgsr.models.vocabulary import knows_all_ids, logits_width
+from mgsr.models.stop_ids import text_ends
+from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
 
@@ -158,7 +160,7 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
         limit = position_limit(shape)
         enough = limit is None or limit >= most
         if model.source == "init":
-            if enough:
+            if enough and not data.end_token:
                 # its embedding is made for its tokenizer
                 continue
             source = config.teacher if config.teacher.source else model
@@ -166,8 +168,8 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             tokenizer = known.get("teacher") or build_tokenizer(config, source, read_split(data, split))
         else:
             tokenizer = build_tokenizer(config, model, ())
-            check_special_ids(name, shape, tokenizer)
         known[name] = tokenizer
+        _check_end(name, shape, tokenizer, with_end_token(config).data.end_token)
         if enough and knows_all_ids(shape, tokenizer):
             continue
         for split, some in rows.items():
@@ -183,23 +185,13 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             )
 
 
-def check_special_ids(name: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """See that a model has an embedding of its tokenizer's end of text and padding.
-
-    Args:
-        name: of the model, for the message; model: on any device, also without content.
-
-    Raises:
-        UserError: it has not.
-    """
-    width = logits_width(model)
-    for token in ("eos_token", "pad_token"):
-        token_id = getattr(tokenizer, f"{token}_id")
-        if token_id is not None and token_id >= width:
-            raise UserError(
-                f"{name}: {token} is id {token_id} of its tokenizer, and its embedding has {width} rows: name one "
-                "of these in tokenizer_config.json, or take a tokenizer and weights that belong together"
-            )
+def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, end_token: str) -> None:
+    """See that a model has an embedding of the end token. Padding takes what it has."""
+    try:
+        width = written_vocab_size(tokenizer, model)
+        text_ends(tokenizer, [model], vocab_size=width, end_token=end_token)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def check_texts(

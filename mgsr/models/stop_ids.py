@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mgsr.data.prompts import end_id, pad_id
+from mgsr.models.hub import one_line_errors
+from mgsr.models.vocabulary import written_vocab_size
 from mgsr.runtime.errors import UserError
 
 
@@ -89,6 +92,19 @@ def text_ends(
     left_out = [each for each in named if each not in stop]
     padding = pad_id(tokenizer)
     return TextEnds(stop, padding if padding < vocab_size else end, _note(tokenizer, stop, left_out))
+
+
+def kept_generation_config(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """The generation settings that a run has written to `folder`; those of the model where older code wrote none.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    if (folder / "generation_config.json").exists():
+        with one_line_errors(str(folder)):
+            return GenerationConfig.from_pretrained(folder)
+    width = written_vocab_size(tokenizer, model)
+    return text_ends(tokenizer, [model], vocab_size=width).given_to(model.generation_config)
 
 
 def _configs(model: Any) -> list[Any]:

@@ -80,11 +80,19 @@ def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTo
         except UserError as error:
             report.say("error", f"{name} tokenizer", str(error))
     for name, tokenizer in known.items():
-        _look_at_ends(name, tokenizer, report)
+        _look_at_padding(name, tokenizer, report)
     if len(known) == 2:
         try:
             models.require_shared_ids(known["teacher"], known["student"])
-            report.say("ok", "tokenizers", f"teacher and student share all {len(known['student'])} ids")
+            ends = {name: f"`{tokenizer.eos_token}`" for name, tokenizer in known.items()}
+            note = f"teacher and student share all {len(known['student'])} ids"
+            if ends["teacher"] != ends["student"]:
+                closing = f"`{config.data.end_token}`" if config.data.end_token else ends["student"]
+                note += (
+                    f"; they end with {ends['teacher']} and {ends['student']}: answers are closed with {closing}, "
+                    "and written text ends at either"
+                )
+            report.say("ok", "tokenizers", note)
         except UserError as error:
             report.say("error", "tokenizers", str(error))
     return known.get("student")
@@ -101,7 +109,7 @@ def _tokenizer(
     return configured_tokenizer(model)
 
 
-def _look_at_ends(name: str, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+def _look_at_padding(name: str, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
     """The trap that swallows ends of text: padding with their id, and masking by id."""
     eos, pad = require_eos(tokenizer), pad_id(tokenizer)
     report.figures[f"{name} tokenizer"] = {"ids": len(tokenizer), "eos": eos, "pad": pad}
@@ -124,6 +132,7 @@ def look_at_lengths(
         lengths = [len(e.prompt_ids) + len(e.response_ids) for e in encoded.examples]
         figures = _lengths(lengths, [len(e.prompt_ids) for e in encoded.examples])
         figures |= {"cut_prompts": encoded.truncated_prompts, "cut_responses": encoded.truncated_responses}
+        figures["encoded_apart"] = encoded.apart
         report.figures[f"lengths.{split}"] = figures
         if split == "train":
             figures["histogram"] = histogram(lengths)
@@ -132,6 +141,8 @@ def look_at_lengths(
             f"{figures['median']} tokens at the median, {figures['longest']} at most; cut: "
             f"{encoded.truncated_prompts} prompts, {encoded.truncated_responses} responses of {len(some)}"
         )
+        if encoded.apart:
+            text += f"; {encoded.apart} responses encoded apart from their prompts"
         # an answer that is cut teaches the student never to end
         much = encoded.truncated_responses > len(some) // 20
         advice = "; raise data.max_length: a cut answer has no end of text" if much else ""

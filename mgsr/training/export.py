@@ -15,7 +15,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -163,17 +162,8 @@ def load_run(run: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """
     model, tokenizer = _load_best(Path(run))
     merged = models.merge_lora(model) if models.has_adapters(model) else model
-    merged.generation_config = _generation_config(Path(run), merged, tokenizer)
+    merged.generation_config = models.kept_generation_config(Path(run) / STUDENT, merged, tokenizer)
     return merged.eval(), tokenizer
-
-
-def _generation_config(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Where the texts of a run's student end; runs of older code have not kept it."""
-    if (folder / STUDENT / "generation_config.json").exists():
-        with models.one_line_errors(str(folder / STUDENT)):
-            return GenerationConfig.from_pretrained(folder / STUDENT)
-    width = models.written_vocab_size(tokenizer, model)
-    return models.text_ends(tokenizer, [model], vocab_size=width).given_to(model.generation_config)
 
 
 def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -235,7 +225,7 @@ def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
             base=base.location,
             revision=base.revision,
             card=card,
-            generation_config=_generation_config(folder, adapters, tokenizer),
+            generation_config=models.kept_generation_config(folder / STUDENT, adapters, tokenizer),
         )
     return out
 

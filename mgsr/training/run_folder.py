@@ -205,9 +205,8 @@ def keep_models(folder: Path, config: ExperimentConfig, teacher: Any, student: A
         say(f"{folder}: without {', '.join(gone)} nobody can tell whether its models are those it began with")
     known: dict[str, Any] = {"cache": None, "source": "", "revision": "", "content": None}
     if teacher is not None:
-        content = content_fingerprint(teacher.model)
-        source, revision = config.teacher.source, config.teacher.revision
-        known = {"cache": teacher.folder.name, "source": source, "revision": revision, "content": content}
+        known = {"source": config.teacher.source, "revision": config.teacher.revision}
+        known |= {"cache": teacher.folder.name, "content": content_fingerprint(teacher.model)}
     keep_shape(folder, student.model, student.tokenizer, known)
     keep_base(folder, config, student.model, student.folder)
     keep_start(folder, known["content"], student.model)
@@ -231,8 +230,8 @@ def keep_shape(folder: Path, student: Any, tokenizer: Any, teacher: Mapping[str,
         )
     # transformers asserts that it is no file
     (folder / STUDENT).mkdir(parents=True, exist_ok=True)
-    student.config.save_pretrained(folder / STUDENT)
-    student.generation_config.save_pretrained(folder / STUDENT)
+    for settings in (student.config, student.generation_config):
+        settings.save_pretrained(folder / STUDENT)
     save_tokenizer(tokenizer, folder / STUDENT)
     write_atomically(folder / TEACHER, json.dumps(dict(teacher), indent=2) + "\n")
 

@@ -93,12 +93,9 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     }
     vocab_size = shared_vocabulary(teacher, student)
     both = [one for one in (student, teacher) if one is not None]
+    words, modelled = [one.tokenizer for one in both], [one.model for one in both]
     ends = models.text_ends(
-        student.tokenizer,
-        [one.model for one in both],
-        vocab_size=vocab_size,
-        end_token=config.data.end_token,
-        others=[one.tokenizer for one in both],
+        words[0], modelled, vocab_size=vocab_size, end_token=config.data.end_token, others=words
     )
     if ends.note:
         say(ends.note)

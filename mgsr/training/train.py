@@ -20,6 +20,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
+from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
@@ -62,6 +63,7 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     with first_alone():
         rows = _rows(config)
         say_of_unknown_kinds(config, rows)
+        say_of_namesakes(config)
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
     mean_bounds(config)

@@ -94,6 +94,7 @@ def test_weights_are_handed_over_once_per_round(
     engines: list[FakeEngine] = []
 
     def build(config: Any, student: Any, tokenizer: Any, vocab_size: int, stop_ids: Any) -> FakeEngine:
+        assert list(stop_ids) == [tokenizer.eos_token_id]
         engines.append(FakeEngine(student, tokenizer.eos_token_id))
         # whatever it was built with, the weights that count are those handed over
         torch.nn.init.zeros_(engines[0].model.get_input_embeddings().weight)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mgsr import models
+from mgsr.cli.main import main
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.chunkers import PIPELINE
@@ -40,6 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_folder(root / "narrow", rows=100)
     # tokens that the tokenizer adds, behind the last row of the embedding
     model_folder(root / "padded", pad_token="[PAD]")
+    model_folder(root / "endless", eos_token="[END]")
     torn = model_folder(root / "torn") / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-8])
     return root
@@ -59,7 +61,12 @@ LATE = [
     ("student.source=teacher student.keep_layers=[0,7]", "student", "layer 7 cannot be kept"),
     ("student.lora={{r: 2, target_modules: [q_prj]}}", "student", "`q_prj` is no layer"),
     ("teacher.source={folders}/good student.source={folders}/narrow", "lengths", "its embedding has 100 rows"),
-    ("teacher.source={folders}/padded student.source={folders}/padded", "lengths", r"pad_token is id \d+"),
+    (
+        "teacher.source={folders}/endless student.source={folders}/endless",
+        "lengths",
+        r"teacher: the end token `\[END\]` \(id \d+\) is outside the \d+ ids .* by data\.end_token",
+    ),
+    ("data.end_token=<eso>", "lengths", "no token of the tokenizer .*did you mean `<eos>`"),
     ("scrg.max_new_tokens=200", "lengths", r"104 positions: lower scrg\.max_new_tokens"),
     ("evaluation.max_new_tokens=200", "lengths", r"104 positions: lower evaluation\.max_new_tokens"),
     ("scrg.backend=vllm", "packages", "needs vLLM"),
@@ -120,3 +127,42 @@ def test_a_sound_run_passes_and_reads_no_weight(make_config: Make, monkeypatch: 
         check()
     monkeypatch.setattr(preflight, "check_run", lambda *_: None)
     assert not run_folder(config).exists()
+
+
+def test_padding_and_added_tokens_that_the_embedding_lacks_do_no_harm(
+    tiny_file: Path, tmp_path: Path, folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("teacher", "student"):
+        tokenizer = models.load_tokenizer(folders / "padded")
+        tokenizer.add_tokens(["<extra>"])
+        models.save_model_folder(models.load_causal_lm(folders / "padded"), tokenizer, tmp_path / name)
+    model = models.load_causal_lm(tmp_path / "teacher")
+    assert tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
+    overrides = [
+        f"run_root={tmp_path}/runs",
+        *(f"{name}.source={tmp_path}/{name}" for name in ("teacher", "student")),
+    ]
+    report = examine(tiny_file, overrides)
+    assert [finding for finding in report.findings if finding.level == "error"] == []
+    config = load_config(tiny_file, [*overrides, "train.epochs=1"])
+    assert train(config)["steps"] == 4
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "Say the word.", "output": "word"}\n')
+    assert main(["evaluate", str(tmp_path / "teacher"), "--data", str(rows), "--max-new-tokens", "4"]) == 0
+    # a row that needs such a token is named, with its line
+    rows.write_text(
+        '{"instruction": "Say it.", "output": "it"}\n{"instruction": "Say <extra>.", "output": "it"}\n'
+    )
+    assert main(["evaluate", str(tmp_path / "teacher"), "--data", str(rows), "--max-new-tokens", "4"]) == 2
+    needed = "rows.jsonl:2 has the token `<extra>` of id"
+    assert needed in capsys.readouterr().err
+    own = [f"data.{split}={tmp_path}/{split}.jsonl" for split in ("train", "dev", "test")]
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(rows.read_text().replace("Say <extra>.", "Say it again."))
+    (tmp_path / "train.jsonl").write_text(rows.read_text())
+    with pytest.raises(UserError, match=r"train\.jsonl:2 has the token `<extra>` of id"):
+        train(load_config(tiny_file, [*overrides, *own, "arm=rows", "train.batch_size=2"]))
+    found = [
+        finding.text for finding in examine(tiny_file, [*overrides, *own]).findings if finding.level == "error"
+    ]
+    assert any("train.jsonl:2 has the token `<extra>`" in text for text in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from mgsr.data.rows import read_rows
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.generation import sample
 from mgsr.models.from_config import with_end_token
-from mgsr.training.run_folder import run_folder
+from mgsr.runtime.errors import ConfigError
+from mgsr.training.run_folder import load_run_config, run_folder
 from mgsr.training.sft import prepare_models
 
 Capture = pytest.CaptureFixture[str]
@@ -84,7 +86,7 @@ def model(seed: int, end: int, listed: list[int]) -> Any:
         norm.weight[0], norm.bias[0] = 0.0, 1.0
         head = made.get_output_embeddings().weight
         head[:, 0] = 0.0
-        head[EOS, 0], head[TURN, 0] = 1.4, 2.0
+        head[EOS, 0], head[TURN, 0] = 1.2, 2.6
     made.generation_config.eos_token_id = listed
     return made
 
@@ -186,7 +188,7 @@ def test_generate_on_an_export_stops_where_evaluation_stops(file: Path, capsys: 
     for source in (ran.folder, tmp_path / "model"):
         out = tmp_path / f"{source.name}.json"
         options = ["--template", "plain", "--temperature", "0", "--max-new-tokens", "12", "--seeds", "10"]
-        assert main(["evaluate", str(source), ran.config.data.test, *options, "--out", str(out)]) == 0
+        assert main(["evaluate", str(source), "--data", ran.config.data.test, *options, "--out", str(out)]) == 0
         lines = out.with_suffix(".responses.jsonl").read_text().splitlines()
         assert [json.loads(line)["prediction"] for line in lines] == written
 
@@ -212,3 +214,37 @@ def test_the_end_of_a_turn_can_be_the_end_token(file: Path, capsys: Capture) -> 
     assert kept["eos_token_id"] == [TURN, EOS]
     assert main(["train", str(file), f"run_root={file.parent}/runs", "data.end_token=<turn>", "arm=no"]) == 2
     assert "did you mean `<|turn|>`?" in capsys.readouterr().err
+
+
+def test_adapters_are_exported_with_the_ends_that_their_base_does_not_know(
+    file: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    ran = run(file, capsys, "student.lora.r=2", "student.lora.alpha=2", "arm=lora", "scrg.enabled=false")
+    assert main(["export", str(ran.folder), str(tmp_path / "adapters")]) == 0
+    settings = json.loads((tmp_path / "adapters" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [EOS, TURN]
+    card = (tmp_path / "adapters" / "README.md").read_text()
+    assert 'GenerationConfig.from_pretrained("THIS_FOLDER")' in card
+    assert main(["export", str(ran.folder), str(tmp_path / "merged"), "--merge"]) == 0
+    settings = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [EOS, TURN]
+
+
+def test_a_folder_called_teacher_is_a_folder(
+    file: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"run_root={tmp_path}/runs", "scrg.enabled=false", "train.max_steps=1"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="here is no folder of that name"):
+        load_config(file, [*given, "teacher.source=teacher"])
+    for name in ("teacher", "init"):
+        shutil.copytree(file.parent / "instruct", tmp_path / name)
+    # of the teacher it is the folder; of the student the word is the run's teacher, and the path the folder
+    assert main(["train", str(file), *given, "teacher.source=teacher", "student.source=./teacher"]) == 0
+    config = load_run_config(tmp_path / "runs" / "ends" / "main" / "seed=0")
+    assert (config.teacher.source, config.student.source) == (f"{tmp_path}/teacher", f"{tmp_path}/teacher")
+    capsys.readouterr()
+    assert main(["train", str(file), *given, "student.source=teacher", "arm=word"]) == 0
+    said = capsys.readouterr().out
+    assert "student.source=teacher: not the folder of that name, which is written ./teacher" in said
+    assert load_run_config(tmp_path / "runs" / "ends" / "word" / "seed=0").student.source == "teacher"
