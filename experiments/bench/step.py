@@ -24,7 +24,7 @@ from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.training.build import Job, build_job
 from mgsr.training.callbacks import StepProgress
 from mgsr.training.optim import build_optimizer
-from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
+from mgsr.training.sft import prepare_student, prepare_teacher, shared_start
 from mgsr.training.trainer import quiet_lightning
 
 
@@ -60,7 +60,7 @@ def job_of(config: ExperimentConfig, folder: Path) -> Job:
     dev = read_split(config.data, "dev") if config.student.sft.enabled else []
     teacher = prepare_teacher(config, dev)
     student = prepare_student(config, teacher, train, dev)
-    start = Start(teacher, student, shared_vocabulary(teacher, student))
+    start = shared_start(config, teacher, student)
     return build_job(config, train, (), start, folder, torch.device("cpu"))
 
 

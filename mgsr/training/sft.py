@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,23 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
         name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
         for name in ("test", *config.data.test_sets)
     }
-    vocab_size = shared_vocabulary(teacher, student)
+    start = shared_start(config, teacher, student)
+    if start.ends.note:
+        say(start.ends.note)
+    student.model.generation_config = start.ends.given_to(student.model.generation_config)
+    begun = {"teacher": teacher, "sft_start": student}
+    figures = {name: cached_evaluation(config, one, tests, start.ends, name) for name, one in begun.items() if one}
+    return replace(start, tests=tests, figures=figures)
+
+
+def shared_start(config: ExperimentConfig, teacher: Prepared | None, student: Prepared) -> Start:
+    """Both models with what they share: token ids, and where their texts end."""
     both = [one for one in (student, teacher) if one is not None]
     words, modelled = [one.tokenizer for one in both], [one.model for one in both]
-    ends = models.text_ends(
-        words[0], modelled, vocab_size=vocab_size, end_token=config.data.end_token, others=words
+    size, end = shared_vocabulary(teacher, student), config.data.end_token
+    return Start(
+        teacher, student, size, models.text_ends(words[0], modelled, vocab_size=size, end_token=end, others=words)
     )
-    if ends.note:
-        say(ends.note)
-    student.model.generation_config = ends.given_to(student.model.generation_config)
-    begun = {"teacher": teacher, "sft_start": student}
-    figures = {name: cached_evaluation(config, one, tests, ends, name) for name, one in begun.items() if one}
-    return Start(teacher, student, vocab_size, ends, tests, figures)
 
 
 def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:

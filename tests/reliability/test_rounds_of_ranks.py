@@ -14,7 +14,7 @@ from mgsr.data.splits import read_split
 from mgsr.rounds.round import Rounds
 from mgsr.rounds.store import read_round, round_folder
 from mgsr.training.build import build_job
-from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
+from mgsr.training.sft import prepare_student, prepare_teacher, shared_start
 from tests.reliability.harness import SMALL
 
 
@@ -31,7 +31,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, A
     student = prepare_student(config, teacher, train, dev)
     assert teacher is not None
     teacher.model.double(), student.model.double()
-    start = Start(teacher, student, shared_vocabulary(teacher, student))
+    start = shared_start(config, teacher, student)
     return config, build_job(config, train, dev, start, root, torch.device("cpu"))
 
 

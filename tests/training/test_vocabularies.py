@@ -21,7 +21,7 @@ from mgsr.data.tokenizer import train_tokenizer
 from mgsr.losses import dac_kl, global_mean, span_correlation
 from mgsr.training.build import build_job
 from mgsr.training.run_folder import run_folder
-from mgsr.training.sft import Start, prepare_student, prepare_teacher, shared_vocabulary
+from mgsr.training.sft import prepare_student, prepare_teacher, shared_start, shared_vocabulary
 
 Capture = pytest.CaptureFixture[str]
 
@@ -174,8 +174,7 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     teacher = prepare_teacher(config, rows["dev"])
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
     assert teacher is not None and shared_vocabulary(teacher, student) == pair.ids
-    ends = models.text_ends(student.tokenizer, [teacher.model, student.model], vocab_size=pair.ids)
-    start = Start(teacher, student, pair.ids, ends)
+    start = shared_start(config, teacher, student)
     job = build_job(config, rows["train"], rows["dev"], start, tmp_path / "run", torch.device("cpu"))
     module = job.module.double()
     teacher.model.double()
