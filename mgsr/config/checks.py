@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from mgsr.config.schema import ExperimentConfig
@@ -55,7 +56,8 @@ def _check_clip(config: ExperimentConfig) -> None:
             "`clip`: lower_max <= upper_min < upper_max must hold",
             *("clip.lower_max", "clip.upper_min", "clip.upper_max"),
         )
-    if clip.mode == "fixed" and not clip.lower <= clip.upper:
+    # a lower bound of inf keeps the target class alone
+    if clip.mode == "fixed" and not (clip.lower <= clip.upper or clip.lower == math.inf):
         raise ConfigError(
             f"`clip`: lower {clip.lower} <= upper {clip.upper} must hold", "clip.lower", "clip.upper"
         )

@@ -21,6 +21,8 @@ from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
+from mgsr.runtime.devices import is_out_of_memory
+from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.meter import Meter
 from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
@@ -166,9 +168,17 @@ class RevisingWriter(RoundWriter):
             return
         student = self.models.acting
         if self._engine is None:
-            self._engine = _vllm_engine(
-                self.config, student, self.tokenizer, self.vocab_size, self.student.eos_ids
-            )
+            try:
+                self._engine = _vllm_engine(
+                    self.config, student, self.tokenizer, self.vocab_size, self.student.eos_ids
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"vLLM's engine does not fit beside the models (`scrg.vllm_memory` is "
+                    f"{self.config.scrg.vllm_memory}): change that, or set scrg.backend=transformers"
+                ) from error
         self._engine.load_weights(student.state_dict().items())
         self._loaded = round_
 

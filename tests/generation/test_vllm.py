@@ -6,7 +6,8 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -101,6 +102,10 @@ def test_weights_are_handed_over_once_per_round(
         return engines[0]
 
     monkeypatch.setattr(mgsr.rounds.writer, "_vllm_engine", build)
+    # that it is installed is looked at before the run
+    found = ModuleType("vllm")
+    found.__spec__ = ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", found)
     config = make_config("train.epochs=2", "scrg.backend=vllm")
     train(config)
     assert len(engines) == 1 and engines[0].handed_over == 2
@@ -171,6 +176,10 @@ def test_an_engine_that_does_not_fit_is_not_answered_with_smaller_batches(
         raise torch.OutOfMemoryError("out of memory: the engine")
 
     monkeypatch.setattr(mgsr.rounds.writer, "_vllm_engine", build)
-    with pytest.raises(torch.OutOfMemoryError, match="the engine"):
+    # that it is installed is looked at before the run
+    found = ModuleType("vllm")
+    found.__spec__ = ModuleSpec("vllm", None)
+    monkeypatch.setitem(sys.modules, "vllm", found)
+    with pytest.raises(UserError, match=r"vLLM's engine does not fit beside the models \(`scrg\.vllm_memory`"):
         train(make_config("train.epochs=1", "scrg.backend=vllm"))
     assert asked == [1]

@@ -2,8 +2,8 @@
 
     python -S -m tests.study.recorded_hashes [--few] [PACKAGE ...]
 
-PyYAML must be there. The packages named get stand-ins where they are not installed, as no hash hangs
-on them.
+PyYAML and OmegaConf must be there. The packages named get stand-ins where they are not installed, as no hash
+hangs on them.
 Prints JSON: `compared` results, `wrong` ones, and studies `without_data`, whose files are not in the repository.
 """
 

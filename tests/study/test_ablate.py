@@ -142,7 +142,7 @@ def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -
     assert ablate(whole) == 0, (tmp_path / "whole.log").read_text()[-2000:]
     assert json.loads((whole / "visits.json").read_text())["step.end"] == batches
     assert ablate(halved, "step.end=kill@25") == -signal.SIGKILL
-    assert [p.parent.name for p in (halved / "half/results").glob("*/seed=0.json")] == ["full"]
+    assert [p.parent.name for p in (halved / "half/results").glob("*/seed=0.*json")] == ["full"]
     assert ablate(halved) == 0, (tmp_path / "halved.log").read_text()[-2000:]
     # of the killed arm's six steps the four up to its resume point are not done again
     assert json.loads((halved / "visits.json").read_text())["step.end"] == 12 - 8 + 12
@@ -226,7 +226,7 @@ def test_two_runs_side_by_side_equal_one_after_another(
         words = ["ablate", str(study.path), "--jobs", str(jobs), *overrides]
         assert main(words) == 0
     both = [
-        {arm: json.loads((tmp_path / f"{jobs}/side/results/{arm}/seed=0.json").read_text()) for arm in study.arms}
+        {arm: json.loads(result_path(tmp_path / f"{jobs}/side/results", arm, 0).read_text()) for arm in study.arms}
         for jobs in (1, 2)
     ]
     for arm in study.arms:
@@ -238,10 +238,12 @@ def test_two_runs_side_by_side_equal_one_after_another(
 
 
 def test_a_run_that_fails_side_by_side_is_named(tiny_file: Path, tmp_path: Path, processes: None) -> None:
-    study = make(tmp_path, tiny_file, "fails", "\n  full: {}\n  bad: {train.batch_size: 1000}\n")
-    with pytest.raises(UserError, match=r"bad, seed 0 failed .*do not fill"):
+    study = make(tmp_path, tiny_file, "fails", "\n  full: {}\n  bad: {scrg.passes: 2}\n")
+    (tmp_path / "fails/bad").mkdir(parents=True)
+    (tmp_path / "fails/bad/seed=0").write_text("in the way")
+    with pytest.raises(UserError, match=r"bad, seed 0 failed"):
         run_study(study, [0], [f"run_root={tmp_path}", "trainer.threads=1", *QUICK], jobs=2)
-    assert read_result(tmp_path / "fails/results/bad/seed=0.json") is None
+    assert read_result(result_path(tmp_path / "fails/results", "bad", 0)) is None
 
 
 def test_a_run_takes_a_device_that_is_free(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-import mgsr.training.train
+import mgsr.models.preflight
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError
 from mgsr.training.run_folder import run_folder
@@ -30,7 +30,7 @@ def test_a_compiled_forward_trains_the_same_student(
     if backend == "aot_eager":
         # the same graphs are captured, and run as they are
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-        monkeypatch.setattr(mgsr.training.train, "check_compiler", lambda device: None)
+        monkeypatch.setattr(mgsr.models.preflight, "check_compiler", lambda device: None)
     runs = []
     counters.clear()
     for compiled in ("false", "true"):
