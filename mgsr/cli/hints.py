@@ -84,13 +84,14 @@ def check_config(path: str, command: str) -> None:
     _refuse_folder(path, kind, "*.yaml")
 
 
-def check_study(path: str) -> None:
+def check_study(path: str, command: str) -> None:
     """As `check_config`, where a study is taken."""
     kind, tree = _kind(Path(path))
     if kind in ("run", "model"):
         raise UserError(f"{path}: is a {kind} folder; name a study, such as experiments/demo/study.yaml")
     if kind == "config" and not {"study", "base"} & set(tree):
-        raise UserError(f"{path}: is a config, not a study; type mgsr train {path}")
+        ways = {"ablate": f"type mgsr train {path}"}
+        raise UserError(f"{path}: is a config, not a study; {ways.get(command, 'name a study.yaml')}")
     _refuse_folder(path, kind, "study.yaml")
 
 

@@ -100,7 +100,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _ablate(arguments: argparse.Namespace) -> None:
-    check_study(arguments.study)
+    check_study(arguments.study, arguments.command)
     if arguments.config is not None:
         check_config(arguments.config, "ablate STUDY --config")
     from mgsr.cli.console import show, study_table
@@ -124,7 +124,7 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    check_study(arguments.study)
+    check_study(arguments.study, arguments.command)
     from mgsr.study.report.write_report import report
     from mgsr.study.study import load_study
 
@@ -198,10 +198,14 @@ def _config(arguments: argparse.Namespace) -> None:
 
     from mgsr.config.keys import describe
     from mgsr.config.load import dump, load_config, unfinished
+    from mgsr.config.values import without_effect
 
     if arguments.config is not None:
         check_config(arguments.config, "config")
-        text = dump(load_config(arguments.config, arguments.overrides))
+        config = load_config(arguments.config, arguments.overrides)
+        for line in without_effect(config):
+            print(line, file=sys.stderr)
+        text = dump(config)
         if not prints(text):
             # not escaped by the stream, which would make other values of them
             text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)

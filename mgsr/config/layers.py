@@ -144,6 +144,9 @@ def _unknown(full: str) -> str:
     below = f"{parent}." if parent else ""
     known = [name.removeprefix(below) for name in _TYPES if name.startswith(below)]
     named = full if full.isprintable() else repr(full)
+    elsewhere = [name for name in _TYPES if name.rpartition(".")[2] == parts[-1]]
+    if elsewhere:
+        return f"unknown key `{named}`; did you mean `{'` or `'.join(elsewhere[:3])}`?"
     return f"unknown key `{named}`" + did_you_mean(parts[length], [name for name in known if "." not in name])
 
 
@@ -164,7 +167,9 @@ def _value(node: yaml.Node, kind: Any, name: str, place: str) -> Any:
     if origin is dict:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{at(place)}`{name}` takes names and values, as in {{vicuna: vicuna.jsonl}}")
-        return {text_of(key, place): _value(each, str, name, place) for key, each in pairs_of(node)}
+        return {
+            (own := text_of(key, place)): _value(each, str, f"{name}.{own}", place) for key, each in pairs_of(node)
+        }
     if origin is list:
         if not isinstance(node, yaml.SequenceNode):
             raise ConfigError(f"{at(place)}`{name}` takes a list, as in [a, b]")

@@ -167,22 +167,24 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot fingerprint a {type(value).__name__}")
 
 
-def _map_paths(config: Any, change: Callable[[str], str]) -> None:
+def _map_paths(config: Any, change: Callable[[str], str], prefix: str = "") -> None:
     for item in fields(config):
-        value = getattr(config, item.name)
+        value, name = getattr(config, item.name), f"{prefix}{item.name}"
         if is_dataclass(value):
-            _map_paths(value, change)
-        elif item.metadata["path"] and isinstance(value, dict):
-            setattr(config, item.name, {name: change(path) for name, path in value.items()})
+            _map_paths(value, change, f"{name}.")
         elif item.metadata["path"]:
-            setattr(config, item.name, change(value))
+            try:
+                named = isinstance(value, dict)
+                found = {key: change(path) for key, path in value.items()} if named else change(value)
+            except RuntimeError:
+                raise ConfigError(
+                    f"`{name}` is {value!r}: there is no such user; write the path in full", name
+                ) from None
+            setattr(config, item.name, found)
 
 
 def _at_home(path: str) -> str:
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        raise ConfigError(f"`{path}`: there is no such user; write the path in full") from None
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _absolute(path: str) -> str:

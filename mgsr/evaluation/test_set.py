@@ -131,7 +131,7 @@ def say_of_unknown_kinds(config: ExperimentConfig, rows: Mapping[str, Sequence[R
 
 
 def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Say of how many rows ROUGE sees no word in any reference: they score 0 whatever is written.
+    """Say of how many rows ROUGE sees less than half of the words of any reference: what is written hardly counts.
 
     Args:
         rows: by split; those of `train` are not scored.
@@ -145,7 +145,9 @@ def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Ro
     if told:
         published = config.rouge_tokenizer == "published"
         advice = "; set evaluation.rouge_tokenizer=unicode, which knows every script" if published else ""
-        say(f"ROUGE sees no word in the references of {told}: they score 0 whatever is written{advice}")
+        say(
+            f"ROUGE sees less than half of the words in the references of {told}: their figures say little{advice}"
+        )
 
 
 def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:

@@ -170,7 +170,7 @@ def check_state(where: str, state: Mapping[str, Any], own: Mapping[str, Any], *,
         shapes = [_shape(found[name]) if name in found else "absent" for found in (there, here)]
         raise DataError(
             f"{where}: is of another model: `{name}` is {shapes[0]} in it and {shapes[1]} here "
-            f"({len(differ)} such): refused; put a checkpoint of this run there, or delete it"
+            f"({len(differ)} such): refused; put a checkpoint of this run there"
         )
 
 

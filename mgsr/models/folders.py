@@ -158,10 +158,13 @@ def _write_folder(folder: str | Path, write: Callable[[Path], None], card: str |
             reach("folder.retired")
         partial.rename(target)
         sync_folder(target.parent)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         if retired.exists() and not target.exists():
             retired.rename(target)
-        raise refused(target, system_error(error)) from error
+        # the tokenizers library raises Exception itself where a disk is full
+        if isinstance(error, (OSError, SafetensorError)) or "os error" in str(error):
+            raise refused(target, system_error(error)) from error
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)

@@ -16,11 +16,13 @@ from mgsr.data.prompts import pad_id, render, require_eos
 from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.building import build_causal_lm
+from mgsr.models.folder_checks import ANEW
 from mgsr.models.loading import DTYPES, load_causal_lm, load_tokenizer
 from mgsr.models.lora import add_lora
 from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
 from mgsr.models.vocabulary import id_count, require_shared_ids
+from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 
 
@@ -124,13 +126,22 @@ def build_model(
 
 
 def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
-    """A model that lies in the cache, as `model` configures it."""
-    return load_causal_lm(
-        str(folder),
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation or None,
-        trust_remote_code=model.trust_remote_code,
-    )
+    """A model that lies in the cache, as `model` configures it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return load_causal_lm(
+            str(folder),
+            dtype=model.dtype,
+            attn_implementation=model.attn_implementation or None,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except UserError as error:
+        raise UserError(
+            f"{str(error).replace(ANEW, 'it is a copy')}; delete {folder}, and it is made again"
+        ) from None
 
 
 def build_initial(

@@ -56,7 +56,7 @@ def near_names(source: str) -> str:
     except (OSError, ValueError):
         return ""
     known = names if path.parent == Path() else [str(path.parent / name) for name in names]
-    return did_you_mean(source, known)
+    return did_you_mean(source, [name for name in known if Path(name) != path])
 
 
 @contextmanager
@@ -113,6 +113,8 @@ def _reason(error: BaseException, what: str, remedy: str) -> str:
     # the first line of a validation error only says which field the second one is about
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     bare = isinstance(error, (LookupError, ArithmeticError, AttributeError, TypeError, AssertionError)) or not said
+    if "Unrecognized configuration class" in said:
+        return "it is no causal language model: choose one that writes from left to right"
     if "attn_implementation" in said:
         return f"{said.partition('. ')[0]}: set attn_implementation to eager or sdpa, or leave it out"
     if len(said) > _MOST:

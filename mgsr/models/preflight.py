@@ -227,8 +227,15 @@ def check_texts(
             )
         prompt, most = len(example.prompt_ids), max(new_tokens, len(read))
         if limit is not None and prompt + most > limit:
-            lower = key if new_tokens == most else "data.max_length"
             raise UserError(
                 f"{name}: {where} takes {prompt} tokens and its answer up to {most}, and the model has {limit} "
-                f"positions: lower {lower} or data.max_prompt_length"
+                f"positions: {_shorter(key if new_tokens == most else 'data.max_length', prompt < limit)}"
             )
+
+
+def _shorter(key: str, answer: bool) -> str:
+    """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
+    prompt = "shorten the texts, or take --template plain"
+    if not key.startswith("--"):
+        prompt = "lower data.max_prompt_length"
+    return f"lower {key}, or {prompt}" if answer else prompt

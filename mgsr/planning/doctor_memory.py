@@ -245,6 +245,9 @@ def _look_at_disk(config: ExperimentConfig, own: ModelSize, taught: ModelSize | 
     root = Path(config.run_root).absolute()
     while not root.exists():
         root = root.parent
+    if not root.is_dir() or not os.access(root, os.W_OK):
+        report.say("error", "disk", f"run_root: {root} is no folder that this user may write to: choose another")
+        return
     free, total = shutil.disk_usage(root).free, sum(needs.values())
     report.figures["disk"] = {**needs, "needed": total, "free": free}
     text = f"{readable(total)} for checkpoints, cached models and text; {readable(free)} free at {root}"

@@ -135,7 +135,8 @@ def _fake(
         typed = replace(model, dtype=str(dtype).removeprefix("torch."))
         return build_initial(config, typed, vocab_size=vocab_size, eos_token_id=0, pad_token_id=0, seed=0)
     shape = find_shape(model)
-    return AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=model.trust_remote_code)
+    with models.one_line_errors(model.source, done="made"):
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=model.trust_remote_code)
 
 
 def _weights_dtype(config: ExperimentConfig, model: ModelConfig) -> torch.dtype:

@@ -138,7 +138,10 @@ def read_round(folder: Path, key: str | None = None) -> Round | None:
         path = folder / shard["file"]
         content = _content(path)
         if _sha256(content) != shard["sha256"]:
-            raise DataError(f"{path}: not the shard its manifest describes (checksum differs)")
+            raise DataError(
+                f"{path}: not the shard its manifest describes (checksum differs); "
+                f"restore it, or delete {path.parent} if no step has read it"
+            )
         entries += _parse(content, path)
     return Round(_by_length(entries), manifest["statistics"])
 
@@ -155,7 +158,9 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: is not there") from None
+        raise DataError(
+            f"{path}: is not there; restore it, or delete {path.parent} if no step has read it"
+        ) from None
     except OSError as error:
         raise refused(path, error, "read") from error
 
@@ -182,7 +187,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         DataError: it is broken, was changed since, or names something else than shards of this folder.
     """
     path = folder / MANIFEST
-    manifest = read_json(path, SHAPE, "its round is damaged", missing={})
+    manifest = read_json(path, SHAPE, f"restore it, or delete {path.parent} if no step has read it", missing={})
     if not manifest:
         return None
     # rounds that were written before there was a checksum have none

@@ -217,7 +217,7 @@ _REMEDIES = {
     errno.ESTALE: "the network disk has lost it: mount it again",
 }
 _OR_ELSEWHERE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT}
-_AGAIN = "then give the same command again (with --resume where a run had begun)"
+_AGAIN = "then give the same command again (a run that had begun: with --resume)"
 
 
 def system_error(error: Exception) -> OSError:

@@ -1,8 +1,8 @@
 """Small JSON files, read in one way: what is broken, or not of the shape asked for, is one line and never empty.
 
 A shape is plain data: a type, `None`, a tuple of alternatives, a mapping of fields (others are left alone), or one
-of `Each`, `ListOf` and `Maybe`. Numbers are finite, and no larger than anything a run can count; a `Real` may be
-infinite or NaN.
+of `Each`, `ListOf`, `Between` and `Maybe`. Numbers are finite, and no larger than anything a run can count. A
+`Real` may be infinite or NaN.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ class ListOf(NamedTuple):
 
     shape: Any
     fewest: int = 0
+
+
+class Between(NamedTuple):
+    """A number within two bounds, both included."""
+
+    low: float
+    high: float
 
 
 class Maybe(NamedTuple):
@@ -113,6 +120,9 @@ def _faults(value: Any, shape: Any, where: str) -> Iterator[str]:
         else:
             for number, inner in enumerate(value):
                 yield from _faults(inner, shape.shape, _below(where, str(number)))
+    elif isinstance(shape, Between):
+        if not _is(value, float) or not shape.low <= value <= shape.high:
+            yield _is_not(value, f"a number of {shape.low:g} to {shape.high:g}", where)
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
         if not any(_is(value, kind) for kind in kinds):

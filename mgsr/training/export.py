@@ -170,8 +170,12 @@ def _load_best(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """As `load_run`, adapters not merged."""
     config = load_run_config(folder)
     checkpoint = chosen_checkpoint(folder)
-    if checkpoint is None or not (folder / STUDENT / "config.json").exists():
+    if checkpoint is None and (folder / METRICS).exists():
+        raise UserError(f"{folder}: is finished, and its checkpoints are gone; restore them, or run it anew")
+    if checkpoint is None:
         raise UserError(f"{folder}: no checkpoint yet; finish the run with mgsr train --resume {folder}")
+    if not (folder / STUDENT / "config.json").exists():
+        raise UserError(f"{folder / STUDENT}: is missing, its student's shape and tokenizer; restore that folder")
     if not (folder / METRICS).exists():
         say(f"{folder}: not finished (no {METRICS}): this is its student so far, of {checkpoint.name}")
     quiet_transformers()

@@ -20,17 +20,17 @@ from mgsr.models import content_fingerprint, save_tokenizer
 from mgsr.runtime.environment import environment, numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
-from mgsr.runtime.json_files import Each, Maybe, read_json
+from mgsr.runtime.json_files import Between, Each, Maybe, read_json
 from mgsr.runtime.progress import say
 
-# the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not
-STUDENT, TEACHER, DATA = "student", "teacher.json", "data.json"
-# what the student's adapters stand on: it is not in the checkpoints
-BASE, START = "base.json", "start.json"
+# the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not. BASE is
+# what the student's adapters stand on, which is not in the checkpoints
+STUDENT, TEACHER, DATA, BASE, START = "student", "teacher.json", "data.json", "base.json", "start.json"
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
 _TEXT = Maybe((str, None))
-TEST_FIGURES = {"rouge_l": float, "rouge_l_std": Maybe((float, None)), "std_over": Maybe(str), "examples": int}
+_SPREAD = {"rouge_l_std": Maybe((float, None)), "std_over": Maybe(str)}
+TEST_FIGURES = {"rouge_l": Between(0, 100), "examples": int, **_SPREAD}
 """Of a test set, what is shown of it."""
 SHAPES: dict[str, Any] = {
     METRICS: {"steps": int, "seed": int, "result": Each(TEST_FIGURES, 1)},

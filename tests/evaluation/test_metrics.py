@@ -95,6 +95,15 @@ def test_a_word_of_another_script_is_a_word_like_any_other():
         rouge_l("a", ["a"], "words")
 
 
+@pytest.mark.parametrize("reference", ["привет 6 мир", "GPT 是语言模型", "да"])
+def test_a_digit_or_a_name_between_words_of_another_script_is_not_enough(reference):
+    assert not has_words([reference]) and has_words([reference], "unicode")
+
+
+def test_some_words_with_umlauts_are():
+    assert has_words(["Die größte Stadt ist Berlin"])
+
+
 @pytest.mark.parametrize(
     ("prediction", "references", "expected"),
     [
