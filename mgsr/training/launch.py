@@ -232,7 +232,8 @@ class StopRequest:
 
     go_on: str
     asked: int | None = None
-    _previous: dict[int, Any] = field(default_factory=dict)
+    # `signal` shows the handler that it replaces, and that one what it has replaced: two of them, and so on
+    _previous: dict[int, Any] = field(default_factory=dict, repr=False)
 
     def watch(self) -> None:
         """Handle the signals from here on; of no effect outside the main thread, whose owner handles them."""

@@ -140,8 +140,10 @@ def fit(
         _show_hyper_parameters(logger, folder, _plain(flat_tree(hyper_parameters)))
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except BaseException as error:
+        # a stage that ends so is not torn down
+        stop.unwatch()
+        if not isinstance(error, (RuntimeError, MemoryError)) or not is_out_of_memory(error):
             raise
         raise _out_of_memory(name, module.section, data.stage, trainer.global_step) from error
     barrier("trained")

@@ -53,7 +53,7 @@ def answer(capsys: Capture, words: str) -> str:
         ("train runs", "name a YAML file"),
         ("train .", "such as study.yaml"),
         ("ablate tiny.yaml", "type mgsr train tiny.yaml"),
-        ("report tiny.yaml", "type mgsr train tiny.yaml"),
+        ("report tiny.yaml", "is a config, not a study; name a study.yaml"),
         ("ablate study.yaml --config runs/s/full/seed=0", "is a run folder"),
         ("ablate runs/s/full/seed=0", "name a study"),
         ("export runs out", "such as runs/s/full/seed=0"),

@@ -110,7 +110,7 @@ def test_a_number_is_the_one_that_is_seen(write: Any, key: str, text: str, value
         ("scrg.enabled", "2", "true or false"),
         ("data.test_sets", "[a.jsonl]", "names and values"),
         ("data.test_sets", "a.jsonl", "names and values"),
-        ("data.test_sets", "{a: [b]}", "single value, not a list"),
+        ("data.test_sets", "{a: [b]}", "test_sets.a` is a single value, not a list"),
         ("arm", "[a]", "single value, not a list"),
         ("arm", "null", "is empty"),
         ("train.lr", "null", "is empty"),
@@ -126,9 +126,9 @@ def test_a_number_is_the_one_that_is_seen(write: Any, key: str, text: str, value
 def test_a_value_of_another_kind_is_refused_with_its_place(write: Any, key: str, text: str, takes: str) -> None:
     path = write(f"{BASE}{key}: {text}\n")
     said = refused(path)
-    assert said.startswith(f"{path}:3: `{key.removesuffix('.x')}`") and takes in said
+    assert said.startswith(f"{path}:3: `{key.removesuffix('.x')}") and takes in said
     said = refused(None, *MODELS, f"{key}={text}")
-    assert said.startswith(f"command line: `{key.removesuffix('.x')}`") and takes in said
+    assert said.startswith(f"command line: `{key.removesuffix('.x')}") and takes in said
 
 
 @pytest.mark.parametrize(

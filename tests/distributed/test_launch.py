@@ -267,3 +267,14 @@ def test_more_processes_than_devices_are_not_even_started(
     wanted = TrainerConfig(accelerator=accelerator, devices=devices)
     with pytest.raises(ConfigError, match=f"is {devices}, and this machine has {there}; lower it"):
         launch.launch(["train"], wanted)
+
+
+def test_a_stage_that_was_never_torn_down_costs_the_next_one_nothing() -> None:
+    """`signal` shows the handler before: of a long row of them that would take for ever."""
+    before = signal.getsignal(signal.SIGINT)
+    stops = [StopRequest("again") for _ in range(60)]
+    for stop in stops:
+        stop.watch()
+    for stop in reversed(stops):
+        stop.unwatch()
+    assert signal.getsignal(signal.SIGINT) is before

@@ -130,7 +130,7 @@ def test_a_value_is_a_value_and_no_reference(tree: dict[str, Any], key: str, tmp
     """Whoever writes one is used to tools that would put something else in its place."""
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree))
-    with pytest.raises(ConfigError, match=f"`{key}`.*not a reference"):
+    with pytest.raises(ConfigError, match=f"`{key}.*not a reference"):
         load_config(path)
 
 
