@@ -75,7 +75,7 @@ torture: $(BIN)/.test ## kill runs 50 times, resume them, compare bit by bit (AR
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.torture $(ARGS)
 
 fuzz: $(BIN)/.test ## 10,000 hostile inputs for each reader
-	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_fuzz.py --timeout 1200
+	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_fuzz*.py --timeout 7200
 
 test: $(BIN)/.test ## run the tests but the long ones, in five minutes on two cores (ARGS=tests/losses for some)
 	$(PYTEST) -m "not long" $(ARGS)
