@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class UserError(Exception):
-    """Something in the user's hands is wrong. The message is one line: what, where, and what to do."""
+    """Something in the user's hands is wrong. The message is one line: what, where, and what to do.
+
+    A message quotes names out of files and folders. Line breaks and other control characters in them are
+    written as escapes, so that no file can break the line or steer the terminal.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_CONTROL.sub(lambda found: repr(found[0])[1:-1], message))
 
 
 class ConfigError(UserError):

@@ -241,6 +241,7 @@ def test_fuzz_caches(tmp_path: Path) -> None:
 
     @fuzz
     @given(spoiled(phrases))
+    @example(b'{"\\n\\u001b[2J": null}')
     def texts(content: bytes) -> None:
         refused_or_answered(path, content, lambda: PhraseCache(chunker, path))
 
