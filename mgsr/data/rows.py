@@ -7,13 +7,20 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mgsr.runtime.errors import DataError, RowsError, UserError, did_you_mean
 from mgsr.runtime.files import read_regular
 
 ALL = "all"
 """The kind of rows whose source names none."""
+
+
+class Message(NamedTuple):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Row:
         references: right answers, at least one; the first is the one to train on.
         category: kind of task, empty where the source names none.
         where: ``file:line``, for messages.
+        messages: all turns before the answer where the source is a conversation; `instruction` is then the text
+            of the last user's turn, and `input` is empty.
     """
 
     id: int
@@ -35,6 +44,7 @@ class Row:
     references: tuple[str, ...]
     category: str = ""
     where: str = ""
+    messages: tuple[Message, ...] = ()
 
     @property
     def output(self) -> str:

@@ -69,7 +69,8 @@ def rows_fingerprint(rows: Sequence[Row]) -> str:
     """Changes with any text of the rows."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.instruction, row.input, row.references)).encode())
+        turns = (tuple(map(tuple, row.messages)),) if row.messages else ()
+        digest.update(repr((row.instruction, row.input, row.references, *turns)).encode())
     return digest.hexdigest()[:16]
 
 
