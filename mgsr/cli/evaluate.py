@@ -14,7 +14,7 @@ from mgsr import models
 from mgsr.cli.console import evaluation_table, show
 from mgsr.config.schema import DataConfig, EvaluationConfig
 from mgsr.data.prompts import Example, require_eos
-from mgsr.data.rows import read_rows
+from mgsr.data.row_files import RECOGNISED, read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
@@ -49,7 +49,7 @@ def evaluate_files(
 
     Args:
         source: a run folder or a model folder.
-        files: JSON or JSONL, each reported under its path.
+        files: of rows, see `mgsr.data.row_files`; each is reported under its path.
         seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
         limit: read only the first n rows of each file (0: all).
         teacher: a model folder, or "run" for the run's own teacher: measure exposure bias against it too.
@@ -65,7 +65,8 @@ def evaluate_files(
         _check_writable(path)
     place: Any = working_device(device)
     data, settings = DataConfig(), EvaluationConfig()
-    sets = {name: read_rows(name) for name in files}
+    fields = load_run_config(source).data.fields if _is_run(source) else RECOGNISED
+    sets = {name: read_rows(name, fields=fields, strict=False) for name in files}
     if _is_run(source):
         config = load_run_config(source)
         data, settings = config.data, config.evaluation

@@ -19,12 +19,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from mgsr.models.folder_checks import check_weights_folder, read_object
-from mgsr.models.hub import is_reachable, one_line_errors
+from mgsr.models.hub import one_line_errors
 from mgsr.models.lora import has_adapters
 from mgsr.models.sources import resolve_source
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import refused, sync_folder, system_error
+from mgsr.runtime.network import is_reachable
 
 # what a config says about its writer or its run, not about the function the model computes
 _PASSING_KEYS = frozenset(

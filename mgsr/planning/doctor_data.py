@@ -11,7 +11,7 @@ from mgsr import models
 from mgsr.config.schema import ExperimentConfig, ModelConfig
 from mgsr.data.prompts import pad_id, require_eos
 from mgsr.data.rows import Row
-from mgsr.data.splits import encode_quietly, read_split
+from mgsr.data.splits import cut_splits, encode_quietly, read_split
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.from_config import configured_tokenizer, init_texts, quiet_transformers
 from mgsr.planning.findings import Report
@@ -25,6 +25,9 @@ def look_at_rows(config: ExperimentConfig, report: Report) -> dict[str, list[Row
     found: dict[str, list[Row]] = {}
     for split in ("train", "dev", "test", *config.data.test_sets):
         section = f"data.{split}"
+        if "train" not in found and split in ("dev", "test") and not getattr(config.data, split):
+            # it would be cut from them
+            continue
         try:
             rows = read_split(config.data, split)
         except RowsError as error:
@@ -35,37 +38,34 @@ def look_at_rows(config: ExperimentConfig, report: Report) -> dict[str, list[Row
             report.say("error", section, str(error))
             continue
         found[split] = rows
-        twice = len(rows) - len({_task(row) for row in rows})
+        twice = len(rows) - len({row.asked for row in rows})
+        cut = ", cut from data.train by a fixed rule (data.split)" if split in cut_splits(found) else ""
         report.figures[section] = {"rows": len(rows), "bad_rows": 0, "repeated": twice}
         if twice:
-            report.say("warning", section, f"{len(rows)} rows, {twice} of them ask what another row asks")
+            report.say("warning", section, f"{len(rows)} rows{cut}, {twice} of them ask what another row asks")
         else:
-            report.say("ok", section, f"{len(rows)} rows")
+            report.say("ok", section, f"{len(rows)} rows{cut}")
     _look_for_leaks(found, report)
     return found
 
 
 def _look_for_leaks(found: dict[str, list[Row]], report: Report) -> None:
-    trained = {_task(row): row for row in found.get("train", [])}
+    trained = {row.asked: row for row in found.get("train", [])}
     for split, rows in found.items():
         if split == "train" or not trained:
             continue
-        leaked = [row for row in rows if _task(row) in trained]
+        leaked = [row for row in rows if row.asked in trained]
         report.figures[f"data.{split}"]["also_in_train"] = len(leaked)
         if leaked:
             first = leaked[0]
             place = first.where or f"row {first.id}"
-            other = trained[_task(first)].where or f"row {trained[_task(first)].id}"
+            other = trained[first.asked].where or f"row {trained[first.asked].id}"
             report.say(
                 "warning",
                 f"data.{split}",
                 f"{len(leaked)} of {len(rows)} rows are trained on too, {place} as {other}: their scores "
                 "will flatter; take them out of data.train",
             )
-
-
-def _task(row: Row) -> tuple[str, str]:
-    return row.instruction.strip(), row.input.strip()
 
 
 def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTokenizerBase | None:

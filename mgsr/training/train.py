@@ -17,7 +17,7 @@ from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
-from mgsr.data.splits import read_split, rows_fingerprint
+from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.models.from_config import say_of_namesakes
@@ -62,6 +62,7 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
+        say_of_cut(rows)
         say_of_unknown_kinds(config, rows)
         say_of_namesakes(config)
         say_of_unseen_words(config.evaluation, rows)
