@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
-from mgsr.config.schema import ExperimentConfig, ModelConfig
+from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
@@ -24,6 +24,7 @@ from mgsr.models.from_config import (
     build_initial,
     build_tokenizer,
     check_tokenizers,
+    configured_ends,
     quiet_transformers,
     with_adapters,
     with_end_token,
@@ -31,7 +32,6 @@ from mgsr.models.from_config import (
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import position_limit
 from mgsr.models.pruning import pruned_config
-from mgsr.models.stop_ids import text_ends
 from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
@@ -169,7 +169,7 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
         else:
             tokenizer = build_tokenizer(config, model, ())
         known[name] = tokenizer
-        _check_end(name, shape, tokenizer, with_end_token(config).data.end_token)
+        _check_end(name, shape, tokenizer, with_end_token(config).data)
         if enough and knows_all_ids(shape, tokenizer):
             continue
         for split, some in rows.items():
@@ -185,11 +185,11 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             )
 
 
-def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, end_token: str) -> None:
+def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
     """See that a model has an embedding of the end token. Padding takes what it has."""
     try:
         width = written_vocab_size(tokenizer, model)
-        text_ends(tokenizer, [model], vocab_size=width, end_token=end_token)
+        configured_ends(data, [model], [tokenizer], width)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -235,7 +235,7 @@ def check_texts(
 
 def _shorter(key: str, answer: bool) -> str:
     """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
-    prompt = "shorten the texts, or take --template plain"
+    prompt = "shorten the texts, or take a shorter --template"
     if not key.startswith("--"):
         prompt = "lower data.max_prompt_length"
     return f"lower {key}, or {prompt}" if answer else prompt
