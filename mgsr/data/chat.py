@@ -19,9 +19,9 @@ from mgsr.runtime.errors import UserError
 CHAT = "chat"
 """The prompt template that a tokenizer brings along."""
 
-SPELLS = "spell a token that the template writes around turns"
-NO_PREFIX = "are rendered with an answer otherwise than without it (a block of thoughts, or text that is trimmed)"
-"""Why rows are left out."""
+SPELLS = "with a special token in their own text"
+NO_PREFIX = "with a prompt that the template changes once an answer follows (thoughts, trimmed text)"
+"""Which rows are left out."""
 
 _PROBE = Message("user", "Question 4917?"), Message("assistant", "Answer 7301.")
 

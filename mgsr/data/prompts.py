@@ -84,7 +84,7 @@ class EncodedRows:
     """Examples in the order of their rows, and how many prompts and responses had to be cut.
 
     `apart` counts the responses that were encoded without their prompts, see `EncodedResponse`.
-    `left_out`: what keeps rows from being examples -> how many; only the template `chat` leaves any out.
+    `left_out`: which rows are no examples -> how many; only the template `chat` leaves any out.
     """
 
     examples: tuple[Example, ...]
@@ -260,5 +260,5 @@ def encode_rows(
 
 
 def told_left_out(left_out: Mapping[str, int]) -> str:
-    """Why rows are left out, and how many."""
+    """Which rows are left out, and how many."""
     return ", ".join(f"{count} {reason}" for reason, count in left_out.items())

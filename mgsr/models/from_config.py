@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig, StudentConfig
-from mgsr.data.chat import CHAT, frame_of, turns_of
+from mgsr.data.chat import CHAT, turns_of
 from mgsr.data.encoding import pad_id, require_eos
 from mgsr.data.prompts import end_id
 from mgsr.data.rows import Row
@@ -72,21 +72,14 @@ def _init_texts(rows: Sequence[Row], data: DataConfig) -> list[str]:
 
 
 def check_tokenizers(config: ExperimentConfig) -> None:
-    """See, before anything is trained, that two tokenizers from elsewhere number alike, and that `chat` renders.
+    """See, before anything is trained, that two tokenizers from elsewhere number alike.
 
     Raises:
-        UserError: they disagree, or one cannot be loaded; no chat template, or a broken one.
+        UserError: they disagree, or one cannot be loaded.
     """
-    quiet_transformers()
     if has_two_tokenizers(config):
+        quiet_transformers()
         require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
-    template = run_template(config)
-    made_here = config.student.source in ("init", "teacher")
-    model = config.teacher if made_here and config.teacher.source else config.student
-    if template and model.source != "init":
-        frame_of(build_tokenizer(config, model, ()))
-    if "strftime_now" in template:
-        say("the chat template writes the date of today: a run of another day has other prompts")
 
 
 def with_end_token(config: ExperimentConfig) -> ExperimentConfig:

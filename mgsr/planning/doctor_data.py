@@ -90,7 +90,7 @@ def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTo
                 closing = f"`{_end_token(config, known['student'])}`"
                 note += (
                     f"; they end with {ends['teacher']} and {ends['student']}: answers are closed with {closing}, "
-                    "and written text ends at either"
+                    "and written text ends at any of these"
                 )
             report.say("ok", "tokenizers", note)
         except UserError as error:
@@ -146,7 +146,7 @@ def look_at_lengths(
         )
         figures["left_out"] = left_out = sum(encoded.left_out.values())
         if left_out:
-            text += f"; {left_out} rows left out: {told_left_out(encoded.left_out)}"
+            text += f"; left out: {told_left_out(encoded.left_out)}"
         if encoded.apart:
             text += f"; {encoded.apart} responses encoded apart from their prompts"
         # an answer that is cut teaches the student never to end
