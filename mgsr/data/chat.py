@@ -67,7 +67,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     """What the tokenizer's template writes around texts, learned from a question and its answer.
 
     Raises:
-        UserError: the tokenizer has no template, or it is broken.
+        UserError: the tokenizer has no template, or it is broken, or writes no text of a turn.
     """
     if not template_text(tokenizer):
         raise UserError(
@@ -76,8 +76,12 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
         )
     asked = _rendered(_PROBE[:1], tokenizer, None, prompt=True)
     whole = _rendered(_PROBE, tokenizer, None, prompt=False)
-    place = whole.rfind(_PROBE[1].content)
-    tail = whole[place + len(_PROBE[1].content) :] if place >= 0 else ""
+    if _PROBE[0].content not in asked or _PROBE[1].content not in whole:
+        raise UserError(
+            f"data.template=chat: the chat template of the tokenizer {shown_name(tokenizer)} leaves out what a "
+            "turn says; mend it, or name another by data.chat_template"
+        )
+    tail = whole.rpartition(_PROBE[1].content)[2]
     added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
     special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
     marks = special | added.keys()
@@ -85,7 +89,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     written = {index for index in (*parsed_ids(asked, tokenizer), end) if index in marks}
     # what a vocabulary lacks is no forged turn
     unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    return Frame(end, tail, frozenset(written | (special - unknown)))
+    return Frame(end, tail, frozenset((written | special) - unknown))
 
 
 def spells_a_turn(row: Row, tokenizer: PreTrainedTokenizerBase, reserved: frozenset[int]) -> bool:
