@@ -93,10 +93,22 @@ class DataConfig:
     train_limit: int = key(0, "use only the first n training rows (0: all)", low=0, high=MANY)
     dev_limit: int = key(0, "use only the first n dev rows (0: all)", low=0, high=MANY)
     test_limit: int = key(0, "use only the first n rows of every test set (0: all)", low=0, high=MANY)
-    template: str = key("alpaca", "prompt template", choices=("alpaca", "plain"))
+    template: str = key(
+        "alpaca",
+        "how a row becomes a prompt; chat: by the tokenizer's own chat template",
+        choices=("alpaca", "plain", "chat"),
+    )
+    chat_template: str = key(
+        "",
+        "whose chat template (empty: the student's), `teacher`, or the file of a Jinja template",
+        path=True,
+        when=".template=chat",
+    )
     max_length: int = key(512, "tokens of prompt and response together", low=8, high=LARGE)
     max_prompt_length: int = key(256, "tokens of the prompt; longer ones are cut as documented", low=4, high=LARGE)
-    end_token: str = key("", "token that closes every answer (empty: the student tokenizer's end of text)")
+    end_token: str = key(
+        "", "token that closes every answer (empty: the chat template's, else the student tokenizer's end of text)"
+    )
     synthetic: SyntheticConfig = section(SyntheticConfig, "the procedural instruction set")
     split: SplitConfig = section(SplitConfig, "how dev and test rows are cut from data.train where none are given")
     fields: FieldsConfig = section(

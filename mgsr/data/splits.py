@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import DataConfig, FieldsConfig, SpansConfig
 from mgsr.data.annotate import Annotation, SpanAnnotator
-from mgsr.data.prompts import EncodedRows, encode_rows
+from mgsr.data.prompts import EncodedRows, encode_rows, told_left_out
 from mgsr.data.row_files import read_rows
 from mgsr.data.row_hub import Read, hub_splits, is_file
 from mgsr.data.rows import Row, split_rows
@@ -109,7 +109,7 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
 
     Raises:
         ConfigError: the tokenizer has no such end token.
-        UserError: the template leaves no room for a row.
+        UserError: the template leaves no room for a row, or takes none of them.
     """
     return encode_rows(
         rows,
@@ -122,13 +122,16 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:
-    """As `encode_quietly`, and print how many rows of `what` had to be cut, or encoded in two pieces."""
+    """As `encode_quietly`, and print how many rows of `what` were cut, left out, or encoded in two pieces."""
     encoded = encode_quietly(rows, tokenizer, config)
     if encoded.truncated_prompts or encoded.truncated_responses:
         say(
             f"{what}: {encoded.truncated_prompts} of {len(rows)} prompts cut to {config.max_prompt_length} "
             f"tokens, {encoded.truncated_responses} responses cut so that both fit {config.max_length}"
         )
+    if encoded.left_out:
+        count = sum(encoded.left_out.values())
+        say(f"{what}: {count} of {len(rows)} rows left out: {told_left_out(encoded.left_out)}")
     if encoded.apart:
         say(
             f"{what}: {encoded.apart} of {len(rows)} responses encoded apart from their prompts, as a token would "

@@ -15,15 +15,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
-from mgsr.config.schema import ExperimentConfig, ModelConfig
+from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
+from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
 from mgsr.data.splits import encode_quietly, read_split
+from mgsr.data.templates import render
+from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import (
     build_initial,
     build_tokenizer,
     check_tokenizers,
+    configured_ends,
     quiet_transformers,
     with_adapters,
     with_end_token,
@@ -31,10 +35,10 @@ from mgsr.models.from_config import (
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import position_limit
 from mgsr.models.pruning import pruned_config
-from mgsr.models.stop_ids import text_ends
 from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
+from mgsr.runtime.progress import say
 
 Rows = Mapping[str, Sequence[Row]]
 
@@ -69,6 +73,7 @@ def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[],
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
         ("tokenizers", lambda: check_tokenizers(config)),
+        ("prompts", lambda: _check_prompts(config, rows)),
         ("teacher", lambda: _look_at_teacher(config, shapes)),
         ("student", lambda: _look_at_student(config, shapes)),
         ("lengths", lambda: _check_texts(config, rows, shapes)),
@@ -94,6 +99,29 @@ def _check_packages(config: ExperimentConfig) -> None:
     parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")
     if config.objective.w_span > 0 and parses:
         build_chunker("spacy")
+
+
+def _check_prompts(config: ExperimentConfig, rows: Rows) -> None:
+    """See that the template takes every row: those of the test sets are read long after training has begun."""
+    data = config.data
+    if data.template != CHAT:
+        for some in rows.values():
+            for row in some:
+                render(row, data.template)
+        return
+    if "strftime_now" in run_template(config):
+        say("the chat template writes the date of today: a run of another day has other prompts")
+    teachers = config.student.source in ("init", "teacher") and config.teacher.source
+    model: ModelConfig = config.teacher if teachers else config.student
+    own = read_split(data, "teacher" if teachers else "train") if model.source == "init" else ()
+    tokenizer = build_tokenizer(config, model, own)
+    try:
+        for some in rows.values():
+            encode_quietly(some, tokenizer, data)
+    except UserError as error:
+        if data.chat_template in ("", "teacher"):
+            raise
+        raise UserError(f"data.chat_template={data.chat_template}: {error}") from error
 
 
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
@@ -169,7 +197,7 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
         else:
             tokenizer = build_tokenizer(config, model, ())
         known[name] = tokenizer
-        _check_end(name, shape, tokenizer, with_end_token(config).data.end_token)
+        _check_end(name, shape, tokenizer, with_end_token(config).data)
         if enough and knows_all_ids(shape, tokenizer):
             continue
         for split, some in rows.items():
@@ -185,11 +213,11 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             )
 
 
-def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, end_token: str) -> None:
+def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
     """See that a model has an embedding of the end token. Padding takes what it has."""
     try:
         width = written_vocab_size(tokenizer, model)
-        text_ends(tokenizer, [model], vocab_size=width, end_token=end_token)
+        configured_ends(data, [model], [tokenizer], width)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -235,7 +263,7 @@ def check_texts(
 
 def _shorter(key: str, answer: bool) -> str:
     """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
-    prompt = "shorten the texts, or take --template plain"
+    prompt = "shorten the texts, or take a shorter --template"
     if not key.startswith("--"):
         prompt = "lower data.max_prompt_length"
     return f"lower {key}, or {prompt}" if answer else prompt

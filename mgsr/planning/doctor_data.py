@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig, ModelConfig
-from mgsr.data.prompts import pad_id, require_eos
+from mgsr.data.encoding import pad_id, require_eos
+from mgsr.data.prompts import end_id, told_left_out
 from mgsr.data.rows import Row
 from mgsr.data.splits import cut_splits, encode_quietly, read_split
-from mgsr.data.tokenizer import train_tokenizer
-from mgsr.models.from_config import configured_tokenizer, init_texts, quiet_transformers
+from mgsr.models.from_config import build_tokenizer, quiet_transformers
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import RowsError, UserError
 
@@ -87,10 +87,10 @@ def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTo
             ends = {name: f"`{tokenizer.eos_token}`" for name, tokenizer in known.items()}
             note = f"teacher and student share all {len(known['student'])} ids"
             if ends["teacher"] != ends["student"]:
-                closing = f"`{config.data.end_token}`" if config.data.end_token else ends["student"]
+                closing = f"`{_end_token(config, known['student'])}`"
                 note += (
                     f"; they end with {ends['teacher']} and {ends['student']}: answers are closed with {closing}, "
-                    "and written text ends at either"
+                    "and written text ends at any of these"
                 )
             report.say("ok", "tokenizers", note)
         except UserError as error:
@@ -103,10 +103,13 @@ def _tokenizer(
 ) -> PreTrainedTokenizerBase:
     if name == "student" and model.source in ("teacher", "init") and "teacher" in known:
         return known["teacher"]
-    if model.source == "init":
-        rows = read_split(config.data, "teacher" if name == "teacher" else "train")
-        return train_tokenizer(init_texts(rows, config.data), vocab_size=config.data.synthetic.vocab_size)
-    return configured_tokenizer(model)
+    split = "teacher" if name == "teacher" else "train"
+    return build_tokenizer(config, model, read_split(config.data, split) if model.source == "init" else ())
+
+
+def _end_token(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    end = end_id(tokenizer, config.data.end_token, config.data.template)
+    return str(tokenizer.convert_ids_to_tokens(end))
 
 
 def _look_at_padding(name: str, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
@@ -141,12 +144,15 @@ def look_at_lengths(
             f"{figures['median']} tokens at the median, {figures['longest']} at most; cut: "
             f"{encoded.truncated_prompts} prompts, {encoded.truncated_responses} responses of {len(some)}"
         )
+        figures["left_out"] = left_out = sum(encoded.left_out.values())
+        if left_out:
+            text += f"; left out: {told_left_out(encoded.left_out)}"
         if encoded.apart:
             text += f"; {encoded.apart} responses encoded apart from their prompts"
         # an answer that is cut teaches the student never to end
         much = encoded.truncated_responses > len(some) // 20
         advice = "; raise data.max_length: a cut answer has no end of text" if much else ""
-        report.say("warning" if much else "ok", f"lengths.{split}", text + (advice if cut else ""))
+        report.say("warning" if much or left_out else "ok", f"lengths.{split}", text + (advice if cut else ""))
     _look_at_room(config, report)
 
 

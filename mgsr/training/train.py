@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mgsr.config.load import with_absolute_paths
+from mgsr.config.load import fingerprint, with_absolute_paths
 from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
@@ -20,6 +20,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
+from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import check_run
 from mgsr.rounds.store import read_manifest, round_folders
@@ -74,6 +75,8 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     if not (folder / METRICS).exists():
         check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
+    if template := run_template(config):
+        fingerprints["chat_template"] = fingerprint(template)
     with locked(folder) if is_first() else nullcontext():
         if is_first():
             remove_leftovers(folder)
