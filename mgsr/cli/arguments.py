@@ -80,7 +80,9 @@ def build_parser() -> _Parser:
 
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
-    evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
+    evaluate.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="rows: .jsonl, .json, .csv, .tsv, .parquet"
+    )
     evaluate.add_argument(
         "--seeds", nargs="+", type=_SEED, metavar="N", help="sampling seeds (default: the run's)"
     )
