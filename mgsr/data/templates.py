@@ -58,7 +58,7 @@ def render(row: Row, template: str = "alpaca") -> str:
         roles = ", ".join(turn.role for turn in row.messages)
         raise UserError(
             f"{row.where or f'row {row.id}'}: a conversation ({roles}) does not fit the `{template}` template; "
-            f"take the one that renders every turn (data.template={CHAT}, or --template {CHAT}), or give rows of one "
+            f"take the one that renders every turn (data.template={CHAT}, or --template {CHAT}), or rows of one "
             "question"
         )
     layouts = TEMPLATES[template]
