@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mgsr.runtime.progress import say_once
+from mgsr.runtime.wording import plural
 
 
 @cache
@@ -62,7 +63,8 @@ def usable_threads(wanted: int) -> int:
     cores = usable_cores()
     if wanted > cores:
         say_once(
-            f"{wanted} threads are asked for, and this process may use {cores} core(s): trainer.threads={cores}"
+            f"{wanted} threads are asked for, and this process may use {plural(cores, 'core')}: "
+            f"trainer.threads={cores}"
         )
     return min(wanted, cores)
 

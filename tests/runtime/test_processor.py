@@ -115,6 +115,4 @@ def test_threads_are_no_more_than_cores_which_is_said_once(
     monkeypatch.setattr(processor, "usable_cores", lambda: 4)
     assert [processor.usable_threads(n) for n in (1, 4, 5000, 5000)] == [1, 4, 4, 4]
     said = capsys.readouterr().out
-    assert (
-        said.count("\n") == 1 and "5000 threads are asked for" in said and "4 core(s): trainer.threads=4" in said
-    )
+    assert said.count("\n") == 1 and "5000 threads are asked for" in said and "4 cores: trainer.threads=4" in said
