@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from mgsr import __version__
 from mgsr.cli.help import (
     ABLATE_HELP,
+    COMPLETION_HELP,
+    CONFIG_HELP,
     DOCTOR_HELP,
     EVALUATE_HELP,
     EXPORT_HELP,
@@ -19,6 +21,7 @@ from mgsr.cli.help import (
     REPORT_HELP,
     TEXTS_HELP,
     TRAIN_HELP,
+    HelpFormatter,
 )
 from mgsr.cli.hints import hint_at_rest, hint_at_word
 from mgsr.cli.streams import tell
@@ -59,27 +62,44 @@ _SEED = _number(int, 0, 2**63 - 1)
 def build_parser() -> _Parser:
     """All commands with their options. Overrides are no arguments of it, see `parse`."""
     parser = _Parser(
-        prog="mgsr", description="Distillation of language models by multi-granularity semantic revision."
+        prog="mgsr",
+        description="Distillation of language models by multi-granularity semantic revision.",
+        epilog="mgsr COMMAND --help says what a command takes, with examples.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mgsr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, summary: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, summary: str, text: str, usage: str) -> argparse.ArgumentParser:
+        # argparse would set options first, and a list of files before RUN would take RUN
+        lines = [f"mgsr {name} {line}" for line in usage.split("\n")]
         sub = commands.add_parser(
-            name, help=summary, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, help=summary, usage="\n       ".join(lines), description=text, formatter_class=HelpFormatter
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return sub
 
-    train = command("train", "distil a student", TRAIN_HELP)
-    train.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
-    train.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    train = command(
+        "train", "distil a student", TRAIN_HELP, "[CONFIG] [key=value ...]\n--resume RUN [key=value ...]"
+    )
+    train.add_argument(
+        "config",
+        nargs="?",
+        metavar="CONFIG",
+        help="a YAML file, or the name of one that comes with mgsr, such as demo",
+    )
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
     train.add_argument(
         "--resume", metavar="RUN", help="a run folder: go on where it stopped; `auto`: if CONFIG's has begun"
     )
 
-    evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
-    evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
+    evaluate = command(
+        "evaluate",
+        "measure a run or a model folder on data files",
+        EVALUATE_HELP,
+        "RUN_OR_MODEL_FOLDER --data FILE [FILE ...] [options]",
+    )
+    evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER", help="whose student is measured")
     evaluate.add_argument(
         "--data", nargs="+", required=True, metavar="FILE", help="rows: .jsonl, .json, .csv, .tsv, .parquet"
     )
@@ -89,7 +109,9 @@ def build_parser() -> _Parser:
     evaluate.add_argument(
         "--template", choices=("alpaca", "plain", "chat"), help="prompt template (default: the run's, or alpaca)"
     )
-    evaluate.add_argument("--temperature", type=_number(float, 0.0), help="0 is greedy (default: the run's, or 1)")
+    evaluate.add_argument(
+        "--temperature", type=_number(float, 0.0), metavar="T", help="0 is greedy (default: the run's, or 1)"
+    )
     evaluate.add_argument(
         "--max-new-tokens", type=_number(int, 1), metavar="N", help="longest answer (default: the run's)"
     )
@@ -109,18 +131,22 @@ def build_parser() -> _Parser:
     )
     evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
 
-    export = command("export", "a run's student as a folder for transformers or peft", EXPORT_HELP)
-    export.add_argument("run", metavar="RUN")
-    export.add_argument("out", metavar="OUT")
+    export = command(
+        "export", "a run's student as a folder for transformers or peft", EXPORT_HELP, "RUN OUT [--merge]"
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/mgsr/seed=0")
+    export.add_argument("out", metavar="OUT", help="the folder that is written, not there yet")
     export.add_argument(
         "--merge",
         action="store_true",
         help="add adapters into the weights: a plain folder (without adapters this changes nothing)",
     )
 
-    ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP)
-    ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
-    ablate.add_argument("ignored", nargs="*", metavar="key=value", help="overrides for every arm")
+    ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP, "STUDY [key=value ...] [options]")
+    ablate.add_argument(
+        "study", metavar="STUDY", help="a YAML file, or the name of a study that comes with mgsr, such as demo"
+    )
+    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
         "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
     )
@@ -135,24 +161,43 @@ def build_parser() -> _Parser:
         help="read and write small result files in results/ beside the study; recorded runs are skipped",
     )
 
-    report = command("report", "tables, plots and a page of a study's recorded results", REPORT_HELP)
+    report = command(
+        "report",
+        "tables, plots and a page of a study's recorded results",
+        REPORT_HELP,
+        "STUDY [--results FOLDER] [--out FOLDER]",
+    )
     report.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
     report.add_argument(
         "--results", metavar="FOLDER", help="where the result files are (default: beside the study)"
     )
     report.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the study)")
 
-    doctor = command("doctor", "check a configuration before it runs", DOCTOR_HELP)
-    doctor.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
-    doctor.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    doctor = command(
+        "doctor",
+        "check a configuration before it runs",
+        DOCTOR_HELP,
+        "CONFIG [key=value ...] [--json] [--memory SIZE]",
+    )
+    doctor.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or the name of one that comes with mgsr, such as demo"
+    )
+    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
     doctor.add_argument("--json", action="store_true", help="findings and figures as JSON")
     doctor.add_argument(
         "--memory", metavar="SIZE", help="bytes of one device, as 80GB (default: what is free here)"
     )
 
-    plan = command("plan", "what a run costs on several devices, and whether it fits", PLAN_HELP)
-    plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/llama2.yaml")
-    plan.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    plan = command(
+        "plan",
+        "what a run costs on several devices, and whether it fits",
+        PLAN_HELP,
+        "CONFIG [key=value ...] [options]",
+    )
+    plan.add_argument(
+        "config", metavar="CONFIG", help="a YAML file, or the name of one that comes with mgsr, such as llama2"
+    )
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
     plan.add_argument(
         "--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)"
     )
@@ -171,18 +216,32 @@ def build_parser() -> _Parser:
     ):
         most = 1.0 if name == "mfu" else float("inf")
         plan.add_argument(
-            f"--{name}", type=_number(float, 1e-6, most), default=default, metavar=unit, help=f"{text} ({default})"
+            f"--{name}",
+            type=_number(float, 1e-6, most),
+            default=default,
+            metavar=unit,
+            help=f"{text} (default: {default})",
         )
     plan.add_argument("--json", action="store_true", help="everything as JSON, in bytes, seconds and FLOPs")
 
-    texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP)
-    texts.add_argument("run", metavar="RUN")
+    texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP, "RUN [--round K] [--number N]")
+    texts.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/mgsr/seed=0")
     texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
     texts.add_argument("--number", type=_number(int, 1), default=10, metavar="N", help="how many (default: 10)")
 
-    config = command("config", "list every configuration key, or check a file", "List every configuration key.")
-    config.add_argument("config", nargs="?", metavar="CONFIG", help="check this file and print it in full")
-    config.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    config = command(
+        "config",
+        "list configuration keys, or check a file",
+        CONFIG_HELP,
+        "[CONFIG | SECTION | KEY] [key=value ...]",
+    )
+    config.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="check this file and print it in full; or a section, or a key"
+    )
+    config.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+
+    completion = command("completion", "a script that completes commands in a shell", COMPLETION_HELP, "SHELL")
+    completion.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
     return parser
 
 
@@ -211,7 +270,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args([word for word in words if word not in overrides])
     takes = arguments.command in _OVERRIDABLE
     # what argparse shows as key=value is no override
-    rest = getattr(arguments, "ignored", None) or ([] if takes else overrides)
+    rest = getattr(arguments, "overrides", None) or ([] if takes else overrides)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}; {hint_at_rest(rest, takes)}")
     for name in ("seeds", "arms"):

@@ -2,41 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from mgsr.runtime.wording import plural
+
+# what a run begins with, by its name in metrics.json
+_BEGUN = {"teacher": "teacher", "sft_start": "start"}
 _NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
+
+
+def console() -> Console:
+    """Standard output as it is now, where no word of a name or a text is markup."""
+    found = Console(markup=False, emoji=False, highlight=False)
+    # a pipe has no width of its own; 100 columns keep rows on one line
+    return found if found.is_terminal else Console(markup=False, emoji=False, highlight=False, width=100)
 
 
 def show(table: Table) -> None:
     """Print a table, as wide as the terminal."""
-    # a pipe has no width of its own; 100 columns keep rows on one line
-    console = Console()
-    (console if console.is_terminal else Console(width=100)).print(table)
+    console().print(table)
+
+
+def run_table(metrics: Mapping[str, Any]) -> Table:
+    """Test figures of a run: of its teacher, of the student it started from, and of the student it has made.
+
+    Args:
+        metrics: of `metrics.json`, where the figures of the first two are measured once and then read.
+    """
+    table = Table(title=f"{metrics['experiment']}/{metrics['arm']}, seed {metrics['seed']}")
+    several = len(metrics["result"]) > 1
+    _add_columns(table, ["test set"] * several + ["model"])
+    for name, figures in metrics["result"].items():
+        models = [(word, (metrics.get(key) or {}).get(name)) for key, word in _BEGUN.items()]
+        known = [(word, found) for word, found in [*models, (metrics["arm"], figures)] if found]
+        for number, (word, found) in enumerate(known):
+            table.add_row(*([name if number == 0 else ""] * several), word, *_figures(found))
+        table.add_section()
+    over = next(iter(metrics["result"].values())).get("std_over") or "sampling seeds"
+    table.caption = f"std over {over}"
+    return table
+
+
+def _add_columns(table: Table, names: Sequence[str]) -> None:
+    for name in names:
+        table.add_column(name)
+    for name in ("ROUGE-L", "std", "exact match", "distinct-2"):
+        table.add_column(name, justify="right")
+
+
+def _figures(value: Mapping[str, Any]) -> list[str]:
+    # not above: numpy is imported when the processor's instructions are chosen
+    from mgsr.evaluation.statistics import shown_std
+
+    return [
+        f"{value['rouge_l']:.2f}",
+        shown_std(value.get("rouge_l_std")),
+        _shown(value.get("exact_match"), ".1f", " %"),
+        _shown(value.get("distinct_2"), ".3f"),
+    ]
 
 
 def study_table(summary: Mapping[str, Any]) -> Table:
     """Test figures of every arm, and its distance to the baseline arm where several seeds allow one."""
-    # not above: numpy is imported when the processor's instructions are chosen
-    from mgsr.evaluation.statistics import shown_std
-
-    seeds = summary["seeds"]
-    table = Table(title=f"{summary['study']}: test set, {len(seeds)} training seed(s)")
-    for name in ("model", "ROUGE-L", "std", "exact match", "distinct-2"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    table = Table(title=f"{summary['study']}: test set, {plural(len(summary['seeds']), 'training seed')}")
+    _add_columns(table, ["model"])
     for name, value in summary.items():
-        if name in _NOT_ARMS:
-            continue
-        table.add_row(
-            name,
-            f"{value['rouge_l']:.2f}",
-            shown_std(value["rouge_l_std"]),
-            _shown(value["exact_match"], ".1f", " %"),
-            _shown(value["distinct_2"], ".3f"),
-        )
+        if name not in _NOT_ARMS:
+            table.add_row(_BEGUN.get(name, name), *_figures(value))
     over = next(v["std_over"] or "sampling seeds" for k, v in summary.items() if k not in _NOT_ARMS)
     caption = [f"std over {over}"]
     scrg = summary.get("scrg")

@@ -27,6 +27,7 @@ from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import progress, say
+from mgsr.runtime.wording import plural
 from mgsr.training.export import load_run, load_run_teacher
 from mgsr.training.run_folder import load_run_config
 
@@ -114,9 +115,8 @@ def evaluate_files(
             pad_token_id=ends.pad_id,
             stop_ids=ends.stop_ids,
         )
-        seeds_used = len(settings.seeds) if settings.temperature > 0 else 1
-        say(f"{name}: {len(examples)} rows, {seeds_used} seeds")
-        with progress(name, len(examples) * seeds_used, unit="responses") as advance:
+        say(f"{name}: {plural(len(examples), 'row')}, {plural(len(predictor.seeds), 'seed')}")
+        with progress(name, len(examples) * len(predictor.seeds), unit="responses") as advance:
             predictor.advance = advance
             evaluation = evaluate(model, predictor)
         results[name] = evaluation.summary

@@ -9,10 +9,13 @@ from typing import Any
 
 from mgsr.runtime.errors import UserError, did_you_mean
 from mgsr.runtime.files import read_regular
+from mgsr.runtime.wording import plural
 
 # hyphens, dashes and minus signs that editors and web pages put in the place of `-`
 _LONG_DASH = re.compile("[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 _QUOTES = frozenset("\u2018\u2019\u201c\u201d\u00ab\u00bb")
+# a key as `mgsr config` lists it: dotted name, type, value, help
+Described = tuple[str, str, Any, str]
 _NUMBER = re.compile(r"-?[\d.]+([eE]-?\d+)?")
 
 
@@ -63,6 +66,25 @@ def _keys() -> list[str]:
     return [str(name) for name, *_ in describe(ExperimentConfig())]
 
 
+def keys_below(name: str, keys: Sequence[Described]) -> list[Described]:
+    """A key of this name, or the keys of a section of this name; of neither: none."""
+    return [key for key in keys if key[0] == name or key[0].startswith(f"{name}.")]
+
+
+def refuse_unknown(word: str, keys: Sequence[Described]) -> None:
+    """See that a word without the look of a file is near none of the names of keys and sections.
+
+    Raises:
+        UserError: it is, and there is no such file.
+    """
+    if Path(word).exists() or "/" in word or word.endswith((".yaml", ".yml")):
+        return
+    parts = [name.split(".") for name, *_ in keys]
+    names = dict.fromkeys(".".join(part[:end]) for part in parts for end in range(1, len(part) + 1))
+    near = did_you_mean(word, names) or "; `mgsr config` lists all keys"
+    raise UserError(f"{word}: no file, section or key of this name{near}")
+
+
 def check_config(path: str, command: str) -> None:
     """See that `path` is no run, study, model or file of data, where `mgsr COMMAND` takes a configuration.
 
@@ -106,7 +128,7 @@ def check_run(path: str) -> None:
         # a run root, an experiment or an arm: no deeper, as `place` may be the root of a disk
         below = sorted(found for depth in ("", "*/", "*/*/") for found in place.glob(f"{depth}seed=*/config.yaml"))
         if below:
-            raise UserError(f"{path}: holds {len(below)} run(s); name one of them, such as {below[0].parent}")
+            raise UserError(f"{path}: holds {plural(len(below), 'run')}; name one, such as {below[0].parent}")
 
 
 def check_model(path: str, option: str) -> None:

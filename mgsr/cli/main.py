@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mgsr.cli.answer import Command, answer
-from mgsr.cli.hints import check_config, check_model, check_run, check_study
+from mgsr.cli.hints import check_config, check_model, check_run, check_study, keys_below, refuse_unknown
 from mgsr.cli.streams import prints, with_safe_streams
-from mgsr.runtime.errors import UserError
+from mgsr.runtime.errors import RunInterruptedError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,14 +29,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from mgsr.config.load import load_config
-    from mgsr.evaluation.statistics import shown_std
 
     if arguments.config is not None:
         check_config(arguments.config, "train")
     if arguments.resume not in (None, "auto"):
         check_run(arguments.resume)
     from mgsr.runtime.ranks import is_first
-    from mgsr.training.launch import joined, launch, must_launch
+    from mgsr.training.launch import joined, launch, must_launch, stop_request
     from mgsr.training.run_folder import load_run_config, run_folder
 
     resume = arguments.resume is not None
@@ -57,13 +57,16 @@ def _train(arguments: argparse.Namespace) -> int:
     from mgsr.training.train import train
 
     with joined(config.trainer):
-        metrics = train(config, resume=resume)
+        try:
+            metrics = train(config, resume=resume)
+        except KeyboardInterrupt:
+            # in what is no stage, such as writing the test sets
+            raise stop_request(config).ended() from None
         if not is_first():
             return 0
-    for name, value in metrics["result"].items():
-        spread = f"std {shown_std(value.get('rouge_l_std'))} over {value.get('std_over', 'sampling seeds')}"
-        print(f"{name}: ROUGE-L {value['rouge_l']:.2f} ({spread})")
-    print(f"written to {run_folder(config)}")
+    from mgsr.cli.ending import show_ending
+
+    show_ending(metrics, run_folder(config))
     return 0
 
 
@@ -108,14 +111,19 @@ def _ablate(arguments: argparse.Namespace) -> None:
     from mgsr.study.study import load_study
 
     study = load_study(arguments.study, arguments.config)
-    summary = run_study(
-        study,
-        arguments.seeds,
-        arguments.overrides,
-        arms=arguments.arms,
-        jobs=arguments.jobs,
-        record=arguments.record,
-    )
+    try:
+        summary = run_study(
+            study,
+            arguments.seeds,
+            arguments.overrides,
+            arms=arguments.arms,
+            jobs=arguments.jobs,
+            record=arguments.record,
+        )
+    except (KeyboardInterrupt, RunInterruptedError) as stop:
+        why = str(stop) if isinstance(stop, RunInterruptedError) else "stopped by Ctrl-C"
+        more = f"{why}; all runs go on with: mgsr {shlex.join(arguments.words)}"
+        raise RunInterruptedError(more, getattr(stop, "exit_code", 130) - 128) from None
     root = study.config(study.baseline, arguments.seeds[0], arguments.overrides).run_root
     show(study_table(summary))
     print(f"figures    {root}/{study.name}/metrics.json")
@@ -188,9 +196,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _texts(arguments: argparse.Namespace) -> None:
     check_run(arguments.run)
-    from mgsr.cli.revisions import revised_texts
+    from mgsr.cli.revisions import revised_texts, show_texts
 
-    print("\n\n".join(revised_texts(arguments.run, arguments.round, arguments.number)))
+    show_texts(revised_texts(arguments.run, arguments.round, arguments.number))
 
 
 def _config(arguments: argparse.Namespace) -> None:
@@ -200,7 +208,10 @@ def _config(arguments: argparse.Namespace) -> None:
     from mgsr.config.load import dump, load_config, unfinished
     from mgsr.config.values import without_effect
 
-    if arguments.config is not None:
+    keys = list(describe(unfinished(arguments.overrides)))
+    chosen = keys if arguments.config is None else keys_below(arguments.config, keys)
+    if arguments.config is not None and (Path(arguments.config).exists() or not chosen):
+        refuse_unknown(arguments.config, keys)
         check_config(arguments.config, "config")
         config = load_config(arguments.config, arguments.overrides)
         for line in without_effect(config):
@@ -211,9 +222,15 @@ def _config(arguments: argparse.Namespace) -> None:
             text = yaml.safe_dump(yaml.safe_load(text), sort_keys=False)
         print(text, end="")
         return
-    for name, kind, default, text in describe(unfinished(arguments.overrides)):
+    for name, kind, default, text in chosen:
         shown: Any = default if default != "" else '""'
         print(f"{name} ({kind}) = {shown}\n    {text}")
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    from mgsr.cli.completion import script
+
+    print(script(arguments.shell), end="")
 
 
 _COMMANDS: dict[str, Command] = {
@@ -226,6 +243,7 @@ _COMMANDS: dict[str, Command] = {
     "plan": _plan,
     "texts": _texts,
     "config": _config,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from rich.rule import Rule
+from rich.text import Text
 
 from mgsr import models
-from mgsr.rounds.render import markdown_revision
+from mgsr.cli.console import console
+from mgsr.rounds.render import markdown_revision, terminal_revision
 from mgsr.rounds.store import read_manifest, read_round, round_folder, round_folders
 from mgsr.runtime.errors import UserError
+from mgsr.runtime.wording import plural
+from mgsr.scrg import RevisedSequence
 from mgsr.training.run_folder import METRICS, STUDENT, load_run_config
 
 
-def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) -> Iterator[str]:
-    """Markdown of the first corrected sequences of a round, by example id.
+@dataclass(frozen=True)
+class Revisions:
+    """Corrected sequences of a round, by example id; `note`: what a reader has to know of them, or nothing."""
+
+    round: int
+    shown: list[RevisedSequence]
+    tokenizer: Any
+    note: str = ""
+
+
+def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) -> Revisions:
+    """The first corrected sequences of a round.
 
     Args:
         run: a run folder.
@@ -32,12 +51,35 @@ def revised_texts(run: str | Path, round_: int | None = None, number: int = 10) 
         round_ = max(whole)
     if round_ not in whole:
         raise UserError(f"{run}: no round {round_}; it has {', '.join(map(str, sorted(whole)))}")
-    folder = round_folder(run, round_)
-    found = read_round(folder)
+    found = read_round(round_folder(run, round_))
     entries = [] if found is None else found.entries
+    corrected = sorted((e.revised for e in entries if e.revised.corrections), key=lambda r: r.example_id)
+    notes = []
     if not (run / METRICS).exists():
-        yield f"*The run is not finished (no {METRICS}): these are texts of its rounds so far.*"
-    tokenizer = models.load_tokenizer(str(run / STUDENT))
-    shown = sorted((e.revised for e in entries if e.revised.corrections), key=lambda r: r.example_id)
-    for revised in shown[:number]:
-        yield f"### round {round_}, example {revised.example_id}\n\n{markdown_revision(revised, tokenizer)}"
+        notes.append(f"The run is not finished (no {METRICS}): these are texts of its rounds so far.")
+    if not corrected:
+        notes.append(f"Round {round_} has {plural(len(entries), 'sequence')}, and none was corrected.")
+    return Revisions(round_, corrected[:number], models.load_tokenizer(str(run / STUDENT)), " ".join(notes))
+
+
+def show_texts(found: Revisions) -> None:
+    """Print them: with colours in a terminal, as Markdown elsewhere."""
+    if not sys.stdout.isatty():
+        print("\n\n".join(_markdown(found)))
+        return
+    screen = console()
+    if found.note:
+        screen.print(Text(found.note, "italic"))
+    for number, revised in enumerate(found.shown):
+        if number:
+            screen.print()
+        screen.print(Rule(f"round {found.round}, example {revised.example_id}", align="left", style="dim"))
+        screen.print(terminal_revision(revised, found.tokenizer))
+
+
+def _markdown(found: Revisions) -> Iterator[str]:
+    if found.note:
+        yield f"*{found.note}*"
+    for revised in found.shown:
+        text = markdown_revision(revised, found.tokenizer)
+        yield f"### round {found.round}, example {revised.example_id}\n\n{text}"

@@ -76,9 +76,9 @@ class FieldsConfig:
     instruction: str = key("", "field of the question (empty: instruction, prompt, question, query or problem)")
     input: str = key("", "field of further context (empty: input or context)")
     output: str = key(
-        "", "field of the answer, or answers (empty: output, completion, response, answer(s) or solution)"
+        "", "field of the answer, or answers (empty: output, completion, response, answer, answers or solution)"
     )
-    messages: str = key("", "field of whole conversations (empty: messages or conversation(s))")
+    messages: str = key("", "field of whole conversations (empty: messages, conversation or conversations)")
     category: str = key("", "field of the kind of task (empty: category)")
 
 

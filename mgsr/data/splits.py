@@ -17,6 +17,7 @@ from mgsr.data.row_hub import Read, hub_splits, is_file
 from mgsr.data.rows import Row, split_rows
 from mgsr.data.synthetic import SPLITS, generate_rows
 from mgsr.runtime.progress import say
+from mgsr.runtime.wording import plural
 
 SYNTHETIC = "synthetic"
 
@@ -126,16 +127,17 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: Data
     encoded = encode_quietly(rows, tokenizer, config)
     if encoded.truncated_prompts or encoded.truncated_responses:
         say(
-            f"{what}: {encoded.truncated_prompts} of {len(rows)} prompts cut to {config.max_prompt_length} "
-            f"tokens, {encoded.truncated_responses} responses cut so that both fit {config.max_length}"
+            f"{what}: {encoded.truncated_prompts} of {plural(len(rows), 'prompt')} cut to "
+            f"{config.max_prompt_length} tokens, {plural(encoded.truncated_responses, 'response')} cut so that "
+            f"both fit {config.max_length}"
         )
     if encoded.left_out:
         count = sum(encoded.left_out.values())
         say(f"{what}: {count} of {len(rows)} rows left out: {told_left_out(encoded.left_out)}")
     if encoded.apart:
         say(
-            f"{what}: {encoded.apart} of {len(rows)} responses encoded apart from their prompts, as a token would "
-            "reach from one into the other"
+            f"{what}: {encoded.apart} of {plural(len(rows), 'response')} encoded apart from their prompts, as "
+            "a token would reach from one into the other"
         )
     return encoded
 

@@ -19,8 +19,9 @@ from mgsr.data.prompts import Example
 from mgsr.generation import LanguageModel
 from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime.devices import placed, working_device
-from mgsr.runtime.progress import say
+from mgsr.runtime.progress import progress, say
 from mgsr.runtime.rng import Stream
+from mgsr.runtime.wording import plural
 from mgsr.scrg import Prompt
 from mgsr.scrg.search import Comparison, compare
 
@@ -188,9 +189,10 @@ def exposure_bias(
     vocab_size: int,
 ) -> dict[str, Any]:
     """`exposure` on a test set, with the first sampling seed."""
-    say(f"{config.arm}: exposure bias on {len(examples)} prompts")
+    say(f"{config.arm}: exposure bias on {plural(len(examples), 'prompt')}")
     device = working_device(config.trainer.accelerator)
-    with placed(device, student), placed(device, teacher):
+    name, total = f"{config.arm}, exposure", 2 * len(examples)
+    with placed(device, student), placed(device, teacher), progress(name, total, unit="responses") as advance:
         return exposure(
             student,
             teacher,
@@ -201,4 +203,5 @@ def exposure_bias(
             max_new_tokens=config.evaluation.max_new_tokens,
             batch_size=config.evaluation.batch_size,
             vocab_size=vocab_size,
+            advance=advance,
         )

@@ -14,6 +14,7 @@ from mgsr.data.templates import TEMPLATES
 from mgsr.evaluation.statistics import shown_std
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.json_files import Between, read_json
+from mgsr.runtime.wording import plural
 
 CARD, ASKED = "README.md", "mgsr.json"
 _REMEDY = "export the run again, or delete the file and name the prompt template by --template"
@@ -63,7 +64,7 @@ def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | N
     table = "\n".join(["| test set | ROUGE-L | std over sampling seeds | rows |", "|---|---|---|---|", *rows])
     objective, scrg = config.objective, config.scrg
     made = (
-        f"text written by {scrg.text}, {scrg.passes} correction(s) per sequence"
+        f"text written by {scrg.text}, {plural(scrg.passes, 'correction')} per sequence"
         if scrg.enabled
         else "ground truth only"
     )

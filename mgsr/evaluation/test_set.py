@@ -19,7 +19,8 @@ from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime import ranks
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.errors import did_you_mean
-from mgsr.runtime.progress import say
+from mgsr.runtime.progress import progress, say
+from mgsr.runtime.wording import plural
 
 # name of a test set -> its rows, and the same encoded
 Tests = dict[str, tuple[list[Row], list[Example]]]
@@ -45,7 +46,7 @@ class Predictor:
 
     def write(self, model: PreTrainedModel, seed: int) -> list[str]:
         """One response per example of this rank, in order."""
-        prompts = [(e.id, e.prompt_ids) for e in self._mine]
+        prompts = [(e.id, e.prompt_ids) for e in self.mine]
         stop_ids = [require_eos(self.tokenizer)] if self.stop_ids is None else self.stop_ids
         ids = sample(
             model,
@@ -65,7 +66,13 @@ class Predictor:
         return [decode(self.tokenizer, tokens, stop_ids).strip() for tokens in ids]
 
     @property
-    def _mine(self) -> Sequence[Example]:
+    def seeds(self) -> list[int]:
+        """Sampling seeds of the test: greedy answers are the same at every seed."""
+        return self.config.seeds if self.config.temperature > 0 else self.config.seeds[:1]
+
+    @property
+    def mine(self) -> Sequence[Example]:
+        """This rank's examples."""
         return self.examples[ranks.rank() :: ranks.world_size()]
 
     def write_all(self, model: PreTrainedModel, seed: int) -> list[str]:
@@ -80,7 +87,7 @@ class Predictor:
 
     def __call__(self, model: PreTrainedModel) -> list[float]:
         """ROUGE-L of this rank's dev examples, written at the dev seed."""
-        return self.scores(self.write(model, self.config.val_seed), self._mine)
+        return self.scores(self.write(model, self.config.val_seed), self.mine)
 
     def scores(self, texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
         """ROUGE-L of each text."""
@@ -142,7 +149,9 @@ def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Ro
         for name, split in rows.items()
         if name != "train"
     }
-    told = ", ".join(f"{count} of {len(rows[name])} rows of {name}" for name, count in unseen.items() if count)
+    told = ", ".join(
+        f"{count} of {plural(len(rows[name]), 'row')} of {name}" for name, count in unseen.items() if count
+    )
     if told:
         published = config.rouge_tokenizer == "published"
         advice = "; set evaluation.rouge_tokenizer=unicode, which knows every script" if published else ""
@@ -154,14 +163,13 @@ def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Ro
 def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     """Write the predictor's examples once per sampling seed and score them against their references."""
     examples, config = predictor.examples, predictor.config
-    seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
     scores: dict[int, float] = {}
     matches: list[float] = []
     records: list[dict[str, Any]] = []
     by_category: dict[str, list[float]] = {}
     matches_by_category: dict[str, list[float]] = {}
     of_one_answer = kinds_of_one_answer(examples, config.one_answer)
-    for seed in seeds:
+    for seed in predictor.seeds:
         texts = predictor.write_all(model, seed)
         each = predictor.scores(texts, examples)
         scores[seed] = sum(each) / len(each)
@@ -210,10 +218,13 @@ def evaluate_tests(
         tokenizer: the model's.
         name: of the model, for progress lines.
     """
-    say(f"{name}: writing the test sets with {len(config.evaluation.seeds)} seeds")
     written: dict[str, Evaluation] = {}
     with placed(working_device(config.trainer.accelerator), model):
         for set_name, (_, examples) in tests.items():
             predictor = Predictor(tokenizer, examples, config.evaluation, vocab_size, ends.pad_id, ends.stop_ids)
-            written[set_name] = evaluate(model, predictor)
+            rows, seeds = len(examples), len(predictor.seeds)
+            say(f"{name}: answers {plural(rows, 'row')} of {set_name} with {plural(seeds, 'seed')}")
+            with progress(f"{name}, {set_name}", len(predictor.mine) * seeds, unit="responses") as advance:
+                predictor.advance = advance
+                written[set_name] = evaluate(model, predictor)
     return written

@@ -20,6 +20,7 @@ from transformers import (
 from mgsr.models.hub import one_line_errors
 from mgsr.models.loading import parse_dtype
 from mgsr.runtime.errors import UserError, did_you_mean
+from mgsr.runtime.wording import plural
 
 
 class _Sizes(NamedTuple):
@@ -174,7 +175,7 @@ def build_causal_lm(
     )
     _check_sizes(family, sizes)
     options = {"dtype": parse_dtype(dtype), "attn_implementation": attn_implementation}
-    what = f"{family} of hidden_size {hidden_size} and {num_layers} layers"
+    what = f"{family} of hidden_size {hidden_size} and {plural(num_layers, 'layer')}"
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), one_line_errors(what, done="made"):
         # not torch.manual_seed: that would seed the accelerators too, which fork_rng leaves alone here
         torch.default_generator.manual_seed(seed)

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from mgsr.runtime.errors import DataError, UserError
 from mgsr.runtime.progress import say
+from mgsr.runtime.wording import plural
 
 ANEW = "take the folder anew from where it came"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -123,8 +124,8 @@ def check_report(source: str, depth: int | None, report: Mapping[str, Any]) -> N
     unexpected = sorted(report["unexpected_keys"])
     if missing:
         raise UserError(
-            f"model `{source}` lacks {len(missing)} weights that its config asks for, such as `{missing[0]}`: "
-            f"its config.json is another model's, or a file is missing; {ANEW}"
+            f"model `{source}` lacks {plural(len(missing), 'weight')} that its config asks for, such as "
+            f"`{missing[0]}`: its config.json is another model's, or a file is missing; {ANEW}"
         )
     if shapes:
         name, there, wanted = shapes[0]
@@ -137,11 +138,11 @@ def check_report(source: str, depth: int | None, report: Mapping[str, Any]) -> N
     numbers = [int(number) for name in unexpected for number in re.findall(r"\.(\d+)\.", name)[:1]]
     if depth is not None and any(number >= depth for number in numbers):
         raise UserError(
-            f"model `{source}` has weights of layer {max(numbers)} and by its config.json {depth} layers, from 0: "
-            f"`num_hidden_layers` there is wrong; {ANEW}"
+            f"model `{source}` has weights of layer {max(numbers)} and by its config.json "
+            f"{plural(depth, 'layer')}, from 0: `num_hidden_layers` there is wrong; {ANEW}"
         )
     say(
-        f"{source}: {len(unexpected)} weights that its config does not ask for are left out, "
+        f"{source}: left out {plural(len(unexpected), 'weight')} that its config does not ask for, "
         f"such as {unexpected[0]}"
     )
 

@@ -14,6 +14,7 @@ from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tok
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import UserError
+from mgsr.runtime.wording import plural
 from mgsr.training.build import mean_bounds
 from mgsr.training.optim import training_length
 
@@ -65,6 +66,8 @@ def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: R
                 config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes
             )
             report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
-            report.say("ok", "plan", f"{length.total_steps} optimiser steps in {length.epochs} epochs")
+            report.say(
+                "ok", "plan", f"{plural(length.total_steps, 'optimiser step')} in {plural(length.epochs, 'epoch')}"
+            )
     except UserError as error:
         report.say("error", "plan", str(error))

@@ -16,6 +16,7 @@ from mgsr.data.splits import cut_splits, encode_quietly, read_split
 from mgsr.models.from_config import build_tokenizer, quiet_transformers
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import RowsError, UserError
+from mgsr.runtime.wording import plural
 
 SHOWN = 3
 
@@ -31,7 +32,11 @@ def look_at_rows(config: ExperimentConfig, report: Report) -> dict[str, list[Row
         try:
             rows = read_split(config.data, split)
         except RowsError as error:
-            report.say("error", section, f"{len(error.bad)} bad rows; the first: " + "; ".join(error.bad[:SHOWN]))
+            report.say(
+                "error",
+                section,
+                f"{plural(len(error.bad), 'bad row')}; the first: " + "; ".join(error.bad[:SHOWN]),
+            )
             report.figures[section] = {"bad_rows": len(error.bad)}
             continue
         except UserError as error:
@@ -42,9 +47,10 @@ def look_at_rows(config: ExperimentConfig, report: Report) -> dict[str, list[Row
         cut = ", cut from data.train by a fixed rule (data.split)" if split in cut_splits(found) else ""
         report.figures[section] = {"rows": len(rows), "bad_rows": 0, "repeated": twice}
         if twice:
-            report.say("warning", section, f"{len(rows)} rows{cut}, {twice} of them ask what another row asks")
+            there = plural(len(rows), "row") + cut
+            report.say("warning", section, f"{there}, {twice} of them ask what another row asks")
         else:
-            report.say("ok", section, f"{len(rows)} rows{cut}")
+            report.say("ok", section, plural(len(rows), "row") + cut)
     _look_for_leaks(found, report)
     return found
 
@@ -63,7 +69,7 @@ def _look_for_leaks(found: dict[str, list[Row]], report: Report) -> None:
             report.say(
                 "warning",
                 f"data.{split}",
-                f"{len(leaked)} of {len(rows)} rows are trained on too, {place} as {other}: their scores "
+                f"trained on too: {len(leaked)} of {plural(len(rows), 'row')}, {place} as {other}: their scores "
                 "will flatter; take them out of data.train",
             )
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mgsr.planning.units import readable
+from mgsr.runtime.wording import plural
 
 Level = Literal["ok", "warning", "error"]
 SIGNS = {"ok": "ok   ", "warning": "WARN ", "error": "ERROR"}
@@ -58,7 +59,10 @@ def report_lines(report: Report) -> list[str]:
         out += ["", "tokens of a training row, prompt and answer:", *bars]
     memory = report.figures.get("memory")
     if memory:
-        out += ["", f"memory for {memory['rows']} sequences of {memory['length']} tokens in one forward:"]
+        out += [
+            "",
+            f"memory for {plural(memory['rows'], 'sequence')} of {memory['length']} tokens in one forward:",
+        ]
         out += [f"  {name.replace('_', ' '):<16} {readable(memory[name]):>12}" for name in PARTS]
         for phase in ("training", "generation"):
             out.append(f"  {'in ' + phase:<16} {readable(memory[phase]):>12}")
@@ -68,5 +72,5 @@ def report_lines(report: Report) -> list[str]:
             out.append(f"  largest scrg.batch_size that fits: {memory['largest_written_batch']}")
     counts = [sum(f.level == level for f in report.findings) for level in ("error", "warning")]
     verdict = "ready to run" if report.well else "not ready"
-    out += ["", f"{verdict}: {counts[0]} errors, {counts[1]} warnings"]
+    out += ["", f"{verdict}: {plural(counts[0], 'error')}, {plural(counts[1], 'warning')}"]
     return out

@@ -8,6 +8,7 @@ from mgsr.planning.plan import Option, Plan
 from mgsr.planning.plan_cost import GIGA, TERA
 from mgsr.planning.plan_memory import RESERVED, usable
 from mgsr.planning.units import readable
+from mgsr.runtime.wording import duration, plural
 
 
 def heading(plan: Plan) -> list[str]:
@@ -39,21 +40,22 @@ def heading(plan: Plan) -> list[str]:
     for stage in plan.stages:
         length = stage.length
         out.append(
-            f"{stage.name:<12} {length.total_steps:,} steps in {length.epochs} epochs, {length.micro_batches} "
-            f"forwards of {stage.forward_rows} sequences a step and device, "
+            f"{stage.name:<12} {plural(length.total_steps, 'step')} in {plural(length.epochs, 'epoch')}, "
+            f"{plural(length.micro_batches, 'forward')} of {plural(stage.forward_rows, 'sequence')} a step and "
+            "device, "
             f"{stage.tokens(text) / 1e6:.1f}M tokens"
         )
     main = plan.main
     out.append(f"tokens per epoch of the main job {plan.tokens_per_epoch / 1e6:.2f}M")
     if main.written:
-        out.append(f"text written {main.written:,.0f} answers in {main.rounds} rounds")
+        out.append(f"text written {plural(round(main.written), 'answer')} in {plural(main.rounds, 'round')}")
     return out
 
 
 def work_table(plan: Plan) -> Table:
     """FLOPs and time of every phase."""
     table = Table(title="work on all devices, and time with the work spread over them")
-    for name in ("phase", "PFLOPs", "output layer", "hours", "bound by"):
+    for name in ("phase", "PFLOPs", "output layer", "time", "bound by"):
         table.add_column(name, justify="left" if name in ("phase", "bound by") else "right")
     for phase in plan.phases:
         share = phase.work.head / phase.work.total if phase.work.total else 0.0
@@ -61,11 +63,11 @@ def work_table(plan: Plan) -> Table:
             phase.name,
             f"{phase.work.total / 1e15:,.1f}",
             f"{100 * share:.0f} %",
-            f"{phase.seconds / 3600:.2f}",
+            duration(phase.seconds),
             phase.bound,
         )
     work, seconds = (sum(p.work.total for p in plan.phases), sum(p.seconds for p in plan.phases))
-    table.add_row("all", f"{work / 1e15:,.1f}", "", f"{seconds / 3600:.2f}", "")
+    table.add_row("all", f"{work / 1e15:,.1f}", "", duration(seconds), "")
     table.caption = "dev set, test sets and padding are not in it"
     return table
 
@@ -84,7 +86,7 @@ PARTS = {
 
 def memory_table(plan: Plan) -> Table:
     """Bytes of one device by strategy, in GiB; the phases are not sums of the parts, which come and go."""
-    table = Table(title=f"GiB on one of {plan.world_size} device(s)")
+    table = Table(title=f"GiB on one of {plural(plan.world_size, 'device')}")
     accounts = [option.account for option in plan.options]
     table.add_column("strategy, teacher")
     for row in accounts:
@@ -112,7 +114,7 @@ def memory_table(plan: Plan) -> Table:
 def traffic_table(plan: Plan) -> Table:
     """What devices send, and the run's time with it."""
     table = Table(title="sent by each device in the main job; time of all stages, nothing overlapped")
-    for name in ("strategy", "per step", "per round", "host, per epoch", "hours sent", "hours in all"):
+    for name in ("strategy", "per step", "per round", "host, per epoch", "time sent", "time in all"):
         table.add_column(name, justify="left" if name == "strategy" else "right")
     for option in plan.options:
         sent = option.traffic
@@ -121,8 +123,8 @@ def traffic_table(plan: Plan) -> Table:
             readable(sent.step),
             readable(sent.round),
             readable(sent.host_epoch + sent.host_step * plan.main.length.steps_per_epoch),
-            f"{option.communication_seconds / 3600:.2f}",
-            f"{option.seconds / 3600:.2f}",
+            duration(option.communication_seconds),
+            duration(option.seconds),
         )
     return table
 
@@ -143,7 +145,7 @@ def verdict(plan: Plan) -> str:
     fitting = [_name(option) for option in plan.options if option.account.fits]
     return (
         f"fits under {', '.join(fitting)}; recommended: trainer.strategy={best.account.strategy} "
-        f"teacher.placement={best.account.placement}, {best.seconds / 3600:.1f} hours"
+        f"teacher.placement={best.account.placement}, {duration(best.seconds)}"
     )
 
 

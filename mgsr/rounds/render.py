@@ -5,19 +5,24 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
 from mgsr.data.encoding import decode
+from mgsr.runtime.wording import literal
 from mgsr.scrg import RevisedSequence
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
 
 
 def escape_markdown(text: str) -> str:
-    """Text of a model as literal Markdown: no markup, no HTML, line breaks kept.
+    """Text of a model as literal Markdown: no markup, no HTML, no control characters, line breaks kept.
 
     >>> escape_markdown("<b>*x*")
     '&lt;b&gt;\\\\*x\\\\*'
     """
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = literal(text, keep="\n\t").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", text).replace("\n", "<br>")
 
 
@@ -56,3 +61,35 @@ def markdown_revision(revised: RevisedSequence, tokenizer: Any) -> str:
             f"**{escape_markdown(teacher.strip() or teacher)}**\\] {escape_markdown(after)}"
         )
     return "\n\n".join(lines)
+
+
+def terminal_revision(revised: RevisedSequence, tokenizer: Any) -> RenderableType:
+    """One revised sequence for a terminal: the student's token struck out, the teacher's behind it.
+
+    An arrow stands between the two, so that they are told apart without colours. Nothing in the text acts: markup
+    is text, and control characters are shown as escapes.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("prompt", _text(decode(tokenizer, revised.prompt_ids).rstrip(), "dim"))
+    table.add_row("before", _text(decode(tokenizer, revised.rollout_ids)))
+    for correction, (before, student, teacher, after) in zip(
+        revised.corrections, pieces(revised, tokenizer), strict=True
+    ):
+        line = Text.assemble(
+            _text(before),
+            " " if before and not before[-1].isspace() else "",
+            _text(student.strip() or student, "strike red"),
+            ("→", "dim"),
+            _text(teacher.strip() or teacher, "bold green"),
+            " ",
+            _text(after),
+        )
+        where = Text(f"position {correction.position}, KL {correction.kl:.2f} nats", "cyan")
+        table.add_row(f"pass {correction.pass_}", Group(where, line))
+    return table
+
+
+def _text(text: str, style: str = "") -> Text:
+    return Text(literal(text, keep="\n\t"), style)

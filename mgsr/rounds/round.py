@@ -30,6 +30,7 @@ from mgsr.rounds.store import (
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.progress import progress, say
 from mgsr.runtime.ranks import agreed, barrier
+from mgsr.runtime.wording import plural
 from mgsr.scrg import Prompt
 
 
@@ -197,9 +198,9 @@ class Rounds:
     def _write_missing(self, folder: Path, round_: int, shards: Sequence[Shard]) -> None:
         missing = [shard for shard in shards if not is_finished(folder / shard.name, shard.key)]
         if len(missing) < len(shards):
-            say(f"round {round_}: {len(shards) - len(missing)} of {len(shards)} shards are there already")
-        total = sum(len(shard.prompts) for shard in missing)
-        with progress(f"round {round_}", total, unit="sequences") as advance:
+            say(f"round {round_}: {len(shards) - len(missing)} of {plural(len(shards), 'shard')} there already")
+        total, left = (sum(len(shard.prompts) for shard in some) for some in (shards, missing))
+        with progress(f"round {round_}", total, unit="sequences", first=total - left) as advance:
             for shard in missing:
                 prompts = [(row.example_id, row.prompt_ids) for row in shard.prompts]
                 entries, costs = self.writer.write(prompts, round_)

@@ -20,6 +20,7 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.processor import described, usable_cores
 from mgsr.runtime.processor import name as cpu
 from mgsr.runtime.progress import say
+from mgsr.runtime.wording import plural
 from mgsr.study.results import results_in
 from mgsr.study.study import Study
 from mgsr.training.run_folder import ENVIRONMENT, is_begun, read_run_file, run_folder
@@ -154,7 +155,8 @@ def agree_on_threads(study: Study, runs: Sequence[tuple[ExperimentConfig, Path]]
     if most > cores:
         ways = "add runs where there are as many" if numbers else f"set trainer.threads={cores}"
         raise UserError(
-            f"{folder}: its runs would have {most} threads, and this process may use {cores} core(s); {ways}"
+            f"{folder}: its runs would have {most} threads, and this process may use {plural(cores, 'core')}; "
+            f"{ways}"
         )
 
 

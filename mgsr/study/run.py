@@ -21,9 +21,10 @@ import mgsr
 from mgsr.config.load import dump, fingerprint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.environment import numerics_of
-from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.errors import ConfigError, RunInterruptedError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
+from mgsr.runtime.wording import duration, plural
 from mgsr.study.collect import collect
 from mgsr.study.machines import agree_on_threads, threads_of, torch_threads
 from mgsr.study.results import (
@@ -91,15 +92,15 @@ def run_study(
     for run in pending:
         _refuse_other_numerics(run)
     if done:
-        say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
+        say(f"{study.name}: {len(done)} of {plural(len(runs), 'run')} complete already")
     # runs that were recorded elsewhere get TensorBoard events: their folders have none
     complete = [run for run in runs if (run.arm, run.seed) in done]
     if written := [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]:
-        say(f"{study.name}: TensorBoard events of {len(written)} runs written from their results")
+        say(f"{study.name}: TensorBoard events of {plural(len(written), 'run')} written from their results")
     # an arm that reads another's result comes after it
     reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
-    run_all(study, [run for run in pending if run not in reads], jobs)
-    run_all(study, reads, jobs)
+    run_all(study, [run for run in pending if run not in reads], jobs, first=len(done), total=len(runs))
+    run_all(study, reads, jobs, first=len(runs) - len(reads), total=len(runs))
     for run in pending:
         found = read_result(run.path)
         assert found is not None
@@ -183,22 +184,23 @@ def _commit(environment: Mapping[str, Any]) -> str:
     return str(environment.get("commit", "unknown"))[:7]
 
 
-def run_all(study: Study, pending: Sequence[Run], jobs: int) -> None:
-    """Run them and write their result files, `jobs` side by side."""
+def run_all(study: Study, pending: Sequence[Run], jobs: int, *, first: int = 0, total: int | None = None) -> None:
+    """Run them and write their result files, `jobs` side by side; `first` runs of `total` are complete."""
     if not pending:
         return
+    total = first + len(pending) if total is None else total
     several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
     if several and jobs > 1:
         raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
     _prepare([run for run in pending if run not in several and not (run.folder / METRICS).exists()])
     for run in pending:
         remove_events(run.folder)
-    with progress(study.name, len(pending), unit="runs", every=0.0 if jobs > 1 else 10.0) as advance:
+    with progress(study.name, total, unit="runs", first=first, every=0.0 if jobs > 1 else 10.0) as advance:
         if jobs > 1:
             _side_by_side(study, pending, jobs, advance)
             return
-        for number, run in enumerate(pending, 1):
-            say(f"[{number}/{len(pending)}] {study.name}: {run.arm}, seed {run.seed}")
+        for number, run in enumerate(pending, first + 1):
+            say(f"[{number}/{total}] {study.name}: {run.arm}, seed {run.seed}")
             if run in several:
                 _in_process(run, 1, None)
             else:
@@ -255,7 +257,8 @@ def _record(study: Study, run: Run) -> None:
     write_result(run.path, result)
     rouge = result["metrics"]["result"]["test"]["rouge_l"]
     say(
-        f"{study.name}: {run.arm}, seed {run.seed}: test ROUGE-L {rouge:.2f}, {result['metrics']['seconds']:.0f} s"
+        f"{study.name}: {run.arm}, seed {run.seed}: test ROUGE-L {rouge:.2f}, "
+        f"{duration(result['metrics']['seconds'])}"
     )
 
 
@@ -287,4 +290,6 @@ def _in_process(run: Run, jobs: int, device: str | None) -> None:
     queue.unlink(missing_ok=True)
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if done.returncode in (130, 143) and lines:
+            raise RunInterruptedError(lines[-1].removeprefix("mgsr: "), done.returncode - 128)
         raise UserError(f"{run.arm}, seed {run.seed} failed ({log}): {lines[-1] if lines else 'no output'}")

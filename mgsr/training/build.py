@@ -24,7 +24,7 @@ from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
 from mgsr.training.datamodule import DistillationDataModule
-from mgsr.training.launch import StopRequest
+from mgsr.training.launch import StopRequest, stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
 from mgsr.training.run_folder import ENVIRONMENT, METRICS, SHAPES
@@ -76,7 +76,7 @@ def build_job(
     objective = build_objective(config, build_clip(config, start.vocab_size, mean_bounds(config)))
     needs_teacher = objective.needs_teacher or config.scrg.enabled
     teacher = start.teacher.model if start.teacher is not None and needs_teacher else None
-    stop = StopRequest(f"mgsr train --resume {folder}")
+    stop = stop_request(config)
     predictor = Predictor(
         student.tokenizer,
         dev_examples[: config.evaluation.val_rows or None],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mgsr.config.schema import TrainerConfig
 from mgsr.rounds.render import markdown_revision
 from mgsr.rounds.store import RoundEntry, read_manifest, round_folders
 from mgsr.runtime.meter import Meter, added, overall
-from mgsr.runtime.progress import StepBar, say
+from mgsr.runtime.progress import Tracker
 from mgsr.runtime.ranks import gathered, is_first
 from mgsr.training.checkpoint import BestCheckpoint, ResumePoint
 from mgsr.training.datamodule import DistillationDataModule
@@ -120,61 +119,55 @@ def _writer(trainer: L.Trainer) -> Any:
 
 
 class StepProgress(L.Callback):
-    """Optimiser steps done: a bar with rate and time left in a terminal, plain lines elsewhere."""
+    """Optimiser steps done, of all: one bar over the stage in a terminal, plain lines elsewhere.
 
-    def __init__(self, total_steps: int, name: str, every_seconds: float = 15.0) -> None:
-        self.total_steps, self.name, self.every_seconds = total_steps, name, every_seconds
-        self._bar: Any = None
-        self._start = self._last = 0.0
-        self._first = 0
+    Rounds of text and looks at the dev set show a bar of their own inside it. Their time counts: time left is that
+    of the whole stage.
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start = self._last = time.monotonic()
-        self._first = trainer.global_step
+    Args:
+        first_step: where the stage is taken up; the rate counts what this process does.
+    """
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # anew in every epoch: between two of them a round of text may show a bar of its own
-        if sys.stdout.isatty() and trainer.is_global_zero:
-            self._bar = StepBar(self.name, self.total_steps)
+    def __init__(self, total_steps: int, name: str, first_step: int = 0) -> None:
+        self.total_steps, self.name, self.first_step = total_steps, name, first_step
+        self._steps: Tracker | None = None
+        self._dev: Tracker | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # the first round of text is written before on_train_start
+        self._steps = Tracker(self.name, self.total_steps, unit="steps", first=self.first_step, every=15.0)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        now = time.monotonic()
-        if self._bar is not None:
-            self._bar.show(trainer.global_step, self._rate(trainer, now), self._figures(trainer))
-        elif now - self._last >= self.every_seconds:
-            self._last = now
-            self._line(trainer, now)
+        if self._steps is not None:
+            self._steps.move(trainer.global_step, lambda: _shown(trainer))
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        predict = getattr(pl_module, "predict", None)
+        if predict is not None:
+            self._dev = Tracker("dev set", len(predict.mine), unit="responses")
+            predict.advance = self._dev.advance
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._dev is not None:
+            self._dev.close()
+            self._dev = None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._close()
+        self.on_validation_end(trainer, pl_module)
+        if self._steps is not None:
+            self._steps.close()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._close()
-        self._line(trainer, time.monotonic())
+        if self._steps is not None:
+            self._steps.move(trainer.global_step)
+            self._steps.close(lambda: _shown(trainer))
 
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
 
-    def _rate(self, trainer: L.Trainer, now: float) -> float:
-        return (trainer.global_step - self._first) / max(1e-9, now - self._start)
-
-    def _figures(self, trainer: L.Trainer) -> str:
-        metrics = trainer.callback_metrics
-        shown = [n for n in ("train/loss", "val/loss", "val/rouge_l") if n in metrics]
-        return ", ".join(f"{name} {float(metrics[name]):.3f}" for name in shown)
-
-    def _line(self, trainer: L.Trainer, now: float) -> None:
-        if not trainer.is_global_zero:
-            return
-        step, rate = trainer.global_step, self._rate(trainer, now)
-        left = (self.total_steps - step) / rate if rate else float("inf")
-        line = f"{self.name}: step {step}/{self.total_steps}, {rate:.1f} steps/s, {left:.0f} s left"
-        say(", ".join(part for part in (line, self._figures(trainer)) if part))
+def _shown(trainer: L.Trainer) -> str:
+    """The latest figures, for a line of progress."""
+    metrics = trainer.callback_metrics
+    names = {"train/loss": "loss", "val/loss": "dev loss", "val/rouge_l": "dev ROUGE-L"}
+    return ", ".join(f"{word} {float(metrics[name]):.3f}" for name, word in names.items() if name in metrics)
 
 
 class CostLog(L.Callback):
@@ -245,8 +238,12 @@ def build_callbacks(
     name: str,
     stop: StopRequest,
     validates: bool,
+    first_step: int = 0,
 ) -> list[L.Callback]:
-    """The callbacks of a stage; `stop` is asked by signals, between two steps and by long work between them."""
+    """The callbacks of a stage, which is taken up at `first_step`.
+
+    `stop` is asked by signals, between two steps and by long work between them.
+    """
     best: list[L.Callback] = [BestCheckpoint(folder)] if validates else []
     return [
         ResumePoint(folder, config.checkpoint_every_n_steps, stop, length),
@@ -255,5 +252,5 @@ def build_callbacks(
         CostLog(),
         Validation(val_every_n_epochs, length.epochs),
         *best,
-        StepProgress(length.total_steps, name),
+        StepProgress(length.total_steps, name, first_step),
     ]

@@ -23,6 +23,7 @@ from mgsr.runtime.faults import reach
 from mgsr.runtime.files import SUFFIX, check, remove_checked, write_checked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import barrier, largest
+from mgsr.runtime.wording import plural
 from mgsr.training.launch import StopRequest
 from mgsr.training.optim import Length
 
@@ -129,6 +130,13 @@ class ResumePoint(Checkpoint):
         self.folder, self.every_n_steps, self.stop, self.length = folder, every_n_steps, stop, length
         self._between_epochs = False
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        newest = resume_points(self.folder)
+        self._stands_at(step_of(newest[0]) if newest else 0)
+
+    def _stands_at(self, step: int) -> None:
+        self.stop.standing = f"step {step} of {self.length.total_steps}"
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
             self.stop.watch()
@@ -177,7 +185,9 @@ class ResumePoint(Checkpoint):
         self._between_epochs = bool(checkpoint["between_epochs"])
         steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
         if steps != now:
-            raise UserError(f"{self.folder}: an epoch had {steps} steps, here it has {now}; begin another arm")
+            raise UserError(
+                f"{self.folder}: an epoch had {plural(steps, 'step')}, here it has {now}; begin another arm"
+            )
         rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -197,6 +207,7 @@ class ResumePoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(resume_path(self.folder, trainer.global_step))
+        self._stands_at(trainer.global_step)
         if trainer.is_global_zero:
             prune(self.folder)
             reach("checkpoint.pruned")

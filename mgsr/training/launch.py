@@ -7,6 +7,7 @@ and srun they are there already. Either way Lightning finds the process group th
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from mgsr.config.schema import TrainerConfig
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime import progress
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import ConfigError, RunInterruptedError, UserError
@@ -34,6 +35,8 @@ from mgsr.runtime.launchers import by_srun, by_torchrun
 from mgsr.runtime.processor import usable_cores, usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import is_first
+from mgsr.runtime.wording import plural
+from mgsr.training.run_folder import run_folder
 
 # between a worker's request to stop and its death: a resume point takes seconds
 GRACE = 30
@@ -126,13 +129,13 @@ def _check_devices(config: TrainerConfig) -> None:
         ConfigError: fewer GPUs; or, on a CPU, far fewer cores.
     """
     if working_device(config.accelerator).type == "cuda":
-        most, what = torch.cuda.device_count(), "GPU(s)"
+        most, what = torch.cuda.device_count(), "GPU"
     else:
         # a few on one core are for trying things out
-        most, what = max(8, usable_cores()), "core(s)"
+        most, what = max(8, usable_cores()), "core"
     if config.devices > most:
-        have = most if what == "GPU(s)" else usable_cores()
-        raise ConfigError(f"`trainer.devices` is {config.devices}, and this machine has {have} {what}; lower it")
+        have = plural(most if what == "GPU" else usable_cores(), what)
+        raise ConfigError(f"`trainer.devices` is {config.devices}, and this machine has {have}; lower it")
 
 
 def _explained(codes: dict[int, int], first: int) -> int:
@@ -181,7 +184,8 @@ def joined(config: TrainerConfig) -> Iterator[None]:
     if gpu:
         if place.local_rank() >= torch.cuda.device_count():
             raise ConfigError(
-                f"`trainer.devices` is {config.devices}, and this machine has {torch.cuda.device_count()} GPU(s)"
+                f"`trainer.devices` is {config.devices}, and this machine has "
+                f"{plural(torch.cuda.device_count(), 'GPU')}"
             )
         torch.cuda.set_device(place.local_rank())
     try:
@@ -219,6 +223,11 @@ def requeue() -> None:
     progress.say(f"SLURM job {job}: {'cannot be queued again: ' + failed if failed else 'queued again'}")
 
 
+def _signal(number: int) -> str:
+    """A signal by the name that people have for it."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
 @dataclass
 class StopRequest:
     """A user's wish to stop: noted when the signal comes, carried out where nothing is lost.
@@ -228,9 +237,13 @@ class StopRequest:
 
     Args:
         go_on: the command that takes up a stopped stage.
+        stage: its name, where it is not the run's main job.
+        standing: where the newest resume point is, as `step 3 of 12`.
     """
 
     go_on: str
+    stage: str = ""
+    standing: str = ""
     asked: int | None = None
     # `signal` shows the handler that it replaces, and that one what it has replaced: two of them, and so on
     _previous: dict[int, Any] = field(default_factory=dict, repr=False)
@@ -259,7 +272,19 @@ class StopRequest:
     def check(self) -> None:
         """Called between batches of long work without steps (a round, the dev set): stop there if asked."""
         if self.asked is not None:
-            name = signal.Signals(self.asked).name
             if self.asked == signal.SIGUSR1 and is_first():
                 requeue()
-            raise RunInterruptedError(f"stopped by {name}; go on with: {self.go_on}", self.asked)
+            raise self.ended()
+
+    def ended(self) -> RunInterruptedError:
+        """What a stop is answered with: where the stage stands, and how it goes on."""
+        number = self.asked or signal.SIGINT
+        place = (f" in {self.stage}" if self.stage else "") + (f" at {self.standing}" if self.standing else "")
+        return RunInterruptedError(f"stopped by {_signal(number)}{place}; go on with: {self.go_on}", number)
+
+
+def stop_request(config: ExperimentConfig, stage: str = "") -> StopRequest:
+    """Of a run, or of a stage of its own that comes before; the run's folder takes both up once it is there."""
+    folder = run_folder(config)
+    begun = (folder / "config.yaml").exists()
+    return StopRequest(f"mgsr train --resume {shlex.quote(str(folder))}" if begun else "the same command", stage)

@@ -42,8 +42,9 @@ from mgsr.runtime.json_files import read_json
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
+from mgsr.runtime.wording import plural
 from mgsr.training.datamodule import DistillationDataModule
-from mgsr.training.launch import StopRequest
+from mgsr.training.launch import stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
 from mgsr.training.run_folder import TEST_FIGURES
@@ -171,7 +172,9 @@ def cached_evaluation(
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
-    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, name)
+    written = evaluate_tests(
+        config, prepared.model, prepared.tokenizer, tests, width, ends, name.removeprefix("sft_")
+    )
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
@@ -237,7 +240,7 @@ def _fine_tuned(
             remove_leftovers(partial)
             models.remove_half_folders(folder)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {len(rows)} rows")
+        say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
         model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
         reach("stage.trained")
         on_first(lambda: _keep(model, tokenizer, partial, folder))
@@ -281,7 +284,7 @@ def _supervise(
         run_folder=folder,
         seed=seed,
     )
-    stop = StopRequest("the same command, which takes this stage up again")
+    stop = stop_request(config, f"{name} SFT")
     module = DistillationModule(
         model,
         None,

@@ -41,6 +41,7 @@ from mgsr.runtime.faults import reach
 from mgsr.runtime.files import refused, system_error, write_atomically
 from mgsr.runtime.json_files import Each, ListOf, read_json
 from mgsr.runtime.progress import progress, say
+from mgsr.runtime.wording import plural
 from mgsr.training.placement import Placement
 
 INDEX, TENSORS = "index.json", "top.safetensors"
@@ -82,7 +83,7 @@ def cached_teacher(
     read = _reader(teacher, "teacher cache", CHUNK, vocab_size=vocab_size, **reader)
     tops, report = teacher_tops(folder, rows, k, read)
     say(
-        f"teacher cache: {report.tokens} tokens, {report.written} of them new, top {k} at "
+        f"teacher cache: {plural(report.tokens, 'token')}, {report.written} of them new, top {k} at "
         f"{report.bytes_per_token} bytes per token; KL from the teacher to what is kept {report.kl_mean:.2e} "
         f"nats per token, {report.kl_max:.2e} at most; {folder}"
     )

@@ -90,6 +90,9 @@ def fit(
     """
     quiet_lightning()
     validates = module.predict is not None and bool(data.dev_rows)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    resume = agreed(newest_whole(folder) if is_first() else None)
+    first_step = 0 if resume is None else step_of(resume)
     callbacks = build_callbacks(
         config.trainer,
         folder,
@@ -99,16 +102,15 @@ def fit(
         name=name,
         stop=stop,
         validates=validates,
+        first_step=first_step,
     )
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    resume = agreed(newest_whole(folder) if is_first() else None)
     plugins: list[Any] = [DurableIO(), cluster_environment(config.trainer)]
     # ModelParallelStrategy takes float64 by this way alone
     double = config.trainer.strategy == "fsdp2" and config.trainer.precision == "64-true"
     if double:
         plugins.append(DoublePrecision())
     # what was logged behind the resume point is logged again: TensorBoard is told to forget the first time
-    purge: dict[str, Any] = {"purge_step": 0 if resume is None else step_of(resume)}
+    purge: dict[str, Any] = {"purge_step": first_step}
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
     trainer = L.Trainer(
         # not its own choice for `auto`: that would be MPS on a Mac
@@ -143,6 +145,9 @@ def fit(
     except BaseException as error:
         # a stage that ends so is not torn down
         stop.unwatch()
+        if isinstance(error, SystemExit):
+            # so Lightning ends at a second Ctrl-C
+            raise stop.ended() from None
         if not isinstance(error, (RuntimeError, MemoryError)) or not is_out_of_memory(error):
             raise
         raise _out_of_memory(name, module.section, data.stage, trainer.global_step) from error

@@ -185,7 +185,7 @@ def test_a_study_runs_skips_and_summarises(tiny_file: Path, tmp_path: Path, caps
     assert difference["by_seed"] == pytest.approx([b - a for a, b in zip(ours, control, strict=True)])
     capsys.readouterr()
     assert main(words) == 0
-    assert "4 of 4 runs are complete already" in capsys.readouterr().out
+    assert "4 of 4 runs complete already" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

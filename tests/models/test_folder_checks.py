@@ -171,7 +171,7 @@ def test_a_spoilt_tokenizer_is_refused(folder: Path, name: str) -> None:
 def test_weights_that_have_no_place_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights(lambda w: w | {"v_head.summary.weight": torch.ones(3)})(folder)
     model = load_causal_lm(folder)
-    assert "1 weights that its config does not ask for are left out, such as v_head" in capsys.readouterr().out
+    assert "left out 1 weight that its config does not ask for, such as v_head" in capsys.readouterr().out
     assert torch.equal(model.get_input_embeddings().weight, tiny_model().get_input_embeddings().weight)
 
 
