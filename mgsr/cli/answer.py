@@ -39,7 +39,9 @@ def answer(commands: Mapping[str, Command], argv: Sequence[str] | None) -> int:
     except RunInterruptedError as error:
         if debug:
             raise
-        tell(f"{_who()}{error}")
+        # no error, and true of all ranks: the first one says it
+        if _who() in ("", "rank 0: "):
+            tell(str(error))
         return error.exit_code
     except UserError as error:
         if debug:

@@ -157,8 +157,8 @@ def _quiet_agent() -> None:
     """The agent's own reports tell what the ranks have told already."""
     import logging
 
-    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in ("elastic", "elastic.agent.server.api", "launcher", "run"):
+        logging.getLogger(f"torch.distributed.{name}").setLevel(logging.CRITICAL)
 
 
 @contextmanager

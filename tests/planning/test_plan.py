@@ -182,4 +182,4 @@ def test_numbers_out_of_range(option: list[str], capsys: Capture) -> None:
 def test_help_has_an_example(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
-    assert "mgsr plan configs/llama2.yaml --devices 8 --gpu 80GB" in capsys.readouterr().out
+    assert "mgsr plan llama2 --devices 8 --gpu 80GB" in capsys.readouterr().out
