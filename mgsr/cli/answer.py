@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
-from mgsr.cli.arguments import parse
+from mgsr.cli.parsing import parse
 from mgsr.cli.streams import output_is_broken, tell
 from mgsr.runtime.errors import RunInterruptedError, UserError
 from mgsr.runtime.files import refused

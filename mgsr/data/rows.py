@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mgsr.runtime.errors import DataError
+from mgsr.runtime.wording import plural
 
 ALL = "all"
 """The kind of rows whose source names none."""
@@ -82,7 +83,7 @@ def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0) -> di
     begin = f"{source}: " if source else ""
     if dev + test >= len(rows):
         raise DataError(
-            f"{begin}{len(rows)} rows cannot give {dev} dev and {test} test rows and still one to train on; "
+            f"{begin}{plural(len(rows), 'row')} cannot give {dev} dev and {test} test rows and still one to train on; "
             "give more rows, or data.dev=FILE and data.test=FILE"
         )
     generator = random.Random(seed)

@@ -133,7 +133,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: Data
         )
     if encoded.left_out:
         count = sum(encoded.left_out.values())
-        say(f"{what}: {count} of {len(rows)} rows left out: {told_left_out(encoded.left_out)}")
+        say(f"{what}: {count} of {plural(len(rows), 'row')} left out: {told_left_out(encoded.left_out)}")
     if encoded.apart:
         say(
             f"{what}: {encoded.apart} of {plural(len(rows), 'response')} encoded apart from their prompts, as "

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgsr.cli.arguments import parse
 from mgsr.cli.main import main
+from mgsr.cli.parsing import parse
 from mgsr.training.checkpoint import resume_points
 from tests.reading import resume_content
 

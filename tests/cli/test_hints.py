@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mgsr.cli.arguments import parse
 from mgsr.cli.main import main
+from mgsr.cli.parsing import parse
 
 Capture = pytest.CaptureFixture[str]
 
