@@ -83,8 +83,8 @@ def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0) -> di
     begin = f"{source}: " if source else ""
     if dev + test >= len(rows):
         raise DataError(
-            f"{begin}{plural(len(rows), 'row')} cannot give {dev} dev and {test} test rows and still one to train on; "
-            "give more rows, or data.dev=FILE and data.test=FILE"
+            f"{begin}{plural(len(rows), 'row')} cannot give {dev} dev and {test} test rows and still one to "
+            "train on; give more rows, or data.dev=FILE and data.test=FILE"
         )
     generator = random.Random(seed)
     keys = [generator.random() for _ in rows]
