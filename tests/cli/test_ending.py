@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
-from mgsr.cli.console import run_table
+from mgsr.cli.console import run_table, show
 from mgsr.cli.ending import show_ending
 from mgsr.cli.main import main
 from mgsr.runtime.errors import RunInterruptedError
@@ -55,6 +53,9 @@ def test_the_end_of_a_run_without_teacher_rounds_and_checkpoints(
     metrics: dict[str, Any] = json.loads((two_set_run / "metrics.json").read_text())
     del metrics["teacher"], metrics["scrg"], metrics["result"]["mine"]
     folder = tmp_path / "a run"
+    # damaged since: what it was is not worth an error at the end
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints/best.ckpt").write_text("torn")
     show_ending(metrics, folder)
     out = capsys.readouterr().out
     assert [row[0] for row in cells(out)] == ["start", "mgsr"]
@@ -63,11 +64,10 @@ def test_the_end_of_a_run_without_teacher_rounds_and_checkpoints(
     assert f"mgsr export '{folder}' exported/" in out
 
 
-def test_a_name_in_a_table_is_no_markup(two_set_run: Path) -> None:
+def test_a_name_in_a_table_is_no_markup(two_set_run: Path, capsys: Capture) -> None:
     metrics = json.loads((two_set_run / "metrics.json").read_text()) | {"arm": "[red]x[/red]"}
-    shown = io.StringIO()
-    Console(file=shown, width=120, markup=False).print(run_table(metrics))
-    assert "[red]x[/red]" in shown.getvalue()
+    show(run_table(metrics))
+    assert "[red]x[/red]" in capsys.readouterr().out
 
 
 def stops(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:

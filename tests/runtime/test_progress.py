@@ -88,6 +88,7 @@ def test_a_narrow_terminal_shows_what_and_how_far_to_the_end(
     monkeypatch.setattr(rich, "_console", console)
     bar = Tracker("demo/mgsr seed 0", 12000, unit="steps", first=3)
     clock.now += 10
+    terminal.seek(terminal.truncate(0))
     bar.move(103, lambda: "loss 2.345, dev loss 2.345, dev ROUGE-L 12.345")
     assert_shown(terminal, "demo/mgsr seed 0")
     assert_shown(terminal, "103/12000 10.0 steps/s")
