@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
     does not count, as a study records its results there while it runs.
     """
     # an installed package may lie in somebody else's checkout, which does not track it
-    own = _git("ls-files", "--error-unmatch", "--", "__init__.py") is not None
+    own = _git("ls-files", "--error-unmatch", "--", "runtime/environment.py") is not None
     commit, changes = (
         (_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")) if own else (None, None)
     )

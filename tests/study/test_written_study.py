@@ -118,10 +118,8 @@ def test_a_base_starts_from_the_study_s_folder(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_written_study_holds_is_read_back(tmp_path: Path, tiny_file: Path) -> None:
-    """Infinities, words that YAML changes, places that are filled in: every arm of every shipped study."""
-    from mgsr.config.shipped import shipped
-
-    for name in shipped("study"):
+    """Infinities, words that YAML changes, places that are filled in: every arm of these studies."""
+    for name in ("dac_kl", "scrg", "grid"):
         study = load_study(name, str(tiny_file))
         write_study(study, tmp_path / name, list(study.arms))
         kept = load_study(tmp_path / name)
