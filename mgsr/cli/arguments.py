@@ -135,14 +135,15 @@ def build_parser() -> Parser:
     )
 
     ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP, "STUDY [key=value ...] [options]")
-    ablate.add_argument(
-        "study", metavar="STUDY", help="a YAML file, or the name of a study that comes with mgsr, such as demo"
-    )
+    ablate.add_argument("study", metavar="STUDY", help="a YAML file, or a name: scrg (mgsr config --list)")
     ablate.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
         "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
     )
-    ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
+    ablate.add_argument(
+        "--config", metavar="CONFIG", help="your models and data as the base; results stay below run_root"
+    )
+    ablate.add_argument("--question", metavar="TEXT", help="what its report begins with")
     ablate.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
     ablate.add_argument(
         "--jobs", type=_number(int, 1), default=1, metavar="N", help="runs side by side (default: 1)"
@@ -150,7 +151,8 @@ def build_parser() -> Parser:
     ablate.add_argument(
         "--record",
         action="store_true",
-        help="read and write small result files in results/ beside the study; recorded runs are skipped",
+        help="read and write small result files in results/ beside the study (of an installed one, in "
+        "runs/STUDY/results); recorded runs are skipped",
     )
 
     report = command(
@@ -159,7 +161,7 @@ def build_parser() -> Parser:
         REPORT_HELP,
         "STUDY [--results FOLDER] [--out FOLDER]",
     )
-    report.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
+    report.add_argument("study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, or a name: scrg")
     report.add_argument(
         "--results", metavar="FOLDER", help="where the result files are (default: beside the study)"
     )
@@ -225,12 +227,13 @@ def build_parser() -> Parser:
         "config",
         "list configuration keys, or check a file",
         CONFIG_HELP,
-        "[CONFIG | SECTION | KEY] [key=value ...]",
+        "[CONFIG | SECTION | KEY] [key=value ...] [--list]",
     )
     config.add_argument(
         "config", nargs="?", metavar="CONFIG", help="check this file and print it in full; or a section, or a key"
     )
     config.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    config.add_argument("--list", action="store_true", help="the configs and studies that come with mgsr, by name")
 
     completion = command("completion", "a script that completes commands in a shell", COMPLETION_HELP, "SHELL")
     completion.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")

@@ -14,15 +14,18 @@ import shtab
 from mgsr.cli.arguments import build_parser
 from mgsr.config.keys import walk
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.shipped import shipped
 
 _FOLDERS = ("RUN", "OUT", "FOLDER", "RUN_OR_MODEL_FOLDER")
 _KEYS = {"bash": "_mgsr_keys", "zsh": "_mgsr_words"}
 _CONFIGS = {"bash": "_mgsr_configs", "zsh": "_mgsr_words"}
+_STUDIES = {"bash": "_mgsr_studies", "zsh": "_mgsr_studies"}
 
 # readline cuts words at `=`, so a value is a word of its own; a key takes no blank behind it
 _BASH = """
 _mgsr_keys() { compgen -W "@keys@" -- "$1"; }
-_mgsr_configs() { _shtab_compgen_files "$1"; _mgsr_keys "$1"; }
+_mgsr_configs() { _shtab_compgen_files "$1"; compgen -W "@configs@" -- "$1"; _mgsr_keys "$1"; }
+_mgsr_studies() { _shtab_compgen_files "$1"; compgen -W "@studies@" -- "$1"; }
 _mgsr() {
   local word="${COMP_WORDS[COMP_CWORD]}" before=$((COMP_CWORD - 1)) key="" values=""
   [[ "$word" == "=" ]] && { before=$COMP_CWORD; word=""; }
@@ -45,6 +48,7 @@ _mgsr() {
 """
 
 _ZSH = """
+_mgsr_studies() { _files; compadd -- @studies@; }
 _mgsr_words() {
   if compset -P 1 '*='; then
     case "$IPREFIX" in
@@ -53,6 +57,7 @@ _mgsr_words() {
     esac
   else
     _files
+    compadd -- @configs@
     compadd -S '' -- @keys@
   fi
 }
@@ -67,7 +72,9 @@ def script(shell: str) -> str:
             action.complete = _KEYS  # type: ignore[attr-defined]
         elif action.metavar == "CONFIG" and not action.option_strings:
             action.complete = _CONFIGS  # type: ignore[attr-defined]
-        elif action.metavar in ("FILE", "CONFIG", "STUDY"):
+        elif action.metavar == "STUDY":
+            action.complete = _STUDIES  # type: ignore[attr-defined]
+        elif action.metavar in ("FILE", "CONFIG"):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar in _FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
@@ -75,6 +82,8 @@ def script(shell: str) -> str:
     values = {name: _values(value, meta["choices"]) for name, value, meta in leaves}
     known = {name: words for name, words in values.items() if words}
     holes = {
+        "@configs@": " ".join(shipped("config")),
+        "@studies@": " ".join(shipped("study")),
         "@keys@": " ".join(f"{name}=" for name, *_ in leaves),
         "@bash_values@": "\n".join(f'    {name}) values="{words}" ;;' for name, words in known.items()),
         "@zsh_values@": "\n".join(f"      {name}=) compadd -- {words} ;;" for name, words in known.items()),
