@@ -70,7 +70,7 @@ class HubSplitConfig:
 
 @dataclass
 class DataConfig:
-    train: str = key("databricks/databricks-dolly-15k", "`synthetic`, a .json/.jsonl file, or a hub id", path=True)
+    train: str = key("", "`synthetic`, a .json/.jsonl file, or a hub id", path=True)
     dev: str = key("", "as `train`; empty: the dev split of the same source", path=True)
     test: str = key("", "as `train`; empty: the test split of the same source", path=True)
     test_sets: dict[str, str] = key(

@@ -113,6 +113,15 @@ def build_model(
             pad_token_id=pad_id(tokenizer),
             seed=seed,
         )
+    return load_source(model)
+
+
+def load_source(model: ModelConfig) -> PreTrainedModel:
+    """A model that comes from elsewhere, on the CPU and in eval mode, as `model` configures it.
+
+    Raises:
+        UserError: it cannot be loaded, or its output layer is not a plain product.
+    """
     loaded = load_causal_lm(
         model.source,
         gguf_file=model.gguf_file or None,
