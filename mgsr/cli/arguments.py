@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from mgsr.cli.help import (
     DOCTOR_HELP,
     EVALUATE_HELP,
     EXPORT_HELP,
+    INIT_HELP,
     PLAN_HELP,
     REPORT_HELP,
     TEXTS_HELP,
@@ -26,7 +28,7 @@ from mgsr.runtime.errors import did_you_mean
 
 # a dash is no part of a key, but of what people type: the key that is meant is named where keys are read
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
-_OVERRIDABLE = ("train", "ablate", "doctor", "plan", "config")
+_OVERRIDABLE = ("train", "init", "ablate", "doctor", "plan", "config")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,6 +79,9 @@ def build_parser() -> _Parser:
     train.add_argument(
         "--resume", metavar="RUN", help="a run folder: go on where it stopped; `auto`: if CONFIG's has begun"
     )
+
+    init = command("init", "print a file to start from, for models and data of one's own", INIT_HELP)
+    init.add_argument("ignored", nargs="*", metavar="key=value", help="values to fill in")
 
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
@@ -139,7 +144,7 @@ def build_parser() -> _Parser:
     report.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the study)")
 
     doctor = command("doctor", "check a configuration before it runs", DOCTOR_HELP)
-    doctor.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    doctor.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file (default: key=value words alone)")
     doctor.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
     doctor.add_argument("--json", action="store_true", help="findings and figures as JSON")
     doctor.add_argument(
@@ -147,7 +152,7 @@ def build_parser() -> _Parser:
     )
 
     plan = command("plan", "what a run costs on several devices, and whether it fits", PLAN_HELP)
-    plan.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/llama2.yaml")
+    plan.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, such as configs/llama2.yaml")
     plan.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
     plan.add_argument(
         "--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)"
@@ -215,7 +220,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(arguments, name, None):
             setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     arguments.overrides, arguments.words = overrides, words
+    _say_of_repeated(overrides)
     return arguments
+
+
+def _say_of_repeated(overrides: Sequence[str]) -> None:
+    """Say of a key that is given twice which value holds; test sets add up."""
+    last = {word.partition("=")[0]: word for word in overrides}
+    for name, word in last.items():
+        earlier = [one for one in overrides if one.partition("=")[0] == name and one != word]
+        if earlier and name != "data.test_sets" and os.environ.get("RANK", "0") == "0":
+            tell(f"`{name}` is given more than once; the last holds: {word}")
 
 
 def _check_words(parser: _Parser, words: Sequence[str]) -> None:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 TRAIN_HELP = """\
-Distil a student as CONFIG says, evaluate its best checkpoint on the test sets, and write metrics.json.
+Distil a student as CONFIG and the key=value words say, evaluate its best checkpoint on the test sets, and write
+metrics.json. It begins with what it will do, in words; without CONFIG the words are all it has.
 
 Everything goes to <run_root>/<experiment>/<arm>/seed=<seed>/. Teacher and student are fine-tuned first where the
 config asks for it; both are cached in <run_root>/cache and taken from there the next time.
 `mgsr config` lists every key. Values are YAML: scrg.passes=3 data.test_sets='{vicuna: vicuna.jsonl}'.
 
   mgsr train configs/demo.yaml
+  mgsr train teacher.source=my_teacher student.source=my_student data.train=rows.jsonl
   mgsr train configs/demo.yaml arm=no_scrg scrg.enabled=false seed=1
   mgsr train --resume runs/demo/mgsr/seed=0
 
 On several GPUs of one machine it starts one process each; torchrun and srun start them on several machines.
 
   mgsr train configs/llama2.yaml trainer.devices=8 trainer.strategy=fsdp2
+"""
+INIT_HELP = """\
+Print a commented configuration to start from: one's own models and rows, the keys that one decides on first, each
+with its default. Nothing is written but to the terminal.
+
+  mgsr init > my.yaml
+  mgsr init teacher.source=my_teacher student.source=my_student data.train=rows.jsonl > my.yaml
+  mgsr doctor my.yaml
 """
 EVALUATE_HELP = """\
 Write the answers to every row of the data files and measure them (ROUGE-L F x 100, maximum over references).

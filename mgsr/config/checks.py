@@ -57,7 +57,7 @@ def _check_for_gaps(config: ExperimentConfig) -> None:
     needed = ["data.train", *(["teacher.source"] if needs_teacher(config) else []), "student.source"]
     missing = [name for name in needed if not value_of(config, name)]
     if missing:
-        named = " and ".join(f"`{name}`" for name in missing)
+        named = ", ".join(f"`{name}`" for name in missing)
         words = " ".join(f"{name}={_FILLERS[name]}" for name in missing)
         raise ConfigError(
             f"{named} {'is' if len(missing) == 1 else 'are'} empty: set {words}; "

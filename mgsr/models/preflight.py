@@ -5,9 +5,11 @@ No weight is read and nothing is written. Rows are encoded only where a limit mi
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,53 +26,58 @@ from mgsr.models.from_config import (
     build_initial,
     build_tokenizer,
     check_tokenizers,
+    configured_tokenizer,
     quiet_transformers,
     with_adapters,
     with_end_token,
 )
 from mgsr.models.loading import shape_of_causal_lm
-from mgsr.models.output_layer import position_limit
-from mgsr.models.pruning import pruned_config
+from mgsr.models.output_layer import output_head, position_limit
+from mgsr.models.pruning import decoder_layers, pruned_config
 from mgsr.models.stop_ids import text_ends
-from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
+from mgsr.models.vocabulary import knows_all_ids, logits_width, require_shared_ids, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
-from mgsr.runtime.errors import UserError
+from mgsr.runtime.errors import ConfigError, UserError
 
 Rows = Mapping[str, Sequence[Row]]
 
+# keys of a model, besides its source, that a message about it may quote
+_TOLD = ("gguf_file", "revision", "attn_implementation")
 
-def check_run(config: ExperimentConfig, rows: Rows) -> None:
+
+def check_run(config: ExperimentConfig, rows: Rows) -> dict[str, Any]:
     """Go through the list and stop at the first thing that is wrong.
 
     Args:
         rows: by split.
 
+    Returns:
+        Teacher and student as they come from their sources, without content; `student` only where it is a model
+        of its own.
+
     Raises:
         UserError: as one line, what is wrong and what to do.
     """
-    for section, check in checks(config, rows):
-        try:
-            check()
-        except UserError as error:
-            if section not in ("teacher", "student"):
-                raise
-            raise UserError(f"{section}: {error}") from error
+    shapes: dict[str, Any] = {}
+    for _, check in checks(config, rows, shapes):
+        check()
+    return shapes
 
 
-def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[], None]]]:
+def checks(config: ExperimentConfig, rows: Rows, shapes: dict[str, Any]) -> list[tuple[str, Callable[[], None]]]:
     """The list: what is looked at, and a function that raises a UserError.
 
     Args:
         rows: by split; a split that could not be read is left out.
+        shapes: is filled with what `check_run` returns, as far as it can be had.
     """
     quiet_transformers()
-    shapes: dict[str, Any] = {}
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("tokenizers", lambda: check_tokenizers(config)),
         ("teacher", lambda: _look_at_teacher(config, shapes)),
         ("student", lambda: _look_at_student(config, shapes)),
+        ("tokenizers", lambda: _check_tokenizers(config)),
         ("lengths", lambda: _check_texts(config, rows, shapes)),
     ]
 
@@ -96,21 +103,56 @@ def _check_packages(config: ExperimentConfig) -> None:
         build_chunker("spacy")
 
 
+@contextmanager
+def _about(*names: str) -> Iterator[None]:
+    """Name the keys that are to blame, so that their places are told; the first begins the message."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise ConfigError(f"`{names[0]}`: {error}", *names) from error
+
+
+def _check_tokenizers(config: ExperimentConfig) -> None:
+    with _about("teacher.source", "student.source"):
+        check_tokenizers(config)
+        if config.teacher.source == "init" and config.student.source not in ("", "init", "teacher"):
+            own = build_tokenizer(config, config.teacher, read_split(config.data, "teacher"))
+            require_shared_ids(own, configured_tokenizer(config.student))
+
+
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
     if config.teacher.source:
-        shapes["teacher"] = _shape_of(config, config.teacher)
+        shapes["teacher"] = _placed_shape(config, "teacher")
 
 
 def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
     student = config.student
     if student.source != "teacher":
-        shapes["student"] = _shape_of(config, student)
+        shapes["student"] = _placed_shape(config, "student")
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
-        pruned_config(origin.config, student.keep_layers)
+        with _about("student.keep_layers"):
+            decoder_layers(origin)
+            pruned_config(origin.config, student.keep_layers)
     if student.lora.r and origin is not None:
-        with torch.device("meta"):
-            with_adapters(origin, config)
+        with _about("student.lora"), torch.device("meta"):
+            with_adapters(copy.deepcopy(origin), config)
+
+
+def _placed_shape(config: ExperimentConfig, role: str) -> Any:
+    """The model without its content; what is wrong with it is told with the key that says so."""
+    model: ModelConfig = getattr(config, role)
+    try:
+        shape = _shape_of(config, model)
+        output_head(shape)
+    except UserError as error:
+        own = [name for name in _TOLD if (value := getattr(model, name)) and value in str(error)]
+        names = own or ["architecture" if model.source == "init" else "source"]
+        with _about(*(f"{role}.{name}" for name in names)):
+            raise
+    return shape
 
 
 def _shape_of(config: ExperimentConfig, model: ModelConfig) -> Any:

@@ -123,7 +123,7 @@ def test_what_would_come_late_comes_first(
 
 def test_a_sound_run_passes_and_reads_no_weight(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config()
-    for _, check in preflight.checks(config, {}):
+    for _, check in preflight.checks(config, {}, {}):
         check()
     monkeypatch.setattr(preflight, "check_run", lambda *_: None)
     assert not run_folder(config).exists()
