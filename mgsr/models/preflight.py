@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -104,18 +105,18 @@ def _check_packages(config: ExperimentConfig) -> None:
 
 
 @contextmanager
-def _about(*names: str) -> Iterator[None]:
-    """Name the keys that are to blame, so that their places are told; the first begins the message."""
+def _about(what: str, *names: str) -> Iterator[None]:
+    """Begin an error with `what`, and name the keys that are to blame, so that their places are told."""
     try:
         yield
     except ConfigError:
         raise
     except UserError as error:
-        raise ConfigError(f"`{names[0]}`: {error}", *names) from error
+        raise ConfigError(f"{what}{error}", *names) from error
 
 
 def _check_tokenizers(config: ExperimentConfig) -> None:
-    with _about("teacher.source", "student.source"):
+    with _about("", "teacher.source", "student.source"):
         check_tokenizers(config)
         if config.teacher.source == "init" and config.student.source not in ("", "init", "teacher"):
             own = build_tokenizer(config, config.teacher, read_split(config.data, "teacher"))
@@ -133,11 +134,11 @@ def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
         shapes["student"] = _placed_shape(config, "student")
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
-        with _about("student.keep_layers"):
+        with _about("`student.keep_layers`: ", "student.keep_layers"):
             decoder_layers(origin)
             pruned_config(origin.config, student.keep_layers)
     if student.lora.r and origin is not None:
-        with _about("student.lora"), torch.device("meta"):
+        with _about("`student.lora`: ", "student.lora"), torch.device("meta"):
             with_adapters(copy.deepcopy(origin), config)
 
 
@@ -149,8 +150,10 @@ def _placed_shape(config: ExperimentConfig, role: str) -> Any:
         output_head(shape)
     except UserError as error:
         own = [name for name in _TOLD if (value := getattr(model, name)) and value in str(error)]
-        names = own or ["architecture" if model.source == "init" else "source"]
-        with _about(*(f"{role}.{name}" for name in names)):
+        whole = (own or ["architecture" if model.source == "init" else "source"])[0]
+        sizes = [f"{whole}.{item.name}" for item in fields(model.architecture) if item.name in str(error)]
+        named = sizes if whole == "architecture" and sizes else [whole]
+        with _about(f"`{role}.{whole}`: ", *(f"{role}.{name}" for name in named)):
             raise
     return shape
 

@@ -56,6 +56,17 @@ LATE = [
         r"takes \d+ GB, and this machine has",
     ),
     ("student.attn_implementation=foo", "student", 'attn_implementation="foo"` is not supported'),
+    (
+        "student.architecture.num_heads=3",
+        "student",
+        r"command line \(student\.architecture\.num_heads\): `student.architecture`: llama",
+    ),
+    ("student.keep_layers=[0,7]", "student", "^command line: `student.keep_layers`: layer 7 cannot be kept"),
+    (
+        "student.source={folders}/good",
+        "tokenizers",
+        r"tiny\.yaml:11 \(teacher\.source\), command line \(student\.source\): teacher and student must share",
+    ),
     ("student.source={folders}/torn", "student", "model.safetensors` is torn"),
     ("student.source={folders}/god", "student", "did you mean .*/good`"),
     ("student.source=teacher student.keep_layers=[0,7]", "student", "layer 7 cannot be kept"),
