@@ -11,8 +11,8 @@ import numpy as np
 from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import DataConfig, ExperimentConfig
-from mgsr.data.prompts import pad_id, require_eos
-from mgsr.data.rows import read_rows
+from mgsr.data.encoding import pad_id, require_eos
+from mgsr.data.row_files import read_rows
 from mgsr.data.splits import encode, read_split
 from mgsr.scrg import Prompt
 from mgsr.training.sft import prepare_student, prepare_teacher, shared_vocabulary

@@ -15,7 +15,8 @@ import torch
 
 from experiments.bench.pair import demo_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.data.prompts import Example, pad_id
+from mgsr.data.encoding import pad_id
+from mgsr.data.prompts import Example
 from mgsr.data.splits import encode, read_split
 from mgsr.evaluation.test_set import Predictor, evaluate
 from mgsr.generation.decoding import pad_left

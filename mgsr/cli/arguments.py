@@ -89,7 +89,9 @@ def build_parser() -> _Parser:
     evaluate.add_argument(
         "--seeds", nargs="+", type=_SEED, metavar="N", help="sampling seeds (default: the run's)"
     )
-    evaluate.add_argument("--template", choices=("alpaca", "plain"), help="prompt template (default: the run's)")
+    evaluate.add_argument(
+        "--template", choices=("alpaca", "plain", "chat"), help="prompt template (default: the run's, or alpaca)"
+    )
     evaluate.add_argument("--temperature", type=_number(float, 0.0), help="0 is greedy (default: the run's, or 1)")
     evaluate.add_argument(
         "--max-new-tokens", type=_number(int, 1), metavar="N", help="longest answer (default: the run's)"

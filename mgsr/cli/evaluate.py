@@ -13,12 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.cli.console import evaluation_table, show
 from mgsr.config.schema import DataConfig, EvaluationConfig
-from mgsr.data.prompts import Example, require_eos
-from mgsr.data.rows import read_rows
+from mgsr.data.encoding import require_eos
+from mgsr.data.prompts import Example
+from mgsr.data.row_files import RECOGNISED, read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
+from mgsr.evaluation.model_card import as_it_was_asked
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
-from mgsr.models.from_config import quiet_transformers
+from mgsr.models.from_config import configured_ends, quiet_transformers
 from mgsr.models.hub import near_names
 from mgsr.models.preflight import check_texts
 from mgsr.runtime.devices import working_device
@@ -47,10 +49,13 @@ def evaluate_files(
 ) -> dict[str, Any]:
     """ROUGE-L and more of a run's best student, or of a transformers folder, on data files.
 
+    An export of a run says itself which template, lengths and end token it was trained with.
+
     Args:
         source: a run folder or a model folder.
-        files: JSON or JSONL, each reported under its path.
+        files: of rows, see `mgsr.data.row_files`; each is reported under its path.
         seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
+            The template `chat` is the one of the model's tokenizer.
         limit: read only the first n rows of each file (0: all).
         teacher: a model folder, or "run" for the run's own teacher: measure exposure bias against it too.
         device: auto, cpu, cuda or mps.
@@ -65,15 +70,17 @@ def evaluate_files(
         _check_writable(path)
     place: Any = working_device(device)
     data, settings = DataConfig(), EvaluationConfig()
-    sets = {name: read_rows(name) for name in files}
+    fields = load_run_config(source).data.fields if _is_run(source) else RECOGNISED
+    sets = {name: read_rows(name, fields=fields, strict=False) for name in files}
     if _is_run(source):
         config = load_run_config(source)
         data, settings = config.data, config.evaluation
         model, tokenizer = load_run(source)
     else:
+        as_it_was_asked(Path(source), data)
         model, tokenizer = _load_folder(source)
-    taught = None if teacher is None else _teacher(teacher, source, model, tokenizer, data.end_token)
     data.template = template or data.template
+    taught = None if teacher is None else _teacher(teacher, source, model, tokenizer, data)
     settings.seeds = list(seeds) if seeds else settings.seeds
     settings.temperature = settings.temperature if temperature is None else temperature
     settings.max_new_tokens = max_new_tokens or settings.max_new_tokens
@@ -89,7 +96,7 @@ def evaluate_files(
             check_texts(role, one, tokenizer, examples, new_tokens=settings.max_new_tokens, key="--max-new-tokens")
 
     width = models.written_vocab_size(tokenizer, model)
-    ends = models.text_ends(tokenizer, [model], vocab_size=width, end_token=data.end_token)
+    ends = configured_ends(data, [model], [tokenizer], width)
     if ends.note:
         say(ends.note)
     say_of_unseen_words(settings, sets)
@@ -146,7 +153,7 @@ def _teacher(
     source: str | Path,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    end_token: str,
+    data: DataConfig,
 ) -> tuple[PreTrainedModel, int, models.TextEnds]:
     """The teacher, the number of ids it shares with the student, and where their texts end."""
     if str(teacher) == _OWN_TEACHER:
@@ -156,8 +163,7 @@ def _teacher(
     else:
         model, words = _load_folder(teacher)
     shared = models.shared_vocab_size(words, tokenizer, model, student)
-    both = [student, model]
-    return model, shared, models.text_ends(tokenizer, both, vocab_size=shared, end_token=end_token, others=[words])
+    return model, shared, configured_ends(data, [student, model], [tokenizer, words], shared)
 
 
 def _exposure(

@@ -30,7 +30,8 @@ with its default. Nothing is written but to the terminal.
 EVALUATE_HELP = """\
 Write the answers to every row of the data files and measure them (ROUGE-L F x 100, maximum over references).
 
-SOURCE is a run folder (its best student is taken, its template and limits hold) or any transformers folder.
+SOURCE is a run folder (its best student is taken, its template and limits hold), what mgsr export made of one, or
+any transformers folder.
 
   mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --seeds 10 20
   mgsr evaluate runs/demo/mgsr/seed=0 --data my_questions.jsonl --teacher

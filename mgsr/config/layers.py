@@ -118,7 +118,8 @@ def _leaves(
 ) -> Iterator[tuple[str, Any, str]]:
     for name_node, node in pairs_of(top):
         place = place_of(name_node)
-        full = prefix + text_of(name_node, place)
+        # as it was called once: run folders keep their whole configuration
+        full = re.sub(r"^data\.hub_split\b", "data.split", prefix + text_of(name_node, place))
         kind = _TYPES.get(full)
         if kind is not None and is_dataclass(kind):
             if not isinstance(node, yaml.MappingNode):

@@ -33,7 +33,7 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "ExperimentConfig",
-    "HubSplitConfig",
+    "FieldsConfig",
     "LoraConfig",
     "MixtureConfig",
     "ModelConfig",
@@ -41,6 +41,7 @@ __all__ = [
     "ScrgConfig",
     "SftConfig",
     "SpansConfig",
+    "SplitConfig",
     "StudentConfig",
     "SyntheticConfig",
     "TeacherConfig",
@@ -62,29 +63,57 @@ class SyntheticConfig:
 
 
 @dataclass
-class HubSplitConfig:
-    dev: int = key(1000, "dev rows cut from a hub data set without a validation split", low=1, high=MANY)
-    test: int = key(500, "test rows cut from a hub data set without a test split", low=1, high=MANY)
+class SplitConfig:
+    dev: int = key(
+        1000, "dev rows to cut (a tenth of all rows, where this is over a third of them)", low=1, high=MANY
+    )
+    test: int = key(500, "test rows to cut (a tenth of all rows, where this is over a third)", low=1, high=MANY)
     seed: int = key(42, "seed of the shuffle before the cut", low=0, high=SEED)
 
 
 @dataclass
+class FieldsConfig:
+    instruction: str = key("", "field of the question (empty: instruction, prompt, question, query or problem)")
+    input: str = key("", "field of further context (empty: input or context)")
+    output: str = key(
+        "", "field of the answer, or answers (empty: output, completion, response, answer(s) or solution)"
+    )
+    messages: str = key("", "field of whole conversations (empty: messages or conversation(s))")
+    category: str = key("", "field of the kind of task (empty: category)")
+
+
+@dataclass
 class DataConfig:
-    train: str = key("", "`synthetic`, a .json/.jsonl file, or a hub id", path=True)
-    dev: str = key("", "as `train`; empty: the dev split of the same source", path=True)
-    test: str = key("", "as `train`; empty: the test split of the same source", path=True)
+    train: str = key("", "`synthetic`, a file of rows, or a hub id", path=True)
+    dev: str = key("", "as `train`; empty: the dev split of the same source, or cut from it", path=True)
+    test: str = key("", "as `train`; empty: the test split of the same source, or cut from it", path=True)
     test_sets: dict[str, str] = key(
         {}, "further test sets, name -> file; each is reported under its name", path=True
     )
     train_limit: int = key(0, "use only the first n training rows (0: all)", low=0, high=MANY)
     dev_limit: int = key(0, "use only the first n dev rows (0: all)", low=0, high=MANY)
     test_limit: int = key(0, "use only the first n rows of every test set (0: all)", low=0, high=MANY)
-    template: str = key("alpaca", "prompt template", choices=("alpaca", "plain"))
+    template: str = key(
+        "alpaca",
+        "how a row becomes a prompt; chat: by the tokenizer's own chat template",
+        choices=("alpaca", "plain", "chat"),
+    )
+    chat_template: str = key(
+        "",
+        "whose chat template (empty: the student's), `teacher`, or the file of a Jinja template",
+        path=True,
+        when=".template=chat",
+    )
     max_length: int = key(512, "tokens of prompt and response together", low=8, high=LARGE)
     max_prompt_length: int = key(256, "tokens of the prompt; longer ones are cut as documented", low=4, high=LARGE)
-    end_token: str = key("", "token that closes every answer (empty: the student tokenizer's end of text)")
+    end_token: str = key(
+        "", "token that closes every answer (empty: the chat template's, else the student tokenizer's end of text)"
+    )
     synthetic: SyntheticConfig = section(SyntheticConfig, "the procedural instruction set")
-    hub_split: HubSplitConfig = section(HubSplitConfig, "how a hub data set with one split is cut")
+    split: SplitConfig = section(SplitConfig, "how dev and test rows are cut from data.train where none are given")
+    fields: FieldsConfig = section(
+        FieldsConfig, "names of the fields of a row, with dots for nested ones, as in answer.text"
+    )
 
 
 @dataclass

@@ -13,9 +13,10 @@ from mgsr.config.layers import layer_of_tree
 from mgsr.config.load import keep_inside, unfinished
 from mgsr.config.schema import ExperimentConfig
 
+_FIELDS = tuple(f"data.fields.{name}" for name in ("instruction", "input", "output", "messages"))
 # what one decides on first; all else stands at its default
 _FIRST = (
-    *("experiment", "data.train", "data.dev", "data.test", "data.fields", "data.template", "data.chat_template"),
+    *("experiment", "data.train", "data.dev", "data.test", *_FIELDS, "data.template", "data.chat_template"),
     *("data.max_length", "data.max_prompt_length", "teacher.source", "teacher.sft.enabled", "teacher.sft.epochs"),
     *("student.source", "student.sft.enabled", "student.sft.epochs", "student.lora.r"),
     *("scrg.max_new_tokens", "scrg.batch_size", "train.epochs", "train.batch_size", "train.micro_batch_size"),
@@ -75,7 +76,7 @@ def _branch(tree: Mapping[str, Any], helps: Mapping[str, str], above: str) -> It
             yield from _branch(found, helps, f"{above}{key}.")
         else:
             kind, value, text = found
-            choices = f": {kind}" if " | " in kind and "None" not in kind else ""
+            choices = f" ({kind})" if " | " in kind and "None" not in kind else ""
             yield _with_comment(f"{indent}{key}:{_written(value)}", text + choices)
 
 

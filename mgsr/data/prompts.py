@@ -1,60 +1,46 @@
 """From rows to token ids: prompt templates, truncation, and the end token.
 
-Texts are encoded with their special tokens split: a row that spells out ``</s>`` gets the characters, never
-the token. So an end token stands at the end of a response and nowhere else.
+An end token stands at the end of a response and nowhere else. Texts are encoded with their special tokens split:
+a row that spells out ``</s>`` gets the characters, never the token. Only the template `chat`, the tokenizer's own,
+writes such tokens itself: see `mgsr.data.chat`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from mgsr.data.encoding import front_ids, ids_behind, longest_prefix, plain_ids
+from mgsr.data import chat
+from mgsr.data.chat import CHAT
+from mgsr.data.encoding import (
+    front_ids,
+    ids_behind,
+    longest_prefix,
+    parsed_ids,
+    plain_ids,
+    require_eos,
+    shown_name,
+)
 from mgsr.data.rows import Row
+from mgsr.data.templates import render
 from mgsr.runtime.errors import ConfigError, UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Template:
-    """Two layouts with the places ``{instruction}`` and ``{input}``; both end with the response header."""
-
-    with_input: str
-    without_input: str
-
-
-TEMPLATES = {
-    # Taori et al. 2023 (Stanford Alpaca).
-    "alpaca": Template(
-        with_input=(
-            "Below is an instruction that describes a task, paired with an input that provides "
-            "further context. Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-        ),
-        without_input=(
-            "Below is an instruction that describes a task. "
-            "Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\n{instruction}\n\n### Response:\n"
-        ),
-    ),
-    # Three tokens of frame, for models with a small vocabulary. It ends with a line break and not with a
-    # space: byte-level vocabularies attach a space to the word after it.
-    "plain": Template(with_input="{instruction}\n{input}\n=>\n", without_input="{instruction}\n=>\n"),
-}
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
     """Token ids of a prompt and the text that they spell, ready for a response to follow.
 
-    `truncated`: some of the row was cut.
+    `truncated`: some of the row was cut; `row` is what is left of it.
     """
 
     ids: tuple[int, ...]
     text: str
     truncated: bool
+    row: Row
 
 
 class EncodedResponse(NamedTuple):
@@ -98,80 +84,38 @@ class EncodedRows:
     """Examples in the order of their rows, and how many prompts and responses had to be cut.
 
     `apart` counts the responses that were encoded without their prompts, see `EncodedResponse`.
+    `left_out`: which rows are no examples -> how many; only the template `chat` leaves any out.
     """
 
     examples: tuple[Example, ...]
     truncated_prompts: int
     truncated_responses: int
     apart: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def render(row: Row, template: str = "alpaca") -> str:
-    """The prompt as text, up to and including the response header.
+def end_id(tokenizer: PreTrainedTokenizerBase, token: str = "", template: str = "") -> int:
+    """The id that closes every training target.
 
-    A blank input takes the layout without one.
-
-    Raises:
-        ConfigError: no template has that name.
-
-    >>> render(Row(0, "Say the opposite.", "The cat is big.", ("The cat is small.",)), "plain")
-    'Say the opposite.\\nThe cat is big.\\n=>\\n'
-    """
-    if template not in TEMPLATES:
-        raise ConfigError(
-            f"no prompt template {template!r}; take one of {', '.join(TEMPLATES)}"
-            + did_you_mean(template, TEMPLATES)
-        )
-    layouts = TEMPLATES[template]
-    layout = layouts.with_input if row.input.strip() else layouts.without_input
-    return layout.format(instruction=row.instruction, input=row.input)
-
-
-def require_eos(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of the end-of-text token.
-
-    Raises:
-        UserError: the tokenizer has none, so no response could ever end.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer {_name(tokenizer)} has no end-of-text token; "
-            "set `eos_token` in its tokenizer_config.json"
-        )
-    return int(tokenizer.eos_token_id)
-
-
-def end_id(tokenizer: PreTrainedTokenizerBase, token: str = "") -> int:
-    """The id that closes every training target: of `token`, or of the end-of-text token where that is empty.
+    It is that of `token`; where that is empty, of the token that the template `chat` writes behind an answer; and
+    with every other template, or where it writes none, of the end-of-text token.
 
     Raises:
         ConfigError: the tokenizer has no such token, or it is ordinary text, which answers hold too.
-        UserError: see `require_eos`.
+        UserError: see `require_eos` and `mgsr.data.chat.frame_of`.
     """
     if not token:
-        return require_eos(tokenizer)
+        end = chat.frame_of(tokenizer).end if template == CHAT else None
+        return require_eos(tokenizer) if end is None else end
     found = tokenizer.get_vocab().get(token)
     marks = sorted({*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())})
     if found is None or token not in marks:
         what = "is ordinary text of" if found is not None else "is no token of"
         raise ConfigError(
-            f"`data.end_token` {token!r} {what} the tokenizer {_name(tokenizer)}; take one of "
+            f"`data.end_token` {token!r} {what} the tokenizer {shown_name(tokenizer)}; take one of "
             f"{', '.join(marks[:8])}{did_you_mean(token, marks)}"
         )
     return int(found)
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id to fill a batch with: the padding token's, or the end-of-text token's where there is none.
-
-    Masks tell padding from text, so the two may share an id. A model that does not have this id takes another
-    one: see `mgsr.models.TextEnds`.
-    """
-    return require_eos(tokenizer) if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-
-
-def _name(tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.name_or_path or type(tokenizer).__name__
 
 
 def encode_prompt(
@@ -179,19 +123,25 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Encode a prompt in at most `max_prompt_length` tokens.
 
-    Special tokens go to the front where the tokenizer puts them there; none ever follows the header. A prompt
-    that is too long is cut between two tokens. First the right end of the input goes, then all of the input
-    with its heading, then the right end of the instruction. The response header always stays.
+    Special tokens go to the front where the tokenizer puts them there; none ever follows the header. The template
+    `chat` writes its own ones.
+
+    A prompt that is too long is cut between two tokens. First the right end of the input goes, then all of the
+    input with its heading, then the right end of the instruction. Of a conversation the oldest turns go first,
+    then the right end of the user's last turn. The response header always stays, and so does the system's turn.
 
     Raises:
-        UserError: the template's frame leaves no room for one token of the instruction.
+        UserError: the template's frame leaves no room for one token of the instruction; or it refuses the row.
         ConfigError: no template has that name.
     """
-    front = front_ids(tokenizer)
+    front: tuple[int, ...] = () if template == CHAT else front_ids(tokenizer)
 
     def encoded(candidate: Row, *, truncated: bool = True) -> EncodedPrompt:
+        if template == CHAT:
+            text = chat.prompt_text(candidate, tokenizer)
+            return EncodedPrompt(parsed_ids(text, tokenizer), text, truncated, candidate)
         text = render(candidate, template)
-        return EncodedPrompt(front + plain_ids(text, tokenizer), text, truncated)
+        return EncodedPrompt(front + plain_ids(text, tokenizer), text, truncated, candidate)
 
     def fits(candidate: Row) -> bool:
         return len(encoded(candidate).ids) <= max_prompt_length
@@ -199,17 +149,20 @@ def encode_prompt(
     whole = encoded(row, truncated=False)
     if len(whole.ids) <= max_prompt_length:
         return whole
-    kept = longest_prefix(row.input, tokenizer, lambda text: fits(replace(row, input=text)))
-    shorter = replace(row, input=kept)
+    shorter = chat.without_oldest_turns(row, fits)
+    kept = longest_prefix(row.input, tokenizer, lambda text: fits(replace(shorter, input=text)))
+    shorter = replace(shorter, input=kept)
     if not kept.strip() and not fits(shorter):
-        kept = longest_prefix(row.instruction, tokenizer, lambda text: fits(replace(shorter, instruction=text)))
+        inner = shorter
+        kept = longest_prefix(row.instruction, tokenizer, lambda text: fits(chat.with_instruction(inner, text)))
         if not kept:
-            frame = len(encoded(replace(shorter, instruction="")).ids)
+            frame = len(encoded(chat.with_instruction(shorter, "")).ids)
+            alone = "and the other turns take" if len(shorter.messages) > 1 else "alone takes"
             raise UserError(
-                f"{row.where or f'row {row.id}'}: the `{template}` template alone takes {frame} tokens, so "
+                f"{row.where or f'row {row.id}'}: the `{template}` template {alone} {frame} tokens, so "
                 f"none of the instruction fits into max_prompt_length {max_prompt_length}; raise it"
             )
-        shorter = replace(shorter, instruction=kept)
+        shorter = chat.with_instruction(shorter, kept)
     return encoded(shorter)
 
 
@@ -247,23 +200,38 @@ def encode_rows(
 ) -> EncodedRows:
     """Encode rows, prompt and response together in at most `max_length` tokens.
 
+    With the template `chat` rows are left out whose text spells a token of the template, and those whose prompt is
+    no prefix of their rendering with the answer.
+
     Args:
         end_token: see `end_id`.
 
     Raises:
         ConfigError: `max_prompt_length` leaves no room for a response; an unknown template or end token.
-        UserError: see `encode_prompt` and `require_eos`.
+        UserError: every row is left out; see also `encode_prompt` and `end_id`.
     """
     if not 0 < max_prompt_length < max_length:
         raise ConfigError(
             f"max_prompt_length {max_prompt_length} must lie between 0 and max_length {max_length}; "
             "leave at least 1 token for the response"
         )
-    examples, apart, end = [], 0, end_id(tokenizer, end_token)
+    examples, apart, end = [], 0, end_id(tokenizer, end_token, template)
+    frame = chat.frame_of(tokenizer) if template == CHAT else None
+    left_out: Counter[str] = Counter()
     for row in rows:
+        if frame is not None and chat.spells_a_turn(row, tokenizer, frame.reserved | {end}):
+            left_out[chat.SPELLS] += 1
+            continue
         prompt = encode_prompt(row, tokenizer, template=template, max_prompt_length=max_prompt_length)
         room = max_length - len(prompt.ids)
-        response = encode_response(row.output, tokenizer, max_tokens=room, prompt=prompt.text, end=end)
+        if frame is None:
+            response = encode_response(row.output, tokenizer, max_tokens=room, prompt=prompt.text, end=end)
+        else:
+            answer = chat.answer_ids(prompt.row, prompt.text, tokenizer, frame, end)
+            if answer is None:
+                left_out[chat.NO_PREFIX] += 1
+                continue
+            response = EncodedResponse(answer[0][:room], len(answer[0]) > room, not answer[1])
         apart += response.apart
         examples.append(
             Example(
@@ -277,17 +245,20 @@ def encode_rows(
                 response_truncated=response.truncated,
             )
         )
+    if left_out and not examples:
+        raise UserError(
+            f"the chat template of the tokenizer {shown_name(tokenizer)} leaves all rows out: "
+            f"{told_left_out(left_out)}; name another template by data.chat_template"
+        )
     return EncodedRows(
         examples=tuple(examples),
         truncated_prompts=sum(example.prompt_truncated for example in examples),
         truncated_responses=sum(example.response_truncated for example in examples),
         apart=apart,
+        left_out=dict(left_out),
     )
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], stop_ids: Iterable[int] = ()) -> str:
-    """Token ids as text, special tokens left out, and a stop token at the end even where it is not special."""
-    written = list(ids)
-    if written and written[-1] in stop_ids:
-        del written[-1]
-    return str(tokenizer.decode(written, skip_special_tokens=True))
+def told_left_out(left_out: Mapping[str, int]) -> str:
+    """Which rows are left out, and how many."""
+    return ", ".join(f"{count} {reason}" for reason, count in left_out.items())

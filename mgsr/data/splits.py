@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from mgsr.config.schema import DataConfig, SpansConfig
+from mgsr.config.schema import DataConfig, FieldsConfig, SpansConfig
 from mgsr.data.annotate import Annotation, SpanAnnotator
-from mgsr.data.prompts import EncodedRows, encode_rows
-from mgsr.data.rows import Row, load_hub_rows, read_rows
+from mgsr.data.prompts import EncodedRows, encode_rows, told_left_out
+from mgsr.data.row_files import read_rows
+from mgsr.data.row_hub import Read, hub_splits, is_file
+from mgsr.data.rows import Row, split_rows
 from mgsr.data.synthetic import SPLITS, generate_rows
-from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.progress import say
 
 SYNTHETIC = "synthetic"
-# no name of a data set on the hub ends so, and files that are not there would be asked for there for half a minute
-_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".xlsx", ".yaml", ".gz", ".zip")
 
 
 def read_split(config: DataConfig, split: str) -> list[Row]:
     """Rows of a split: `train`, `dev`, `test`, the name of a further test set, or `teacher`.
 
     `teacher` is what the teacher is fine-tuned on: a larger set of its own where the data are synthetic, the
-    training rows elsewhere.
+    training rows elsewhere. Dev and test rows that nobody gives are cut from the training rows by `split_rows`.
 
     Raises:
-        ConfigError: the configuration names no file for a split whose training rows are a file.
-        UserError: a file or a hub data set that cannot be read, or a row that cannot be used.
+        UserError: a file or a hub data set that cannot be read, a row that cannot be used, or too few rows to cut.
     """
     if split in config.test_sets:
-        return _limited(read_rows(config.test_sets[split]), config.test_limit)
+        return _limited(read_rows(config.test_sets[split], fields=config.fields, strict=False), config.test_limit)
     assert split in SPLITS, split
-    source = {"dev": config.dev, "test": config.test}.get(split) or config.train
+    given = {"dev": config.dev, "test": config.test}
+    own = {name for name, source in given.items() if source and not _is_same(source, config.train)}
+    source = given[split] if split in own else config.train
     limit = {"dev": config.dev_limit, "test": config.test_limit}.get(split, config.train_limit)
     if source == SYNTHETIC:
         sizes = config.synthetic
@@ -46,19 +47,48 @@ def read_split(config: DataConfig, split: str) -> list[Row]:
         }
         return _limited(generate_rows(split, count[split], sizes.seed), limit)
     split = "train" if split == "teacher" else split
+    found = _readers(source, split if split in own else "train", config.fields, strict=split not in own)
+    if split != "train" and split in found:
+        return _limited(found[split](), limit)
+    # of another source both are cut, as it is no matter what else is given here
+    there = {*found} if split in own else {*found, *own}
+    rows = found["train"]()
+    cut = {name: 0 if name in there else _size(getattr(config.split, name), len(rows)) for name in given}
+    return _limited(split_rows(rows, **cut, seed=config.split.seed)[split], limit)
+
+
+def _is_same(source: str, other: str) -> bool:
+    if source == other or SYNTHETIC in (source, other):
+        return source == other
+    return Path(source).exists() and Path(other).exists() and Path(source).samefile(other)
+
+
+def _readers(source: str, role: str, fields: FieldsConfig, *, strict: bool) -> dict[str, Read]:
+    """Readers of the splits of a file, which has one, or of a hub data set."""
     if is_file(source):
-        if split != "train" and source == config.train:
-            raise ConfigError(
-                f"`data.{split}` is empty and data.train is a file; give data.{split}=FILE", "data.train"
-            )
-        return _limited(read_rows(source), limit)
-    cut = config.hub_split
-    return _limited(load_hub_rows(source, dev=cut.dev, test=cut.test, seed=cut.seed)[split], limit)
+        return {role: partial(read_rows, source, fields=fields, strict=strict)}
+    return hub_splits(source, role, fields=fields, strict=strict)
 
 
-def is_file(source: str) -> bool:
-    """A local file rather than a hub id: it exists, or its name ends like one or has more than one slash."""
-    return Path(source).exists() or source.lower().endswith(_FILES) or source.count("/") > 1
+def _size(wanted: int, count: int) -> int:
+    return wanted if 3 * wanted <= count else max(1, count // 10)
+
+
+def cut_splits(rows: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Which of dev and test were cut from the training rows: they stand in the same source."""
+    source = rows["train"][0].source if rows.get("train") else ""
+    return [name for name in ("dev", "test") if source and rows.get(name) and rows[name][0].source == source]
+
+
+def say_of_cut(rows: Mapping[str, Sequence[Row]]) -> None:
+    """Say once which splits were cut from the training rows, and how many rows each has."""
+    cut = cut_splits(rows)
+    if cut:
+        names, sizes = (" and ".join(each) for each in (cut, [f"{len(rows[name])} {name}" for name in cut]))
+        say(
+            f"{rows['train'][0].source}: no {names} rows are given, so {sizes} rows are cut from it by a fixed "
+            f"rule (data.split) and {len(rows['train'])} are trained on"
+        )
 
 
 def _limited(rows: list[Row], limit: int) -> list[Row]:
@@ -79,7 +109,7 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
 
     Raises:
         ConfigError: the tokenizer has no such end token.
-        UserError: the template leaves no room for a row.
+        UserError: the template leaves no room for a row, or takes none of them.
     """
     return encode_rows(
         rows,
@@ -92,13 +122,16 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:
-    """As `encode_quietly`, and print how many rows of `what` had to be cut, or encoded in two pieces."""
+    """As `encode_quietly`, and print how many rows of `what` were cut, left out, or encoded in two pieces."""
     encoded = encode_quietly(rows, tokenizer, config)
     if encoded.truncated_prompts or encoded.truncated_responses:
         say(
             f"{what}: {encoded.truncated_prompts} of {len(rows)} prompts cut to {config.max_prompt_length} "
             f"tokens, {encoded.truncated_responses} responses cut so that both fit {config.max_length}"
         )
+    if encoded.left_out:
+        count = sum(encoded.left_out.values())
+        say(f"{what}: {count} of {len(rows)} rows left out: {told_left_out(encoded.left_out)}")
     if encoded.apart:
         say(
             f"{what}: {encoded.apart} of {len(rows)} responses encoded apart from their prompts, as a token would "

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
-from mgsr.data.prompts import Example, decode, require_eos
+from mgsr.data.encoding import decode, require_eos
+from mgsr.data.prompts import Example
 from mgsr.data.rows import ALL, Row
 from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu
 from mgsr.evaluation.statistics import mean_std

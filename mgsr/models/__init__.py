@@ -2,10 +2,11 @@
 
 `sources` finds what a name means, `hub` asks the model hub, `folder_checks` says what is wrong with a folder, and
 `loading` loads it (safetensors or GGUF, never pickle). `building` makes models with random weights, `from_config`
-asks all these for what a configuration names, and `preflight` says what is wrong with a run before it begins.
-`pruning` cuts a student out of a teacher's layers, `lora` puts adapters on it, `folders` writes a model whole or
-not at all. `vocabulary` says on which ids two models agree, `stop_ids` where their texts end. `output_layer` is
-the last product of a model apart from the rest, `clip_network` the small network that learns DAC-KL's bounds.
+asks all these for what a configuration names, `chat_template` finds whose chat template a run takes, and
+`preflight` says what is wrong with a run before it begins. `pruning` cuts a student out of a teacher's layers,
+`lora` puts adapters on it, `folders` writes a model whole or not at all. `vocabulary` says on which ids two models
+agree, `stop_ids` where their texts end. `output_layer` is the last product of a model apart from the rest,
+`clip_network` the small network that learns DAC-KL's bounds.
 
 Nothing here trains, writes text or knows a loss; no weight is opened that could run code.
 

@@ -19,12 +19,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from mgsr.models.folder_checks import check_weights_folder, read_object
-from mgsr.models.hub import is_reachable, one_line_errors
+from mgsr.models.hub import one_line_errors
 from mgsr.models.lora import has_adapters
 from mgsr.models.sources import resolve_source
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import refused, sync_folder, system_error
+from mgsr.runtime.network import is_reachable
 
 # what a config says about its writer or its run, not about the function the model computes
 _PASSING_KEYS = frozenset(
@@ -44,7 +45,7 @@ def save_model_folder(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     *,
-    card: str | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a model and its tokenizer as a folder that `load_causal_lm` and `load_tokenizer` read.
 
@@ -52,7 +53,7 @@ def save_model_folder(
     model. A model folder that is already there is replaced; any other folder is left alone.
 
     Args:
-        card: content of its README.md.
+        texts: further files, name -> content, such as its README.md.
 
     Returns:
         The folder.
@@ -69,7 +70,7 @@ def save_model_folder(
         if tokenizer is not None:
             save_tokenizer(tokenizer, partial)
 
-    return _write_folder(folder, write, card)
+    return _write_folder(folder, write, texts or {})
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -99,7 +100,7 @@ def save_adapter_folder(
     *,
     base: str,
     revision: str | None = None,
-    card: str | None = None,
+    texts: Mapping[str, str] | None = None,
     generation_config: GenerationConfig | None = None,
 ) -> Path:
     """Write the adapters of `add_lora` and the tokenizer as a folder that `PeftModel.from_pretrained` reads.
@@ -108,7 +109,7 @@ def save_adapter_folder(
 
     Args:
         base: folder or hub id of the model below the adapters; revision: of the hub.
-        card: content of its README.md.
+        texts: further files, name -> content, such as its README.md.
         generation_config: where the adapted model's texts end: its base may not know it.
 
     Returns:
@@ -131,10 +132,10 @@ def save_adapter_folder(
         if generation_config is not None:
             generation_config.save_pretrained(partial)
 
-    return _write_folder(folder, write, card)
+    return _write_folder(folder, write, texts or {})
 
 
-def _write_folder(folder: str | Path, write: Callable[[Path], None], card: str | None) -> Path:
+def _write_folder(folder: str | Path, write: Callable[[Path], None], texts: Mapping[str, str]) -> Path:
     """Have `write` fill a hidden folder, then give it the name `folder`."""
     target = Path(folder).expanduser().absolute()
     if target.exists() and not _may_replace(target):
@@ -145,9 +146,9 @@ def _write_folder(folder: str | Path, write: Callable[[Path], None], card: str |
     try:
         partial.mkdir(parents=True)
         write(partial)
-        if card is not None:
-            # after peft, which writes one of its own
-            (partial / "README.md").write_text(card, encoding="utf-8")
+        for name, text in texts.items():
+            # after peft, which writes a README.md of its own
+            (partial / name).write_text(text, encoding="utf-8")
         for path in partial.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:

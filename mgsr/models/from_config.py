@@ -12,15 +12,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig, StudentConfig
-from mgsr.data.prompts import pad_id, render, require_eos
+from mgsr.data.chat import CHAT, turns_of
+from mgsr.data.encoding import pad_id, require_eos
+from mgsr.data.prompts import end_id
 from mgsr.data.rows import Row
+from mgsr.data.splits import read_split
+from mgsr.data.templates import render
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.building import build_causal_lm
+from mgsr.models.chat_template import configured_tokenizer, has_two_tokenizers, run_template
 from mgsr.models.folder_checks import ANEW
-from mgsr.models.loading import DTYPES, load_causal_lm, load_tokenizer
+from mgsr.models.loading import DTYPES, load_causal_lm
 from mgsr.models.lora import add_lora
 from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
+from mgsr.models.stop_ids import TextEnds, text_ends
 from mgsr.models.vocabulary import id_count, require_shared_ids
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
@@ -40,60 +46,70 @@ def say_of_namesakes(config: ExperimentConfig) -> None:
 
 
 def build_tokenizer(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row]) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model: trained on `rows` where the model is `init`, loaded elsewhere.
+    """The tokenizer of a model, with the run's chat template: trained on `rows` for `init`, loaded elsewhere.
 
     Raises:
-        UserError: it cannot be loaded, or has no end-of-text token.
+        UserError: it cannot be loaded, has no end-of-text token, or the run has no chat template that it needs.
     """
+    template = run_template(config)
     if model.source == "init":
-        return train_tokenizer(init_texts(rows, config.data), vocab_size=config.data.synthetic.vocab_size)
-    tokenizer = configured_tokenizer(model)
-    require_eos(tokenizer)
+        texts = _init_texts(rows, config.data)
+        tokenizer: PreTrainedTokenizerBase = train_tokenizer(texts, vocab_size=config.data.synthetic.vocab_size)
+    else:
+        tokenizer = configured_tokenizer(model)
+        require_eos(tokenizer)
+    if template:
+        tokenizer.chat_template = template
     return tokenizer
 
 
-def init_texts(rows: Sequence[Row], data: DataConfig) -> list[str]:
-    """What a tokenizer is trained on: prompts and references."""
-    return [text for row in rows for text in (render(row, data.template), *row.references)]
+def _init_texts(rows: Sequence[Row], data: DataConfig) -> list[str]:
+    """What a tokenizer is trained on: prompts and references. A chat template is rendered by a tokenizer only."""
 
+    def asked(row: Row) -> list[str]:
+        return [turn.content for turn in turns_of(row)] if data.template == CHAT else [render(row, data.template)]
 
-def configured_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that comes from elsewhere.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
-    return load_tokenizer(
-        model.source,
-        gguf_file=model.gguf_file or None,
-        revision=model.revision or None,
-        trust_remote_code=model.trust_remote_code,
-    )
+    return [text for row in rows for text in (*asked(row), *row.references)]
 
 
 def check_tokenizers(config: ExperimentConfig) -> None:
-    """See, before anything is trained, that two tokenizers from elsewhere number alike.
+    """See, before anything is trained, that two tokenizers number alike.
 
     Raises:
         UserError: they disagree, or one cannot be loaded.
     """
-    if _has_two_tokenizers(config):
+    teacher, student = config.teacher, config.student
+    made = teacher.source == "init" and student.source not in ("", "init", "teacher")
+    if made or has_two_tokenizers(config):
         quiet_transformers()
-        require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
-
-
-def _has_two_tokenizers(config: ExperimentConfig) -> bool:
-    teacher, student = config.teacher.source, config.student.source
-    # only the student may be made of the teacher: a teacher of that name is a folder
-    return teacher not in ("", "init", student) and student not in ("", "init", "teacher")
+        rows = read_split(config.data, "teacher") if made else ()
+        own = build_tokenizer(config, teacher, rows) if made else configured_tokenizer(teacher)
+        require_shared_ids(own, configured_tokenizer(student))
 
 
 def with_end_token(config: ExperimentConfig) -> ExperimentConfig:
-    """With `data.end_token` named where it is the student's end of text and the teacher's own is another."""
-    if config.data.end_token or not _has_two_tokenizers(config):
+    """With `data.end_token` named where it is the student's own end token and the teacher's own is another."""
+    if config.data.end_token or not has_two_tokenizers(config):
         return config
-    own, end = (configured_tokenizer(model).eos_token for model in (config.teacher, config.student))
+    both = (build_tokenizer(config, model, ()) for model in (config.teacher, config.student))
+    own, end = (each.convert_ids_to_tokens(end_id(each, template=config.data.template)) for each in both)
     return config if own == end else replace(config, data=replace(config.data, end_token=str(end)))
+
+
+def configured_ends(data: DataConfig, models: Sequence[Any], tokenizers: Sequence[Any], size: int) -> TextEnds:
+    """Where the texts of models end, as the configuration says.
+
+    Args:
+        tokenizers: the student's first; size: ids that all of the models can read and write, from 0.
+    """
+    return text_ends(
+        tokenizers[0],
+        models,
+        vocab_size=size,
+        end_token=data.end_token,
+        template=data.template,
+        others=tokenizers,
+    )
 
 
 def build_model(

@@ -1,17 +1,13 @@
-"""The model hub: asked once whether it is there at all, and what its exceptions mean in one line.
-
-Its client tries five times per file before it gives up: most of a minute for a name with a typing error.
-"""
+"""Models of the hub: whether they lie in its cache, and what its exceptions mean in one line."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,22 +19,9 @@ from huggingface_hub.errors import (
 
 from mgsr.runtime.devices import is_out_of_memory
 from mgsr.runtime.errors import UserError, did_you_mean
+from mgsr.runtime.network import SECONDS
 
-_SECONDS = 5
 _MOST = 300
-
-
-def is_reachable() -> bool:
-    """Whether the hub answers; where it doesn't, only its cache on this machine is read."""
-    return not constants.is_offline_mode() and _answers(constants.ENDPOINT)
-
-
-@cache
-def _answers(endpoint: str) -> bool:
-    try:
-        return get_session().head(endpoint, timeout=_SECONDS).status_code < 500
-    except Exception:  # whatever a client of the network can raise
-        return False
 
 
 def are_cached(hub_id: str, revision: str | None) -> bool:
@@ -124,5 +107,5 @@ def _reason(error: BaseException, what: str, remedy: str) -> str:
 
 
 _UNREACHABLE = (
-    f"the hub cannot be reached (no answer within {_SECONDS} s), and neither a folder nor the hub cache holds it"
+    f"the hub cannot be reached (no answer within {SECONDS} s), and neither a folder nor the hub cache holds it"
 )

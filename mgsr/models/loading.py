@@ -20,9 +20,10 @@ from mgsr.models.folder_checks import (
     check_values,
     read_object,
 )
-from mgsr.models.hub import are_cached, is_reachable, one_line_errors
+from mgsr.models.hub import are_cached, one_line_errors
 from mgsr.models.sources import ModelSource, check_gguf_packages, resolve_source
 from mgsr.runtime.errors import UserError, did_you_mean
+from mgsr.runtime.network import is_reachable
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,

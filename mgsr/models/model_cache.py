@@ -16,6 +16,7 @@ from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig, ModelConfig, SftConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint
+from mgsr.models.chat_template import run_template
 from mgsr.models.folders import source_fingerprint
 
 
@@ -65,6 +66,8 @@ def model_key(
     relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
     if model.sft.enabled and config.data.end_token:
         relevant["end_token"] = config.data.end_token
+    if template := run_template(config):
+        relevant["chat_template"] = template
     if model.source == "init":
         relevant["vocab_size"] = config.data.synthetic.vocab_size
     # where it is held does not change it

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -18,16 +17,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
-from mgsr.config.schema import ExperimentConfig, ModelConfig
+from mgsr.config.origin import about
+from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
+from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
 from mgsr.data.splits import encode_quietly, read_split
+from mgsr.data.templates import render
+from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import (
     build_initial,
     build_tokenizer,
     check_tokenizers,
-    configured_tokenizer,
+    configured_ends,
     quiet_transformers,
     with_adapters,
     with_end_token,
@@ -35,10 +38,10 @@ from mgsr.models.from_config import (
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import output_head, position_limit
 from mgsr.models.pruning import decoder_layers, pruned_config
-from mgsr.models.stop_ids import text_ends
-from mgsr.models.vocabulary import knows_all_ids, logits_width, require_shared_ids, written_vocab_size
+from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
-from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.progress import say
 
 Rows = Mapping[str, Sequence[Row]]
 
@@ -79,6 +82,7 @@ def checks(config: ExperimentConfig, rows: Rows, shapes: dict[str, Any]) -> list
         ("teacher", lambda: _look_at_teacher(config, shapes)),
         ("student", lambda: _look_at_student(config, shapes)),
         ("tokenizers", lambda: _check_tokenizers(config)),
+        ("prompts", lambda: _check_prompts(config, rows)),
         ("lengths", lambda: _check_texts(config, rows, shapes)),
     ]
 
@@ -104,23 +108,32 @@ def _check_packages(config: ExperimentConfig) -> None:
         build_chunker("spacy")
 
 
-@contextmanager
-def _about(what: str, *names: str) -> Iterator[None]:
-    """Begin an error with `what`, and name the keys that are to blame, so that their places are told."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except UserError as error:
-        raise ConfigError(f"{what}{error}", *names) from error
-
-
 def _check_tokenizers(config: ExperimentConfig) -> None:
-    with _about("", "teacher.source", "student.source"):
+    with about("", "teacher.source", "student.source"):
         check_tokenizers(config)
-        if config.teacher.source == "init" and config.student.source not in ("", "init", "teacher"):
-            own = build_tokenizer(config, config.teacher, read_split(config.data, "teacher"))
-            require_shared_ids(own, configured_tokenizer(config.student))
+
+
+def _check_prompts(config: ExperimentConfig, rows: Rows) -> None:
+    """See that the template takes every row: those of the test sets are read long after training has begun."""
+    data = config.data
+    if data.template != CHAT:
+        for some in rows.values():
+            for row in some:
+                render(row, data.template)
+        return
+    if "strftime_now" in run_template(config):
+        say("the chat template writes the date of today: a run of another day has other prompts")
+    teachers = config.student.source in ("init", "teacher") and config.teacher.source
+    model: ModelConfig = config.teacher if teachers else config.student
+    own = read_split(data, "teacher" if teachers else "train") if model.source == "init" else ()
+    tokenizer = build_tokenizer(config, model, own)
+    try:
+        for some in rows.values():
+            encode_quietly(some, tokenizer, data)
+    except UserError as error:
+        if data.chat_template in ("", "teacher"):
+            raise
+        raise UserError(f"data.chat_template={data.chat_template}: {error}") from error
 
 
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
@@ -134,11 +147,11 @@ def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
         shapes["student"] = _placed_shape(config, "student")
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
-        with _about("`student.keep_layers`: ", "student.keep_layers"):
+        with about("`student.keep_layers`: ", "student.keep_layers"):
             decoder_layers(origin)
             pruned_config(origin.config, student.keep_layers)
     if student.lora.r and origin is not None:
-        with _about("`student.lora`: ", "student.lora"), torch.device("meta"):
+        with about("`student.lora`: ", "student.lora"), torch.device("meta"):
             with_adapters(copy.deepcopy(origin), config)
 
 
@@ -153,7 +166,7 @@ def _placed_shape(config: ExperimentConfig, role: str) -> Any:
         whole = (own or ["architecture" if model.source == "init" else "source"])[0]
         sizes = [f"{whole}.{item.name}" for item in fields(model.architecture) if item.name in str(error)]
         named = sizes if whole == "architecture" and sizes else [whole]
-        with _about(f"`{role}.{whole}`: ", *(f"{role}.{name}" for name in named)):
+        with about(f"`{role}.{whole}`: ", *(f"{role}.{name}" for name in named)):
             raise
     return shape
 
@@ -214,7 +227,7 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
         else:
             tokenizer = build_tokenizer(config, model, ())
         known[name] = tokenizer
-        _check_end(name, shape, tokenizer, with_end_token(config).data.end_token)
+        _check_end(name, shape, tokenizer, with_end_token(config).data)
         if enough and knows_all_ids(shape, tokenizer):
             continue
         for split, some in rows.items():
@@ -230,11 +243,11 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             )
 
 
-def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, end_token: str) -> None:
+def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
     """See that a model has an embedding of the end token. Padding takes what it has."""
     try:
         width = written_vocab_size(tokenizer, model)
-        text_ends(tokenizer, [model], vocab_size=width, end_token=end_token)
+        configured_ends(data, [model], [tokenizer], width)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
@@ -280,7 +293,7 @@ def check_texts(
 
 def _shorter(key: str, answer: bool) -> str:
     """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
-    prompt = "shorten the texts, or take --template plain"
+    prompt = "shorten the texts, or take a shorter --template"
     if not key.startswith("--"):
         prompt = "lower data.max_prompt_length"
     return f"lower {key}, or {prompt}" if answer else prompt

@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from mgsr.data.prompts import end_id, pad_id
+from mgsr.data.encoding import pad_id
+from mgsr.data.prompts import end_id
 from mgsr.models.hub import one_line_errors
 from mgsr.models.vocabulary import written_vocab_size
 from mgsr.runtime.errors import UserError
@@ -56,6 +57,7 @@ def text_ends(
     *,
     vocab_size: int,
     end_token: str = "",
+    template: str = "",
     others: Iterable[PreTrainedTokenizerBase] = (),
 ) -> TextEnds:
     """The end token, and every id that a tokenizer, a config or a generation_config names as an end.
@@ -67,13 +69,13 @@ def text_ends(
         tokenizer: the student's.
         models: all that write over its ids.
         vocab_size: ids that all of them can read and write, from 0.
-        end_token: see `mgsr.data.prompts.end_id`.
+        end_token, template: see `mgsr.data.prompts.end_id`.
         others: further tokenizers over the same ids, such as the teacher's.
 
     Raises:
         UserError: the end token is not among the ids that the models share.
     """
-    end = end_id(tokenizer, end_token)
+    end = end_id(tokenizer, end_token, template)
     if end >= vocab_size:
         raise UserError(
             f"the end token {_shown(tokenizer, end)} is outside the {vocab_size} ids that the models have: an "

@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig, ModelConfig
-from mgsr.data.prompts import pad_id, require_eos
+from mgsr.data.encoding import pad_id, require_eos
+from mgsr.data.prompts import end_id, told_left_out
 from mgsr.data.rows import Row
-from mgsr.data.splits import encode_quietly, read_split
-from mgsr.data.tokenizer import train_tokenizer
-from mgsr.models.from_config import configured_tokenizer, init_texts, quiet_transformers
+from mgsr.data.splits import cut_splits, encode_quietly, read_split
+from mgsr.models.from_config import build_tokenizer, quiet_transformers
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import RowsError, UserError
 
@@ -25,6 +25,9 @@ def look_at_rows(config: ExperimentConfig, report: Report) -> dict[str, list[Row
     found: dict[str, list[Row]] = {}
     for split in ("train", "dev", "test", *config.data.test_sets):
         section = f"data.{split}"
+        if "train" not in found and split in ("dev", "test") and not getattr(config.data, split):
+            # it would be cut from them
+            continue
         try:
             rows = read_split(config.data, split)
         except RowsError as error:
@@ -35,37 +38,34 @@ def look_at_rows(config: ExperimentConfig, report: Report) -> dict[str, list[Row
             report.say("error", section, str(error))
             continue
         found[split] = rows
-        twice = len(rows) - len({_task(row) for row in rows})
+        twice = len(rows) - len({row.asked for row in rows})
+        cut = ", cut from data.train by a fixed rule (data.split)" if split in cut_splits(found) else ""
         report.figures[section] = {"rows": len(rows), "bad_rows": 0, "repeated": twice}
         if twice:
-            report.say("warning", section, f"{len(rows)} rows, {twice} of them ask what another row asks")
+            report.say("warning", section, f"{len(rows)} rows{cut}, {twice} of them ask what another row asks")
         else:
-            report.say("ok", section, f"{len(rows)} rows")
+            report.say("ok", section, f"{len(rows)} rows{cut}")
     _look_for_leaks(found, report)
     return found
 
 
 def _look_for_leaks(found: dict[str, list[Row]], report: Report) -> None:
-    trained = {_task(row): row for row in found.get("train", [])}
+    trained = {row.asked: row for row in found.get("train", [])}
     for split, rows in found.items():
         if split == "train" or not trained:
             continue
-        leaked = [row for row in rows if _task(row) in trained]
+        leaked = [row for row in rows if row.asked in trained]
         report.figures[f"data.{split}"]["also_in_train"] = len(leaked)
         if leaked:
             first = leaked[0]
             place = first.where or f"row {first.id}"
-            other = trained[_task(first)].where or f"row {trained[_task(first)].id}"
+            other = trained[first.asked].where or f"row {trained[first.asked].id}"
             report.say(
                 "warning",
                 f"data.{split}",
                 f"{len(leaked)} of {len(rows)} rows are trained on too, {place} as {other}: their scores "
                 "will flatter; take them out of data.train",
             )
-
-
-def _task(row: Row) -> tuple[str, str]:
-    return row.instruction.strip(), row.input.strip()
 
 
 def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTokenizerBase | None:
@@ -87,10 +87,10 @@ def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTo
             ends = {name: f"`{tokenizer.eos_token}`" for name, tokenizer in known.items()}
             note = f"teacher and student share all {len(known['student'])} ids"
             if ends["teacher"] != ends["student"]:
-                closing = f"`{config.data.end_token}`" if config.data.end_token else ends["student"]
+                closing = f"`{_end_token(config, known['student'])}`"
                 note += (
                     f"; they end with {ends['teacher']} and {ends['student']}: answers are closed with {closing}, "
-                    "and written text ends at either"
+                    "and written text ends at any of these"
                 )
             report.say("ok", "tokenizers", note)
         except UserError as error:
@@ -103,10 +103,13 @@ def _tokenizer(
 ) -> PreTrainedTokenizerBase:
     if name == "student" and model.source in ("teacher", "init") and "teacher" in known:
         return known["teacher"]
-    if model.source == "init":
-        rows = read_split(config.data, "teacher" if name == "teacher" else "train")
-        return train_tokenizer(init_texts(rows, config.data), vocab_size=config.data.synthetic.vocab_size)
-    return configured_tokenizer(model)
+    split = "teacher" if name == "teacher" else "train"
+    return build_tokenizer(config, model, read_split(config.data, split) if model.source == "init" else ())
+
+
+def _end_token(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    end = end_id(tokenizer, config.data.end_token, config.data.template)
+    return str(tokenizer.convert_ids_to_tokens(end))
 
 
 def _look_at_padding(name: str, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
@@ -141,12 +144,15 @@ def look_at_lengths(
             f"{figures['median']} tokens at the median, {figures['longest']} at most; cut: "
             f"{encoded.truncated_prompts} prompts, {encoded.truncated_responses} responses of {len(some)}"
         )
+        figures["left_out"] = left_out = sum(encoded.left_out.values())
+        if left_out:
+            text += f"; left out: {told_left_out(encoded.left_out)}"
         if encoded.apart:
             text += f"; {encoded.apart} responses encoded apart from their prompts"
         # an answer that is cut teaches the student never to end
         much = encoded.truncated_responses > len(some) // 20
         advice = "; raise data.max_length: a cut answer has no end of text" if much else ""
-        report.say("warning" if much else "ok", f"lengths.{split}", text + (advice if cut else ""))
+        report.say("warning" if much or left_out else "ok", f"lengths.{split}", text + (advice if cut else ""))
     _look_at_room(config, report)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import ExperimentConfig, ScrgConfig
+from mgsr.data.prompts import EncodedRows, told_left_out
 from mgsr.data.rows import Row
-from mgsr.data.splits import SYNTHETIC, encode_quietly, read_split
+from mgsr.data.splits import SYNTHETIC, cut_splits, encode_quietly, read_split
 from mgsr.models.from_config import with_end_token
 from mgsr.models.model_cache import cache_folder, content_of, model_key, rows_of_teacher
 from mgsr.planning.doctor_data import look_at_tokenizers
@@ -48,13 +49,16 @@ def outline(
         UserError: rows or a device that cannot be had.
     """
     world = config.trainer.devices * config.trainer.num_nodes
-    main = main_job(config, len(rows["train"]), world)
+    encoded = _encoded(config, rows["train"], tokenizer)
+    # a chat template may leave rows out
+    usable = len(rows["train"]) - sum(encoded.left_out.values())
+    main = main_job(config, usable, world)
     cached = _cached(config, rows["train"])
     lines = {
-        "teacher": _teacher(config, shapes, cached, world),
-        "student": _student(config, shapes, cached, len(rows["train"]), world),
+        "teacher": _teacher(config, shapes, cached, usable, world),
+        "student": _student(config, shapes, cached, usable, world),
         "rows": _rows(config, rows),
-        "lengths": _lengths(config, rows["train"], tokenizer),
+        "lengths": _lengths(config, len(rows["train"]), encoded, tokenizer),
         "training": _training(config, main, world),
         "text": _text(config, main),
         "device": _device(config, world),
@@ -82,12 +86,13 @@ def count(number: float, word: str) -> str:
     return f"{shown} {word}" + ("" if number == 1 else "s")
 
 
-def _teacher(config: ExperimentConfig, shapes: Mapping[str, Any], cached: dict[str, Path], world: int) -> str:
-    teacher = config.teacher
-    if not teacher.source:
+def _teacher(
+    config: ExperimentConfig, shapes: Mapping[str, Any], cached: dict[str, Path], rows: int, world: int
+) -> str:
+    if not config.teacher.source:
         return "none"
-    fine_tuned = teacher.sft.enabled
-    rows = len(rows_of_teacher(config)) if fine_tuned else 0
+    if config.data.train == SYNTHETIC and config.teacher.sft.enabled:
+        rows = len(rows_of_teacher(config))
     return f"{_made(config, 'teacher', shapes)}; {_stage(config, 'teacher', cached, rows, world)}"
 
 
@@ -174,28 +179,27 @@ def _split(config: ExperimentConfig, split: str, rows: Mapping[str, Sequence[Row
         unlimited = replace(data, train_limit=0, dev_limit=0, test_limit=0)
         there = len(read_split(unlimited, split))
         text = f"{used:,} of {count(there, 'row')}" + (f" (data.{limit})" if there > used else "")
-    source, first = _source(rows[split]), _source(rows.get("train", ()))
-    if not source:
-        return f"{text}, made up here" if data.train == SYNTHETIC else text
-    return f"{text} of {source}" if split == "train" or source != first else f"{text}, cut from those of train"
+    if split in cut_splits(rows):
+        return f"{text}, cut from those of train"
+    return f"{text} of {rows[split][0].source}" if rows[split][0].source else text
 
 
-def _source(rows: Sequence[Row]) -> str:
-    """The file that rows come from, or the data set and its split."""
-    return rows[0].where.rpartition(":")[0] if rows else ""
+def _encoded(config: ExperimentConfig, train: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+    """Every n-th row as token ids; all rows, where any of these would be left out."""
+    some = encode_quietly(train[:: -(-len(train) // LOOKED_AT)], tokenizer, config.data)
+    return encode_quietly(train, tokenizer, config.data) if some.left_out and len(train) > LOOKED_AT else some
 
 
-def _lengths(config: ExperimentConfig, train: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> str:
-    some = train[:: -(-len(train) // LOOKED_AT)]
-    encoded = encode_quietly(some, tokenizer, config.data)
-    data, looked = config.data, count(len(some), "row")
+def _lengths(config: ExperimentConfig, rows: int, encoded: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> str:
+    data, left = config.data, sum(encoded.left_out.values())
+    looked = len(encoded.examples) + left
     whole = [one for one in encoded.examples if not one.response_truncated]
     end = f"; answers end with {tokenizer.convert_ids_to_tokens(whole[0].response_ids[-1])}" if whole else ""
-    of = f"the {looked}" if len(some) == len(train) else f"{looked} looked at"
+    of = f"the {count(rows, 'row')}" if looked == rows else f"{count(looked, 'row')} looked at"
     return (
         f"template {data.template}; of {of} {count(encoded.truncated_prompts, 'prompt')} cut to "
         f"{data.max_prompt_length} tokens, {count(encoded.truncated_responses, 'answer')} cut so that both fit "
-        f"{data.max_length}{end}"
+        f"{data.max_length}" + (f", {left:,} left out: {told_left_out(encoded.left_out)}" if left else "") + end
     )
 
 

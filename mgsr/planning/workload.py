@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig, MixtureConfig, ModelConfig, TrainConfig
+from mgsr.data.row_hub import hub_id, is_file
 from mgsr.data.rows import Row
-from mgsr.data.splits import SYNTHETIC, is_file, read_split
+from mgsr.data.splits import SYNTHETIC, read_split
 from mgsr.planning.doctor_data import longest_sequence, look_at_lengths, look_at_tokenizers
 from mgsr.planning.findings import Report
 from mgsr.runtime.errors import UserError
@@ -122,7 +123,7 @@ def _readable_rows(config: ExperimentConfig) -> list[Row] | None:
     """The training rows, if they are on this machine."""
     source = config.data.train
     if source != SYNTHETIC and not is_file(source):
-        folder = Path(constants.HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}"
+        folder = Path(constants.HF_HUB_CACHE) / f"datasets--{hub_id(source).replace('/', '--')}"
         if not folder.is_dir():
             return None
     return read_split(config.data, "train")

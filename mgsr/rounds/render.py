@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mgsr.data.prompts import decode
+from mgsr.data.encoding import decode
 from mgsr.scrg import RevisedSequence
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~-])")

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.annotate import Annotation
-from mgsr.data.prompts import decode
+from mgsr.data.encoding import decode
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine

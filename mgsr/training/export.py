@@ -1,13 +1,12 @@
 """What a run leaves behind as models: its student, its adapters with their base, its teacher.
 
-`mgsr export` writes the student as a plain transformers folder, or its adapters as peft's, with a model card. Its
+`mgsr export` writes the student as a plain transformers folder, or its adapters as peft's, with a model card and
+how it is asked. Its
 checkpoints refer to the teacher and to the frozen base of adapters, and do not hold them: they are found here.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,14 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from mgsr import __version__, models
+from mgsr import models
 from mgsr.config.schema import ExperimentConfig
-from mgsr.evaluation.statistics import shown_std
+from mgsr.evaluation.model_card import ASKED, CARD, Base, how_it_is_asked, model_card
 from mgsr.models.from_config import build_student, load_cached, quiet_transformers, with_adapters
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
@@ -39,15 +39,6 @@ from mgsr.training.trainer import chosen_checkpoint, load_student
 
 # precisions that turn all weights into their own type
 TRUE_TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Base:
-    """The model that adapters stand on: folder or hub id, revision on the hub, fingerprint of its weights."""
-
-    location: str
-    revision: str | None
-    content: str
 
 
 def load_base(folder: Path, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -217,83 +208,24 @@ def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
     base = base_location(folder, config) if config.student.lora.r and not merge else None
     # read before anything is written; the card goes into the folder before that gets its name
     card = model_card(config, read_run_file(folder, METRICS, missing={}), base)
+
+    def told(ends: GenerationConfig) -> dict[str, str]:
+        closing: Any = ends.eos_token_id
+        return {CARD: card, ASKED: how_it_is_asked(config.data, str(tokenizer.convert_ids_to_tokens(closing[0])))}
+
     if base is None:
         model, tokenizer = load_run(folder)
-        models.save_model_folder(model, tokenizer, out, card=card)
+        models.save_model_folder(model, tokenizer, out, texts=told(model.generation_config))
     else:
         adapters, tokenizer = _load_best(folder)
+        ends = models.kept_generation_config(folder / STUDENT, adapters, tokenizer)
         models.save_adapter_folder(
             adapters,
             tokenizer,
             out,
             base=base.location,
             revision=base.revision,
-            card=card,
-            generation_config=models.kept_generation_config(folder / STUDENT, adapters, tokenizer),
+            texts=told(ends),
+            generation_config=ends,
         )
     return out
-
-
-def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | None = None) -> str:
-    """What the model is, how it was made, what was measured.
-
-    Args:
-        metrics: of a finished run, its `metrics.json`; otherwise empty.
-        base: what the folder's adapters stand on; None where the weights are whole.
-    """
-    rows = [
-        f"| {name} | {value['rouge_l']:.2f} | {shown_std(value.get('rouge_l_std'))} | {value['examples']} |"
-        for name, value in metrics.get("result", {}).items()
-    ]
-    table = "\n".join(["| test set | ROUGE-L | std over sampling seeds | rows |", "|---|---|---|---|", *rows])
-    objective, scrg = config.objective, config.scrg
-    made = (
-        f"text written by {scrg.text}, {scrg.passes} correction(s) per sequence"
-        if scrg.enabled
-        else "ground truth only"
-    )
-    kept = f"- low-rank adapters on `{base.location}`{_at(base)} (SHA-256 {base.content})\n" if base else ""
-    return f"""---
-library_name: {"peft" if base else "transformers"}
-pipeline_tag: text-generation
-tags: [distillation, mgsr]
----
-
-# {config.experiment} / {config.arm} (seed {config.seed})
-
-A student distilled from `{config.teacher.source or "no teacher"}` with mgsr {__version__}, by the method of
-*Multi-Granularity Semantic Revision for Large Language Model Distillation* (arXiv 2407.10068).
-
-- training data: `{config.data.train}`; prompts follow the `{config.data.template}` template
-- loss weights: SFT {objective.w_sft:g}, {objective.divergence} {objective.w_dac:g}, span {objective.w_span:g}
-- sequences: {made}
-{kept}
-{table if rows else "The run was not finished when this was exported: a student on its way, not evaluated."}
-
-```python
-{_loading(base)}
-tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
-```
-
-The licence is that of the student's origin and of the training data; see there.
-"""
-
-
-def _at(base: Base) -> str:
-    return f" at revision `{base.revision}`" if base.revision else ""
-
-
-def _loading(base: Base | None) -> str:
-    """The lines of a model card that load the model."""
-    names = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if base else "")
-    imported = f"from transformers import {names}"
-    if base is None:
-        return f'{imported}\n\nmodel = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
-    words = [json.dumps(base.location), *([f"revision={json.dumps(base.revision)}"] if base.revision else [])]
-    lines = [
-        f"from peft import PeftModel\n{imported}\n",
-        f"base = AutoModelForCausalLM.from_pretrained({', '.join(words)})",
-        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
-        'model.generation_config = GenerationConfig.from_pretrained("THIS_FOLDER")',
-    ]
-    return "\n".join(lines)

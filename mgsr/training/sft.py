@@ -28,6 +28,7 @@ from mgsr.models.from_config import (
     build_model,
     build_student,
     build_tokenizer,
+    configured_ends,
     load_cached,
     load_source,
     quiet_transformers,
@@ -84,10 +85,7 @@ class Start:
 
 
 def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> Start:
-    """Teacher, student and their test figures, made as far as they aren't there.
-
-    Args:
-        rows: by split.
+    """Teacher, student and their test figures, made as far as they aren't there; `rows` by split.
 
     Raises:
         UserError: anything the user can mend, such as tokenizers that disagree.
@@ -111,10 +109,8 @@ def shared_start(config: ExperimentConfig, teacher: Prepared | None, student: Pr
     """Both models with what they share: token ids, and where their texts end."""
     both = [one for one in (student, teacher) if one is not None]
     words, modelled = [one.tokenizer for one in both], [one.model for one in both]
-    size, end = shared_vocabulary(teacher, student), config.data.end_token
-    return Start(
-        teacher, student, size, models.text_ends(words[0], modelled, vocab_size=size, end_token=end, others=words)
-    )
+    size = shared_vocabulary(teacher, student)
+    return Start(teacher, student, size, configured_ends(config.data, modelled, words, size))
 
 
 def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
@@ -186,7 +182,9 @@ def cached_evaluation(
 ) -> dict[str, Any]:
     """Test figures of a model that several runs start from; measured once, then read."""
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
-    key = versioned_fingerprint(asdict(config.evaluation), asdict(config.data), rows, ends.stop_ids)
+    # the name of the folder depends on the template itself
+    data = {name: value for name, value in asdict(config.data).items() if name != "chat_template"}
+    key = versioned_fingerprint(asdict(config.evaluation), data, rows, ends.stop_ids)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
@@ -258,8 +256,7 @@ def _supervise(
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
     dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)
-    width = models.written_vocab_size(tokenizer, model)
-    ends = models.text_ends(tokenizer, [model], vocab_size=width, end_token=config.data.end_token)
+    ends = configured_ends(config.data, [model], [tokenizer], models.written_vocab_size(tokenizer, model))
     length = training_length(sft, len(train), config.trainer.devices * config.trainer.num_nodes)
     data = DistillationDataModule(
         config,

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from mgsr.config.load import with_absolute_paths
+from mgsr.config.load import fingerprint, with_absolute_paths
 from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
-from mgsr.data.splits import read_split, rows_fingerprint
+from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
+from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import check_run
 from mgsr.rounds.store import read_manifest, round_folders
@@ -66,6 +67,7 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
     # read before anything is written: a bad row leaves no folder behind
     with first_alone():
         rows = _rows(config)
+        say_of_cut(rows)
         say_of_unknown_kinds(config, rows)
         say_of_namesakes(config)
         say_of_unseen_words(config.evaluation, rows)
@@ -76,6 +78,8 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     shapes = {} if (folder / METRICS).exists() else check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
+    if template := run_template(config):
+        fingerprints["chat_template"] = fingerprint(template)
     with locked(folder) if is_first() else nullcontext():
         if is_first():
             remove_leftovers(folder)

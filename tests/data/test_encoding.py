@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from mgsr.config.schema import DataConfig
 from mgsr.data.annotate import SpanAnnotator
 from mgsr.data.encoding import ids_behind, plain_ids
-from mgsr.data.prompts import encode_prompt, encode_rows, end_id, render
+from mgsr.data.prompts import encode_prompt, encode_rows, end_id
 from mgsr.data.rows import Row
 from mgsr.data.spans import TokenSpeller
 from mgsr.data.splits import encode
+from mgsr.data.templates import render
 from mgsr.runtime.errors import ConfigError, UserError
 
 SPECIAL = ["<unk>", "<s>", "</s>"]

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mgsr.data.encoding import front_ids
-from mgsr.data.prompts import (
-    TEMPLATES,
-    encode_prompt,
-    encode_response,
-    encode_rows,
-    pad_id,
-    render,
-    require_eos,
-)
+from mgsr.data.encoding import front_ids, pad_id, require_eos
+from mgsr.data.prompts import encode_prompt, encode_response, encode_rows
 from mgsr.data.rows import Row
+from mgsr.data.templates import TEMPLATES, render
 from mgsr.runtime.errors import ConfigError, UserError
 
 CORPUS = [layout.with_input + layout.without_input for layout in TEMPLATES.values()] * 3
@@ -84,7 +77,9 @@ def test_plain_layouts_and_braces_in_a_row() -> None:
     assert render(row("Say it.", "loud"), "plain") == "Say it.\nloud\n=>\n"
     assert render(row("Say {input}.", "{0}"), "plain") == "Say {input}.\n{0}\n=>\n"
     assert render(row("Say it."), "plain") == "Say it.\n=>\n"
-    with pytest.raises(ConfigError, match="no prompt template 'plian'; take one of alpaca, plain; did you mean"):
+    with pytest.raises(
+        ConfigError, match="no prompt template 'plian'; take one of alpaca, plain, chat; did you mean"
+    ):
         render(row(), "plian")
 
 

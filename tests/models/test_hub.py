@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 
 from mgsr.models import hub, load_causal_lm, load_tokenizer, save_model_folder, shape_of_causal_lm
+from mgsr.runtime import network
 from mgsr.runtime.errors import UserError
 from tests.models.test_sources import tiny_model, tiny_tokenizer
 
@@ -29,7 +30,7 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Client:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"https://{tmp_path.name}.invalid")
-    monkeypatch.setattr(hub, "get_session", lambda: one)
+    monkeypatch.setattr(network, "get_session", lambda: one)
     monkeypatch.chdir(tmp_path)
     save_model_folder(tiny_model(), tiny_tokenizer(), tmp_path / "runs" / "student")
     return one
@@ -63,6 +64,6 @@ def test_a_hub_that_answers_is_used(client: Client, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(client, "head", lambda *_, **__: Answer(), raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://answers.invalid")
-    assert hub.is_reachable()
+    assert network.is_reachable()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert not hub.is_reachable()
+    assert not network.is_reachable()

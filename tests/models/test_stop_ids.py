@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from mgsr.data.prompts import decode
+from mgsr.data.encoding import decode
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models import build_causal_lm, load_causal_lm, load_tokenizer, save_model_folder, text_ends
 from mgsr.runtime.errors import UserError

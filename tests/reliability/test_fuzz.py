@@ -5,21 +5,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from mgsr.config.keys import walk
 from mgsr.config.load import config_from_tree, dump, load_config
-from mgsr.config.schema import ExperimentConfig
-from mgsr.data.rows import read_rows
+from mgsr.config.schema import ExperimentConfig, FieldsConfig
+from mgsr.data.row_files import RECOGNISED, read_rows
 from mgsr.rounds.store import SHARD_NAME, RoundEntry, finish_round, read_round, write_shard
 from mgsr.runtime.errors import ConfigError, DataError, UserError
 from mgsr.runtime.files import write_checked
@@ -40,27 +43,90 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
     max_leaves=12,
 )
-KEYS = ("instruction", "input", "output", "context", "response", "category")
-row_like = st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), plain, max_size=5)
+KEYS = ("instruction", "input", "output", "context", "response", "category", "prompt", "completion", "answers")
+turn = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(("system", "user", "assistant", "tool")) | plain,
+        "content": st.text(max_size=5) | plain,
+    }
+)
+turns = st.lists(turn | plain, max_size=3)
+row_like = st.dictionaries(
+    st.sampled_from((*KEYS, "messages", "conversations", "system")) | st.text(max_size=5),
+    plain | turns,
+    max_size=5,
+)
 line = (
     row_like.map(lambda row: json.dumps(row).encode()) | plain.map(lambda v: json.dumps(v).encode()) | st.binary()
 )
+FIELD_NAMES = st.builds(
+    FieldsConfig, *[st.sampled_from(("", "a", "output", "a.b", "messages.0.content", ".", "answers.text"))] * 5
+)
+
+
+def reads_or_refuses(path: Path, fields: FieldsConfig = RECOGNISED) -> None:
+    for strict in (True, False):
+        try:
+            rows = read_rows(path, fields=fields, strict=strict)
+        except DataError as error:
+            assert "\n" not in str(error) and str(error).startswith(str(path)) and len(str(error)) < 1000
+            continue
+        for number, row in enumerate(rows):
+            assert row.id == number and row.instruction.strip() and row.output.strip() and row.where and row.asked
+            assert all(turn.role in ("system", "user", "assistant") for turn in row.messages)
+            texts = (row.instruction, row.input, row.category, *row.references, *(t.content for t in row.messages))
+            assert all(type(text) is str and text.encode() is not None for text in texts)
 
 
 @fuzz
-@given(st.lists(line, max_size=5).map(b"\n".join), st.sampled_from([".jsonl", ".json"]))
-@example(b"[" * 100_000, ".json")
-@example(b'{"instruction": ' * 3_000, ".jsonl")
-@example(b'{"instruction": "a", "output": "\\ud800"}', ".jsonl")
-def test_fuzz_rows(tmp_path: Path, content: bytes, suffix: str) -> None:
+@given(
+    st.lists(line, max_size=5).map(b"\n".join)
+    | st.lists(row_like, max_size=4).map(lambda v: json.dumps(v).encode()),
+    st.sampled_from([".jsonl", ".json"]),
+    st.booleans(),
+    FIELD_NAMES,
+)
+@example(b"[" * 100_000, ".json", False, FieldsConfig())
+@example(b'{"instruction": ' * 3_000, ".jsonl", False, FieldsConfig())
+@example(b'{"instruction": "a", "output": "\\ud800"}', ".jsonl", False, FieldsConfig())
+@example(b'{"messages": "' + b"[" * 100_000 + b'"}', ".jsonl", False, FieldsConfig())
+def test_fuzz_rows(tmp_path: Path, content: bytes, suffix: str, packed: bool, fields: FieldsConfig) -> None:
+    path = tmp_path / f"rows{suffix}{'.gz' if packed else ''}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    reads_or_refuses(path, fields)
+
+
+CELLS = st.text(st.sampled_from('aé,;\t\r\n" []{}\0\ufeff\u2028'), max_size=12) | st.sampled_from(KEYS)
+
+
+@fuzz
+@given(
+    st.lists(st.lists(CELLS, max_size=4).map(",".join), max_size=5).map("\n".join).map(str.encode) | st.binary(),
+    st.sampled_from((".csv", ".tsv", ".csv.gz", ".parquet")),
+)
+@example(b"instruction,output\n" + b'"a",b\n' * 3, ".csv")
+@example(b'instruction,output\na,"' + b"b" * 200_000 + b'"', ".csv")
+@example(b"PAR1\x00\x00\x00\x00PAR1", ".parquet")
+def test_fuzz_tables(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"rows{suffix}"
     path.write_bytes(content)
-    try:
-        rows = read_rows(path)
-    except DataError as error:
-        assert "\n" not in str(error) and str(error).startswith(str(path))
-    else:
-        assert all(row.instruction.strip() and row.references for row in rows)
+    reads_or_refuses(path)
+
+
+@fuzz
+@given(st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), max_size=3), st.data())
+def test_fuzz_parquet(tmp_path: Path, drawn: list[tuple[str, str]], data: st.DataObject) -> None:
+    """Whole files, and files of which a byte was changed or whose end is missing."""
+    path = tmp_path / "rows.parquet"
+    rows = [
+        {"instruction": ask, "messages": [{"role": "user", "content": ask}], "output": {"text": [right]}}
+        for ask, right in drawn
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.just(len(content)) | st.integers(0, len(content)))])
+    reads_or_refuses(path, FieldsConfig(output="output.text", instruction="instruction"))
 
 
 TOP = ("experiment", "data", "teacher", "student", "objective", "clip", "scrg", "train", "trainer", "run_root")

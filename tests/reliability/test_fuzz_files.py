@@ -19,6 +19,7 @@ from mgsr.cli.console import evaluation_table, study_table
 from mgsr.data.annotate import PhraseCache
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.collate import TeacherTop, TrainingSequence
+from mgsr.evaluation.model_card import model_card
 from mgsr.rounds.store import (
     AFTER,
     SHARD_NAME,
@@ -39,7 +40,6 @@ from mgsr.study.report.write_report import contents, readme
 from mgsr.study.results import read_result
 from mgsr.study.study import result_path
 from mgsr.study.summary import summarise
-from mgsr.training.export import model_card
 from mgsr.training.run_folder import SHAPES, open_run_folder, read_run_file
 from mgsr.training.teacher_cache import INDEX, teacher_tops, text_hash
 from tests.conftest import Make

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgsr.config.yaml_reader import read_yaml
-from mgsr.data.rows import read_rows
+from mgsr.data.row_files import read_rows
 from mgsr.runtime.errors import UserError
 
 

@@ -17,7 +17,7 @@ from mgsr.cli.main import main
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import encode_rows
-from mgsr.data.rows import read_rows
+from mgsr.data.row_files import read_rows
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.generation import sample
 from mgsr.models.from_config import with_end_token

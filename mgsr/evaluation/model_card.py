@@ -1,0 +1,134 @@
+"""What an exported model says of itself: a card for people, and how it is asked for `mgsr evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgsr import __version__
+from mgsr.config.schema import DataConfig, ExperimentConfig
+from mgsr.data.chat import CHAT
+from mgsr.data.templates import TEMPLATES
+from mgsr.evaluation.statistics import shown_std
+from mgsr.runtime.errors import DataError
+from mgsr.runtime.json_files import Between, read_json
+
+CARD, ASKED = "README.md", "mgsr.json"
+_REMEDY = "export the run again, or delete the file and name the prompt template by --template"
+_LENGTH = Between(1, 1e9)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that adapters stand on: folder or hub id, revision on the hub, fingerprint of its weights."""
+
+    location: str
+    revision: str | None
+    content: str
+
+
+def how_it_is_asked(data: DataConfig, end_token: str) -> str:
+    """The content of an export's `mgsr.json`: the prompts that it was trained on, and what closes its answers."""
+    asked = {"template": data.template, "max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
+    return json.dumps({**asked, "end_token": end_token}, indent=2, ensure_ascii=False) + "\n"
+
+
+def as_it_was_asked(folder: Path, data: DataConfig) -> None:
+    """Take prompts and end token from a model folder's `mgsr.json` where it has one.
+
+    Raises:
+        DataError: it is broken, or names a template that there is none of.
+    """
+    shape = {"template": str, "max_length": _LENGTH, "max_prompt_length": _LENGTH, "end_token": str}
+    found = read_json(folder / ASKED, shape, _REMEDY, missing={})
+    if found and found["template"] not in (*TEMPLATES, CHAT):
+        raise DataError(f"{folder / ASKED}: no prompt template {found['template'][:40]!r}; {_REMEDY}")
+    for name in shape.keys() & found.keys():
+        setattr(data, name, int(found[name]) if shape[name] is _LENGTH else found[name])
+
+
+def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | None = None) -> str:
+    """What the model is, how it was made, what was measured.
+
+    Args:
+        metrics: of a finished run, its `metrics.json`; otherwise empty.
+        base: what the folder's adapters stand on; None where the weights are whole.
+    """
+    rows = [
+        f"| {name} | {value['rouge_l']:.2f} | {shown_std(value.get('rouge_l_std'))} | {value['examples']} |"
+        for name, value in metrics.get("result", {}).items()
+    ]
+    table = "\n".join(["| test set | ROUGE-L | std over sampling seeds | rows |", "|---|---|---|---|", *rows])
+    objective, scrg = config.objective, config.scrg
+    made = (
+        f"text written by {scrg.text}, {scrg.passes} correction(s) per sequence"
+        if scrg.enabled
+        else "ground truth only"
+    )
+    kept = f"- low-rank adapters on `{base.location}`{_at(base)} (SHA-256 {base.content})\n" if base else ""
+    return f"""---
+library_name: {"peft" if base else "transformers"}
+pipeline_tag: text-generation
+tags: [distillation, mgsr]
+---
+
+# {config.experiment} / {config.arm} (seed {config.seed})
+
+A student distilled from `{config.teacher.source or "no teacher"}` with mgsr {__version__}, by the method of
+*Multi-Granularity Semantic Revision for Large Language Model Distillation* (arXiv 2407.10068).
+
+- training data: `{config.data.train}`; prompts follow the `{config.data.template}` template{_whose(config.data)}
+- loss weights: SFT {objective.w_sft:g}, {objective.divergence} {objective.w_dac:g}, span {objective.w_span:g}
+- sequences: {made}
+{kept}
+{table if rows else "The run was not finished when this was exported: a student on its way, not evaluated."}
+
+```python
+{_loading(base)}
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+{_asking(config.data.template)}
+answer = model.generate(**inputs, max_new_tokens={config.evaluation.max_new_tokens})
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+
+The licence is that of the student's origin and of the training data; see there.
+"""
+
+
+def _at(base: Base) -> str:
+    return f" at revision `{base.revision}`" if base.revision else ""
+
+
+def _loading(base: Base | None) -> str:
+    """The lines of a model card that load the model."""
+    names = "AutoModelForCausalLM, AutoTokenizer" + (", GenerationConfig" if base else "")
+    imported = f"from transformers import {names}"
+    if base is None:
+        return f'{imported}\n\nmodel = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'
+    words = [json.dumps(base.location), *([f"revision={json.dumps(base.revision)}"] if base.revision else [])]
+    lines = [
+        f"from peft import PeftModel\n{imported}\n",
+        f"base = AutoModelForCausalLM.from_pretrained({', '.join(words)})",
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+        'model.generation_config = GenerationConfig.from_pretrained("THIS_FOLDER")',
+    ]
+    return "\n".join(lines)
+
+
+def _whose(data: DataConfig) -> str:
+    return ", which the tokenizer holds: give it a list of messages" if data.template == CHAT else ""
+
+
+def _asking(template: str) -> str:
+    """The lines of a model card that make the input of a question."""
+    if template != CHAT:
+        layout = json.dumps(TEMPLATES[template].without_input, ensure_ascii=False)
+        return f'prompt = {layout}.format(instruction="...")\ninputs = tokenizer(prompt, return_tensors="pt")'
+    return (
+        'messages = [{"role": "user", "content": "..."}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
+        ")"
+    )
