@@ -15,6 +15,7 @@ from mgsr.cli.help import (
     DOCTOR_HELP,
     EVALUATE_HELP,
     EXPORT_HELP,
+    INIT_HELP,
     PLAN_HELP,
     REPORT_HELP,
     TEXTS_HELP,
@@ -84,6 +85,11 @@ def build_parser() -> Parser:
     train.add_argument(
         "--resume", metavar="RUN", help="a run folder: go on where it stopped; `auto`: if CONFIG's has begun"
     )
+
+    init = command(
+        "init", "print a file to start from, for models and data of one's own", INIT_HELP, "[key=value ...]"
+    )
+    init.add_argument("overrides", nargs="*", metavar="key=value", help="values to fill in")
 
     evaluate = command(
         "evaluate",
@@ -171,10 +177,10 @@ def build_parser() -> Parser:
         "doctor",
         "check a configuration before it runs",
         DOCTOR_HELP,
-        "CONFIG [key=value ...] [--json] [--memory SIZE]",
+        "[CONFIG] [key=value ...] [--json] [--memory SIZE]",
     )
     doctor.add_argument(
-        "config", metavar="CONFIG", help="a YAML file, or the name of one that comes with mgsr, such as demo"
+        "config", nargs="?", metavar="CONFIG", help="a YAML file, or a name: demo (default: key=value words alone)"
     )
     doctor.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
     doctor.add_argument("--json", action="store_true", help="findings and figures as JSON")
@@ -186,10 +192,10 @@ def build_parser() -> Parser:
         "plan",
         "what a run costs on several devices, and whether it fits",
         PLAN_HELP,
-        "CONFIG [key=value ...] [options]",
+        "[CONFIG] [key=value ...] [options]",
     )
     plan.add_argument(
-        "config", metavar="CONFIG", help="a YAML file, or the name of one that comes with mgsr, such as llama2"
+        "config", nargs="?", metavar="CONFIG", help="a YAML file, or a name: llama2 (mgsr config --list)"
     )
     plan.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
     plan.add_argument(

@@ -28,14 +28,16 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 TRAIN_HELP = """\
-Distil a student as CONFIG says, evaluate its best checkpoint on the test sets, and write metrics.json. CONFIG is a
-YAML file, or the name of a configuration that comes with mgsr.
+Distil a student as CONFIG and the key=value words say, evaluate its best checkpoint on the test sets, and write
+metrics.json. It begins with what it will do, in words. CONFIG is a YAML file, or the name of a configuration that
+comes with mgsr; without it the words are all there is.
 
 Everything goes to <run_root>/<experiment>/<arm>/seed=<seed>/. Teacher and student are fine-tuned first where the
 config asks for it; both are cached in <run_root>/cache and taken from there the next time. At the end stand the
 figures, the checkpoint that was taken, and what can be done next.
 
   mgsr train demo
+  mgsr train teacher.source=my_teacher student.source=my_student data.train=rows.jsonl
   mgsr train demo arm=no_scrg scrg.enabled=false seed=1
   mgsr train --resume runs/demo/mgsr/seed=0
 
@@ -46,6 +48,14 @@ figures, the checkpoint that was taken, and what can be done next.
 On several GPUs of one machine it starts one process each; torchrun and srun start them on several machines.
 
   mgsr train llama2 trainer.devices=8 trainer.strategy=fsdp2
+"""
+INIT_HELP = """\
+Print a commented configuration to start from: one's own models and rows, the keys that one decides on first, each
+with its default. Nothing is written but to the terminal.
+
+  mgsr init > my.yaml
+  mgsr init teacher.source=my_teacher student.source=my_student data.train=rows.jsonl > my.yaml
+  mgsr doctor my.yaml
 """
 EVALUATE_HELP = """\
 Write the answers to every row of the data files and measure them (ROUGE-L F x 100, maximum over references).

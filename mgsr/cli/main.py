@@ -41,8 +41,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
     resume = arguments.resume is not None
     if arguments.resume in (None, "auto"):
-        if arguments.config is None:
-            raise UserError("train: name a CONFIG, such as configs/demo.yaml, or --resume RUN")
         config = load_config(arguments.config, arguments.overrides)
         resume = resume and (run_folder(config) / "config.yaml").exists()
     else:
@@ -55,11 +53,12 @@ def _train(arguments: argparse.Namespace) -> int:
             raise UserError(f"{folder}: a run folder ends in {run_folder(there).relative_to(there.run_root)}")
     if must_launch(config.trainer):
         return launch(arguments.words, config.trainer)
+    from mgsr.planning.outline import announce
     from mgsr.training.train import train
 
     with joined(config.trainer):
         try:
-            metrics = train(config, resume=resume)
+            metrics = train(config, resume=resume, announce=announce)
         except KeyboardInterrupt:
             # in what is no stage, such as writing the test sets
             raise stop_request(config).ended() from None
@@ -69,6 +68,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
     show_ending(metrics, run_folder(config))
     return 0
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from mgsr.config.starting_file import starting_file
+
+    print(starting_file(arguments.overrides), end="")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -154,7 +159,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    check_config(arguments.config, "doctor")
+    if arguments.config is not None:
+        check_config(arguments.config, "doctor")
     from mgsr.planning.doctor import examine
     from mgsr.planning.findings import report_lines
     from mgsr.planning.units import parse_size
@@ -170,7 +176,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    check_config(arguments.config, "plan")
+    if arguments.config is not None:
+        check_config(arguments.config, "plan")
     from mgsr.cli.console import show
     from mgsr.planning.plan import plan
     from mgsr.planning.plan_cost import Hardware
@@ -254,6 +261,7 @@ def _completion(arguments: argparse.Namespace) -> None:
 
 _COMMANDS: dict[str, Command] = {
     "train": _train,
+    "init": _init,
     "evaluate": _evaluate,
     "export": _export,
     "ablate": _ablate,

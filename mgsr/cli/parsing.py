@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from mgsr.runtime.errors import did_you_mean
 
 # a dash is no part of a key, but of what people type: the key that is meant is named where keys are read
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.-]*=")
-_OVERRIDABLE = ("train", "ablate", "doctor", "plan", "config")
+_OVERRIDABLE = ("train", "init", "ablate", "doctor", "plan", "config")
 
 
 def _is_file(word: str) -> bool:
@@ -51,7 +52,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(arguments, name, None):
             setattr(arguments, name, list(dict.fromkeys(getattr(arguments, name))))
     arguments.overrides, arguments.words = overrides, words
+    _say_of_repeated(overrides)
     return arguments
+
+
+def _say_of_repeated(overrides: Sequence[str]) -> None:
+    """Say of a key that is given twice which value holds; test sets add up."""
+    last = {word.partition("=")[0]: word for word in overrides}
+    for name, word in last.items():
+        earlier = [one for one in overrides if one.partition("=")[0] == name and one != word]
+        if earlier and name != "data.test_sets" and os.environ.get("RANK", "0") == "0":
+            tell(f"`{name}` is given more than once; the last holds: {word}")
 
 
 def _check_words(parser: Parser, words: Sequence[str]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from mgsr.config.keys import value_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError
 
 _RESERVED_SETS = ("train", "dev", "test", "teacher")
 _LONGEST_NAME = 200  # bytes: a file system takes 255, and what is written beside it needs the rest
 _LEAST_TEMPERATURE = 1e-3
+_FILLERS = {"data.train": "FILE", "teacher.source": "MODEL", "student.source": "MODEL"}
 
 
 def check_together(config: ExperimentConfig) -> None:
@@ -20,6 +22,7 @@ def check_together(config: ExperimentConfig) -> None:
         ConfigError: the first contradiction, with what to set instead.
     """
     _check_names(config)
+    _check_for_gaps(config)
     _check_clip(config)
     _check_lengths_and_betas(config)
     _check_test_sets(config)
@@ -49,6 +52,27 @@ def _check_names(config: ExperimentConfig) -> None:
         raise ConfigError("`run_root` is empty; name a folder, such as runs", "run_root")
 
 
+def _check_for_gaps(config: ExperimentConfig) -> None:
+    """All that a starting file leaves to be filled in, at once."""
+    needed = ["data.train", *(["teacher.source"] if needs_teacher(config) else []), "student.source"]
+    missing = [name for name in needed if not value_of(config, name)]
+    if missing:
+        named = ", ".join(f"`{name}`" for name in missing)
+        words = " ".join(f"{name}={_FILLERS[name]}" for name in missing)
+        raise ConfigError(
+            f"{named} {'is' if len(missing) == 1 else 'are'} empty: set {words}; "
+            "`mgsr init` prints a file to start from",
+            *missing,
+        )
+
+
+def needs_teacher(config: ExperimentConfig) -> bool:
+    """Whether a teacher has a part in the loss or in the text."""
+    scrg = config.scrg
+    rewrites = scrg.enabled and (scrg.text != "student" or scrg.passes > 0)
+    return config.objective.w_dac > 0 or config.objective.w_span > 0 or rewrites
+
+
 def _check_clip(config: ExperimentConfig) -> None:
     clip = config.clip
     if not clip.lower_max <= clip.upper_min < clip.upper_max:
@@ -71,6 +95,11 @@ def _check_clip(config: ExperimentConfig) -> None:
             "`clip.mode=network` learns with clip.ramp=clipped clip.quantile=mass; set these, or clip.mode=fixed",
             *("clip.mode", "clip.ramp", "clip.quantile"),
         )
+    if clip.mode == "network" and clip.lr == 0:
+        raise ConfigError(
+            "`clip.lr` is 0: the network's bounds would stay where they start; use clip.mode=fixed",
+            *("clip.lr", "clip.mode"),
+        )
     if clip.mode == "mean_of_run" and not clip.run:
         raise ConfigError(
             "`clip.mode=mean_of_run` needs `clip.run`, the folder of a finished run", "clip.mode", "clip.run"
@@ -90,6 +119,8 @@ def _check_lengths_and_betas(config: ExperimentConfig) -> None:
         )
     stages = {"train": config.train, "teacher.sft": config.teacher.sft, "student.sft": config.student.sft}
     for stage, values in stages.items():
+        if values.lr == 0:
+            raise ConfigError(f"`{stage}.lr` is 0, and nothing would be learned; set one above 0", f"{stage}.lr")
         if len(values.betas) != 2 or not all(0 <= beta < 1 for beta in values.betas):
             raise ConfigError(
                 f"`{stage}.betas` is {values.betas}; it takes two numbers in [0, 1)", f"{stage}.betas"
@@ -120,12 +151,7 @@ def _check_objective(config: ExperimentConfig) -> None:
             f"{_LEAST_TEMPERATURE}",
             "evaluation.temperature",
         )
-    needs_teacher = config.objective.w_dac > 0 or config.objective.w_span > 0
-    rewrites = scrg.enabled and (scrg.text != "student" or scrg.passes > 0)
-    if (needs_teacher or rewrites) and not config.teacher.source:
-        raise ConfigError("`teacher.source` is empty; this objective needs a teacher", "teacher.source")
-    if not config.student.source:
-        raise ConfigError("`student.source` is empty; name a model, `teacher` or `init`", "student.source")
+    taught = config.objective.w_dac > 0 or config.objective.w_span > 0
     if scrg.backend == "vllm" and (scrg.text != "student" or config.student.lora.r):
         raise ConfigError(
             "`scrg.backend=vllm` writes text of a student without adapters; set scrg.text=student "
@@ -137,12 +163,12 @@ def _check_objective(config: ExperimentConfig) -> None:
             "`scrg.cross_entropy` is for scrg.text=teacher: student text never carries cross-entropy",
             *("scrg.cross_entropy", "scrg.text"),
         )
-    if not needs_teacher and not config.objective.w_sft:
+    if not taught and not config.objective.w_sft:
         raise ConfigError(
             "`objective`: w_sft, w_dac and w_span are all 0, and nothing would train; give one a weight",
             *("objective.w_sft", "objective.w_dac", "objective.w_span"),
         )
-    if scrg.enabled and not needs_teacher and not scrg.cross_entropy:
+    if scrg.enabled and not taught and not scrg.cross_entropy:
         raise ConfigError(
             "`scrg.enabled` with w_dac and w_span 0: student text would carry no loss; set scrg.enabled=false",
             *("scrg.enabled", "objective.w_dac", "objective.w_span"),

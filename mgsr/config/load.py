@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import yaml
 from omegaconf import OmegaConf
 
+from mgsr.config.carried_over import refuse_carried_over
 from mgsr.config.checks import check_together
 from mgsr.config.layers import NAMED, layer_of_tree, read_layer, read_words
 from mgsr.config.origin import COMMAND_LINE, Layer, Said, placed, remember
@@ -40,8 +41,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
         ConfigError: a missing file, broken YAML, an unknown key (the nearest known one is named), a value of
             the wrong type, out of range, or that contradicts another.
     """
-    layer = merged({} if path is None else read_layer(located(path, "config")), *read_words(overrides))
+    base = {} if path is None else read_layer(located(path, "config"))
+    layer = merged(base, *read_words(overrides))
     keep_inside(layer)
+    refuse_carried_over(base, layer)
     return config_of(layer)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.errors import ConfigError, UserError
 
 COMMAND_LINE = "command line"
 
@@ -63,3 +63,18 @@ def placed(config: Any) -> Iterator[None]:
         if len(places) > 1:
             places = [f"{place} ({name})" for name, place in found.items()]
         raise ConfigError(f"{', '.join(places)}: {error}") from None
+
+
+@contextmanager
+def about(what: str, *names: str) -> Iterator[None]:
+    """Begin an error with `what`, and name the keys that are to blame, so that `placed` tells where they stand.
+
+    Raises:
+        ConfigError: in place of any other UserError.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise ConfigError(f"{what}{error}", *names) from error

@@ -84,7 +84,7 @@ class FieldsConfig:
 
 @dataclass
 class DataConfig:
-    train: str = key("databricks/databricks-dolly-15k", "`synthetic`, a file of rows, or a hub id", path=True)
+    train: str = key("", "`synthetic`, a file of rows, or a hub id", path=True)
     dev: str = key("", "as `train`; empty: the dev split of the same source, or cut from it", path=True)
     test: str = key("", "as `train`; empty: the test split of the same source, or cut from it", path=True)
     test_sets: dict[str, str] = key(

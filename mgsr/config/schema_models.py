@@ -31,7 +31,12 @@ class TrainConfig:
     bucket_steps: int = key(
         8, "steps within which sequences of like length are put together (1: none)", low=1, high=LARGE
     )
-    lr: float = key(5e-4, "peak learning rate of the student", low=0.0, high=10.0)
+    lr: float = key(
+        2e-5,
+        "peak learning rate: 1e-5 to 5e-5 for a pretrained model, 1e-4 to 5e-4 with adapters",
+        low=0.0,
+        high=10.0,
+    )
     min_lr_ratio: float = key(0.1, "learning rate at the end, as a share of the peak", low=0.0, high=1.0)
     warmup_ratio: float = key(0.05, "share of the steps with a rising learning rate", low=0.0, high=1.0)
     weight_decay: float = key(0.01, "AdamW weight decay of the student's matrices", low=0.0, high=10.0)

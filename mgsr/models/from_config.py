@@ -16,6 +16,7 @@ from mgsr.data.chat import CHAT, turns_of
 from mgsr.data.encoding import pad_id, require_eos
 from mgsr.data.prompts import end_id
 from mgsr.data.rows import Row
+from mgsr.data.splits import read_split
 from mgsr.data.templates import render
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.models.building import build_causal_lm
@@ -72,14 +73,18 @@ def _init_texts(rows: Sequence[Row], data: DataConfig) -> list[str]:
 
 
 def check_tokenizers(config: ExperimentConfig) -> None:
-    """See, before anything is trained, that two tokenizers from elsewhere number alike.
+    """See, before anything is trained, that two tokenizers number alike.
 
     Raises:
         UserError: they disagree, or one cannot be loaded.
     """
-    if has_two_tokenizers(config):
+    teacher, student = config.teacher, config.student
+    made = teacher.source == "init" and student.source not in ("", "init", "teacher")
+    if made or has_two_tokenizers(config):
         quiet_transformers()
-        require_shared_ids(configured_tokenizer(config.teacher), configured_tokenizer(config.student))
+        rows = read_split(config.data, "teacher") if made else ()
+        own = build_tokenizer(config, teacher, rows) if made else configured_tokenizer(teacher)
+        require_shared_ids(own, configured_tokenizer(student))
 
 
 def with_end_token(config: ExperimentConfig) -> ExperimentConfig:
@@ -124,6 +129,15 @@ def build_model(
             pad_token_id=pad_id(tokenizer),
             seed=seed,
         )
+    return load_source(model)
+
+
+def load_source(model: ModelConfig) -> PreTrainedModel:
+    """A model that comes from elsewhere, on the CPU and in eval mode, as `model` configures it.
+
+    Raises:
+        UserError: it cannot be loaded, or its output layer is not a plain product.
+    """
     loaded = load_causal_lm(
         model.source,
         gguf_file=model.gguf_file or None,

@@ -5,9 +5,11 @@ No weight is read and nothing is written. Rows are encoded only where a limit mi
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
+from mgsr.config.origin import about
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
@@ -33,8 +36,8 @@ from mgsr.models.from_config import (
     with_end_token,
 )
 from mgsr.models.loading import shape_of_causal_lm
-from mgsr.models.output_layer import position_limit
-from mgsr.models.pruning import pruned_config
+from mgsr.models.output_layer import output_head, position_limit
+from mgsr.models.pruning import decoder_layers, pruned_config
 from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
@@ -42,40 +45,44 @@ from mgsr.runtime.progress import say
 
 Rows = Mapping[str, Sequence[Row]]
 
+# keys of a model, besides its source, that a message about it may quote
+_TOLD = ("gguf_file", "revision", "attn_implementation")
 
-def check_run(config: ExperimentConfig, rows: Rows) -> None:
+
+def check_run(config: ExperimentConfig, rows: Rows) -> dict[str, Any]:
     """Go through the list and stop at the first thing that is wrong.
 
     Args:
         rows: by split.
 
+    Returns:
+        Teacher and student as they come from their sources, without content; `student` only where it is a model
+        of its own.
+
     Raises:
         UserError: as one line, what is wrong and what to do.
     """
-    for section, check in checks(config, rows):
-        try:
-            check()
-        except UserError as error:
-            if section not in ("teacher", "student"):
-                raise
-            raise UserError(f"{section}: {error}") from error
+    shapes: dict[str, Any] = {}
+    for _, check in checks(config, rows, shapes):
+        check()
+    return shapes
 
 
-def checks(config: ExperimentConfig, rows: Rows) -> list[tuple[str, Callable[[], None]]]:
+def checks(config: ExperimentConfig, rows: Rows, shapes: dict[str, Any]) -> list[tuple[str, Callable[[], None]]]:
     """The list: what is looked at, and a function that raises a UserError.
 
     Args:
         rows: by split; a split that could not be read is left out.
+        shapes: is filled with what `check_run` returns, as far as it can be had.
     """
     quiet_transformers()
-    shapes: dict[str, Any] = {}
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("tokenizers", lambda: check_tokenizers(config)),
-        ("prompts", lambda: _check_prompts(config, rows)),
         ("teacher", lambda: _look_at_teacher(config, shapes)),
         ("student", lambda: _look_at_student(config, shapes)),
+        ("tokenizers", lambda: _check_tokenizers(config)),
+        ("prompts", lambda: _check_prompts(config, rows)),
         ("lengths", lambda: _check_texts(config, rows, shapes)),
     ]
 
@@ -99,6 +106,11 @@ def _check_packages(config: ExperimentConfig) -> None:
     parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")
     if config.objective.w_span > 0 and parses:
         build_chunker("spacy")
+
+
+def _check_tokenizers(config: ExperimentConfig) -> None:
+    with about("", "teacher.source", "student.source"):
+        check_tokenizers(config)
 
 
 def _check_prompts(config: ExperimentConfig, rows: Rows) -> None:
@@ -126,19 +138,37 @@ def _check_prompts(config: ExperimentConfig, rows: Rows) -> None:
 
 def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
     if config.teacher.source:
-        shapes["teacher"] = _shape_of(config, config.teacher)
+        shapes["teacher"] = _placed_shape(config, "teacher")
 
 
 def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
     student = config.student
     if student.source != "teacher":
-        shapes["student"] = _shape_of(config, student)
+        shapes["student"] = _placed_shape(config, "student")
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
-        pruned_config(origin.config, student.keep_layers)
+        with about("`student.keep_layers`: ", "student.keep_layers"):
+            decoder_layers(origin)
+            pruned_config(origin.config, student.keep_layers)
     if student.lora.r and origin is not None:
-        with torch.device("meta"):
-            with_adapters(origin, config)
+        with about("`student.lora`: ", "student.lora"), torch.device("meta"):
+            with_adapters(copy.deepcopy(origin), config)
+
+
+def _placed_shape(config: ExperimentConfig, role: str) -> Any:
+    """The model without its content; what is wrong with it is told with the key that says so."""
+    model: ModelConfig = getattr(config, role)
+    try:
+        shape = _shape_of(config, model)
+        output_head(shape)
+    except UserError as error:
+        own = [name for name in _TOLD if (value := getattr(model, name)) and value in str(error)]
+        whole = (own or ["architecture" if model.source == "init" else "source"])[0]
+        sizes = [f"{whole}.{item.name}" for item in fields(model.architecture) if item.name in str(error)]
+        named = sizes if whole == "architecture" and sizes else [whole]
+        with about(f"`{role}.{whole}`: ", *(f"{role}.{name}" for name in named)):
+            raise
+    return shape
 
 
 def _shape_of(config: ExperimentConfig, model: ModelConfig) -> Any:

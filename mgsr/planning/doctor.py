@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mgsr.config.load import load_config
+from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
@@ -13,17 +15,18 @@ from mgsr.models.preflight import checks
 from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tokenizers
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
+from mgsr.planning.outline import outline
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.wording import plural
 from mgsr.training.build import mean_bounds
 from mgsr.training.optim import training_length
 
 
-def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
+def examine(path: str | Path | None, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
     """Configuration, rows, tokenizers, lengths, memory and disk of a run.
 
     Args:
-        path: configuration file; overrides: `key=value` words on top.
+        path: configuration file, None for the defaults; overrides: `key=value` words on top.
         available: bytes of one device to plan for; None: what this machine has free.
     """
     report = Report()
@@ -32,16 +35,18 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
     except UserError as error:
         report.say("error", "config", str(error))
         return report
-    report.say("ok", "config", f"{path}: {config.experiment}/{config.arm}, seed {config.seed}")
+    report.say("ok", "config", f"{path or 'defaults'}: {config.experiment}/{config.arm}, seed {config.seed}")
     for line in without_effect(config):
         report.say("warning", "config", line)
     for name, model in (("teacher", config.teacher), ("student", config.student)):
         if model.trust_remote_code:
             report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")
     rows = look_at_rows(config, report)
-    for section, check in checks(config, rows):
+    shapes: dict[str, Any] = {}
+    for section, check in checks(config, rows, shapes):
         try:
-            check()
+            with placed(config):
+                check()
         except UserError as error:
             report.say("error", section, str(error))
     look_at_plan(config, rows, report)
@@ -52,6 +57,8 @@ def examine(path: str | Path, overrides: Sequence[str] = (), *, available: int |
         look_at_lengths(config, tokenizer, rows, report)
     try:
         look_at_memory(config, tokenizer, report, available)
+        if report.well:
+            report.figures["outline"] = outline(config, rows, shapes, tokenizer)
     except UserError as error:
         report.say("error", "memory", str(error))
     return report

@@ -70,6 +70,8 @@ def report_lines(report: Report) -> list[str]:
             out.append(f"  largest train.micro_batch_size that fits: {memory['largest_micro_batch']}")
         if memory["largest_written_batch"]:
             out.append(f"  largest scrg.batch_size that fits: {memory['largest_written_batch']}")
+    if report.figures.get("outline"):
+        out += ["", "what `mgsr train` will do:", *(f"  {line}" for line in report.figures["outline"])]
     counts = [sum(f.level == level for f in report.findings) for level in ("error", "warning")]
     verdict = "ready to run" if report.well else "not ready"
     out += ["", f"{verdict}: {plural(counts[0], 'error')}, {plural(counts[1], 'warning')}"]

@@ -126,7 +126,7 @@ def _named(option: Option | None) -> dict[str, Any] | None:
 
 
 def plan(
-    path: str | Path,
+    path: str | Path | None,
     overrides: Sequence[str] = (),
     *,
     devices: int = 1,
@@ -138,7 +138,7 @@ def plan(
     """Steps, tokens, FLOPs, time, memory and communication of a run; no weight is loaded, no network is needed.
 
     Args:
-        path: configuration file; overrides: `key=value` words on top.
+        path: configuration file, None for the defaults; overrides: `key=value` words on top.
         devices: per node, in place of the configuration's.
         available: bytes of one device.
         rows: training rows, where they are not on this machine.
@@ -195,7 +195,19 @@ def plan(
     described = {
         name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
     }
-    return Plan(config, str(path), devices, nodes, available, hardware, text, described, stages, phases, options)
+    return Plan(
+        config,
+        str(path or "defaults"),
+        devices,
+        nodes,
+        available,
+        hardware,
+        text,
+        described,
+        stages,
+        phases,
+        options,
+    )
 
 
 def _check_positions(config: ExperimentConfig, people: dict[str, Any], text: Text) -> None:

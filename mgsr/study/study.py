@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 import mgsr
+from mgsr.config.carried_over import refuse_carried_over
 from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_words
 from mgsr.config.load import config_of, keep_inside, merged
 from mgsr.config.origin import COMMAND_LINE, Layer, Said
@@ -98,8 +99,10 @@ class Study:
         own = {"arm": Said(arm, str(self.path)), "seed": Said(seed, COMMAND_LINE)}
         filled = {"seed={seed}.json": result_path(Path(), "", seed).name, "{seed}": str(seed)}
         filled["{results}"] = str(results or self.results)
-        layer = merged(self.base_layer(), own, *read_words(overrides), self._arm(arm, filled))
+        base = self.base_layer()
+        layer = merged(base, own, *read_words(overrides), self._arm(arm, filled))
         keep_inside(layer)
+        refuse_carried_over(base, layer)
         return config_of(layer)
 
     def _arm(self, arm: str, filled: Mapping[str, str]) -> Layer:
@@ -109,8 +112,10 @@ class Study:
     def base_config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """What all arms have in common: base and command line."""
         self._refuse_fixed(overrides)
-        layer = merged(self.base_layer(), *read_words(overrides))
+        base = self.base_layer()
+        layer = merged(base, *read_words(overrides))
         keep_inside(layer)
+        refuse_carried_over(base, layer)
         return config_of(layer)
 
     def said_in_base(self, name: str) -> Any:

@@ -18,23 +18,29 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import mgsr
-from mgsr import __version__, models
-from mgsr.config.load import fingerprint
+from mgsr import models
 from mgsr.config.schema import ExperimentConfig, ModelConfig, SftConfig
 from mgsr.data.rows import Row
-from mgsr.data.splits import Annotation, encode, read_split, rows_fingerprint
+from mgsr.data.splits import Annotation, encode, rows_fingerprint
 from mgsr.evaluation.test_set import Tests, evaluate_tests
 from mgsr.losses import Objective
-from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import (
     build_model,
     build_student,
     build_tokenizer,
     configured_ends,
     load_cached,
+    load_source,
     quiet_transformers,
     with_end_token,
+)
+from mgsr.models.model_cache import (
+    cache_folder,
+    content_of,
+    model_key,
+    rows_of_teacher,
+    stage_seed,
+    versioned_fingerprint,
 )
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
@@ -123,11 +129,13 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
         return None
     if teacher.sft.enabled:
         config = with_end_token(config)
-    rows = read_split(config.data, "teacher") if teacher.sft.enabled or teacher.source == "init" else []
-    key = _key(config, teacher, rows)
+    rows = rows_of_teacher(config)
+    key = model_key(config, teacher, rows, _content(teacher))
     folder = cache_folder(config) / f"teacher-{key}"
     if agreed((folder / "config.json").exists()):
         return _taken(folder, "teacher", teacher, key)
+    if teacher.sft.enabled:
+        on_first(lambda: _try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
     model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
     return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
@@ -141,7 +149,7 @@ def prepare_student(
     student = config.student
     # a student made of the teacher, or of the teacher's tokenizer, is another one when the teacher is
     origin = teacher.key if teacher and student.source in ("teacher", "init") else ""
-    key = _key(config, student, train, origin)
+    key = model_key(config, student, train, _content(student), origin)
     folder = cache_folder(config) / f"student-{key}"
     if agreed((folder / "config.json").exists()):
         return _taken(folder, "student", student, key)
@@ -156,8 +164,18 @@ def prepare_student(
     return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
 
 
-def cache_folder(config: ExperimentConfig) -> Path:
-    return Path(config.run_root) / "cache"
+def _content(model: ModelConfig) -> str:
+    return agreed(content_of(model) if is_first() else "")
+
+
+def _try_student(config: ExperimentConfig) -> None:
+    """Read a student from elsewhere once before the teacher is fine-tuned: hours later is late to find it broken.
+
+    Raises:
+        UserError: its weights cannot be used.
+    """
+    if config.student.source not in ("init", "teacher"):
+        load_source(config.student)
 
 
 def cached_evaluation(
@@ -167,7 +185,7 @@ def cached_evaluation(
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
     # the name of the folder depends on the template itself
     data = {name: value for name, value in asdict(config.data).items() if name != "chat_template"}
-    key = _fingerprint(asdict(config.evaluation), data, rows, ends.stop_ids)
+    key = versioned_fingerprint(asdict(config.evaluation), data, rows, ends.stop_ids)
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
@@ -176,37 +194,6 @@ def cached_evaluation(
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
-
-
-def _key(config: ExperimentConfig, model: ModelConfig, rows: Sequence[Row], origin: str = "") -> str:
-    data = asdict(config.data)
-    relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
-    if model.sft.enabled and config.data.end_token:
-        relevant["end_token"] = config.data.end_token
-    if template := run_template(config):
-        relevant["chat_template"] = template
-    if model.source == "init":
-        relevant["vocab_size"] = config.data.synthetic.vocab_size
-    # where it is held does not change it
-    tree = {name: value for name, value in asdict(model).items() if name != "placement"}
-    if model.source not in ("init", "teacher"):
-        # by what lies there now: weights are replaced, branches move and packages are upgraded
-        names = {"gguf_file": model.gguf_file or None, "revision": model.revision or None}
-        content = models.source_fingerprint(model.source, **names) if is_first() else ""
-        tree |= {"source": agreed(content), "gguf_file": "", "revision": ""}
-    seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
-    precision = config.trainer.precision
-    return _fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
-
-
-def _fingerprint(*parts: Any) -> str:
-    """Changes with the numerics version; the first one has no part in it, as its caches are there already."""
-    return fingerprint(*parts, *((mgsr.NUMERICS_VERSION,) if mgsr.NUMERICS_VERSION > 1 else ()))
-
-
-def stage_seed(config: ExperimentConfig, sft: SftConfig) -> int:
-    """The seed of a model's initialisation and fine-tuning."""
-    return config.seed if sft.seed is None else sft.seed
 
 
 def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:

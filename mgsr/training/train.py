@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -39,22 +39,26 @@ from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read
 from mgsr.training.sft import prepare_models
 from mgsr.training.trainer import fit, load_student
 
+Announce = Callable[[ExperimentConfig, Mapping[str, Sequence[Row]], Mapping[str, Any]], None]
 
-def train(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Any]:
+
+def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce | None = None) -> dict[str, Any]:
     """Run a configuration to its end and return what `metrics.json` holds.
 
     Args:
         resume: go on with what the run folder holds; otherwise a folder that holds a run is refused.
+        announce: is called on the first rank before the first stage, with the configuration, the rows by split
+            and the models' shapes of `check_run`.
 
     Raises:
         UserError: anything the user can mend, as one line.
     """
     config = with_absolute_paths(config)
     with placed(config):
-        return _train(config, resume)
+        return _train(config, resume, announce)
 
 
-def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
+def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) -> dict[str, Any]:
     began = time.monotonic()
     torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
     if is_first():
@@ -72,8 +76,7 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
-    if not (folder / METRICS).exists():
-        check_run(config, rows)
+    shapes = {} if (folder / METRICS).exists() else check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
     if template := run_template(config):
         fingerprints["chat_template"] = fingerprint(template)
@@ -88,6 +91,8 @@ def _train(config: ExperimentConfig, resume: bool) -> dict[str, Any]:
             return metrics
         if resume and is_first() and not resume_points(folder):
             say(f"{folder}: no resume point in checkpoints/: it begins at step 0")
+        if announce is not None and is_first():
+            announce(config, rows, shapes)
         metrics = _run(config, rows, folder, device)
         metrics["seconds"] = time.monotonic() - began
         on_first(lambda: write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics"))
@@ -144,9 +149,10 @@ def _run(
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
     config = with_absolute_paths(config)
-    rows = _rows(config)
-    check_run(config, rows)
-    prepare_models(config, rows)
+    with placed(config):
+        rows = _rows(config)
+        check_run(config, rows)
+        prepare_models(config, rows)
 
 
 def _rows(config: ExperimentConfig) -> dict[str, list[Row]]:

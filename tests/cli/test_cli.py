@@ -214,7 +214,7 @@ def test_bad_data_is_named_before_anything_is_written(
     ("words", "part"),
     [
         (["train", "no_such.yaml"], "no_such.yaml"),
-        (["train"], "CONFIG"),
+        (["train"], "mgsr init"),
         (["train", "{tiny}", "scrg.pases=1"], "did you mean `passes`"),
         (["train", "{tiny}", "data.train=none.jsonl"], "none.jsonl"),
         (["train", "{tiny}", "teacher.source=nowhere/at/all"], "nowhere/at/all"),

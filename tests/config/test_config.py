@@ -25,7 +25,7 @@ from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.study import load_study
 
 ROOT = Path(__file__).parents[2]
-MODELS = ["teacher.source=init", "student.source=init"]
+MODELS = ["teacher.source=init", "student.source=init", "data.train=synthetic"]
 
 
 def message(*overrides: str) -> str:

@@ -13,8 +13,8 @@ from mgsr.config.yaml_reader import read_yaml, words_of
 from mgsr.runtime.errors import ConfigError
 from mgsr.study.study import load_study
 
-MODELS = ["teacher.source=init", "student.source=init"]
-BASE = "teacher: {source: init}\nstudent: {source: init}\n"
+MODELS = ["teacher.source=init", "student.source=init", "data.train=synthetic"]
+BASE = "teacher: {source: init}\nstudent: {source: init}\ndata.train: synthetic\n"
 WORDS = ("on", "off", "010", "1.10", "12:30", "2026-11-27", "1_000", "0x10", "1e3", "inf", "y", "0o7")
 
 
@@ -117,8 +117,8 @@ def test_a_number_is_the_one_that_is_seen(write: Any, key: str, text: str, value
         ("train", "3", "a section with keys of its own"),
         ("train.lr.x", "3", "a single value, not a section"),
         ("evaluation.seeds", "3", "takes a list"),
-        ("data.train", '"a\\0b"', "no text"),
-        ("data.train", '"a\\ud800b"', "no text"),
+        ("data.dev", '"a\\0b"', "no text"),
+        ("data.dev", '"a\\ud800b"', "no text"),
         ("arm", '"a\\nb"', "names a folder"),
         ("arm", "a" * 201, "names a folder"),
     ],
@@ -126,7 +126,7 @@ def test_a_number_is_the_one_that_is_seen(write: Any, key: str, text: str, value
 def test_a_value_of_another_kind_is_refused_with_its_place(write: Any, key: str, text: str, takes: str) -> None:
     path = write(f"{BASE}{key}: {text}\n")
     said = refused(path)
-    assert said.startswith(f"{path}:3: `{key.removesuffix('.x')}") and takes in said
+    assert said.startswith(f"{path}:4: `{key.removesuffix('.x')}") and takes in said
     said = refused(None, *MODELS, f"{key}={text}")
     assert said.startswith(f"command line: `{key.removesuffix('.x')}") and takes in said
 

@@ -20,34 +20,34 @@ from tests.config.test_layers import BASE, refused
     ("base", "override", "said"),
     [
         ("train: {lr: 1}", "train.lr=-1", "command line: `train.lr`"),
-        ("train: {lr: -1}", "seed=1", "{path}:3: `train.lr`"),
+        ("train: {lr: -1}", "seed=1", "{path}:4: `train.lr`"),
         ("train: {lr: -1}", "train.lr=1", ""),
-        ("clip: {sharpness: 0}", "seed=1", "{path}:3: `clip.sharpness`"),
+        ("clip: {sharpness: 0}", "seed=1", "{path}:4: `clip.sharpness`"),
         ("seed: 1", "clip.sharpness=0", "command line: `clip.sharpness`"),
         (
             "data:\n  max_length: 100",
             "data.max_prompt_length=200",
-            "command line (data.max_prompt_length), {path}:4 (data.max_length): `data.max_prompt_length`",
+            "command line (data.max_prompt_length), {path}:5 (data.max_length): `data.max_prompt_length`",
         ),
         (
             "objective: {kind: minillm}",
             "scrg.text=student",
-            "{path}:3 (objective.kind), command line (scrg.text): ",
+            "{path}:4 (objective.kind), command line (scrg.text): ",
         ),
         (
             "trainer: {precision: 16-mixed}",
             "trainer.accelerator=cpu",
-            "{path}:3 (trainer.precision), command line",
+            "{path}:4 (trainer.precision), command line",
         ),
-        ("teacher.placement: sharded", "seed=1", "{path}:3: `teacher.placement"),
+        ("teacher.placement: sharded", "seed=1", "{path}:4: `teacher.placement"),
         ("data.test_sets: {test: a}", "data.test_sets.b=c", "command line: `data.test_sets`"),
-        ("evaluation: {seeds: []}", "seed=1", "{path}:3: `evaluation.seeds`"),
-        ("student.sft: {seed: -5}", "seed=1", "{path}:3: `student.sft.seed`"),
-        ("student.sft: {betas: [2, 0]}", "seed=1", "{path}:3: `student.sft.betas`"),
+        ("evaluation: {seeds: []}", "seed=1", "{path}:4: `evaluation.seeds`"),
+        ("student.sft: {seed: -5}", "seed=1", "{path}:4: `student.sft.seed`"),
+        ("student.sft: {betas: [2, 0]}", "seed=1", "{path}:4: `student.sft.betas`"),
         (
             "objective: {w_dac: 0}",
             "objective.w_span=0",
-            "{path}:3 (objective.w_dac), command line (objective.w_span)",
+            "{path}:4 (objective.w_dac), command line (objective.w_span)",
         ),
     ],
 )
@@ -70,7 +70,7 @@ def test_an_arm_is_blamed_with_its_line(write: Any) -> None:
     assert study.config("off", 0).data.train == "0123" and study.config("1.10", 0).mixture.replay == "off"
     with pytest.raises(ConfigError, match=r"^\S*study\.yaml:4, arm `on`: `scrg.passes` is -1; it must be"):
         study.config("on", 0)
-    both = r"^\S*config\.yaml:4 \(clip.lower_max\), \S*study\.yaml:6, arm `010` \(clip.upper_min\): `clip`"
+    both = r"^\S*config\.yaml:5 \(clip.lower_max\), \S*study\.yaml:6, arm `010` \(clip.upper_min\): `clip`"
     with pytest.raises(ConfigError, match=both):
         study.config("010", 0)
     with pytest.raises(ConfigError, match=r"^command line: `seed` is -1"):
@@ -99,10 +99,10 @@ def test_an_arm_cannot_write_where_no_command_said(write: Any, tmp_path: Path) -
 def test_places_go_with_the_configuration(write: Any) -> None:
     path = write(f"{BASE}train: {{lr: 1}}\n")
     config = load_config(path, ["scrg.passes=2"])
-    assert where(config, "train.lr") == f"{path}:3" and where(config, "scrg.passes") == "command line"
+    assert where(config, "train.lr") == f"{path}:4" and where(config, "scrg.passes") == "command line"
     assert where(config, "teacher") == f"{path}:1" and where(config, "spans.norm") == ""
     assert where(replace(config), "train.lr") == "" == where(ExperimentConfig(), "train.lr")
-    with pytest.raises(ConfigError, match=rf"^{path}:3: too high$"), placed(config):
+    with pytest.raises(ConfigError, match=rf"^{path}:4: too high$"), placed(config):
         raise ConfigError("too high", "train.lr", "spans.norm")
     with pytest.raises(ConfigError, match=r"^no key$"), placed(config):
         raise ConfigError("no key")

@@ -142,7 +142,7 @@ def test_what_is_switched_off_elsewhere_is_meant_so(write: Any) -> None:
     arms = "arms:\n  a: {scrg.enabled: false}\n  b: {clip.lower: 0.2}\n"
     study = load_study(write(f"base: {base}\n{arms}", "study.yaml"))
     [line] = without_effect(study.config("a", 0))
-    assert line.startswith(f"`clip.lower` ({base}:4)")
+    assert line.startswith(f"`clip.lower` ({base}:5)")
     [line] = without_effect(study.config("b", 0))
     assert "study.yaml:4, arm `b`) has no effect without clip.mode=fixed" in line
     assert without_effect(study.config("a", 0, ["clip.mode=top_k"])) == []

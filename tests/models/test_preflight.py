@@ -56,6 +56,17 @@ LATE = [
         r"takes \d+ GB, and this machine has",
     ),
     ("student.attn_implementation=foo", "student", 'attn_implementation="foo"` is not supported'),
+    (
+        "student.architecture.num_heads=3",
+        "student",
+        r"command line \(student\.architecture\.num_heads\): `student.architecture`: llama",
+    ),
+    ("student.keep_layers=[0,7]", "student", "^command line: `student.keep_layers`: layer 7 cannot be kept"),
+    (
+        "student.source={folders}/good",
+        "tokenizers",
+        r"tiny\.yaml:11 \(teacher\.source\), command line \(student\.source\): teacher and student must share",
+    ),
     ("student.source={folders}/torn", "student", "model.safetensors` is torn"),
     ("student.source={folders}/god", "student", "did you mean .*/good`"),
     ("student.source=teacher student.keep_layers=[0,7]", "student", "layer 7 cannot be kept"),
@@ -123,7 +134,7 @@ def test_what_would_come_late_comes_first(
 
 def test_a_sound_run_passes_and_reads_no_weight(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config()
-    for _, check in preflight.checks(config, {}):
+    for _, check in preflight.checks(config, {}, {}):
         check()
     monkeypatch.setattr(preflight, "check_run", lambda *_: None)
     assert not run_folder(config).exists()

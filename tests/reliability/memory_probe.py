@@ -36,7 +36,7 @@ def probe(family: str, rows: int, length: int, overrides: list[str]) -> dict[str
             ("architecture.num_heads", 8),
         )
     ]
-    config = load_config(None, [*shape, "trainer.accelerator=cpu", *overrides])
+    config = load_config(None, [*shape, "data.train=synthetic", "trainer.accelerator=cpu", *overrides])
     mode, teacher, student = fake_models(config, VOCABULARY)
     said, taught = model_size(student), model_size(teacher)
     checkpointing = config.train.gradient_checkpointing

@@ -158,7 +158,7 @@ def test_fuzz_config(tmp_path: Path, content: bytes) -> None:
 
 
 LEAVES = {name: meta for name, _, meta in walk(ExperimentConfig())}
-MODELS = ("teacher.source=init", "student.source=init")
+MODELS = ("teacher.source=init", "student.source=init", "data.train=synthetic")
 
 
 @st.composite

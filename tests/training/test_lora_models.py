@@ -161,7 +161,9 @@ def test_the_doctors_account_of_adapters_is_that_of_the_real_model(family: str) 
     shape = {"family": family, "hidden_size": 16, "num_layers": 2, "num_heads": 4}
     words = [f"student.architecture.{name}={value}" for name, value in shape.items()]
     lora = ["student.lora.r=2", f"student.lora.target_modules=[{','.join(TARGETS[family])}]"]
-    config = load_config(None, ["teacher.source=init", "student.source=init", *words, *lora])
+    config = load_config(
+        None, ["teacher.source=init", "student.source=init", "data.train=synthetic", *words, *lora]
+    )
     _, _, fake = fake_models(config, 40)
     real = adapted(family, TARGETS[family])
     size, trained = model_size(fake), [p for p in real.parameters() if p.requires_grad]

@@ -28,7 +28,7 @@ from tests.reading import resume_content
 EOS = 2  # the padding id as well
 VOCABULARY = 20
 MINILLM = ("objective.kind=minillm", "objective.w_span=0", "scrg.enabled=true", "scrg.text=mixed")
-MODELS = ("teacher.source=t", "student.source=s")
+MODELS = ("teacher.source=t", "student.source=s", "data.train=synthetic")
 
 
 def tiny(seed: int, hidden: int = 8, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
