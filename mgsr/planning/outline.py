@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import SYNTHETIC, cut_splits, encode_quietly, read_split
 from mgsr.models.from_config import with_end_token
 from mgsr.models.model_cache import cache_folder, content_of, model_key, rows_of_teacher
+from mgsr.models.preflight import Size
 from mgsr.planning.doctor_data import look_at_tokenizers
 from mgsr.planning.findings import Report
 from mgsr.planning.workload import Stage, main_job, sft_stage, text_share
@@ -35,14 +35,14 @@ LOOKED_AT = 1000
 def outline(
     config: ExperimentConfig,
     rows: Mapping[str, Sequence[Row]],
-    shapes: Mapping[str, Any],
+    sizes: Mapping[str, Size],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
     """A line each for models, rows, lengths, training, text, device, evaluation and result. Nothing is written.
 
     Args:
         rows: by split, those for training among them.
-        shapes: of `mgsr.models.preflight.check_run`, complete.
+        sizes: of `mgsr.models.preflight.check_run`.
         tokenizer: the student's.
 
     Raises:
@@ -55,8 +55,8 @@ def outline(
     main = main_job(config, usable, world)
     cached = _cached(config, rows["train"])
     lines = {
-        "teacher": _teacher(config, shapes, cached, usable, world),
-        "student": _student(config, shapes, cached, usable, world),
+        "teacher": _teacher(config, sizes, cached, usable, world),
+        "student": _student(config, sizes, cached, usable, world),
         "rows": _rows(config, rows),
         "lengths": _lengths(config, len(rows["train"]), encoded, tokenizer),
         "training": _training(config, main, world),
@@ -68,11 +68,11 @@ def outline(
     return [f"{name:<10} {text}" for name, text in lines.items() if text]
 
 
-def announce(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]], shapes: Mapping[str, Any]) -> None:
+def announce(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]], sizes: Mapping[str, Size]) -> None:
     """Print the outline of a run that is about to begin."""
     tokenizer = look_at_tokenizers(config, Report())
     assert tokenizer is not None, "a run is checked before it is announced"
-    for line in outline(config, rows, shapes, tokenizer):
+    for line in outline(config, rows, sizes, tokenizer):
         say(line)
 
 
@@ -87,39 +87,38 @@ def count(number: float, word: str) -> str:
 
 
 def _teacher(
-    config: ExperimentConfig, shapes: Mapping[str, Any], cached: dict[str, Path], rows: int, world: int
+    config: ExperimentConfig, sizes: Mapping[str, Size], cached: dict[str, Path], rows: int, world: int
 ) -> str:
     if not config.teacher.source:
         return "none"
     if config.data.train == SYNTHETIC and config.teacher.sft.enabled:
         rows = len(rows_of_teacher(config))
-    return f"{_made(config, 'teacher', shapes)}; {_stage(config, 'teacher', cached, rows, world)}"
+    return f"{_made(config, 'teacher', sizes)}; {_stage(config, 'teacher', cached, rows, world)}"
 
 
 def _student(
-    config: ExperimentConfig, shapes: Mapping[str, Any], cached: dict[str, Path], rows: int, world: int
+    config: ExperimentConfig, sizes: Mapping[str, Size], cached: dict[str, Path], rows: int, world: int
 ) -> str:
     student = config.student
-    text = f"{_made(config, 'student', shapes)}; {_stage(config, 'student', cached, rows, world)}"
+    text = f"{_made(config, 'student', sizes)}; {_stage(config, 'student', cached, rows, world)}"
     if student.lora.r:
         where = f" on {', '.join(student.lora.target_modules)}" if student.lora.target_modules else ""
         text += f"; adapters of rank {student.lora.r}{where} are trained, all else stays"
     return text
 
 
-def _made(config: ExperimentConfig, role: str, shapes: Mapping[str, Any]) -> str:
+def _made(config: ExperimentConfig, role: str, sizes: Mapping[str, Size]) -> str:
     model = getattr(config, role)
-    shape = shapes.get(role, shapes.get("teacher"))
-    depth = shape.config.get_text_config(decoder=True).num_hidden_layers
+    size = sizes[role if role in sizes else "teacher"]
     kept = model.keep_layers if role == "student" else []
-    layers = f"{len(kept)} of its {count(depth, 'layer')}" if kept else count(depth, "layer")
+    layers = f"{len(kept)} of its {count(size.layers, 'layer')}" if kept else count(size.layers, "layer")
     if model.source == "teacher":
         return f"a copy of the teacher with {layers if kept else f'all {layers}'}"
     if model.source == "init":
         return f"a new {model.architecture.family} of width {model.architecture.hidden_size}, {layers}"
-    parameters = sum(weight.numel() for weight in shape.parameters())
-    size = f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
-    return f"{model.source}, {size} parameters, {layers}"
+    big = size.parameters >= 1e9
+    parameters = f"{size.parameters / 1e9:.2f}B" if big else f"{size.parameters / 1e6:.3g}M"
+    return f"{model.source}, {parameters} parameters, {layers}"
 
 
 def _stage(config: ExperimentConfig, role: str, cached: Mapping[str, Path], rows: int, world: int) -> str:
