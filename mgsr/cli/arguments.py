@@ -85,7 +85,9 @@ def build_parser() -> _Parser:
 
     evaluate = command("evaluate", "measure a run or a model folder on data files", EVALUATE_HELP)
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER")
-    evaluate.add_argument("--data", nargs="+", required=True, metavar="FILE", help="JSON or JSON-lines files")
+    evaluate.add_argument(
+        "--data", nargs="+", required=True, metavar="FILE", help="rows: .jsonl, .json, .csv, .tsv, .parquet"
+    )
     evaluate.add_argument(
         "--seeds", nargs="+", type=_SEED, metavar="N", help="sampling seeds (default: the run's)"
     )
@@ -122,12 +124,15 @@ def build_parser() -> _Parser:
     )
 
     ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP)
-    ablate.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/demo/study.yaml")
+    ablate.add_argument("study", metavar="STUDY", help="a YAML file, or a name: scrg (mgsr config --list)")
     ablate.add_argument("ignored", nargs="*", metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
         "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
     )
-    ablate.add_argument("--config", metavar="CONFIG", help="another base configuration than the study's")
+    ablate.add_argument(
+        "--config", metavar="CONFIG", help="your models and data as the base; results stay below run_root"
+    )
+    ablate.add_argument("--question", metavar="TEXT", help="what its report begins with")
     ablate.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these arms")
     ablate.add_argument(
         "--jobs", type=_number(int, 1), default=1, metavar="N", help="runs side by side (default: 1)"
@@ -135,11 +140,12 @@ def build_parser() -> _Parser:
     ablate.add_argument(
         "--record",
         action="store_true",
-        help="read and write small result files in results/ beside the study; recorded runs are skipped",
+        help="read and write small result files in results/ beside the study (of an installed one, in "
+        "runs/STUDY/results); recorded runs are skipped",
     )
 
     report = command("report", "tables, plots and a page of a study's recorded results", REPORT_HELP)
-    report.add_argument("study", metavar="STUDY", help="a YAML file, such as experiments/grid/study.yaml")
+    report.add_argument("study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, or a name: scrg")
     report.add_argument(
         "--results", metavar="FOLDER", help="where the result files are (default: beside the study)"
     )
@@ -186,6 +192,7 @@ def build_parser() -> _Parser:
     config = command("config", "list every configuration key, or check a file", "List every configuration key.")
     config.add_argument("config", nargs="?", metavar="CONFIG", help="check this file and print it in full")
     config.add_argument("ignored", nargs="*", metavar="key=value", help="configuration keys to override")
+    config.add_argument("--list", action="store_true", help="the configs and studies that come with mgsr, by name")
     return parser
 
 

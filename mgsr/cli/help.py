@@ -53,9 +53,15 @@ Run every arm of a study with every seed, one after another. What is complete is
 All runs have the number of threads that the study's runs had until now; where there are none, trainer.threads, or
 the share of the processor that --jobs leaves.
 
-  mgsr ablate experiments/demo/study.yaml
-  mgsr ablate experiments/demo/study.yaml --seeds 0 1 2 3 4 scrg.passes=3
-  mgsr ablate experiments/grid/study.yaml --seeds 0 1 2 3 4 --jobs 2 --record trainer.threads=1
+  mgsr ablate demo
+  mgsr ablate demo --seeds 0 1 2 3 4 scrg.passes=3
+  mgsr ablate grid --seeds 0 1 2 3 4 --jobs 2 --record trainer.threads=1
+
+Peers on your own models and data: the arms of a study on your configuration, as the study baselines-my. Where
+--arms leaves the study's baseline out, the first arm in the study's order is the one the others are compared with.
+
+  mgsr ablate baselines --config my.yaml --arms mgsr gkd sft --seeds 0 1 2
+  mgsr report runs/baselines-my
 """
 TEXTS_HELP = """\
 Print revised sequences of a run as Markdown: prompt, what the student wrote, and per pass the position of the
@@ -66,10 +72,11 @@ error, KL(p || q) there, the student's token, the teacher's token, and how the s
 
 
 REPORT_HELP = """\
-Write README.md, plots and report.html of a study from its recorded result files. No run folder is read, so it
-works on a fresh clone; the same results give the same bytes.
+Write README.md, plots and report.html of a study from its result files: those of its runs below a run root, or
+those that --record kept. No run folder is read; the same results give the same bytes, from any working folder.
 
-  mgsr report experiments/grid/study.yaml
+  mgsr report runs/baselines-my
+  mgsr report grid
 """
 DOCTOR_HELP = """\
 Check a configuration before it runs, without loading a weight: keys, rows one by one, tokenizers, lengths and what

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mgsr.config.shipped import Kind, as_typed, located
 from mgsr.runtime.errors import UserError, did_you_mean
 from mgsr.runtime.files import read_regular
 
@@ -67,16 +68,17 @@ def check_config(path: str, command: str) -> None:
     """See that `path` is no run, study, model or file of data, where `mgsr COMMAND` takes a configuration.
 
     Raises:
-        UserError: it is; with what to type.
+        UserError: it is, with what to type; or it is neither a file nor the name of a shipped configuration.
     """
-    kind, tree = _kind(Path(path))
+    place = _meant(path, "config", "study")
+    kind, tree = _kind(place)
     if kind == "run":
         ways = {"train": f"train --resume {path}"}
         raise UserError(f"{path}: is a run folder; type mgsr {ways.get(command, f'{command} {path}/config.yaml')}")
     if kind == "study":
-        base = tree.get("base", "CONFIG")
         ways = {"train": f"ablate {path}"}
-        raise UserError(f"{path}: is a study, not a config; type mgsr {ways.get(command, f'{command} {base}')}")
+        way = ways.get(command, f"{command} {_base_of(place, tree)}")
+        raise UserError(f"{path}: is a study, not a config; type mgsr {way}")
     if kind == "model":
         raise UserError(f"{path}: is a model folder; name it in a config, or by student.source={path}")
     if kind == "rows":
@@ -86,13 +88,32 @@ def check_config(path: str, command: str) -> None:
 
 def check_study(path: str, command: str) -> None:
     """As `check_config`, where a study is taken."""
-    kind, tree = _kind(Path(path))
+    kind, tree = _kind(_meant(path, "study", "config"))
     if kind in ("run", "model"):
-        raise UserError(f"{path}: is a {kind} folder; name a study, such as experiments/demo/study.yaml")
+        raise UserError(f"{path}: is a {kind} folder; name a study, such as scrg")
     if kind == "config" and not {"study", "base"} & set(tree):
         ways = {"ablate": f"type mgsr train {path}"}
         raise UserError(f"{path}: is a config, not a study; {ways.get(command, 'name a study.yaml')}")
     _refuse_folder(path, kind, "study.yaml")
+
+
+def _meant(word: str, wanted: Kind, other: Kind) -> Path:
+    """The file that a word stands for where one kind is wanted, and the other may have been meant."""
+    try:
+        return located(word, wanted)
+    except UserError:
+        try:
+            return located(word, other)
+        except UserError:
+            pass
+        raise
+
+
+def _base_of(place: Path, tree: Mapping[Any, Any]) -> str:
+    try:
+        return as_typed(located(tree["base"], "config", place.parent), "config")
+    except (UserError, KeyError, TypeError):
+        return "CONFIG"
 
 
 def check_run(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -108,11 +109,15 @@ def _ablate(arguments: argparse.Namespace) -> None:
     check_study(arguments.study, arguments.command)
     if arguments.config is not None:
         check_config(arguments.config, "ablate STUDY --config")
+        if arguments.record:
+            raise UserError("--record keeps results of the study's own base; leave it out with --config")
     from mgsr.cli.console import show, study_table
     from mgsr.study.run import run_study
     from mgsr.study.study import load_study
 
     study = load_study(arguments.study, arguments.config)
+    if arguments.question is not None:
+        study = dataclasses.replace(study, question=arguments.question)
     summary = run_study(
         study,
         arguments.seeds,
@@ -126,6 +131,9 @@ def _ablate(arguments: argparse.Namespace) -> None:
     print(f"figures    {root}/{study.name}/metrics.json")
     print(f"runs       {root}/{study.name}/<arm>/seed=<n>/ (config, checkpoints, rounds of text, predictions)")
     print(f"curves     tensorboard --logdir {root}/{study.name}")
+    if arguments.record:
+        print(f"recorded   {study.results}")
+    print(f"report     mgsr report {arguments.study if arguments.record else f'{root}/{study.name}'}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -133,8 +141,12 @@ def _report(arguments: argparse.Namespace) -> None:
     from mgsr.study.report.write_report import report
     from mgsr.study.study import load_study
 
+    study = load_study(arguments.study)
+    if study.path.parent != study.home and (study.home / "study.yaml").exists():
+        # of an installed study, as it was run here
+        study = load_study(study.home)
     places = [None if path is None else Path(path) for path in (arguments.results, arguments.out)]
-    written = report(load_study(arguments.study), results=places[0], out=places[1])
+    written = report(study, results=places[0], out=places[1])
     print(f"written to {written} and {written.with_name('report.html')}")
 
 
@@ -205,8 +217,15 @@ def _config(arguments: argparse.Namespace) -> None:
 
     from mgsr.config.keys import describe
     from mgsr.config.load import dump, load_config, unfinished
+    from mgsr.config.shipped import listed
     from mgsr.config.values import without_effect
 
+    if arguments.list:
+        print("configs: mgsr train NAME")
+        print("\n".join(f"  {name:14} {said}" for name, said in listed("config").items()))
+        print("studies: mgsr ablate NAME")
+        print("\n".join(f"  {name:14} {said}" for name, said in listed("study").items()))
+        return
     if arguments.config is not None:
         check_config(arguments.config, "config")
         config = load_config(arguments.config, arguments.overrides)

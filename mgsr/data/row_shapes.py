@@ -118,7 +118,11 @@ def _needed(value: Mapping[str, Any], what: str, fields: FieldsConfig, where: st
     if not hint:
         shown = ", ".join(f"`{known[:_LONGEST]}`" for known in names[:_SHOWN])
         hint = f"; the row has {shown}{', ...' if len(names) > _SHOWN else ''}:"
-    mend = f"set {key} to the right one" if getattr(fields, what) else f"name it, {key}=NAME, or rename it"
+    mend = (
+        f"set {key} to the right one"
+        if getattr(fields, what)
+        else f"rename it, or name it in the configuration, {key}=NAME"
+    )
     raise DataError(f"{where}: field `{name}` is missing{hint} {mend}")
 
 

@@ -58,7 +58,8 @@ def render(row: Row, template: str = "alpaca") -> str:
         roles = ", ".join(turn.role for turn in row.messages)
         raise UserError(
             f"{row.where or f'row {row.id}'}: a conversation ({roles}) does not fit the `{template}` template; "
-            f"set data.template={CHAT}, which renders every turn, or give rows of one question"
+            f"take the one that renders every turn (data.template={CHAT}, or --template {CHAT}), or rows of one "
+            "question"
         )
     layouts = TEMPLATES[template]
     layout = layouts.with_input if row.input.strip() else layouts.without_input

@@ -124,7 +124,7 @@ class VllmEngine:
         try:
             import vllm
         except ImportError:
-            raise UserError("scrg.backend=vllm needs vLLM: pip install 'mgsr[vllm]'") from None
+            raise UserError("scrg.backend=vllm needs vLLM: pip install 'vllm>=0.11,<0.30'") from None
         self._vllm = vllm
         self._eos_ids, self._vocab_size = list(eos_ids), vocab_size
         self._llm = vllm.LLM(

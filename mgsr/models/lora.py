@@ -47,7 +47,7 @@ def add_lora(
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError("adapters need the extra `lora`: pip install 'mgsr[lora]'") from error
+        raise UserError("adapters need peft: pip install 'peft>=0.19,<1'") from error
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     for name in names:
         if name != "all-linear" and name.rpartition(".")[2] not in present:

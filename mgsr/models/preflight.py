@@ -105,11 +105,11 @@ def _check_device(config: ExperimentConfig) -> None:
 
 def _check_packages(config: ExperimentConfig) -> None:
     if config.student.lora.r and importlib.util.find_spec("peft") is None:
-        raise UserError("`student.lora` needs the extra `lora`: pip install 'mgsr[lora]', or set student.lora.r=0")
+        raise UserError("`student.lora` needs peft: pip install 'peft>=0.19,<1', or set student.lora.r=0")
     writes = config.scrg.enabled and config.scrg.backend == "vllm"
     if writes and importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "`scrg.backend=vllm` needs vLLM: pip install 'mgsr[vllm]', or set scrg.backend=transformers"
+            "`scrg.backend=vllm` needs vLLM: pip install 'vllm>=0.11,<0.30', or set scrg.backend=transformers"
         )
     spans = config.spans
     parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")

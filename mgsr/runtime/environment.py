@@ -22,7 +22,11 @@ def environment() -> dict[str, Any]:
     `dirty`: the package has changes that the commit lacks; None outside a checkout. What lies beside the package
     does not count, as a study records its results there while it runs.
     """
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")
+    # an installed package may lie in somebody else's checkout, which does not track it
+    own = _git("ls-files", "--error-unmatch", "--", "runtime/environment.py") is not None
+    commit, changes = (
+        (_git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ".")) if own else (None, None)
+    )
     return {
         "mgsr": mgsr.__version__,
         "commit": commit or "unknown",

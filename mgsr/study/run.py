@@ -39,6 +39,7 @@ from mgsr.study.starting_models import refuse_other_start
 from mgsr.study.study import Study, result_path
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
+from mgsr.study.written_study import baseline_of, write_study
 from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
 from mgsr.training.train import prepare, train
 
@@ -72,7 +73,8 @@ def run_study(
     Args:
         arms: only these (empty: all).
         jobs: runs side by side, each a process of its own with its share of the processor or a device.
-        record: read and write result files beside the study's file; otherwise under the run root.
+        record: read and write result files where the study has its own; otherwise under the run root, and beside
+            them the study as it was run, for `mgsr report`.
 
     Returns:
         The summary that is written to `<run_root>/<study>/metrics.json`.
@@ -84,12 +86,19 @@ def run_study(
     unknown = [arm for arm in arms if arm not in study.arms]
     if unknown:
         raise ConfigError(f"{study.path}: no arm `{unknown[0]}`; it has {', '.join(study.arms)}")
-    runs = _plan(study, seeds, overrides, arms or list(study.arms), record)
+    # in the order of the study, whatever was typed first
+    arms = [arm for arm in study.arms if arm in arms or not arms]
+    runs = _plan(study, seeds, overrides, arms, record)
+    folder = Path(runs[0].config.run_root) / study.name
     agree_on_threads(study, [(run.config, run.path) for run in runs], jobs)
     done = {(run.arm, run.seed): result for run in runs if (result := _complete(run, study, record)) is not None}
     pending = [run for run in runs if (run.arm, run.seed) not in done]
     for run in pending:
         _refuse_other_numerics(run)
+    if runs[0].path.parents[1] == folder / "results":
+        write_study(study, folder, arms, overrides)
+    if len(arms) > 1 and baseline_of(study, arms) != study.baseline:
+        say(f"{study.name}: compared with `{arms[0]}`, as `{study.baseline}` is not among these arms")
     if done:
         say(f"{study.name}: {len(done)} of {len(runs)} runs are complete already")
     # runs that were recorded elsewhere get TensorBoard events: their folders have none
@@ -108,7 +117,6 @@ def run_study(
     for (arm, seed), result in done.items():
         metrics[arm][seed] = result["metrics"]
     summary = summarise(study, metrics)
-    folder = Path(runs[0].config.run_root) / study.name
     write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
     write_layout(folder / "layout")
     return summary
@@ -147,7 +155,7 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
             )
         return result
     if record:
-        for other in recorded(study.path.parent.parent):
+        for other in recorded(study.home.parent):
             if _is_same_run(run, other):
                 mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
                 refuse_other_start(run.path.parents[1], mine)

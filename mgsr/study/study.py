@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,24 @@ from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_
 from mgsr.config.load import config_of, keep_inside, merged
 from mgsr.config.origin import COMMAND_LINE, Layer, Said
 from mgsr.config.schema import ExperimentConfig
+from mgsr.config.shipped import as_typed, is_packed, located
 from mgsr.config.yaml_reader import YAML, line_of, nodes_of, pairs_of, read_yaml, text_of, words_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
+from mgsr.study.study_keys import read_answer, read_arguments, read_contrasts, read_looks, read_typed
 
-STUDY_KEYS = ("study", "base", "arms", "baseline", "contrasts", "question", "answer", "looks", "arguments")
-ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
+STUDY_KEYS = (
+    "study",
+    "base",
+    "arms",
+    "baseline",
+    "contrasts",
+    "question",
+    "answer",
+    "looks",
+    "arguments",
+    "typed",
+)
 FIXED = ("experiment", "arm", "seed")
-MOST_LOOKS = 100
 RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
 """Names that a summary or a folder of a study has use for."""
 
@@ -44,7 +55,10 @@ class Study:
             multiplied by it.
         arguments: what a command line has to say besides, such as files that the base leaves to the user; a
             report prints it with its commands, so that file names are stand-ins (`TRAIN.jsonl`).
-        path: of its YAML file; results are recorded beside it.
+        path: of its YAML file.
+        base: the base's file: a path that starts from the study's folder, or a shipped name.
+        typed: of a study that lies among its runs (`written_study.py`): `study`, `base` and `folder` as they were
+            typed, and `config` where another base was named.
         places: arm -> key -> where it is written.
     """
 
@@ -59,11 +73,17 @@ class Study:
     looks: int = 1
     arguments: tuple[str, ...] = ()
     places: dict[str, dict[str, str]] = field(default_factory=dict)
+    typed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        """Where results and report lie: beside the file, but of an installed study below the working folder."""
+        return Path(ExperimentConfig().run_root, self.name) if is_packed(self.path) else self.path.parent
 
     @property
     def results(self) -> Path:
-        """Where small result files are recorded: `results/<arm>/seed=<n>.json` beside the study's file."""
-        return self.path.parent / "results"
+        """Where small result files are recorded: `results/<arm>/seed=<n>.json`."""
+        return self.home / "results"
 
     def config(
         self, arm: str, seed: int, overrides: Sequence[str] = (), results: Path | None = None
@@ -79,7 +99,7 @@ class Study:
         own = {"arm": Said(arm, str(self.path)), "seed": Said(seed, COMMAND_LINE)}
         filled = {"seed={seed}.json": result_path(Path(), "", seed).name, "{seed}": str(seed)}
         filled["{results}"] = str(results or self.results)
-        base = self._base()
+        base = self.base_layer()
         layer = merged(base, own, *read_words(overrides), self._arm(arm, filled))
         keep_inside(layer)
         refuse_carried_over(base, layer)
@@ -92,14 +112,14 @@ class Study:
     def base_config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """What all arms have in common: base and command line."""
         self._refuse_fixed(overrides)
-        base = self._base()
+        base = self.base_layer()
         layer = merged(base, *read_words(overrides))
         keep_inside(layer)
         refuse_carried_over(base, layer)
         return config_of(layer)
 
     def said_in_base(self, name: str) -> Any:
-        """What the base configuration's file says of a key; None where it is silent, or isn't there.
+        """What the base configuration's file says of a key; None where it is silent.
 
         A report reads results where the rest of the configuration came from a command line.
         """
@@ -109,10 +129,11 @@ class Study:
     @cached_property
     def _base_file(self) -> Layer:
         # a report asks several times per run
-        return read_layer(self.base) if Path(self.base).exists() else {}
+        return read_layer(self.base)
 
-    def _base(self) -> Layer:
-        return {**read_layer(self.base), "experiment": Said(self.name, str(self.path))}
+    def base_layer(self) -> Layer:
+        """What the base's file says, under the study's name."""
+        return {**self._base_file, "experiment": Said(self.name, str(self.path))}
 
     @staticmethod
     def _refuse_fixed(overrides: Sequence[str]) -> None:
@@ -150,11 +171,15 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     """Read a study.
 
     Args:
-        base: another base configuration than the study names.
+        path: its file or its folder, or the name of a shipped one.
+        base: another base configuration than the study names, of any path or a shipped name. The study is another
+            one then, `<study>-<base>`: it keeps the arms, and neither question nor answer.
 
     Raises:
-        ConfigError: unknown keys, no arms, an arm that is no mapping, two arms or two keys of one name.
+        ConfigError: no such study or base, unknown keys, no arms, an arm that is no mapping, two arms or two keys
+            of one name.
     """
+    path = located(path, "study")
     top = {text_of(name, str(path)): (name, node) for name, node in pairs_of(read_yaml(path))}
     for name, (node, _) in top.items():
         if name not in STUDY_KEYS:
@@ -170,19 +195,49 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     for name in ("study", "question"):
         if not isinstance(tree.get(name, ""), str | None):
             raise ConfigError(f"{path}: `{name}` takes words, not a {type(tree[name]).__name__}")
-    return Study(
-        str(tree.get("study") or Path(path).stem),
-        base or str(tree["base"]),
+    study = Study(
+        str(tree.get("study") or path.stem),
+        # that of the file need not be there where another one is named
+        _base(path, str(tree["base"])) if base is None else base,
         flat,
         baseline,
-        _contrasts(path, tree.get("contrasts") or {}, flat),
+        read_contrasts(path, tree.get("contrasts") or {}, flat),
         str(tree.get("question") or ""),
-        _answer(path, tree.get("answer") or {}, flat),
-        Path(path),
-        _looks(path, tree.get("looks", "1")),
-        _arguments(path, tree.get("arguments") or []),
+        read_answer(path, tree.get("answer") or {}, flat),
+        path,
+        read_looks(path, tree.get("looks", "1")),
+        read_arguments(path, tree.get("arguments") or []),
         {arm: {name: said.place for name, said in layer.items()} for arm, layer in layers.items()},
+        read_typed(path, tree.get("typed") or {}),
     )
+    return study if base is None else _on(study, base)
+
+
+def _on(study: Study, base: str) -> Study:
+    """The arms on another base: what is said of the study's own results is not said of these."""
+    place = located(base, "config")
+    return replace(
+        study,
+        name=f"{study.name}-{place.stem}",
+        base=str(place),
+        question="",
+        answer={},
+        looks=1,
+        arguments=(),
+        typed={"study": as_typed(study.path, "study"), "config": as_typed(place, "config")},
+    )
+
+
+def _base(path: Path, word: str) -> str:
+    try:
+        return str(located(word, "config", path.parent))
+    except ConfigError as error:
+        if Path(word).is_file():
+            way = as_typed(word, "config", path.parent)
+            raise ConfigError(
+                f"{path}: `base` is {word}, and starts from the study's folder; write {way}"
+            ) from None
+        raise ConfigError(f"{path}: `base` is {word}: {error}") from None
 
 
 def _place(path: str | Path, arm: str, node: yaml.Node) -> str:
@@ -210,56 +265,3 @@ def _arms(path: str | Path, arms: yaml.Node | None) -> dict[str, Layer]:
             what = f"sets `{taken[0]}`, which the study sets itself" if taken else "has a name with a meaning here"
             raise ConfigError(f"{here} {what}; leave it out, or call the arm otherwise")
     return found
-
-
-def _looks(path: str | Path, value: Any) -> int:
-    if not isinstance(value, str) or not value.isdecimal() or not 1 <= int(value[:9]) <= MOST_LOOKS:
-        raise ConfigError(f"{path}: `looks` takes a number of looks at the verdicts, from 1 to {MOST_LOOKS}")
-    return int(value)
-
-
-def _arguments(path: str | Path, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(said, str) and "=" in said for said in value):
-        raise ConfigError(f"{path}: `arguments` takes a list of key=value, as in [data.train=TRAIN.jsonl]")
-    return tuple(value)
-
-
-def _contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, tuple[list[str], list[str]]]:
-    found = {}
-    for name, sides in tree.items() if isinstance(tree, Mapping) else [("contrasts", tree)]:
-        named = isinstance(sides, Mapping) and set(sides) == {"with", "without"}
-        if not named or not all(isinstance(side, list) and side for side in sides.values()):
-            raise ConfigError(f"{path}: contrast `{name}` must name its arms, as in {{with: [a], without: [b]}}")
-        for arm in map(str, (*sides["with"], *sides["without"])):
-            if arm not in arms:
-                raise ConfigError(
-                    f"{path}: contrast `{name}` names {arm}, which is no arm{did_you_mean(arm, arms)}"
-                )
-        found[str(name)] = (list(map(str, sides["with"])), list(map(str, sides["without"])))
-    return found
-
-
-def _answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, Any]:
-    if not tree:
-        return {}
-    known = isinstance(tree, Mapping) and set(tree) <= set(ANSWER_KEYS) and {"part", "arm", "where"} <= set(tree)
-    if not known:
-        raise ConfigError(f"{path}: `answer` takes part, arm, where and perhaps also and elsewhere")
-    also = tree.get("also") or {}
-    if not isinstance(also, Mapping):
-        raise ConfigError(f"{path}: `answer.also` maps words to arms")
-    for arm in map(str, (tree["arm"], *also.values())):
-        if arm not in arms:
-            raise ConfigError(f"{path}: `answer` names {arm}, which is no arm{did_you_mean(arm, arms)}")
-    others = tree.get("elsewhere") or []
-    others = [others] if isinstance(others, Mapping) else others
-    if not isinstance(others, list) or not all(map(_is_elsewhere, others)):
-        raise ConfigError(f"{path}: `answer.elsewhere` takes study, arm and sets, or a list of them")
-    return {**tree, "elsewhere": others}
-
-
-def _is_elsewhere(other: Any) -> bool:
-    named = isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}
-    if not named or not isinstance(other["sets"], Mapping):
-        return False
-    return all(isinstance(word, str) for word in (other["study"], other["arm"], *other["sets"].values()))

@@ -7,11 +7,12 @@ from typing import Any
 
 from mgsr.evaluation.statistics import mean_std, paired_t_interval
 from mgsr.study.study import Study
+from mgsr.study.written_study import baseline_of
 
 
 def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """Mean test ROUGE-L per arm, of what the arms start from, and paired differences over training seeds."""
-    base = study.baseline if study.baseline in results else next(iter(results))
+    base = baseline_of(study, list(results))
     runs = list(results[base].values())
     summary: dict[str, Any] = {"study": study.name, "seeds": sorted(results[base])}
     for name in ("teacher", "sft_start"):
@@ -20,7 +21,8 @@ def summarise(study: Study, results: Mapping[str, Mapping[int, Mapping[str, Any]
             summary[name] = _over_seeds(found)
     for arm, by_seed in results.items():
         summary[arm] = _over_seeds([run["result"]["test"] for run in by_seed.values()])
-        rounds = [run["scrg"] for run in by_seed.values() if run.get("scrg")]
+        # of text that nobody searched for errors there is no rate
+        rounds = [run["scrg"] for run in by_seed.values() if (run.get("scrg") or {}).get("disagreement_rate")]
         if rounds and (arm == base or "scrg" not in summary):
             shared = set.intersection(*map(set, rounds))
             summary["scrg"] = {k: sum(r[k] for r in rounds) / len(rounds) for k in sorted(shared)}

@@ -92,3 +92,24 @@ def test_figures_outlive_a_disk_that_fills_meanwhile(
     assert evaluated(data, "--out", str(data / "out.json")) == 2
     out, err = capsys.readouterr()
     assert "short.jsonl" in out and "ROUGE-L" in out and "No space left" in err
+
+
+def test_the_fields_of_a_run_hold_and_other_shapes_are_recognised(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = data / "run"
+    run.mkdir()
+    fields = "data: {template: plain, fields: {instruction: q, output: a.text}}\n"
+    (run / "config.yaml").write_text(fields + "teacher: {source: init}\nstudent: {source: init}\n")
+    (data / "own.csv").write_text("q,a.text\nab,12\n")
+    turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "12"}]
+    (data / "chat.json").write_text(json.dumps([{"messages": turns}]))
+    monkeypatch.setattr(module, "load_run", lambda _: (tiny_model(max_position_embeddings=128), tiny_tokenizer()))
+    files = [str(data / name) for name in ("own.csv", "chat.json", "short.jsonl")]
+    words = ("--max-new-tokens", "8", "--seeds", "1", "--device", "cpu", "--out", str(data / "out.json"))
+    assert main(["evaluate", str(run), "--data", *files, *words]) == 0
+    figures = json.loads((data / "out.json").read_text())
+    assert list(figures) == files and all(each["examples"] == 1 for each in figures.values())
+    # of a model folder nobody has named any
+    model(data, max_position_embeddings=128)
+    assert main(["evaluate", str(data / "model"), "--data", files[0], *words[:-1], str(data / "other.json")]) == 2

@@ -66,6 +66,15 @@ def answer(capsys: Capture, words: str) -> str:
         ("train --resume tiny.yaml", "name a run folder"),
         ("tiny.yaml", "type mgsr train tiny.yaml"),
         ("trian tiny.yaml", "did you mean `train`"),
+        ("train scrg", "scrg: is a study, not a config; type mgsr ablate scrg"),
+        ("doctor scrg", "type mgsr doctor demo"),
+        ("ablate gpt2", "gpt2: is a config, not a study; type mgsr train gpt2"),
+        ("train dmo", "dmo: no such config file; did you mean `demo`?"),
+        ("plan tinyy.yaml", "did you mean `tiny.yaml`?"),
+        ("doctor configs/demo.yaml", "`demo` alone is a config that comes with mgsr"),
+        ("report experiments/grid/study.yaml", "`grid` alone is a study that comes with mgsr"),
+        ("ablate qqqqqq", "mgsr config --list"),
+        ("ablate baselines --config tiny.yaml --record", "leave it out with --config"),
     ],
 )
 def test_what_belongs_to_another_command(words: str, typed: str, places: Path, capsys: Capture) -> None:

@@ -111,11 +111,11 @@ BAD = [
     ({}, "field `instruction` is missing, and all others; fill the row in or remove it"),
     (
         {"text": "Q", "label": "A"},
-        "field `instruction` is missing; the row has `text`, `label`: name it, data.fields.",
+        "field `instruction` is missing; the row has `text`, `label`: rename it, or name it in",
     ),
     (
         {"prompt": "Q", "reply": "A"},
-        "field `output` is missing; the row has `prompt`, `reply`: name it, data.fields.",
+        "field `output` is missing; the row has `prompt`, `reply`: rename it, or name it in",
     ),
     (
         {"instructon": "Q", "input": "C", "output": "A"},

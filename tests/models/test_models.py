@@ -268,7 +268,7 @@ def test_adapters_that_cannot_be_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="carries no adapters"):
         merge_lora(build("llama"))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"extra `lora`: pip install 'mgsr\[lora\]'"):
+    with pytest.raises(UserError, match=r"peft: pip install 'peft>="):
         add_lora(build("llama"), r=2, alpha=4)
 
 

@@ -81,9 +81,9 @@ LATE = [
     ("scrg.max_new_tokens=200", "lengths", r"104 positions: lower scrg\.max_new_tokens"),
     ("evaluation.max_new_tokens=200", "lengths", r"104 positions: lower evaluation\.max_new_tokens"),
     ("scrg.backend=vllm", "packages", "needs vLLM"),
-    ("student.lora.r=2", "packages", r"pip install 'mgsr\[lora\]'"),
-    ("spans.chunker=spacy", "packages", r"pip install 'mgsr\[spans\]'"),
-    ("spans={{chunker: random, random_lengths: spacy}}", "packages", r"pip install 'mgsr\[spans\]'"),
+    ("student.lora.r=2", "packages", r"pip install 'peft>="),
+    ("spans.chunker=spacy", "packages", r"pip install 'spacy>="),
+    ("spans={{chunker: random, random_lengths: spacy}}", "packages", r"pip install 'spacy>="),
 ]
 
 

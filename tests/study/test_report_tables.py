@@ -181,7 +181,7 @@ def test_rows_of_no_kind_have_no_table_of_kinds(study: Study) -> None:
 
 def test_exact_match_is_told_of_the_kinds_that_the_base_configuration_names(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("evaluation: {one_answer: [sort]}\n")
-    study = make_study(tmp_path, STUDY.replace("configs/demo.yaml", str(tmp_path / "base.yaml")))
+    study = make_study(tmp_path, STUDY.replace("base: demo", f"base: {tmp_path}/base.yaml"))
     record(study)
     result = make_result(study, "full", 0, 60.0)
     result["metrics"]["result"]["test"]["exact_match_by_category"] = {"sort": 25.0, "write": 0.0}
@@ -213,9 +213,11 @@ def test_means_are_over_seeds_that_all_arms_have(study: Study) -> None:
     assert "mean over training seeds 4, 5. 4 of the 16 runs have it" in text
     assert "![Dev ROUGE-L while training, mean over training seeds 0, 1, 2, 3](dev.svg)" in text
     commands = text.split("```")[1].strip().splitlines()
-    assert [line.split("study.yaml ")[-1] for line in commands[:2]] == [
-        "--arms full other --seeds 0 1 2 3 4 5 --record trainer.threads=1",
-        "--arms removed --seeds 0 1 2 3 --record trainer.threads=1",
+    assert commands == [
+        "# in this folder",
+        "mgsr ablate study.yaml --arms full other --seeds 0 1 2 3 4 5 --record trainer.threads=1",
+        "mgsr ablate study.yaml --arms removed --seeds 0 1 2 3 --record trainer.threads=1",
+        "mgsr report study.yaml",
     ]
 
 

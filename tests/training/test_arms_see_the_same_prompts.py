@@ -42,8 +42,8 @@ def replays(config: ExperimentConfig) -> bool:
 def all_arms(base: Path) -> dict[str, ExperimentConfig]:
     # 38 rows in steps of 4: the last step of an epoch is a short one, and so is the last window
     overrides = [f"train.epochs={EPOCHS}", "train.batch_size=4", "train.micro_batch_size=2"]
-    studies = [load_study(path, base=str(base)) for path in STUDIES]
-    return {f"{s.name}/{arm}": s.config(arm, 3, overrides) for s in studies for arm in s.arms}
+    studies = {path.parent.name: load_study(path, base=str(base)) for path in STUDIES}
+    return {f"{name}/{arm}": s.config(arm, 3, overrides) for name, s in studies.items() for arm in s.arms}
 
 
 def bucketed(config: ExperimentConfig, bucket_steps: int) -> ExperimentConfig:

@@ -22,8 +22,10 @@ def summary(tiny_file: Path, shared_root: Path) -> dict[str, Any]:
     return run_study(study, [0], [f"run_root={shared_root}", "train.epochs=2"])
 
 
-def test_every_baseline_trains_from_the_same_student(summary: dict[str, Any], shared_root: Path) -> None:
-    study = load_study(STUDY)
+def test_every_baseline_trains_from_the_same_student(
+    summary: dict[str, Any], tiny_file: Path, shared_root: Path
+) -> None:
+    study = load_study(STUDY, base=str(tiny_file))
     folder = shared_root / study.name
     assert json.loads((folder / "metrics.json").read_text()) == summary
     runs = {arm: json.loads((folder / arm / "seed=0" / "metrics.json").read_text()) for arm in study.arms}
@@ -39,9 +41,9 @@ def test_every_baseline_trains_from_the_same_student(summary: dict[str, Any], sh
     [("mgsr", 0.5, True), ("gkd", 0.5, False), ("imitkd", 0.5, False), ("seqkd", 1.0, False), ("skd", 1.0, False)],
 )
 def test_the_share_and_kind_of_text(
-    arm: str, written: float, corrected: bool, summary: dict[str, Any], shared_root: Path
+    arm: str, written: float, corrected: bool, summary: dict[str, Any], tiny_file: Path, shared_root: Path
 ) -> None:
-    rounds = shared_root / load_study(STUDY).name / arm / "seed=0" / "scrg"
+    rounds = shared_root / load_study(STUDY, base=str(tiny_file)).name / arm / "seed=0" / "scrg"
     entries = [json.loads(line) for path in rounds.glob("round=0/shard-*.jsonl") for line in path.open()]
     assert len(entries) == round(32 * written)
     assert any(entry["corrections"] for entry in entries) == corrected

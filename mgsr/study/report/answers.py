@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
+from mgsr.config.shipped import located
 from mgsr.runtime.errors import ConfigError
 from mgsr.study.machines import machine_lines
 from mgsr.study.report.evidence import Evidence, Result, read_evidence, replays
@@ -51,9 +52,7 @@ def _contrast(v: Verdict) -> str:
 
 def _elsewhere(part: str, other: Mapping[str, Any], here: Path) -> list[str]:
     """The same question of other data or other steps, from another study's results."""
-    path = Path(other["study"])
-    if not path.exists():
-        path = here.resolve().parents[2] / path
+    path = located(other["study"], "study", here.parent)
     study = load_study(path)
     if other["arm"] not in study.arms:
         raise ConfigError(f"{here}: `answer.elsewhere` names {other['arm']}, which is no arm of {path}")
@@ -115,14 +114,14 @@ def sentence(v: Verdict, baseline: str) -> str:
     return f"inconclusive, difference {number(d.mean, sign=True)} ROUGE-L ({interval}){more}."
 
 
-def facts(evidence: Evidence) -> list[str]:
+def facts(evidence: Evidence, base: str) -> list[str]:
     """Where the numbers come from, and what is missing."""
     runs = evidence.runs
     commits = sorted({_commit(r["environment"]) for r in runs})
     packages = ", ".join(_versions(runs, name) for name in ("python", "lightning", "transformers"))
     machines, mixed = machine_lines(runs)
     said = [
-        f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{evidence.study.base}`, "
+        f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{base}`, "
         f"{_range(int(r['metrics']['steps']) for r in runs)} optimiser steps, "
         f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; "
         f"numerics version {evidence.numerics}, {packages}. "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
+from mgsr.config.shipped import as_typed
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
 from mgsr.study.results import plain, read_result
@@ -200,7 +201,11 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
                 versions.setdefault(version, {}).setdefault(arm, {})[seed] = found
     strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
     if not versions:
-        raise UserError(f"{folder}: no results of {study.name}; run mgsr ablate {study.path} --record first")
+        name = as_typed(study.path, "study")
+        raise UserError(
+            f"{folder}: no results of {study.name}; run mgsr ablate {name} --record first, or of runs that were "
+            f"not recorded type mgsr report <run_root>/{study.name}"
+        )
     known = [version for version in versions if version <= mgsr.NUMERICS_VERSION]
     if not known:
         raise UserError(

@@ -16,7 +16,7 @@ def shared_runs(evidence: Evidence) -> dict[str, dict[int, list[str]]]:
 
     The other studies are those beside this one.
     """
-    root = evidence.study.path.parent.parent
+    root = evidence.study.home.parent
 
     def key(result: Result) -> tuple[object, ...]:
         hashes = result["hashes"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgsr.config.shipped import as_typed, shipped
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.study.report.answers import answers, facts
@@ -25,8 +26,8 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
     """Write README.md, its plots and report.html. The same results give the same bytes.
 
     Args:
-        results: folder of the result files (default: beside the study's file).
-        out: folder to write to (default: the study's).
+        results: folder of the result files (default: the study's own).
+        out: folder to write to (default: the study's own, `Study.home`).
 
     Returns:
         The README's path.
@@ -34,12 +35,12 @@ def report(study: Study, *, results: Path | None = None, out: Path | None = None
     Raises:
         UserError: no results, results that can't be compared, or a README that was written by hand.
     """
-    folder = study.path.parent if out is None else out
+    folder = study.home if out is None else out
     path = folder / "README.md"
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         raise UserError(f"{path}: was written by hand and stays; choose another folder with --out")
     evidence = read_evidence(study, study.results if results is None else results)
-    found = contents(evidence, all_plots(evidence))
+    found = contents(evidence, all_plots(evidence), folder)
     for name, (_, svg) in found.plots.items():
         write_atomically(folder / name, svg)
     write_atomically(
@@ -62,12 +63,14 @@ class Contents:
     plots: Mapping[str, tuple[str, str]]
 
 
-def contents(evidence: Evidence, plots: Mapping[str, tuple[str, str]]) -> Contents:
+def contents(evidence: Evidence, plots: Mapping[str, tuple[str, str]], folder: Path) -> Contents:
+    """A report to stand in a folder: the working folder of whoever wrote it does not change it."""
+    study = evidence.study
     return Contents(
-        f"Study: {evidence.study.name}",
+        f"Study: {study.name}",
         answers(evidence),
-        _command(evidence),
-        facts(evidence),
+        _command(evidence, folder),
+        facts(evidence, study.typed.get("base") or as_typed(study.base, "config", folder)),
         all_tables(evidence),
         plots,
     )
@@ -90,21 +93,26 @@ def readme(found: Contents) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _command(evidence: Evidence) -> str:
+def _command(evidence: Evidence, folder: Path) -> str:
     """What records these results again: on the same kind of machine, with the same number of threads.
 
-    A line for all arms that have the same seeds; `arguments` of the study are said again.
+    A line for all arms that have the same seeds; `arguments` of the study are said again. Among its runs lies a
+    study as it was typed; another one is typed in the report's folder, or by the name that is shipped.
     """
-    path = evidence.study.path
+    study, typed = evidence.study, evidence.study.typed
     threads = {r["environment"].get("threads") for r in evidence.runs}
     same = [f"trainer.threads={number}" for number in threads if number and len(threads) == 1]
-    same += map(shlex.quote, evidence.study.arguments)
+    if any(said.startswith("trainer.threads=") for said in study.arguments):
+        same = []
+    name = typed.get("study") or as_typed(study.path, "study", folder)
+    head = ["mgsr", "ablate", name, *(["--config", typed["config"]] if "config" in typed else [])]
+    rest = [*([] if typed else ["--record"]), *same, *study.arguments]
     groups: dict[tuple[int, ...], list[str]] = {}
     for arm, by_seed in evidence.results.items():
         if by_seed:
             groups.setdefault(tuple(by_seed), []).append(arm)
-    lines = []
+    lines = [] if typed or name in shipped("study") else ["# in this folder"]
     for seeds, arms in groups.items():
-        named = ["--arms", *arms] if len(arms) < len(evidence.study.arms) else []
-        lines.append(" ".join(["mgsr ablate", str(path), *named, "--seeds", *map(str, seeds), "--record", *same]))
-    return "\n".join([*lines, f"mgsr report {path}"])
+        named = ["--arms", *arms] if typed or len(arms) < len(study.arms) else []
+        lines.append(shlex.join([*head, *named, "--seeds", *map(str, seeds), *rest]))
+    return "\n".join([*lines, shlex.join(["mgsr", "report", typed.get("folder") or name])])

@@ -1,0 +1,64 @@
+"""The study as it was run, beside its runs: `mgsr report RUN_ROOT/STUDY` reads it there, and nothing else.
+
+    <run_root>/<study>/study.yaml            the arms that have run, and what was typed
+    <run_root>/<study>/base.yaml             what they have in common, as it was then
+    <run_root>/<study>/results/              as beside any study
+
+Another base makes other results, so that what a study's own file says of its results is not taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgsr.config.layers import read_words
+from mgsr.config.load import merged
+from mgsr.config.shipped import as_typed
+from mgsr.runtime.files import write_atomically
+from mgsr.study.study import FIXED, Study
+
+FILE, BASE = "study.yaml", "base.yaml"
+
+
+def write_study(study: Study, folder: Path, arms: Sequence[str], overrides: Sequence[str] = ()) -> None:
+    """Write both files.
+
+    Args:
+        folder: of the study's runs.
+        arms: that are run now; those with results there count too.
+        overrides: of the command line.
+    """
+    kept = [arm for arm in study.arms if arm in arms or any((folder / "results" / arm).glob("seed=*.json"))]
+    base = merged(study.base_layer(), *read_words(overrides))
+    typed = {"study": as_typed(study.path, "study"), "base": as_typed(study.base, "config"), **study.typed}
+    tree = {
+        "study": study.name,
+        "question": study.question,
+        "base": BASE,
+        "baseline": baseline_of(study, kept),
+        "arms": {arm: study.arms[arm] for arm in kept},
+        "contrasts": {
+            name: {"with": sides[0], "without": sides[1]}
+            for name, sides in study.contrasts.items()
+            if {*sides[0], *sides[1]} <= {*kept}
+        },
+        # those that a study among its runs was typed with are in its base
+        "arguments": [*(study.arguments if study.typed.get("folder") else ()), *overrides],
+        "typed": {**typed, "folder": Path(folder).as_posix()},
+    }
+    _write(folder / BASE, {name: said.value for name, said in base.items() if name not in FIXED})
+    _write(folder / FILE, {name: value for name, value in tree.items() if value})
+
+
+def baseline_of(study: Study, arms: Sequence[str]) -> str:
+    """The arm that others are compared with: the study's baseline, or the first of those that are there."""
+    return study.baseline if study.baseline in arms else arms[0]
+
+
+def _write(path: Path, tree: dict[str, Any]) -> None:
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    write_atomically(path, f"# written by mgsr ablate, and again when more arms are run\n{text}")

@@ -1,0 +1,59 @@
+"""The wheel works in any folder: built, installed and used without a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "data.synthetic={teacher_rows: 48, train_rows: 32, dev_rows: 6, test_rows: 6, vocab_size: 300}",
+    *(f"{model}.sft.max_steps=2" for model in ("teacher", "student")),
+    *("train.max_steps=2", "scrg.max_new_tokens=6", "evaluation.max_new_tokens=6", "evaluation.seeds=[10]"),
+)
+
+
+def run(*words: str, cwd: Path, path: Path | None = None) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{words}: {(done.stdout + done.stderr)[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.long
+def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Path) -> None:
+    wheels, target, work = (tmp_path / name for name in ("wheels", "target", "work"))
+    work.mkdir()
+    alone = ("--no-deps", "--no-index", "--quiet")
+    run("pip", "wheel", str(ROOT), "--no-build-isolation", *alone, "-w", str(wheels), cwd=work)
+    (wheel,) = wheels.iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {"mgsr", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    assert {Path(name).suffix for name in names if name.startswith("mgsr/")} == {".py", ".yaml"}
+    run("pip", "install", str(wheel), *alone, "--target", str(target), cwd=work)
+    before = sorted(path for path in target.rglob("*") if path.suffix != ".pyc")
+
+    def mgsr(*words: str) -> str:
+        return run("mgsr", *words, cwd=work, path=target)
+
+    listed = mgsr("config", "--list")
+    assert "\n  smollm2 " in listed and "\n  scrg " in listed
+    assert "written to runs/demo/mgsr/seed=0" in mgsr("train", "demo", *TINY)
+    assert "mgsr report runs/grid" in mgsr("ablate", "grid", "--arms", "full", "no_scrg", *TINY)
+    assert "written to runs/grid/README.md" in mgsr("report", "grid")
+    text = (work / "runs/grid/README.md").read_text()
+    assert "mgsr ablate grid --arms full no_scrg --seeds 0" in text and "base `demo`" in text
+    # of somebody's checkout around it nothing is said
+    assert "Commit unknown" in text
+    assert "runs/grid/results" in mgsr("ablate", "grid", "--arms", "full", "--record", *TINY)
+    assert sorted(path for path in target.rglob("*") if path.suffix != ".pyc") == before
+    assert [path.name for path in work.iterdir()] == ["runs"]
