@@ -22,7 +22,7 @@ from mgsr.evaluation.model_card import as_it_was_asked
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.models.from_config import configured_ends, quiet_transformers
 from mgsr.models.hub import near_names
-from mgsr.models.preflight import check_texts
+from mgsr.models.vocabulary import check_texts
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically

@@ -10,7 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,7 +21,6 @@ from mgsr.config.origin import about
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
-from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
 from mgsr.data.splits import encode_quietly, read_split
 from mgsr.data.templates import render
@@ -38,49 +37,59 @@ from mgsr.models.from_config import (
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import output_head, position_limit
 from mgsr.models.pruning import decoder_layers, pruned_config
-from mgsr.models.vocabulary import knows_all_ids, logits_width, written_vocab_size
+from mgsr.models.vocabulary import check_texts, knows_all_ids, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 
 Rows = Mapping[str, Sequence[Row]]
 
+
+class Size(NamedTuple):
+    """Numbers of decoder layers and of parameters."""
+
+    layers: int
+    parameters: int
+
+
 # keys of a model, besides its source, that a message about it may quote
 _TOLD = ("gguf_file", "revision", "attn_implementation")
 
 
-def check_run(config: ExperimentConfig, rows: Rows) -> dict[str, Any]:
+def check_run(config: ExperimentConfig, rows: Rows) -> dict[str, Size]:
     """Go through the list and stop at the first thing that is wrong.
 
     Args:
         rows: by split.
 
     Returns:
-        Teacher and student as they come from their sources, without content; `student` only where it is a model
-        of its own.
+        What `checks` finds of the models.
 
     Raises:
         UserError: as one line, what is wrong and what to do.
     """
-    shapes: dict[str, Any] = {}
-    for _, check in checks(config, rows, shapes):
+    sizes: dict[str, Size] = {}
+    for _, check in checks(config, rows, sizes):
         check()
-    return shapes
+    return sizes
 
 
-def checks(config: ExperimentConfig, rows: Rows, shapes: dict[str, Any]) -> list[tuple[str, Callable[[], None]]]:
+def checks(config: ExperimentConfig, rows: Rows, sizes: dict[str, Size]) -> list[tuple[str, Callable[[], None]]]:
     """The list: what is looked at, and a function that raises a UserError.
 
     Args:
         rows: by split; a split that could not be read is left out.
-        shapes: is filled with what `check_run` returns, as far as it can be had.
+        sizes: is filled with those of teacher and student as they come from their sources; of `student` only
+            where it is a model of its own.
     """
     quiet_transformers()
+    # gone with the list: no model without content outlives the checks
+    shapes: dict[str, Any] = {}
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("teacher", lambda: _look_at_teacher(config, shapes)),
-        ("student", lambda: _look_at_student(config, shapes)),
+        ("teacher", lambda: _look_at_teacher(config, shapes, sizes)),
+        ("student", lambda: _look_at_student(config, shapes, sizes)),
         ("tokenizers", lambda: _check_tokenizers(config)),
         ("prompts", lambda: _check_prompts(config, rows)),
         ("lengths", lambda: _check_texts(config, rows, shapes)),
@@ -136,15 +145,15 @@ def _check_prompts(config: ExperimentConfig, rows: Rows) -> None:
         raise UserError(f"data.chat_template={data.chat_template}: {error}") from error
 
 
-def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
+def _look_at_teacher(config: ExperimentConfig, shapes: dict[str, Any], sizes: dict[str, Size]) -> None:
     if config.teacher.source:
-        shapes["teacher"] = _placed_shape(config, "teacher")
+        shapes["teacher"] = _placed_shape(config, "teacher", sizes)
 
 
-def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
+def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any], sizes: dict[str, Size]) -> None:
     student = config.student
     if student.source != "teacher":
-        shapes["student"] = _placed_shape(config, "student")
+        shapes["student"] = _placed_shape(config, "student", sizes)
     origin = shapes.get("student", shapes.get("teacher"))
     if student.keep_layers and origin is not None:
         with about("`student.keep_layers`: ", "student.keep_layers"):
@@ -155,7 +164,7 @@ def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any]) -> None:
             with_adapters(copy.deepcopy(origin), config)
 
 
-def _placed_shape(config: ExperimentConfig, role: str) -> Any:
+def _placed_shape(config: ExperimentConfig, role: str, sizes: dict[str, Size]) -> Any:
     """The model without its content; what is wrong with it is told with the key that says so."""
     model: ModelConfig = getattr(config, role)
     try:
@@ -164,10 +173,12 @@ def _placed_shape(config: ExperimentConfig, role: str) -> Any:
     except UserError as error:
         own = [name for name in _TOLD if (value := getattr(model, name)) and value in str(error)]
         whole = (own or ["architecture" if model.source == "init" else "source"])[0]
-        sizes = [f"{whole}.{item.name}" for item in fields(model.architecture) if item.name in str(error)]
-        named = sizes if whole == "architecture" and sizes else [whole]
+        quoted = [f"{whole}.{item.name}" for item in fields(model.architecture) if item.name in str(error)]
+        named = quoted if whole == "architecture" and quoted else [whole]
         with about(f"`{role}.{whole}`: ", *(f"{role}.{name}" for name in named)):
             raise
+    layers = shape.config.get_text_config(decoder=True).num_hidden_layers
+    sizes[role] = Size(layers, sum(weight.numel() for weight in shape.parameters()))
     return shape
 
 
@@ -250,50 +261,3 @@ def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: 
         configured_ends(data, [model], [tokenizer], width)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
-
-
-def check_texts(
-    name: str,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    *,
-    new_tokens: int,
-    key: str,
-    answers: bool = False,
-) -> None:
-    """See that a model has a position and an embedding for every token that it will read or write.
-
-    Args:
-        name: of the model, for the message; model: on any device, also without content.
-        new_tokens: that are written to a prompt; key: where that number is set.
-        answers: the answers of the examples are read too.
-
-    Raises:
-        UserError: it has not; the first such row is named.
-    """
-    limit, width = position_limit(model), logits_width(model)
-    for example in examples:
-        where = example.where or f"row {example.id}"
-        read = example.response_ids if answers else ()
-        ids = (*example.prompt_ids, *read)
-        if ids and max(ids) >= width:
-            token = tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(
-                f"{name}: {where} has the token `{token}` of id {max(ids)}, and its embedding has {width} rows: "
-                "take a tokenizer and weights that belong together"
-            )
-        prompt, most = len(example.prompt_ids), max(new_tokens, len(read))
-        if limit is not None and prompt + most > limit:
-            raise UserError(
-                f"{name}: {where} takes {prompt} tokens and its answer up to {most}, and the model has {limit} "
-                f"positions: {_shorter(key if new_tokens == most else 'data.max_length', prompt < limit)}"
-            )
-
-
-def _shorter(key: str, answer: bool) -> str:
-    """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
-    prompt = "shorten the texts, or take a shorter --template"
-    if not key.startswith("--"):
-        prompt = "lower data.max_prompt_length"
-    return f"lower {key}, or {prompt}" if answer else prompt

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mgsr.data.prompts import Example
+from mgsr.models.output_layer import position_limit
 from mgsr.runtime.errors import UserError
 
 
@@ -175,3 +178,50 @@ def align_vocabularies(teacher_logits: Tensor, student_logits: Tensor, size: int
     if not 1 <= size <= narrower:
         raise ValueError(f"size must be in [1, {narrower}], not {size}")
     return teacher_logits[..., :size], student_logits[..., :size]
+
+
+def check_texts(
+    name: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    *,
+    new_tokens: int,
+    key: str,
+    answers: bool = False,
+) -> None:
+    """See that a model has a position and an embedding for every token that it will read or write.
+
+    Args:
+        name: of the model, for the message; model: on any device, also without content.
+        new_tokens: that are written to a prompt; key: where that number is set.
+        answers: the answers of the examples are read too.
+
+    Raises:
+        UserError: it has not; the first such row is named.
+    """
+    limit, width = position_limit(model), logits_width(model)
+    for example in examples:
+        where = example.where or f"row {example.id}"
+        read = example.response_ids if answers else ()
+        ids = (*example.prompt_ids, *read)
+        if ids and max(ids) >= width:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{name}: {where} has the token `{token}` of id {max(ids)}, and its embedding has {width} rows: "
+                "take a tokenizer and weights that belong together"
+            )
+        prompt, most = len(example.prompt_ids), max(new_tokens, len(read))
+        if limit is not None and prompt + most > limit:
+            raise UserError(
+                f"{name}: {where} takes {prompt} tokens and its answer up to {most}, and the model has {limit} "
+                f"positions: {_shorter(key if new_tokens == most else 'data.max_length', prompt < limit)}"
+            )
+
+
+def _shorter(key: str, answer: bool) -> str:
+    """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
+    prompt = "shorten the texts, or take a shorter --template"
+    if not key.startswith("--"):
+        prompt = "lower data.max_prompt_length"
+    return f"lower {key}, or {prompt}" if answer else prompt

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mgsr.config.load import load_config
 from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
-from mgsr.models.preflight import checks
+from mgsr.models.preflight import Size, checks
 from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tokenizers
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
@@ -42,8 +41,8 @@ def examine(path: str | Path | None, overrides: Sequence[str] = (), *, available
         if model.trust_remote_code:
             report.say("warning", name, f"{name}.trust_remote_code: code that comes with {model.source} will run")
     rows = look_at_rows(config, report)
-    shapes: dict[str, Any] = {}
-    for section, check in checks(config, rows, shapes):
+    sizes: dict[str, Size] = {}
+    for section, check in checks(config, rows, sizes):
         try:
             with placed(config):
                 check()
@@ -58,7 +57,7 @@ def examine(path: str | Path | None, overrides: Sequence[str] = (), *, available
     try:
         look_at_memory(config, tokenizer, report, available)
         if report.well:
-            report.figures["outline"] = outline(config, rows, shapes, tokenizer)
+            report.figures["outline"] = outline(config, rows, sizes, tokenizer)
     except UserError as error:
         report.say("error", "memory", str(error))
     return report

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,12 +18,14 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import SYNTHETIC, cut_splits, encode_quietly, read_split
 from mgsr.models.from_config import with_end_token
 from mgsr.models.model_cache import cache_folder, content_of, model_key, rows_of_teacher
+from mgsr.models.preflight import Size
 from mgsr.planning.doctor_data import look_at_tokenizers
 from mgsr.planning.findings import Report
 from mgsr.planning.workload import Stage, main_job, sft_stage, text_share
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
+from mgsr.runtime.wording import plural
 from mgsr.training.checkpoint import resume_points, step_of
 from mgsr.training.run_folder import run_folder
 
@@ -35,14 +36,14 @@ LOOKED_AT = 1000
 def outline(
     config: ExperimentConfig,
     rows: Mapping[str, Sequence[Row]],
-    shapes: Mapping[str, Any],
+    sizes: Mapping[str, Size],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
     """A line each for models, rows, lengths, training, text, device, evaluation and result. Nothing is written.
 
     Args:
         rows: by split, those for training among them.
-        shapes: of `mgsr.models.preflight.check_run`, complete.
+        sizes: of `mgsr.models.preflight.check_run`.
         tokenizer: the student's.
 
     Raises:
@@ -55,8 +56,8 @@ def outline(
     main = main_job(config, usable, world)
     cached = _cached(config, rows["train"])
     lines = {
-        "teacher": _teacher(config, shapes, cached, usable, world),
-        "student": _student(config, shapes, cached, usable, world),
+        "teacher": _teacher(config, sizes, cached, usable, world),
+        "student": _student(config, sizes, cached, usable, world),
         "rows": _rows(config, rows),
         "lengths": _lengths(config, len(rows["train"]), encoded, tokenizer),
         "training": _training(config, main, world),
@@ -68,58 +69,47 @@ def outline(
     return [f"{name:<10} {text}" for name, text in lines.items() if text]
 
 
-def announce(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]], shapes: Mapping[str, Any]) -> None:
+def announce(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]], sizes: Mapping[str, Size]) -> None:
     """Print the outline of a run that is about to begin."""
     tokenizer = look_at_tokenizers(config, Report())
     assert tokenizer is not None, "a run is checked before it is announced"
-    for line in outline(config, rows, shapes, tokenizer):
+    for line in outline(config, rows, sizes, tokenizer):
         say(line)
 
 
-def count(number: float, word: str) -> str:
-    """A number with its word.
-
-    >>> count(1, "step"), count(11430, "row"), count(0.5, "epoch")
-    ('1 step', '11,430 rows', '0.5 epochs')
-    """
-    shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
-    return f"{shown} {word}" + ("" if number == 1 else "s")
-
-
 def _teacher(
-    config: ExperimentConfig, shapes: Mapping[str, Any], cached: dict[str, Path], rows: int, world: int
+    config: ExperimentConfig, sizes: Mapping[str, Size], cached: dict[str, Path], rows: int, world: int
 ) -> str:
     if not config.teacher.source:
         return "none"
     if config.data.train == SYNTHETIC and config.teacher.sft.enabled:
         rows = len(rows_of_teacher(config))
-    return f"{_made(config, 'teacher', shapes)}; {_stage(config, 'teacher', cached, rows, world)}"
+    return f"{_made(config, 'teacher', sizes)}; {_stage(config, 'teacher', cached, rows, world)}"
 
 
 def _student(
-    config: ExperimentConfig, shapes: Mapping[str, Any], cached: dict[str, Path], rows: int, world: int
+    config: ExperimentConfig, sizes: Mapping[str, Size], cached: dict[str, Path], rows: int, world: int
 ) -> str:
     student = config.student
-    text = f"{_made(config, 'student', shapes)}; {_stage(config, 'student', cached, rows, world)}"
+    text = f"{_made(config, 'student', sizes)}; {_stage(config, 'student', cached, rows, world)}"
     if student.lora.r:
         where = f" on {', '.join(student.lora.target_modules)}" if student.lora.target_modules else ""
         text += f"; adapters of rank {student.lora.r}{where} are trained, all else stays"
     return text
 
 
-def _made(config: ExperimentConfig, role: str, shapes: Mapping[str, Any]) -> str:
+def _made(config: ExperimentConfig, role: str, sizes: Mapping[str, Size]) -> str:
     model = getattr(config, role)
-    shape = shapes.get(role, shapes.get("teacher"))
-    depth = shape.config.get_text_config(decoder=True).num_hidden_layers
+    size = sizes[role if role in sizes else "teacher"]
     kept = model.keep_layers if role == "student" else []
-    layers = f"{len(kept)} of its {count(depth, 'layer')}" if kept else count(depth, "layer")
+    layers = f"{len(kept)} of its {plural(size.layers, 'layer')}" if kept else plural(size.layers, "layer")
     if model.source == "teacher":
         return f"a copy of the teacher with {layers if kept else f'all {layers}'}"
     if model.source == "init":
         return f"a new {model.architecture.family} of width {model.architecture.hidden_size}, {layers}"
-    parameters = sum(weight.numel() for weight in shape.parameters())
-    size = f"{parameters / 1e9:.2f}B" if parameters >= 1e9 else f"{parameters / 1e6:.3g}M"
-    return f"{model.source}, {size} parameters, {layers}"
+    big = size.parameters >= 1e9
+    parameters = f"{size.parameters / 1e9:.2f}B" if big else f"{size.parameters / 1e6:.3g}M"
+    return f"{model.source}, {parameters} parameters, {layers}"
 
 
 def _stage(config: ExperimentConfig, role: str, cached: Mapping[str, Path], rows: int, world: int) -> str:
@@ -133,12 +123,12 @@ def _stage(config: ExperimentConfig, role: str, cached: Mapping[str, Path], rows
     stage = sft_stage(f"{role} SFT", sft, rows, world)
     begun = [] if folder is None else resume_points(folder.with_name(f"{folder.name}.partial"))
     on = f", goes on at step {step_of(begun[0])}" if begun else ""
-    return f"fine-tuned first on {count(rows, 'row')}: {_length(stage)}{on}"
+    return f"fine-tuned first on {plural(rows, 'row')}: {_length(stage)}{on}"
 
 
 def _length(stage: Stage) -> str:
     length = stage.length
-    return f"{count(length.total_steps, 'step')} ({count(length.total_steps / length.steps_per_epoch, 'epoch')})"
+    return f"{plural(length.total_steps, 'step')} ({plural(length.total_steps / length.steps_per_epoch, 'epoch')})"
 
 
 def _cached(config: ExperimentConfig, train: Sequence[Row]) -> dict[str, Path]:
@@ -174,11 +164,11 @@ def _split(config: ExperimentConfig, split: str, rows: Mapping[str, Sequence[Row
     """How many rows of how many, and where they are from."""
     data, used = config.data, len(rows[split])
     limit = f"{split if split in ('train', 'dev') else 'test'}_limit"
-    text = count(used, "row")
+    text = plural(used, "row")
     if getattr(data, limit) and used >= getattr(data, limit):
         unlimited = replace(data, train_limit=0, dev_limit=0, test_limit=0)
         there = len(read_split(unlimited, split))
-        text = f"{used:,} of {count(there, 'row')}" + (f" (data.{limit})" if there > used else "")
+        text = f"{used:,} of {plural(there, 'row')}" + (f" (data.{limit})" if there > used else "")
     if split in cut_splits(rows):
         return f"{text}, cut from those of train"
     return f"{text} of {rows[split][0].source}" if rows[split][0].source else text
@@ -195,20 +185,20 @@ def _lengths(config: ExperimentConfig, rows: int, encoded: EncodedRows, tokenize
     looked = len(encoded.examples) + left
     whole = [one for one in encoded.examples if not one.response_truncated]
     end = f"; answers end with {tokenizer.convert_ids_to_tokens(whole[0].response_ids[-1])}" if whole else ""
-    of = f"the {count(rows, 'row')}" if looked == rows else f"{count(looked, 'row')} looked at"
+    of = f"the {plural(rows, 'row')}" if looked == rows else f"{plural(looked, 'row')} looked at"
     return (
-        f"template {data.template}; of {of} {count(encoded.truncated_prompts, 'prompt')} cut to "
-        f"{data.max_prompt_length} tokens, {count(encoded.truncated_responses, 'answer')} cut so that both fit "
+        f"template {data.template}; of {of} {plural(encoded.truncated_prompts, 'prompt')} cut to "
+        f"{data.max_prompt_length} tokens, {plural(encoded.truncated_responses, 'answer')} cut so that both fit "
         f"{data.max_length}" + (f", {left:,} left out: {told_left_out(encoded.left_out)}" if left else "") + end
     )
 
 
 def _training(config: ExperimentConfig, main: Stage, world: int) -> str:
     train, length = config.train, main.length
-    text = f"{_length(main)} of {count(train.batch_size, 'row')}, learning rate {train.lr:g}"
+    text = f"{_length(main)} of {plural(train.batch_size, 'row')}, learning rate {train.lr:g}"
     if world > 1 or length.micro_batches > 1:
         each = " on each device" if world > 1 else ""
-        text += f"; a step is {count(length.micro_batches, 'forward')} of {main.forward_rows}{each}"
+        text += f"; a step is {plural(length.micro_batches, 'forward')} of {main.forward_rows}{each}"
     return text
 
 
@@ -224,8 +214,8 @@ def _text(config: ExperimentConfig, main: Stage) -> str:
     if not main.rounds:
         return "none is written: trained on the rows alone"
     share = f"{'up to ' if config.mixture.kind == 'adaptive' else ''}{text_share(config.mixture):.0%}"
-    written = f"about {count(round(main.written), 'answer')} of at most {count(scrg.max_new_tokens, 'token')}"
-    return f"{share} of what is trained on, in {count(main.rounds, 'round')}: {_writer(scrg)}; {written}"
+    written = f"about {plural(round(main.written), 'answer')} of at most {plural(scrg.max_new_tokens, 'token')}"
+    return f"{share} of what is trained on, in {plural(main.rounds, 'round')}: {_writer(scrg)}; {written}"
 
 
 def _writer(scrg: ScrgConfig) -> str:
@@ -233,7 +223,7 @@ def _writer(scrg: ScrgConfig) -> str:
         return _WRITERS[scrg.text]
     if not scrg.passes:
         return "the student writes"
-    return f"SCRG, the student writes and the teacher corrects {count(scrg.passes, 'token')} of each"
+    return f"SCRG, the student writes and the teacher corrects {plural(scrg.passes, 'token')} of each"
 
 
 def _device(config: ExperimentConfig, world: int) -> str:
@@ -245,15 +235,15 @@ def _device(config: ExperimentConfig, world: int) -> str:
 def _evaluation(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> str:
     evaluation = config.evaluation
     tests = [
-        f"{name} ({count(len(rows[name]), 'row')})" for name in ("test", *config.data.test_sets) if name in rows
+        f"{name} ({plural(len(rows[name]), 'row')})" for name in ("test", *config.data.test_sets) if name in rows
     ]
     every = evaluation.val_every_n_epochs
     seen = min(len(rows.get("dev", ())), evaluation.val_rows or len(rows.get("dev", ())))
-    drawn = f"sampled with {count(len(evaluation.seeds), 'seed')}" if evaluation.temperature else "greedily"
+    drawn = f"sampled with {plural(len(evaluation.seeds), 'seed')}" if evaluation.temperature else "greedily"
     others = "its start and the teacher" if config.teacher.source else "its start"
-    rhythm = "epoch" if every == 1 else count(every, "epoch")
+    rhythm = "epoch" if every == 1 else plural(every, "epoch")
     return (
-        f"{count(seen, 'dev row')} every {rhythm}; at the end {', '.join(tests)}, {drawn}, by the best student, "
+        f"{plural(seen, 'dev row')} every {rhythm}; at the end {', '.join(tests)}, {drawn}, by the best student, "
         f"{others}"
     )
 

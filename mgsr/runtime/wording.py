@@ -34,10 +34,11 @@ def plural(count: float, word: str, words: str = "") -> str:
     Args:
         words: of several, where it is not `word` with an s.
 
-    >>> plural(1, "row"), plural(0, "row"), plural(1200, "row"), plural(2, "batch", "batches")
-    ('1 row', '0 rows', '1,200 rows', '2 batches')
+    >>> plural(1, "row"), plural(0.5, "epoch"), plural(1200, "row"), plural(2, "batch", "batches")
+    ('1 row', '0.5 epochs', '1,200 rows', '2 batches')
     """
-    return f"{count:,.0f} {word if count == 1 else words or word + 's'}"
+    shown = f"{count:,}" if isinstance(count, int) else f"{count:.3g}"
+    return f"{shown} {word if count == 1 else words or word + 's'}"
 
 
 def literal(text: str, *, keep: str = "") -> str:

@@ -22,7 +22,7 @@ from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
-from mgsr.models.preflight import check_run
+from mgsr.models.preflight import Size, check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
 from mgsr.runtime.devices import working_device
@@ -39,7 +39,7 @@ from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read
 from mgsr.training.sft import prepare_models
 from mgsr.training.trainer import fit, load_student
 
-Announce = Callable[[ExperimentConfig, Mapping[str, Sequence[Row]], Mapping[str, Any]], None]
+Announce = Callable[[ExperimentConfig, Mapping[str, Sequence[Row]], Mapping[str, Size]], None]
 
 
 def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce | None = None) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce 
     Args:
         resume: go on with what the run folder holds; otherwise a folder that holds a run is refused.
         announce: is called on the first rank before the first stage, with the configuration, the rows by split
-            and the models' shapes of `check_run`.
+            and the models' sizes.
 
     Raises:
         UserError: anything the user can mend, as one line.
@@ -76,7 +76,7 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
-    shapes = {} if (folder / METRICS).exists() else check_run(config, rows)
+    sizes = {} if (folder / METRICS).exists() else check_run(config, rows)
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
     if template := run_template(config):
         fingerprints["chat_template"] = fingerprint(template)
@@ -92,7 +92,7 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
         if resume and is_first() and not resume_points(folder):
             say(f"{folder}: no resume point in checkpoints/: it begins at step 0")
         if announce is not None and is_first():
-            announce(config, rows, shapes)
+            announce(config, rows, sizes)
         metrics = _run(config, rows, folder, device)
         metrics["seconds"] = time.monotonic() - began
         on_first(lambda: write_atomically(done, json.dumps(metrics, indent=2) + "\n", kind="metrics"))
