@@ -78,7 +78,7 @@ def evaluate_files(
         data, settings = config.data, config.evaluation
         model, tokenizer = load_run(source)
     else:
-        as_it_was_asked(Path(source), data)
+        as_it_was_asked(Path(source), data, settings)
         model, tokenizer = _load_folder(source)
     data.template = template or data.template
     taught = None if teacher is None else _teacher(teacher, source, model, tokenizer, data)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgsr import __version__
-from mgsr.config.schema import DataConfig, ExperimentConfig
+from mgsr.config.schema import DataConfig, EvaluationConfig, ExperimentConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.templates import TEMPLATES
 from mgsr.evaluation.statistics import shown_std
@@ -30,24 +30,33 @@ class Base:
     content: str
 
 
-def how_it_is_asked(data: DataConfig, end_token: str) -> str:
-    """The content of an export's `mgsr.json`: the prompts that it was trained on, and what closes its answers."""
+def how_it_is_asked(config: ExperimentConfig, end_token: str) -> str:
+    """The content of an export's `mgsr.json`: its prompts, what closes its answers, and how long they may be."""
+    data = config.data
     asked = {"template": data.template, "max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
-    return json.dumps({**asked, "end_token": end_token}, indent=2, ensure_ascii=False) + "\n"
+    more = {"end_token": end_token, "max_new_tokens": config.evaluation.max_new_tokens}
+    return json.dumps({**asked, **more}, indent=2, ensure_ascii=False) + "\n"
 
 
-def as_it_was_asked(folder: Path, data: DataConfig) -> None:
-    """Take prompts and end token from a model folder's `mgsr.json` where it has one.
+def as_it_was_asked(folder: Path, data: DataConfig, settings: EvaluationConfig) -> None:
+    """Take prompts, end token and the length of answers from a model folder's `mgsr.json` where it has one.
 
     Raises:
         DataError: it is broken, or names a template that there is none of.
     """
-    shape = {"template": str, "max_length": _LENGTH, "max_prompt_length": _LENGTH, "end_token": str}
+    shape: dict[str, Any] = {
+        "template": str,
+        "max_length": _LENGTH,
+        "max_prompt_length": _LENGTH,
+        "end_token": str,
+    }
+    shape |= {"max_new_tokens": _LENGTH}
     found = read_json(folder / ASKED, shape, _REMEDY, missing={})
     if found and found["template"] not in (*TEMPLATES, CHAT):
         raise DataError(f"{folder / ASKED}: no prompt template {found['template'][:40]!r}; {_REMEDY}")
     for name in shape.keys() & found.keys():
-        setattr(data, name, int(found[name]) if shape[name] is _LENGTH else found[name])
+        section = settings if name == "max_new_tokens" else data
+        setattr(section, name, int(found[name]) if shape[name] is _LENGTH else found[name])
 
 
 def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | None = None) -> str:

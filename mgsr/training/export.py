@@ -211,7 +211,7 @@ def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
 
     def told(ends: GenerationConfig) -> dict[str, str]:
         closing: Any = ends.eos_token_id
-        return {CARD: card, ASKED: how_it_is_asked(config.data, str(tokenizer.convert_ids_to_tokens(closing[0])))}
+        return {CARD: card, ASKED: how_it_is_asked(config, str(tokenizer.convert_ids_to_tokens(closing[0])))}
 
     if base is None:
         model, tokenizer = load_run(folder)

@@ -174,22 +174,14 @@ def test_an_export_knows_how_it_is_asked(ran: Any, exported: Path, folder: Path,
         "max_length": 64,
         "max_prompt_length": 48,
         "end_token": "<|im_end|>",
+        "max_new_tokens": 8,
     }
     card = (exported / "README.md").read_text()
     assert "prompts follow the `chat` template" in card and 'messages = [{"role": "user"' in card
-    options = [
-        "--data",
-        str(folder / "test.jsonl"),
-        "--temperature",
-        "0",
-        "--max-new-tokens",
-        "8",
-        "--seeds",
-        "10",
-    ]
+    options = ["--data", str(folder / "test.jsonl"), "--temperature", "0", "--seeds", "10"]
     measured = [json.loads(line)["prediction"] for line in (ran[0] / "predictions" / "test.jsonl").open()]
     for source in (ran[0], exported, folder / "instruct"):
-        more = ["--template", "chat"] if source.name == "instruct" else []
+        more = ["--template", "chat", "--max-new-tokens", "8"] if source.name == "instruct" else []
         out = folder / f"{source.name}.json"
         assert main(["evaluate", str(source), *options, *more, "--out", str(out)]) == 0
         said = capsys.readouterr().out
@@ -209,11 +201,11 @@ def test_an_export_knows_how_it_is_asked(ran: Any, exported: Path, folder: Path,
         ("{", "broken JSON"),
         ('{"template": "chat"}', "`max_length` is missing"),
         (
-            '{"template": "odd", "max_length": 9, "max_prompt_length": 4, "end_token": ""}',
+            '{"template": "odd", "max_length": 9, "max_prompt_length": 4, "end_token": "", "max_new_tokens": 8}',
             "no prompt template 'odd'",
         ),
         (
-            '{"template": "chat", "max_length": "9", "max_prompt_length": 4, "end_token": ""}',
+            '{"template": "chat", "max_length": "9", "max_prompt_length": 4, "end_token": "", "max_new_tokens": 8}',
             "`max_length` is '9'",
         ),
     ],
