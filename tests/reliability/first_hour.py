@@ -183,7 +183,7 @@ def walk(door: Door) -> None:
         "mgsr", "evaluate", run.relative_to(folder), "--data", "questions.csv", "--seeds", "10", said="questions"
     )
     door.run("mgsr", "export", run.relative_to(folder), "exported", said="exported")
-    door.run("mgsr", "evaluate", "exported", "--data", "messages.jsonl", "--seeds", "10", said="chat")
+    door.run("mgsr", "evaluate", "exported", "--data", "messages.jsonl", "--seeds", "10", said="<|im_end|>")
 
     ask = (
         "from transformers import pipeline; write = pipeline('text-generation', model='exported'); "

@@ -205,7 +205,7 @@ def test_an_export_knows_how_it_is_asked(ran: Any, exported: Path, folder: Path,
             "no prompt template 'odd'",
         ),
         (
-            '{"template": "chat", "max_length": "9", "max_prompt_length": 4, "end_token": "", "max_new_tokens": 8}',
+            '{"template": "chat", "max_length": "9", "max_prompt_length": 4, "end_token": ""}',
             "`max_length` is '9'",
         ),
     ],
