@@ -5,7 +5,6 @@ No weight is read and nothing is written. Rows are encoded only where a limit mi
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -161,7 +160,8 @@ def _look_at_student(config: ExperimentConfig, shapes: dict[str, Any], sizes: di
             pruned_config(origin.config, student.keep_layers)
     if student.lora.r and origin is not None:
         with about("`student.lora`: ", "student.lora"), torch.device("meta"):
-            with_adapters(copy.deepcopy(origin), config)
+            # one of their own: adapters change a model, and a copy of one without content is undefined
+            with_adapters(_shape_of(config, config.student if "student" in shapes else config.teacher), config)
 
 
 def _placed_shape(config: ExperimentConfig, role: str, sizes: dict[str, Size]) -> Any:

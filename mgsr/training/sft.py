@@ -190,7 +190,8 @@ def cached_evaluation(
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
-    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, name)
+    shown = name.removeprefix("sft_")
+    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, shown)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results

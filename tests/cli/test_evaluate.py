@@ -99,7 +99,7 @@ def test_the_fields_of_a_run_hold_and_other_shapes_are_recognised(
 ) -> None:
     run = data / "run"
     run.mkdir()
-    fields = "data: {template: plain, fields: {instruction: q, output: a.text}}\n"
+    fields = "data: {train: synthetic, template: plain, fields: {instruction: q, output: a.text}}\n"
     (run / "config.yaml").write_text(fields + "teacher: {source: init}\nstudent: {source: init}\n")
     (data / "own.csv").write_text("q,a.text\nab,12\n")
     turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "12"}]

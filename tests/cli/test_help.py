@@ -76,7 +76,8 @@ def test_help_names_its_own_arguments_and_fits(name: str, width: int, monkeypatc
             assert str(action.option_strings[0] if action.option_strings else action.metavar) in usage, usage
         assert action.help or not wanted, action
     assert "ignored" not in text and "SOURCE" not in text and "overrides" not in usage
-    assert max(map(len, text.splitlines())) <= width
+    # an example with paths of one's own is not cut: it is there to be copied
+    assert max(len(line) for line in text.splitlines() if not line.startswith("  mgsr ")) <= width
     examples = [line for line in str(parser.description).splitlines() if line.startswith(f"  mgsr {name} ")]
     assert (examples or name == "config") and set(examples) <= set(text.splitlines()), "an example on its own line"
 

@@ -67,7 +67,10 @@ def test_a_study_of_the_checkout_has_them_beside_it(elsewhere: Path) -> None:
 def test_a_file_of_that_name_comes_first_and_a_folder_does_not(elsewhere: Path) -> None:
     Path("gpt2").mkdir()
     Path("demo").write_text("experiment: mine\n")
-    assert load_config("demo", ["student.source=init", "teacher.source=init"]).experiment == "mine"
+    assert (
+        load_config("demo", ["student.source=init", "teacher.source=init", "data.train=synthetic"]).experiment
+        == "mine"
+    )
     assert load_config("gpt2").experiment == "gpt2"
     # but for the folder of a study
     Path("scrg").mkdir()
