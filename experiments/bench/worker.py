@@ -17,9 +17,9 @@ THREADS = 2
 
 
 def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
-    import torch
+    from mgsr.runtime.devices import prepare_cpu
 
-    torch.set_num_threads(THREADS)
+    prepare_cpu(THREADS)
     if group == "objective":
         from experiments.bench import objective
         from experiments.bench.measure import measure

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 import string
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import numpy as np
 
 # ---- against references
 
 
 def rouge_l(prediction: str, references: Sequence[str], tokenizer: str = "published") -> float:
-    """ROUGE-L F-measure x 100, Porter-stemmed, the best of the references (Lin 2004), by the package rouge_score.
+    """ROUGE-L F-measure x 100, Porter-stemmed, the best of the references (Lin 2004).
+
+    Words are those of the package rouge_score, and the figures too; a table of all pairs of words is not made.
 
     Args:
         tokenizer: what a word is. `published`: runs of a-z and 0-9, as in every published figure; of other scripts
@@ -30,7 +35,10 @@ def rouge_l(prediction: str, references: Sequence[str], tokenizer: str = "publis
     """
     if not references:
         raise ValueError("rouge_l needs at least one reference, got none")
-    return 100.0 * _rouge_scorer(tokenizer).score_multi(references, prediction)["rougeL"].fmeasure
+    if tokenizer not in ("published", "unicode"):
+        raise ValueError(f"tokenizer must be published or unicode, got {tokenizer!r}")
+    words = _words(prediction, tokenizer)
+    return 100.0 * max(_common_words(words, _words(reference, tokenizer)) for reference in references)
 
 
 def has_words(references: Sequence[str], tokenizer: str = "published") -> bool:
@@ -77,28 +85,38 @@ def unicode_words(text: str) -> list[str]:
     return words
 
 
-@lru_cache
-def _rouge_scorer(tokenizer: str) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    if tokenizer not in ("published", "unicode"):
-        raise ValueError(f"tokenizer must be published or unicode, got {tokenizer!r}")
-    return RougeScorer(
-        ["rougeL"], use_stemmer=True, tokenizer=_UnicodeTokenizer() if tokenizer == "unicode" else None
-    )
-
-
-class _UnicodeTokenizer:
-    """`unicode_words` as the scorer asks for them, English ones stemmed as the published tokenizer does."""
+class _Stemmer:
+    """Porter's stems, each found once."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
 
-        self._stem = PorterStemmer().stem
+        self.stem = lru_cache(maxsize=1 << 16)(PorterStemmer().stem)
 
-    def tokenize(self, text: str) -> list[str]:
-        words = unicode_words(text)
-        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words]
+
+_stemmer = cache(_Stemmer)
+
+
+@lru_cache(maxsize=4096)
+def _words(text: str, tokenizer: str) -> tuple[str, ...]:
+    """Words as ROUGE compares them; English ones of more than three letters are stemmed."""
+    from rouge_score.tokenize import tokenize
+
+    if tokenizer == "published":
+        return tuple(tokenize(text, _stemmer()))
+    stem = _stemmer().stem
+    return tuple(stem(word) if len(word) > 3 and word.isascii() else word for word in unicode_words(text))
+
+
+def _common_words(prediction: Sequence[str], reference: Sequence[str]) -> float:
+    """F-measure of the longest common subsequence."""
+    from rapidfuzz.distance import LCSseq
+    from rouge_score.scoring import fmeasure
+
+    if not prediction or not reference:
+        return 0.0
+    common = LCSseq.similarity(prediction, reference)
+    return fmeasure(common / len(prediction), common / len(reference))
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
@@ -149,8 +167,8 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, max_n: int = 4) -> flo
     """Mean BLEU of every sequence with all others as references, in 0..1; low is diverse (Zhu et al. 2018).
 
     BLEU (Papineni et al. 2002) with equal weights up to `max_n`; a precision of 0 becomes 0.1 / its
-    denominator (Chen & Cherry 2014, method 1), but without a common word the score is 0. Linear in the number
-    of n-grams: the two sequences in which an n-gram is most frequent are remembered.
+    denominator (Chen & Cherry 2014, method 1), but without a common word the score is 0. The time
+    grows with the number of n-grams, not with that of pairs.
 
     Raises:
         ValueError: fewer than two sequences, or max_n below 1.
@@ -160,18 +178,62 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, max_n: int = 4) -> flo
     """
     if len(sequences) < 2 or max_n < 1:
         raise ValueError(f"self_bleu needs two sequences and max_n >= 1, got {len(sequences)} and {max_n}")
-    counts = [[Counter(_ngrams(s, n)) for n in range(1, max_n + 1)] for s in sequences]
-    top: dict[tuple[Hashable, ...], list[tuple[int, int]]] = {}
-    for owner, orders in enumerate(counts):
-        for gram, count in (item for order in orders for item in order.items()):
-            top[gram] = sorted([*top.get(gram, ()), (count, owner)], reverse=True)[:2]
-    lengths = [len(sequence) for sequence in sequences]
+    matches = [_matches(counts).tolist() for counts in _counts(sequences, max_n)]
+    lengths = Counter(map(len, sequences))
+    known = sorted(lengths)
     scores = []
-    for owner, orders in enumerate(counts):
-        matches = [sum(min(c, _of_others(top[g], owner)) for g, c in order.items()) for order in orders]
-        totals = [max(order.total(), 1) for order in orders]
-        scores.append(_bleu(matches, totals, lengths[owner], lengths[:owner] + lengths[owner + 1 :]))
+    for sequence, found in zip(sequences, zip(*matches, strict=True), strict=True):
+        length = len(sequence)
+        closest = length if lengths[length] > 1 else _closest(known, length)
+        scores.append(_bleu(found, [max(length - n, 1) for n in range(max_n)], length, closest))
     return math.fsum(scores) / len(scores)
+
+
+class _Counts(NamedTuple):
+    """How often which sequence has which n-gram, `[P]` each, n-grams ascending; how many sequences there are."""
+
+    gram: np.ndarray
+    owner: np.ndarray
+    times: np.ndarray
+    sequences: int
+
+
+def _counts(sequences: Sequence[Sequence[Hashable]], max_n: int) -> Iterator[_Counts]:
+    """For n = 1 to `max_n`; n-grams are numbered by the (n - 1)-gram that they begin with and their last token."""
+    numbers: dict[Hashable, int] = {}
+    tokens = np.array([numbers.setdefault(t, len(numbers)) for s in sequences for t in s], dtype=np.int64)
+    lengths = np.array([len(s) for s in sequences])
+    owner = np.repeat(np.arange(len(sequences)), lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))  # in the sequence, from here on
+    begun = np.zeros_like(tokens)
+    for n in range(1, max_n + 1):
+        places = np.flatnonzero(left >= n)
+        begun[places] = np.unique(begun[places] * len(numbers) + tokens[places + n - 1], return_inverse=True)[1]
+        pairs, count = np.unique(begun[places] * len(sequences) + owner[places], return_counts=True)
+        yield _Counts(*np.divmod(pairs, len(sequences)), count, len(sequences))
+
+
+def _matches(counts: _Counts) -> np.ndarray:
+    """Per sequence, n-grams that another one has as well, each at most as often as there."""
+    if not len(counts.gram):
+        return np.zeros(counts.sequences, dtype=np.int64)
+    first = np.flatnonzero(np.diff(counts.gram, prepend=-1))
+    of_gram = np.repeat(np.arange(len(first)), np.diff(first, append=len(counts.gram)))
+    best = np.maximum.reduceat(counts.times, first)[of_gram]
+    # whoever has it most often is compared with the next; where several have, they are that to each other
+    is_best = counts.times == best
+    alone = np.add.reduceat(is_best.astype(np.int64), first)[of_gram] == 1
+    second = np.maximum.reduceat(np.where(is_best, 0, counts.times), first)[of_gram]
+    others = np.where(is_best & alone, second, best)
+    return np.bincount(counts.owner, np.minimum(counts.times, others), counts.sequences).astype(np.int64)
+
+
+def _closest(known: list[int], length: int) -> int:
+    """The nearest of ascending lengths other than this one, the shorter of two."""
+    place = bisect_left(known, length)
+    return min(
+        known[max(place - 1, 0) : place] + known[place + 1 : place + 2], key=lambda other: abs(other - length)
+    )
 
 
 def diversity(sequences: Sequence[Sequence[Hashable]]) -> dict[str, float]:
@@ -182,15 +244,10 @@ def diversity(sequences: Sequence[Sequence[Hashable]]) -> dict[str, float]:
     return figures
 
 
-def _of_others(top: list[tuple[int, int]], owner: int) -> int:
-    """The highest count of an n-gram in a sequence other than `owner`."""
-    return max((count for count, sequence in top if sequence != owner), default=0)
-
-
-def _bleu(matches: list[int], totals: list[int], length: int, others: list[int]) -> float:
+def _bleu(matches: Sequence[int], totals: Sequence[int], length: int, closest: int) -> float:
+    """Of one sequence; `closest`: the length nearest to its own among the others."""
     if matches[0] == 0:
         return 0.0
-    closest = min(others, key=lambda other: (abs(other - length), other))
     brevity = min(0.0, 1.0 - closest / length)
     logs = [math.log((match or 0.1) / total) for match, total in zip(matches, totals, strict=True)]
     return math.exp(brevity + math.fsum(logs) / len(logs))

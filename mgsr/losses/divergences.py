@@ -4,8 +4,8 @@ Every function reads logits, works in log space and returns one value per token;
 `mgsr.losses.global_mean`. Shapes: `...` any leading shape (usually B sequences, T positions), V classes. p is the
 teacher's softmax, q the student's, both at `temperature`; there is no temperature**2 factor.
 
-Fused twin: `fused/divergences.py`. Only the forward KL has a closed form there; every other divergence is trained
-by its function here, under autograd, a tile of tokens at a time.
+Fused twin: `fused/divergences.py`, with a closed form of each. One that has none there is trained by its function
+here, under autograd, a tile of tokens at a time.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def symmetric_kl(
     Raises:
         ValueError: `weight` lies outside [0, 1].
     """
-    _check_share("weight", weight)
+    check_share("weight", weight)
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
     # a direction of weight 0 is left out, not multiplied: 0 * inf would be NaN
     if weight == 1.0:
@@ -83,7 +83,7 @@ def jensen_shannon(
     Raises:
         ValueError: `beta` lies outside (0, 1).
     """
-    _check_share("beta", beta, open_interval=True)
+    check_share("beta", beta, open_interval=True)
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
     log_m = log_mixture(log_p, log_q, beta)
     return beta * kl_from_log_probs(log_p, log_m) + (1.0 - beta) * kl_from_log_probs(log_q, log_m)
@@ -99,7 +99,7 @@ def skewed_forward_kl(
     Raises:
         ValueError: `alpha` lies outside [0, 1].
     """
-    _check_share("alpha", alpha)
+    check_share("alpha", alpha)
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
     return kl_from_log_probs(log_p, log_mixture(log_p, log_q, alpha))
 
@@ -114,7 +114,7 @@ def skewed_reverse_kl(
     Raises:
         ValueError: `alpha` lies outside [0, 1].
     """
-    _check_share("alpha", alpha)
+    check_share("alpha", alpha)
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
     return kl_from_log_probs(log_q, log_mixture(log_q, log_p, alpha))
 
@@ -131,7 +131,12 @@ def total_variation(teacher_logits: Tensor, student_logits: Tensor, *, temperatu
     return 0.5 * (torch.exp(log_p) - torch.exp(log_q)).abs().sum(dim=-1)
 
 
-def _check_share(name: str, value: float, *, open_interval: bool = False) -> None:
+def check_share(name: str, value: float, *, open_interval: bool = False) -> None:
+    """Refuse a weight that is no share of a whole.
+
+    Raises:
+        ValueError: it lies outside [0, 1], or (0, 1).
+    """
     if not (0.0 < value < 1.0 if open_interval else 0.0 <= value <= 1.0):
         interval = "strictly between 0 and 1" if open_interval else "between 0 and 1"
         raise ValueError(f"{name} must lie {interval}, got {value}")

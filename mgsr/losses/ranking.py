@@ -68,6 +68,9 @@ def top_classes(values_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     ids = ids.gather(1, order)
     tied = (~(values[:, -1] > following)).nonzero().squeeze(1)
     if tied.numel():
+        ids[tied], settled = _first_of_tied(values_RV, tied, ids[tied])
+        tied = tied[~settled]
+    if tied.numel():
         full_values, full_ids = sort_classes(values_RV[tied])
         values[tied], ids[tied] = full_values[:, :k], full_ids[:, :k]
     return values, ids
@@ -125,5 +128,33 @@ def _top_packed(values_RV: Tensor, k: int) -> Tensor:
     last = values_RV.gather(1, found[:, -1:])
     unsure = (~(last > following)).squeeze(1).nonzero().squeeze(1)
     if unsure.numel():
+        tied, settled = _first_of_tied(values_RV, unsure, found[unsure])
+        found[unsure] = tied
+        unsure = unsure[~settled]
+    if unsure.numel():
         found[unsure] = _smallest(_pack(values_RV[unsure], every), k)
     return found
+
+
+def _first_of_tied(values_RV: Tensor, rows_r: Tensor, ids_rK: Tensor) -> tuple[Tensor, Tensor]:
+    """The k largest of rows whose last one ties with others: of these the smallest ids.
+
+    Looked for among the first classes alone, as there are plenty where all but a few classes tie: so it is in rows
+    that a teacher's most probable classes and an even rest were restored to.
+
+    Args:
+        ids_rK: right down to those of the last one's value, and any of that value behind them.
+
+    Returns:
+        Ids `[r, K]`, and for which rows they are sure, `[r]`.
+    """
+    values_rK = values_RV[rows_r.unsqueeze(1), ids_rK]
+    last_r1 = values_rK[:, -1:]
+    above_r1 = (values_rK > last_r1).sum(dim=1, keepdim=True)
+    k = ids_rK.shape[1]
+    tied = values_RV[rows_r, : 2 * k] == last_r1
+    first = tied.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    places = torch.arange(k, device=ids_rK.device)
+    # behind the larger ones, the ties from the first on
+    ids = torch.where(places < above_r1, ids_rK, first.gather(1, (places - above_r1).clamp_min(0)))
+    return ids, tied.sum(dim=1) >= k - above_r1.squeeze(1)

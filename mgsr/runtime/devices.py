@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say_once
 
 
@@ -37,6 +38,16 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
     )
     keys = ["trainer.accelerator"] if setting.startswith("trainer.accelerator") else []
     raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu", *keys)
+
+
+def prepare_cpu(threads: int = 0) -> None:
+    """So many threads (0: as they are), and numbers below the smallest normal one count as 0.
+
+    The probabilities of most classes are so small that their products fall below it, and a processor takes a
+    hundred times as long for such a number. Threads that are started from here on do likewise.
+    """
+    torch.set_num_threads(usable_threads(threads or torch.get_num_threads()))
+    torch.set_flush_denormal(True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,11 +25,10 @@ from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import Size, check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
-from mgsr.runtime.devices import working_device
+from mgsr.runtime.devices import prepare_cpu, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
-from mgsr.runtime.processor import usable_threads
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
@@ -60,7 +59,7 @@ def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce 
 
 def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) -> dict[str, Any]:
     began = time.monotonic()
-    torch.set_num_threads(usable_threads(config.trainer.threads or torch.get_num_threads()))
+    prepare_cpu(config.trainer.threads)
     if is_first():
         for line in without_effect(config):
             say(line)

@@ -99,3 +99,28 @@ def test_a_rest_bin_far_below_rounding_keeps_its_precision(monkeypatch, target):
     for total, grad in got_by_dtype:
         assert total.item() == pytest.approx(want.item(), rel=1e-5)
         torch.testing.assert_close(grad.double(), got_by_dtype[1][1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kept", [1, 16, 63, 64, 200])
+def test_an_even_rest_is_ranked_by_its_first_ids(dtype, kept, monkeypatch):
+    rows = restored(kept).to(dtype)
+    want = rows.sort(dim=-1, descending=True, stable=True).indices[:, :64]
+    assert top_classes(rows, 64)[1].equal(want)
+    # without a look at all classes, where the first ones suffice
+    whole = [ranking._pack, ranking.sort_classes]
+    monkeypatch.setattr(ranking, "_pack", lambda v, i: whole[0](v, i) if v.shape[1] < 5000 else pytest.fail("all"))
+    monkeypatch.setattr(
+        ranking, "sort_classes", lambda v: whole[1](v) if v.shape[1] < 5000 else pytest.fail("all")
+    )
+    assert top_classes(rows, 64)[1].equal(want)
+
+
+def restored(kept, width=5000):
+    """Rows whose classes are alike but for `kept` of them; of the last row some of these are alike as well."""
+    draw = torch.Generator().manual_seed(kept)
+    rows = torch.full((5, width), -9.0)
+    for row in rows:
+        row[torch.randperm(width, generator=draw)[:kept]] = torch.rand(kept, generator=draw)
+    rows[4, :kept] = -9.0
+    return rows

@@ -90,6 +90,44 @@ def test_every_divergence(name, temperature):
         assert_same(Problem(), None, weights=TOKEN, **options)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
+@pytest.mark.parametrize("absent", ["", "teacher", "student", "both"])
+def test_peaked_rows_and_absent_classes(name, scale, absent):
+    """Probabilities that are 0 in one model, by underflow or by a logit of -inf."""
+    draw = torch.Generator().manual_seed(3)
+    teacher, student = (scale * torch.randn(6, 11, dtype=torch.float64, generator=draw) for _ in range(2))
+    student.requires_grad_()
+    biases = []
+    for who in ("teacher", "student"):
+        biases.append(torch.zeros(11, dtype=torch.float64))
+        biases[-1][3] = -INF if absent in (who, "both") else 0.0
+    want = DIVERGENCES[name](teacher + biases[0], student + biases[1])
+    # states are unit vectors, so that the output layer holds the rows themselves
+    state = torch.eye(6, dtype=torch.float64)
+    arguments = (state, student.T, state, teacher.T, torch.zeros(6, dtype=torch.long), None)
+    options = {"teacher_bias": biases[0], "student_bias": biases[1], "tile_size": 2, "collect_rows": True}
+    got = tiled_objective(*arguments, weights=TOKEN, divergence=name, **options)
+    assert got.rows is not None
+    torch.testing.assert_close(got.rows.dac_kl, want.detach(), rtol=1e-9, atol=1e-12)
+    if bool(torch.isfinite(want).all()):
+        mine, other = (torch.autograd.grad(loss, student)[0] for loss in (got.total, want.mean()))
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_float32_loses_little_where_the_models_agree(name):
+    draw = torch.Generator().manual_seed(4)
+    teacher = 4 * torch.randn(8, 300, dtype=torch.float64, generator=draw)
+    student = teacher + 0.01 * torch.randn(8, 300, dtype=torch.float64, generator=draw)
+    want = DIVERGENCES[name](teacher, student)
+    state = torch.eye(8)
+    arguments = (state, student.float().T, state, teacher.float().T, torch.zeros(8, dtype=torch.long), None)
+    got = tiled_objective(*arguments, weights=TOKEN, divergence=name, collect_rows=True)
+    assert got.rows is not None
+    torch.testing.assert_close(got.rows.dac_kl.double(), want, rtol=0.02, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("norm", "relation"), list(itertools.product(["l2_squared", "l2"], ["hadamard", "cosine", "trace"]))
 )

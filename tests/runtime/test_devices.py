@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +66,13 @@ def test_memory_that_has_run_out_is_known_by_all_its_names() -> None:
     # a budget of cached slots, the disk, and any other error
     for other in (RuntimeError("size mismatch"), OSError("out of memory"), ValueError("out of memory")):
         assert not is_out_of_memory(other)
+
+
+def test_products_too_small_are_zero_on_every_thread() -> None:
+    """In a process of its own: threads that were there before stay as they were."""
+    program = (
+        "import torch; from mgsr.runtime.devices import prepare_cpu; prepare_cpu(2); "
+        "x = torch.full((1 << 22,), 1e-30); assert x[0] > 0; print(int((x * 1e-10).count_nonzero()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0"

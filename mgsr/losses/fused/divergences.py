@@ -1,21 +1,35 @@
 """The token-level divergences of a tile. The definitions are those of `mgsr.losses.divergences`.
 
-Identity, for the forward KL: a = dL/dlog q is -p, so that a - q * sum(a) is q * sum(p) - p. Every other divergence
-goes through its definition under autograd, a tile at a time: there the definition is its own twin.
+Identities, with a = dL/dlog q up to a multiple of q (which falls out of a - q * sum(a)):
+
+    forward KL          a = -p
+    reverse KL          a = q log(q / p)
+    symmetric KL        a = -weight p + (1 - weight) q log(q / p)
+    Jensen-Shannon      a = (1 - beta) q log(q / m),                m = beta p + (1 - beta) q
+    skewed forward KL   a = -(1 - alpha) p q / m,                   m = alpha p + (1 - alpha) q
+    skewed reverse KL   a = q log(q / m) - alpha q^2 / m,           m = (1 - alpha) p + alpha q
+    total variation     a = q sign(q - p) / 2
+
+Where a class has probability 0 in one model the sums may be infinite or no number: such a tile goes through the
+definition, under autograd, as a divergence does that has no closed form here.
 
 Shapes: R rows, V classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mgsr.losses.divergences import DIVERGENCES
-from mgsr.losses.fused.workspace import LogitGradient, Part, Tile, TokenTerm
+from mgsr.losses.divergences import DIVERGENCES, check_share
+from mgsr.losses.fused.workspace import LogitGradient, Part, Softmax, Tile, TokenTerm
 from mgsr.losses.log_probs import kl_from_log_probs
+
+ClosedForm = Callable[..., tuple[Tensor, Tensor]]
+"""Teacher, student and options -> the divergence `[R]`, and a `[R, V]` in memory of its own."""
 
 
 def forward_kl_tile(tile: Tile, coefficient: float | None, base: Tensor | None) -> TokenTerm:
@@ -25,15 +39,11 @@ def forward_kl_tile(tile: Tile, coefficient: float | None, base: Tensor | None) 
         coefficient: factor on the gradient; None: it isn't wanted.
         base: `[R]`, another term's multiple of q, which goes into the same pass.
     """
-    loss = kl_from_log_probs(tile.teacher.log_probs(), tile.student.log_probs())
-    zero = torch.zeros_like(loss)
-    if coefficient is None:
-        return TokenTerm(loss, LogitGradient(zero if base is None else base, []), zero)
-    p = tile.teacher.probs
-    scale = p.sum(dim=-1) * coefficient
-    if base is not None:
-        scale = scale + base
-    return TokenTerm(loss, LogitGradient(scale, [Part(None, None, p * -coefficient)]), zero)
+    loss, a = _forward_kl(tile.teacher, tile.student)
+    if not bool(torch.isfinite(loss).all()):
+        # inf - inf, or 0 * inf; a stays right
+        loss = kl_from_log_probs(tile.teacher.log_probs(), tile.student.log_probs())
+    return _term(loss, a, coefficient, base)
 
 
 def divergence_tile(
@@ -48,13 +58,130 @@ def divergence_tile(
     """A divergence by its name, see `forward_kl_tile`; `logits` are the teacher's and the student's, `[R, V]`."""
     if name == "forward_kl" and not options:
         return forward_kl_tile(tile, coefficient, base)
+    form = CLOSED_FORMS.get(name)
+    if form is None:
+        return _by_autograd(logits, name, options, temperature, coefficient, base)
+    loss, a = form(tile.teacher, tile.student, **options)
+    if not bool(torch.isfinite(loss).all()):
+        return _by_autograd(logits, name, options, temperature, coefficient, base)
+    return _term(loss, a, coefficient, base)
+
+
+def _term(loss: Tensor, a: Tensor, coefficient: float | None, base: Tensor | None) -> TokenTerm:
+    """Overwrites a."""
+    zero = torch.zeros_like(loss)
+    if coefficient is None:
+        return TokenTerm(loss, LogitGradient(zero if base is None else base, []), zero)
+    a *= coefficient
+    scale = a.sum(dim=-1).neg_()
+    if base is not None:
+        scale += base
+    return TokenTerm(loss, LogitGradient(scale, [Part(None, None, a)]), zero)
+
+
+def _by_autograd(
+    logits: tuple[Tensor, Tensor],
+    name: str,
+    options: dict[str, Any],
+    temperature: float,
+    coefficient: float | None,
+    base: Tensor | None,
+) -> TokenTerm:
     with torch.enable_grad():
         student = logits[1].detach().requires_grad_(coefficient is not None)
         loss = DIVERGENCES[name](logits[0], student, temperature=temperature, **options)
-    zero = torch.zeros_like(loss.detach())
     parts = []
     if coefficient is not None:
         (grad,) = torch.autograd.grad(loss, student, torch.full_like(loss, coefficient))
         # the gradient to the logits over the temperature is wanted
         parts = [Part(None, None, grad * temperature)]
-    return TokenTerm(loss.detach(), LogitGradient(zero if base is None else base, parts), zero)
+    loss = loss.detach()
+    zero = torch.zeros_like(loss)
+    return TokenTerm(loss, LogitGradient(zero if base is None else base, parts), zero)
+
+
+def _log_ratio(above: Softmax, below: Softmax) -> Tensor:
+    """log(above / below) of every class, from the logits."""
+    constant = (above.log_base - above.base) - (below.log_base - below.base)
+    return torch.sub(above.logits, below.logits).add_(constant.unsqueeze(1))
+
+
+def _reverse_kl(teacher: Softmax, student: Softmax) -> tuple[Tensor, Tensor]:
+    a = _log_ratio(student, teacher).mul_(student.probs)
+    return a.sum(dim=-1), a
+
+
+def _forward_kl(teacher: Softmax, student: Softmax) -> tuple[Tensor, Tensor]:
+    loss = torch.linalg.vecdot(teacher.probs, _log_ratio(teacher, student))
+    return loss, teacher.probs.neg()
+
+
+def _symmetric_kl(teacher: Softmax, student: Softmax, *, weight: float = 0.5) -> tuple[Tensor, Tensor]:
+    check_share("weight", weight)
+    if weight in (0.0, 1.0):
+        return (_forward_kl if weight else _reverse_kl)(teacher, student)
+    a = _log_ratio(student, teacher)
+    forward = torch.linalg.vecdot(teacher.probs, a).neg_()
+    a *= student.probs
+    loss = weight * forward + (1.0 - weight) * a.sum(dim=-1)
+    return loss, a.mul_(1.0 - weight).add_(teacher.probs, alpha=-weight)
+
+
+def _share(of: Tensor, other: Tensor, mixture: Tensor, weight_other: float) -> Tensor:
+    """log(of / mixture), from `of - other` so that equal distributions lose nothing.
+
+    A class without mass in both gives 0; -inf where the mixture has mass and `of` has none.
+    """
+    ratio = torch.sub(of, other).mul_(weight_other)
+    return ratio.div_(mixture.clamp_min(torch.finfo(mixture.dtype).tiny)).log1p_()
+
+
+def _jensen_shannon(teacher: Softmax, student: Softmax, *, beta: float = 0.5) -> tuple[Tensor, Tensor]:
+    check_share("beta", beta, open_interval=True)
+    p, q = teacher.probs, student.probs
+    m = torch.lerp(q, p, beta)
+    of_p = torch.linalg.vecdot(p, _share(p, q, m, 1.0 - beta).clamp_min_(_LOWEST))
+    a = _share(q, p, m, beta).clamp_min_(_LOWEST).mul_(q)
+    loss = beta * of_p + (1.0 - beta) * a.sum(dim=-1)
+    return loss, a.mul_(1.0 - beta)
+
+
+def _skewed_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    check_share("alpha", alpha)
+    if alpha == 0.0:
+        return _forward_kl(teacher, student)
+    p, q = teacher.probs, student.probs
+    m = torch.lerp(q, p, alpha)
+    loss = torch.linalg.vecdot(p, _share(p, q, m, 1.0 - alpha).clamp_min_(_LOWEST))
+    return loss, torch.mul(p, q).div_(m.clamp_min_(torch.finfo(m.dtype).tiny)).mul_(alpha - 1.0)
+
+
+def _skewed_reverse_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+    check_share("alpha", alpha)
+    if alpha == 0.0:
+        return _reverse_kl(teacher, student)
+    p, q = teacher.probs, student.probs
+    m = torch.lerp(p, q, alpha)
+    a = _share(q, p, m, 1.0 - alpha).clamp_min_(_LOWEST).mul_(q)
+    loss = a.sum(dim=-1)
+    return loss, a.sub_(torch.mul(q, q).div_(m.clamp_min_(torch.finfo(m.dtype).tiny)), alpha=alpha)
+
+
+def _total_variation(teacher: Softmax, student: Softmax) -> tuple[Tensor, Tensor]:
+    difference = torch.sub(student.probs, teacher.probs)
+    loss = torch.linalg.vector_norm(difference, ord=1, dim=-1).mul_(0.5)
+    return loss, difference.sign_().mul_(student.probs).mul_(0.5)
+
+
+_LOWEST = -1e4
+"""Below the logarithm of every ratio of two numbers: 0 times it is 0, where 0 times -inf is no number."""
+
+CLOSED_FORMS: dict[str, ClosedForm] = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "symmetric_kl": _symmetric_kl,
+    "jensen_shannon": _jensen_shannon,
+    "skewed_forward_kl": _skewed_forward_kl,
+    "skewed_reverse_kl": _skewed_reverse_kl,
+    "total_variation": _total_variation,
+}

@@ -105,8 +105,11 @@ class Softmax(NamedTuple):
         if probable_R1 is not None:
             base, prob = (tensor.gather(1, probable_R1).squeeze(1) for tensor in (logits_RV, probs_RV))
             # further down the difference of logits, and below the smallest normal number p itself, round away
-            if bool((prob > RARE).all()):
-                return Softmax(logits_RV, probs_RV, base, prob.log())
+            rare = (~(prob > RARE)).nonzero().squeeze(1)
+            for values, own in ((logits_RV, base), (probs_RV, prob)):
+                if rare.numel():
+                    own[rare] = values[rare].amax(dim=-1)
+            return Softmax(logits_RV, probs_RV, base, prob.log())
         if logits_RV.numel() == 0:
             empty_R = logits_RV.new_zeros(logits_RV.shape[0])
             return Softmax(logits_RV, probs_RV, empty_R, empty_R)
