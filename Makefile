@@ -18,7 +18,7 @@ REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 # studies share the cache of teachers and students
 .NOTPARALLEL:
 STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-tokens
-.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture fuzz test test-all lint format hooks tensorboard clean
+.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture first-hour fuzz test test-all lint format hooks tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,9 @@ bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; wri
 
 torture: $(BIN)/.test ## kill runs 50 times, resume them, compare bit by bit (ARGS="--seed 1 --times 10")
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.torture $(ARGS)
+
+first-hour: $(BIN)/.test ## what a newcomer does with models and rows of his own, from a wheel in a fresh folder
+	$(BIN)/python -m tests.reliability.first_hour $(ARGS)
 
 fuzz: $(BIN)/.test ## 10,000 hostile inputs for each reader
 	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_fuzz*.py --timeout 7200

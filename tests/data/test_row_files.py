@@ -184,7 +184,7 @@ def test_every_format_gives_equal_rows(tmp_path: Path) -> None:
         write(tmp_path, lines),
         write(tmp_path, mark + crlf, "crlf.jsonl"),
         write(tmp_path, lines, "rows.ndjson"),
-        write(tmp_path, gzip.compress(lines), "rows.jsonl.gz"),
+        write(tmp_path, gzip.compress(lines, mtime=0), "rows.jsonl.gz"),
         write(tmp_path, json.dumps(objects, indent=2), "list.json"),
         write(tmp_path, json.dumps(objects), "list.JSONL"),
         write(tmp_path, mark + lines, "lines.json"),
