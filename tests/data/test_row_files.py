@@ -235,7 +235,7 @@ def test_parquet_holds_nested_fields_and_conversations(tmp_path: Path) -> None:
         ("rows.csv", b"question,answer\nQ,caf\xe9\n", ":2: not UTF-8 (byte 0xe9)"),
         ("rows.tsv", "question\tanswr\nQ\tA\n", ":2: field `output` is missing"),
         ("rows.jsonl.gz", GOOD, "rows.jsonl.gz: cannot be unpacked"),
-        ("rows.jsonl.gz", gzip.compress(GOOD.encode())[:-9], "rows.jsonl.gz: cannot be unpacked"),
+        ("rows.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-9], "rows.jsonl.gz: cannot be unpacked"),
         ("rows.txt.gz", GOOD, "rows.txt.gz: rows are read from"),
         ("rows.gz", GOOD, "rows.gz: rows are read from"),
         ("rows.parquet", GOOD, ":1: broken Parquet"),
