@@ -84,19 +84,17 @@ def test_the_size_of_what_diversity_is_over_is_said(study: Study) -> None:
     write_result(result_path(study.results, "full", 0), result)
     text = readme_of(study)
     assert rows(text, "Text")["full"][0] == "287" and rows(text, "Text")["removed"][0] == "–"
-    assert "8 in every arm (4 rows, 2 sampling seed(s))" in text
+    assert "8 in every arm (4 rows, 2 sampling seeds)" in text
 
 
 def test_the_comparisons_that_p_is_adjusted_over_are_told(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     record(study, {"full": [60.0, 62.0], "removed": [50.0, 51.5]})
-    said = (
-        "p is adjusted by Holm over the 1 comparison(s) made so far on this test set, of 2 that the study plans; "
-    )
+    said = "p is adjusted by Holm over the 1 comparison made so far on this test set, of 2 that the study plans; "
     assert said in readme_of(study)
     record(study)
     text = readme_of(study)
-    assert "by Holm over all 2 comparison(s) of the study on this test set; the adjustment grows" in text
+    assert "by Holm over all 2 comparisons of the study on this test set; the adjustment grows" in text
     assert "a level of 0.05/2" in text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import mgsr
 from mgsr.config.shipped import located
 from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.wording import plural
 from mgsr.study.machines import machine_lines
 from mgsr.study.report.evidence import Evidence, Result, read_evidence, replays
 from mgsr.study.report.learned_bounds import bounds_answer, varies_clipping
@@ -96,9 +97,8 @@ def sentence(v: Verdict, baseline: str) -> str:
     if not v.seeds:
         return "not yet run."
     if v.difference is None:
-        return (
-            f"ROUGE-L {number(v.mean)}; {len(v.paired)} seed(s) shared with `{baseline}`: too few to say anything."
-        )
+        shared = f"{plural(len(v.paired), 'seed')} shared with `{baseline}`"
+        return f"ROUGE-L {number(v.mean)}; {shared}: too few to say anything."
     d = v.difference
     change = {BETTER: "raises", WORSE: "lowers"}.get(v.verdict)
     interval = (

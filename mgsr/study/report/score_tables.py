@@ -8,6 +8,7 @@ from typing import Any
 
 from mgsr.data.rows import ALL
 from mgsr.evaluation.statistics import PairedInterval
+from mgsr.runtime.wording import plural
 from mgsr.study.report.cost_tables import cost_table
 from mgsr.study.report.evidence import Evidence, Result, set_in_words
 from mgsr.study.report.learned_bounds import bounds_table, varies_clipping
@@ -38,9 +39,9 @@ def _adjusted(found: Sequence[Verdict], sets: int) -> str:
         return "No arm has two seeds to compare yet."
     comparisons, looks, level = compared[0].comparisons, compared[0].looks, compared[0].level
     where = "on this test set" if sets == 1 else f"on its {sets} test sets"
-    of = f"the {comparisons} comparison(s) made so far {where}, of {planned} that the study plans"
+    of = f"the {plural(comparisons, 'comparison')} made so far {where}, of {planned} that the study plans"
     if comparisons == planned:
-        of = f"all {planned} comparison(s) of the study {where}"
+        of = f"all {plural(planned, 'comparison')} of the study {where}"
     looked = (
         f"Open verdicts were given more seeds and judged again, {looks} looks in all: every p is multiplied by {looks} "
         "(Bonferroni), and then adjusted"
@@ -89,7 +90,7 @@ def contrast_table(evidence: Evidence) -> Table:
     tested = sum(v.difference is not None for v in found)
     text = (
         "Mean of the arms with the part minus mean of those without it, per training seed: its effect averaged over "
-        f"what stands beside it, with its 95 % t interval. p is adjusted by Holm over the {tested} part(s); d and "
+        f"what stands beside it, with its 95 % t interval. p is adjusted by Holm over {plural(tested, 'part')}; d and "
         "the verdict are as above."
     )
     header = ("part", "seeds", "effect on ROUGE-L", "95 % interval", "p", "d", "verdict")

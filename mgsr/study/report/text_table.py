@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mgsr.runtime.wording import plural
 from mgsr.study.report.evidence import Evidence, Result, mean, replays
 from mgsr.study.report.table import MISSING, NONE, Table, number
 
@@ -63,7 +64,7 @@ def text_table(evidence: Evidence) -> Table:
         "each of so many sequences. Distinct-n falls as text grows, whatever the model: arms with rounds of another "
         "size cannot be compared in it. What is trained on beside it, or alone, is the ground truth, of all training "
         "rows. Outputs: answers to the test set, over words, "
-        f"{test['examples'] * samples:,} in every arm ({test['examples']:,} rows, {samples} sampling seed(s)); their "
+        f"{test['examples'] * samples:,} in every arm ({plural(test['examples'], 'row')}, {plural(samples, 'sampling seed')}); their "
         "self-BLEU is over the first sampling seed. Exact match is over all of these rows, those that may be worded "
         "in many ways among them. ExAccErr at the longest answer and perplexity of the student's "
         "answers under the teacher: on the test prompts."
