@@ -17,9 +17,13 @@ THREADS = 2
 
 
 def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
-    from mgsr.runtime.devices import prepare_cpu
+    from mgsr.runtime.devices import quick_cpu
 
-    prepare_cpu(THREADS)
+    with quick_cpu(THREADS):
+        return _measured(group, case, options)
+
+
+def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
     if group == "objective":
         from experiments.bench import objective
         from experiments.bench.measure import measure

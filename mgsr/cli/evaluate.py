@@ -23,7 +23,7 @@ from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.models.from_config import configured_ends, quiet_transformers
 from mgsr.models.hub import near_names
 from mgsr.models.vocabulary import check_texts
-from mgsr.runtime.devices import prepare_cpu, working_device
+from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import progress, say
@@ -69,7 +69,6 @@ def evaluate_files(
     outputs = [] if out is None else [Path(out), Path(out).with_suffix(".responses.jsonl")]
     for path in outputs:
         _check_writable(path)
-    prepare_cpu()
     place: Any = working_device(device)
     data, settings = DataConfig(), EvaluationConfig()
     fields = load_run_config(source).data.fields if _is_run(source) else RECOGNISED

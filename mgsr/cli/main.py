@@ -82,21 +82,22 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         check_model(arguments.teacher, "--teacher")
     from mgsr.cli.console import evaluation_table, show
     from mgsr.cli.evaluate import evaluate_files
-    from mgsr.runtime.devices import working_device
+    from mgsr.runtime.devices import quick_cpu, working_device
 
-    results = evaluate_files(
-        arguments.source,
-        arguments.data,
-        seeds=arguments.seeds,
-        template=arguments.template,
-        temperature=arguments.temperature,
-        max_new_tokens=arguments.max_new_tokens,
-        batch_size=arguments.batch_size,
-        limit=arguments.limit,
-        teacher=arguments.teacher,
-        device=working_device(arguments.device, "--device ").type,
-        out=arguments.out,
-    )
+    with quick_cpu():
+        results = evaluate_files(
+            arguments.source,
+            arguments.data,
+            seeds=arguments.seeds,
+            template=arguments.template,
+            temperature=arguments.temperature,
+            max_new_tokens=arguments.max_new_tokens,
+            batch_size=arguments.batch_size,
+            limit=arguments.limit,
+            teacher=arguments.teacher,
+            device=working_device(arguments.device, "--device ").type,
+            out=arguments.out,
+        )
     show(evaluation_table(results))
 
 

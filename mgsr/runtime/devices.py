@@ -40,14 +40,19 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
     raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu", *keys)
 
 
-def prepare_cpu(threads: int = 0) -> None:
-    """So many threads (0: as they are), and numbers below the smallest normal one count as 0.
+@contextmanager
+def quick_cpu(threads: int = 0) -> Iterator[None]:
+    """So many threads (0: as they are), and numbers below the smallest normal one count as 0 within the block.
 
     The probabilities of most classes are so small that their products fall below it, and a processor takes a
-    hundred times as long for such a number. Threads that are started from here on do likewise.
+    hundred times as long for such a number. Threads that are started within the block keep doing so.
     """
     torch.set_num_threads(usable_threads(threads or torch.get_num_threads()))
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import TrainerConfig
+from mgsr.evaluation.test_set import Predictor
 from mgsr.rounds.render import markdown_revision
 from mgsr.rounds.store import RoundEntry, read_manifest, round_folders
 from mgsr.runtime.meter import Meter, added, overall
@@ -143,7 +144,7 @@ class StepProgress(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         predict = getattr(pl_module, "predict", None)
-        if predict is not None:
+        if isinstance(predict, Predictor):
             self._dev = Tracker("dev set", len(predict.mine), unit="responses")
             predict.advance = self._dev.advance
 

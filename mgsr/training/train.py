@@ -25,7 +25,7 @@ from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import Size, check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
-from mgsr.runtime.devices import prepare_cpu, working_device
+from mgsr.runtime.devices import quick_cpu, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
@@ -53,13 +53,12 @@ def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce 
         UserError: anything the user can mend, as one line.
     """
     config = with_absolute_paths(config)
-    with placed(config):
+    with placed(config), quick_cpu(config.trainer.threads):
         return _train(config, resume, announce)
 
 
 def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) -> dict[str, Any]:
     began = time.monotonic()
-    prepare_cpu(config.trainer.threads)
     if is_first():
         for line in without_effect(config):
             say(line)
@@ -148,7 +147,7 @@ def _run(
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
     config = with_absolute_paths(config)
-    with placed(config):
+    with placed(config), quick_cpu():
         rows = _rows(config)
         check_run(config, rows)
         prepare_models(config, rows)

@@ -111,7 +111,7 @@ def test_a_file_does_not_say_where_on_the_machine_is_written(tmp_path: Path, roo
     path.write_text(yaml.safe_dump({"run_root": root}))
     with pytest.raises(ConfigError, match=r"config\.yaml:1: `run_root`.*command line"):
         load_config(path)
-    base = ["student.source=x", "teacher.source=y"]
+    base = ["student.source=x", "teacher.source=y", "data.train=synthetic"]
     assert load_config(path, [*base, f"run_root={root}"]).run_root == str(Path(root).expanduser())
 
 

@@ -124,7 +124,7 @@ def test_a_damaged_shard_is_written_again_while_the_student_is_who_wrote_it(
         shard.write_bytes(shard.read_bytes()[:-3])
     train(config, resume=True)
     said = capsys.readouterr().out
-    assert f"{shard}" in said and "written again" in said and "2 of 3 shards are there already" in said
+    assert f"{shard}" in said and "written again" in said and "2 of 3 shards there already" in said
     assert differences(expected, run_folder(config)) == []
 
 

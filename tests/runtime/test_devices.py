@@ -71,8 +71,9 @@ def test_memory_that_has_run_out_is_known_by_all_its_names() -> None:
 def test_products_too_small_are_zero_on_every_thread() -> None:
     """In a process of its own: threads that were there before stay as they were."""
     program = (
-        "import torch; from mgsr.runtime.devices import prepare_cpu; prepare_cpu(2); "
-        "x = torch.full((1 << 22,), 1e-30); assert x[0] > 0; print(int((x * 1e-10).count_nonzero()))"
+        "import torch; from mgsr.runtime.devices import quick_cpu; "
+        "block = quick_cpu(2); block.__enter__(); x = torch.full((1 << 22,), 1e-30); assert x[0] > 0; "
+        "print(int((x * 1e-10).count_nonzero())); block.__exit__(None, None, None); print(float(x[0] * 1e-10) > 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stdout.split() == ["0", "True"]

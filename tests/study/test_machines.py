@@ -82,7 +82,7 @@ def test_a_begun_run_goes_on_with_its_own_number(study: Study) -> None:
 
 def test_more_threads_than_cores_are_refused(study: Study) -> None:
     """A run of its own takes fewer and says so; in a study they would be other numbers."""
-    with pytest.raises(UserError, match=r"would have 65 threads, .* 64 core\(s\); set trainer.threads=64"):
+    with pytest.raises(UserError, match=r"would have 65 threads, .* 64 cores; set trainer.threads=64"):
         agreed(study, 65)
     with_threads(study, "full", 65)
     with pytest.raises(UserError, match="add runs where there are as many"):

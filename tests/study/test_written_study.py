@@ -68,7 +68,9 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(own)
     before = (runs / "study.yaml").read_text()
     assert main(["ablate", "runs/baselines-my"]) == 0
-    assert "3 of 3 runs are complete" in capsys.readouterr().out and (runs / "study.yaml").read_text() == before
+    assert (
+        "3 of 3 runs complete already" in capsys.readouterr().out and (runs / "study.yaml").read_text() == before
+    )
 
 
 def test_a_question_is_the_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
