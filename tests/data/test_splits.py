@@ -92,7 +92,9 @@ def test_named_fields_hold_for_training_rows_and_others_may_differ(tmp_path: Pat
 
 def test_the_split_may_have_its_former_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("data:\n  hub_split: {dev: 7, seed: 3}\nteacher: {source: a/b}\nstudent: {source: a/b}\n")
+    path.write_text(
+        "data:\n  train: a/b\n  hub_split: {dev: 7, seed: 3}\nteacher: {source: a/b}\nstudent: {source: a/b}\n"
+    )
     config = load_config(path, ["data.hub_split.test=9"])
     assert (config.data.split.dev, config.data.split.test, config.data.split.seed) == (7, 9, 3)
     assert ExperimentConfig().data.split.dev == 1000, "hashes of older runs know this default"

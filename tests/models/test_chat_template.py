@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> Any:
             return str(tmp_path / name) if name and (tmp_path / name).is_dir() else name
 
         sources = [f"teacher.source={place(teacher)}", f"student.source={place(student)}"]
-        return load_config(None, [*sources, "data.template=chat", *words])
+        return load_config(None, [*sources, "data.train=synthetic", "data.template=chat", *words])
 
     return make
 

@@ -89,7 +89,7 @@ HARMS: dict[str, tuple[Harm, str]] = {
     "a huge vocabulary": (changed(CONFIG, vocab_size=10**12), "embed_tokens.weight` is 260x32 in its weights"),
     "fewer layers": (
         changed(CONFIG, num_hidden_layers=1),
-        "has weights of layer 1 and by its config.json 1 layers",
+        "has weights of layer 1 and by its config.json 1 layer",
     ),
     "more layers": (changed(CONFIG, num_hidden_layers=3), "lacks 9 weights"),
     "generation settings": (
