@@ -15,7 +15,7 @@ from mgsr.cli.console import evaluation_table, show
 from mgsr.config.schema import DataConfig, EvaluationConfig
 from mgsr.data.encoding import require_eos
 from mgsr.data.prompts import Example
-from mgsr.data.row_files import RECOGNISED, read_rows
+from mgsr.data.row_files import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.model_card import as_it_was_asked
@@ -70,16 +70,13 @@ def evaluate_files(
     for path in outputs:
         _check_writable(path)
     place: Any = working_device(device)
-    data, settings = DataConfig(), EvaluationConfig()
-    fields = load_run_config(source).data.fields if _is_run(source) else RECOGNISED
-    sets = {name: read_rows(name, fields=fields, strict=False) for name in files}
-    if _is_run(source):
+    if is_run := _is_run(source):
         config = load_run_config(source)
         data, settings = config.data, config.evaluation
-        model, tokenizer = load_run(source)
     else:
-        as_it_was_asked(Path(source), data, settings)
-        model, tokenizer = _load_folder(source)
+        data, settings = as_it_was_asked(Path(source))
+    sets = {name: read_rows(name, fields=data.fields, strict=False) for name in files}
+    model, tokenizer = load_run(source) if is_run else _load_folder(source)
     data.template = template or data.template
     taught = None if teacher is None else _teacher(teacher, source, model, tokenizer, data)
     settings.seeds = list(seeds) if seeds else settings.seeds
@@ -114,6 +111,7 @@ def evaluate_files(
             vocab_size=width,
             pad_token_id=ends.pad_id,
             stop_ids=ends.stop_ids,
+            lead=ends.lead,
         )
         say(f"{name}: {plural(len(examples), 'row')}, {plural(len(predictor.seeds), 'seed')}")
         with progress(name, len(examples) * len(predictor.seeds), unit="responses") as advance:
@@ -194,6 +192,11 @@ def _is_run(source: str | Path) -> bool:
 
 
 def _load_folder(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if (Path(source) / "adapter_config.json").exists():
+        raise UserError(
+            f"{source}: holds adapters alone; evaluate the run that they are of, or export it with --merge and "
+            "evaluate that folder"
+        )
     if not (Path(source) / "config.json").exists():
         hint = near_names(str(source))
         raise UserError(f"{source}: neither a run folder (config.yaml) nor a model folder (config.json){hint}")

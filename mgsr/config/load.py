@@ -48,13 +48,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Exper
     return config_of(layer)
 
 
-def unfinished(overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The defaults with overrides on top, which need not name any model.
+def unfinished(overrides: Sequence[str] = (), tree: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """The defaults with a mapping and overrides on top, which need not name any model.
 
     Raises:
         ConfigError: as `load_config`, but for contradictions.
     """
-    return _valued(merged(*read_words(overrides)))
+    return _valued(merged(layer_of_tree(tree or {}), *read_words(overrides)))
 
 
 def config_from_tree(tree: Mapping[str, Any], overrides: Sequence[str] = ()) -> ExperimentConfig:

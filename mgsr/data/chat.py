@@ -32,11 +32,14 @@ class Frame(NamedTuple):
     Attributes:
         end: id of the token behind an answer; None where there is none.
         tail: all that it writes behind an answer.
+        lead: the text that it writes before an answer and not at the end of a prompt, such as an empty block of
+            thoughts. A model is taught it, as the template has it, and it is no part of the answer.
         reserved: ids that no text of a row may spell, as they would begin or end a turn.
     """
 
     end: int | None
     tail: str
+    lead: str
     reserved: frozenset[int]
 
 
@@ -82,6 +85,8 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
             "turn says; mend it, or name another by data.chat_template"
         )
     tail = whole.rpartition(_PROBE[1].content)[2]
+    before = whole[len(asked) :].partition(_PROBE[1].content)[0] if whole.startswith(asked) else ""
+    lead = str(tokenizer.decode(list(parsed_ids(before, tokenizer)), skip_special_tokens=True)).strip()
     added = {index: token for index, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
     special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
     marks = special | added.keys()
@@ -89,7 +94,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase) -> Frame:
     written = {index for index in (*parsed_ids(asked, tokenizer), end) if index in marks}
     # what a vocabulary lacks is no forged turn
     unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    return Frame(end, tail, frozenset((written | special) - unknown))
+    return Frame(end, tail, lead, frozenset((written | special) - unknown))
 
 
 def spells_a_turn(row: Row, tokenizer: PreTrainedTokenizerBase, reserved: frozenset[int]) -> bool:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mgsr import __version__
+from mgsr.config.load import unfinished
 from mgsr.config.schema import DataConfig, EvaluationConfig, ExperimentConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.templates import TEMPLATES
 from mgsr.evaluation.statistics import shown_std
-from mgsr.runtime.errors import DataError
-from mgsr.runtime.json_files import Between, read_json
+from mgsr.runtime.errors import ConfigError, DataError
+from mgsr.runtime.json_files import read_json
 from mgsr.runtime.wording import plural
 
 CARD, ASKED = "README.md", "mgsr.json"
 _REMEDY = "export the run again, or delete the file and name the prompt template by --template"
-_LENGTH = Between(1, 1e9)
+_KEPT = {
+    "data": ("template", "max_length", "max_prompt_length"),
+    "evaluation": ("max_new_tokens", "temperature", "top_p", "seeds", "rouge_tokenizer"),
+}
+"""What holds for an export as for its run; end token and names of fields stand beside them."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +36,25 @@ class Base:
 
 
 def how_it_is_asked(config: ExperimentConfig, end_token: str) -> str:
-    """The content of an export's `mgsr.json`: its prompts, what closes its answers, and how long they may be."""
-    data = config.data
-    asked = {"template": data.template, "max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
-    more = {"end_token": end_token, "max_new_tokens": config.evaluation.max_new_tokens}
-    return json.dumps({**asked, **more}, indent=2, ensure_ascii=False) + "\n"
+    """The content of an export's `mgsr.json`: the keys of its run that say how it is asked and measured."""
+    sections = {"data": config.data, "evaluation": config.evaluation}
+    found = {name: {key: getattr(sections[name], key) for key in keys} for name, keys in _KEPT.items()}
+    found["data"] |= {"end_token": end_token, "fields": asdict(config.data.fields)}
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
-def as_it_was_asked(folder: Path, data: DataConfig, settings: EvaluationConfig) -> None:
-    """Take prompts, end token and the length of answers from a model folder's `mgsr.json` where it has one.
+def as_it_was_asked(folder: Path) -> tuple[DataConfig, EvaluationConfig]:
+    """Rows, prompts and measurement as a model folder's `mgsr.json` has them; the defaults where there is none.
 
     Raises:
-        DataError: it is broken, or names a template that there is none of.
+        DataError: it is broken, or holds keys or values that the configuration does not take.
     """
-    shape: dict[str, Any] = {
-        "template": str,
-        "max_length": _LENGTH,
-        "max_prompt_length": _LENGTH,
-        "end_token": str,
-    }
-    shape |= {"max_new_tokens": _LENGTH}
-    found = read_json(folder / ASKED, shape, _REMEDY, missing={})
-    if found and found["template"] not in (*TEMPLATES, CHAT):
-        raise DataError(f"{folder / ASKED}: no prompt template {found['template'][:40]!r}; {_REMEDY}")
-    for name in shape.keys() & found.keys():
-        section = settings if name == "max_new_tokens" else data
-        setattr(section, name, int(found[name]) if shape[name] is _LENGTH else found[name])
+    found = read_json(folder / ASKED, dict.fromkeys(_KEPT, dict), _REMEDY, missing={})
+    try:
+        config = unfinished(tree=found)
+    except ConfigError as error:
+        raise DataError(f"{folder / ASKED}: {error}; {_REMEDY}") from None
+    return config.data, config.evaluation
 
 
 def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | None = None) -> str:

@@ -32,6 +32,7 @@ class Predictor:
 
     Args:
         stop_ids: any of them ends a response; None: the tokenizer's end of text.
+        lead: text that stands before every response and is no part of it.
         check: called between batches; may raise to stop. advance: called with the number of responses.
     """
 
@@ -41,6 +42,7 @@ class Predictor:
     vocab_size: int | None = None
     pad_token_id: int = 0
     stop_ids: Sequence[int] | None = None
+    lead: str = ""
     check: Callable[[], None] | None = None
     advance: Callable[[int], None] | None = None
 
@@ -63,7 +65,8 @@ class Predictor:
             progress=self._after_batch,
             memory_key="evaluation.batch_size",
         )
-        return [decode(self.tokenizer, tokens, stop_ids).strip() for tokens in ids]
+        texts = (decode(self.tokenizer, tokens, stop_ids).strip() for tokens in ids)
+        return [text.removeprefix(self.lead).lstrip() for text in texts]
 
     @property
     def seeds(self) -> list[int]:
@@ -221,7 +224,9 @@ def evaluate_tests(
     written: dict[str, Evaluation] = {}
     with placed(working_device(config.trainer.accelerator), model):
         for set_name, (_, examples) in tests.items():
-            predictor = Predictor(tokenizer, examples, config.evaluation, vocab_size, ends.pad_id, ends.stop_ids)
+            predictor = Predictor(
+                tokenizer, examples, config.evaluation, vocab_size, ends.pad_id, ends.stop_ids, ends.lead
+            )
             rows, seeds = len(examples), len(predictor.seeds)
             say(f"{name}: answers {plural(rows, 'row')} of {set_name} with {plural(seeds, 'seed')}")
             with progress(f"{name}, {set_name}", len(predictor.mine) * seeds, unit="responses") as advance:

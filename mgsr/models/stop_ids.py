@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from mgsr.data.chat import CHAT, frame_of
 from mgsr.data.encoding import pad_id
 from mgsr.data.prompts import end_id
 from mgsr.models.hub import one_line_errors
@@ -28,11 +29,13 @@ class TextEnds:
         stop_ids: any of them ends written text; the first is the end token, which closes training targets.
         pad_id: one that the models have. It is masked, so it may be any.
         note: what a user should know of them, in one line; empty where the tokenizer's end of text is alone.
+        lead: text that a chat template has before every answer; it is taken off before an answer is measured.
     """
 
     stop_ids: tuple[int, ...]
     pad_id: int
     note: str = ""
+    lead: str = ""
 
     @property
     def end_id(self) -> int:
@@ -92,8 +95,12 @@ def text_ends(
     marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     stop = tuple(each for each in named if each in marks and each < vocab_size)
     left_out = [each for each in named if each not in stop]
-    padding = pad_id(tokenizer)
-    return TextEnds(stop, padding if padding < vocab_size else end, _note(tokenizer, stop, left_out))
+    padding, lead = pad_id(tokenizer), frame_of(tokenizer).lead if template == CHAT else ""
+    note = _note(tokenizer, stop, left_out)
+    if lead:
+        begins = f"the chat template begins every answer with {lead!r}: it is taught, and not measured"
+        note = f"{note}; {begins}" if note else begins
+    return TextEnds(stop, padding if padding < vocab_size else end, note, lead)
 
 
 def kept_generation_config(folder: Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -84,6 +84,7 @@ def build_job(
         vocab_size=start.vocab_size,
         pad_token_id=ends.pad_id,
         stop_ids=ends.stop_ids,
+        lead=ends.lead,
         check=stop.check,
     )
     module = DistillationModule(

@@ -169,19 +169,28 @@ def test_a_pipeline_takes_messages_and_stops_where_evaluation_stops(
 
 
 def test_an_export_knows_how_it_is_asked(ran: Any, exported: Path, folder: Path, capsys: Capture) -> None:
-    assert json.loads((exported / "mgsr.json").read_text()) == {
-        "template": "chat",
-        "max_length": 64,
-        "max_prompt_length": 48,
-        "end_token": "<|im_end|>",
-        "max_new_tokens": 8,
+    told = json.loads((exported / "mgsr.json").read_text())
+    assert told["data"].pop("fields") == dict.fromkeys(
+        ("instruction", "input", "output", "messages", "category"), ""
+    )
+    assert told == {
+        "data": {"template": "chat", "max_length": 64, "max_prompt_length": 48, "end_token": "<|im_end|>"},
+        "evaluation": {
+            "max_new_tokens": 8,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "seeds": [10],
+            "rouge_tokenizer": "published",
+        },
     }
     card = (exported / "README.md").read_text()
     assert "prompts follow the `chat` template" in card and 'messages = [{"role": "user"' in card
-    options = ["--data", str(folder / "test.jsonl"), "--temperature", "0", "--seeds", "10"]
+    options = ["--data", str(folder / "test.jsonl")]
     measured = [json.loads(line)["prediction"] for line in (ran[0] / "predictions" / "test.jsonl").open()]
     for source in (ran[0], exported, folder / "instruct"):
-        more = ["--template", "chat", "--max-new-tokens", "8"] if source.name == "instruct" else []
+        more = []
+        if source.name == "instruct":
+            more = ["--template", "chat", "--max-new-tokens", "8", "--temperature", "0"]
         out = folder / f"{source.name}.json"
         assert main(["evaluate", str(source), *options, *more, "--out", str(out)]) == 0
         said = capsys.readouterr().out
@@ -199,15 +208,10 @@ def test_an_export_knows_how_it_is_asked(ran: Any, exported: Path, folder: Path,
     ("content", "said"),
     [
         ("{", "broken JSON"),
-        ('{"template": "chat"}', "`max_length` is missing"),
-        (
-            '{"template": "odd", "max_length": 9, "max_prompt_length": 4, "end_token": "", "max_new_tokens": 8}',
-            "no prompt template 'odd'",
-        ),
-        (
-            '{"template": "chat", "max_length": "9", "max_prompt_length": 4, "end_token": ""}',
-            "`max_length` is '9'",
-        ),
+        ('{"data": {"template": "chat"}}', "`evaluation` is missing"),
+        ('{"data": {"template": "odd"}, "evaluation": {}}', "`data.template` is 'odd'"),
+        ('{"data": {"max_length": "nine"}, "evaluation": {}}', "`data.max_length` is 'nine'"),
+        ('{"data": {}, "evaluation": {"seed": 9}}', "unknown key `evaluation.seed`"),
     ],
 )
 def test_a_broken_note_is_one_line(exported: Path, folder: Path, capsys: Capture, content: str, said: str) -> None:
