@@ -32,6 +32,8 @@ def answer(commands: Mapping[str, Command], argv: Sequence[str] | None) -> int:
         debug = arguments.debug
         _prepare()
         with warnings.catch_warnings():
+            # of libraries, about libraries: nothing that a user could do
+            warnings.simplefilter("default" if debug else "ignore", FutureWarning)
             return commands[arguments.command](arguments) or 0
     except KeyboardInterrupt:
         tell("stopped")

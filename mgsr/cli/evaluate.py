@@ -13,12 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.cli.console import evaluation_table, show
 from mgsr.config.schema import DataConfig, EvaluationConfig
+from mgsr.data.chat import CHAT, template_text
 from mgsr.data.encoding import require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.row_files import read_rows
 from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
-from mgsr.evaluation.model_card import as_it_was_asked
+from mgsr.evaluation.model_card import ASKED, as_it_was_asked
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.models.from_config import configured_ends, quiet_transformers
 from mgsr.models.hub import near_names
@@ -77,6 +78,9 @@ def evaluate_files(
         data, settings = as_it_was_asked(Path(source))
     sets = {name: read_rows(name, fields=data.fields, strict=False) for name in files}
     model, tokenizer = load_run(source) if is_run else _load_folder(source)
+    if not (is_run or template or (Path(source) / ASKED).exists()):
+        chat = template_text(tokenizer) and f"; its tokenizer has a chat template: --template {CHAT}"
+        say(f"{source}: says no prompt template, so {data.template} is taken{chat}")
     data.template = template or data.template
     taught = None if teacher is None else _teacher(teacher, source, model, tokenizer, data)
     settings.seeds = list(seeds) if seeds else settings.seeds

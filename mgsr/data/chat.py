@@ -163,6 +163,6 @@ def _rendered(
         if row is not None:
             where, what, remedy = (row.where or f"row {row.id}", "its turns", "change the row")
         raise UserError(
-            f"{where}: the chat template of the tokenizer {shown_name(tokenizer)} does not take {what} "
-            f"({f'line {line}: ' if line else ''}{reason}); {remedy}, or name another by data.chat_template"
+            f"{where}: the chat template does not take {what} ({f'line {line}: ' if line else ''}{reason}); "
+            f"{remedy}, or name another template by data.chat_template"
         ) from error

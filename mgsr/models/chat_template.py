@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from mgsr.config.schema import ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT, template_text
 from mgsr.models.loading import load_tokenizer
-from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.errors import ConfigError, did_you_mean
 from mgsr.runtime.files import read_regular
 
 _TEACHER = "teacher"
@@ -104,7 +104,8 @@ def _of_file(name: str) -> str:
         text = read_regular(Path(name)).decode()
     except FileNotFoundError:
         raise ConfigError(
-            f"{key}: no such file; name one with a Jinja template, `{_TEACHER}`, or nothing for the student's",
+            f"{key}: no such file; name one with a Jinja template, `{_TEACHER}`, or nothing for the student's"
+            + did_you_mean(name, [_TEACHER]),
             "data.chat_template",
         ) from None
     except OSError as error:

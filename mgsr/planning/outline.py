@@ -13,6 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import ExperimentConfig, ScrgConfig
+from mgsr.data.chat import CHAT, template_text
 from mgsr.data.prompts import EncodedRows, told_left_out
 from mgsr.data.rows import Row
 from mgsr.data.splits import SYNTHETIC, cut_splits, encode_quietly, read_split
@@ -27,7 +28,7 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 from mgsr.runtime.wording import plural
 from mgsr.training.checkpoint import resume_points, step_of
-from mgsr.training.run_folder import run_folder
+from mgsr.training.run_folder import METRICS, run_folder
 
 LOOKED_AT = 1000
 """Rows that are encoded to tell how much is cut: of more, every n-th."""
@@ -185,9 +186,11 @@ def _lengths(config: ExperimentConfig, rows: int, encoded: EncodedRows, tokenize
     looked = len(encoded.examples) + left
     whole = [one for one in encoded.examples if not one.response_truncated]
     end = f"; answers end with {tokenizer.convert_ids_to_tokens(whole[0].response_ids[-1])}" if whole else ""
+    chat = data.template != CHAT and bool(template_text(tokenizer))
+    template = data.template + (" (the tokenizer has a chat template: data.template=chat)" if chat else "")
     of = f"the {plural(rows, 'row')}" if looked == rows else f"{plural(looked, 'row')} looked at"
     return (
-        f"template {data.template}; of {of} {plural(encoded.truncated_prompts, 'prompt')} cut to "
+        f"template {template}; of {of} {plural(encoded.truncated_prompts, 'prompt')} cut to "
         f"{data.max_prompt_length} tokens, {plural(encoded.truncated_responses, 'answer')} cut so that both fit "
         f"{data.max_length}" + (f", {left:,} left out: {told_left_out(encoded.left_out)}" if left else "") + end
     )
@@ -213,6 +216,8 @@ def _text(config: ExperimentConfig, main: Stage) -> str:
     scrg = config.scrg
     if not main.rounds:
         return "none is written: trained on the rows alone"
+    if not round(main.written):
+        return f"none is written: a batch of {plural(config.train.batch_size, 'row')} has no place for it"
     share = f"{'up to ' if config.mixture.kind == 'adaptive' else ''}{text_share(config.mixture):.0%}"
     written = f"about {plural(round(main.written), 'answer')} of at most {plural(scrg.max_new_tokens, 'token')}"
     return f"{share} of what is trained on, in {plural(main.rounds, 'round')}: {_writer(scrg)}; {written}"
@@ -251,5 +256,11 @@ def _evaluation(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> 
 def _result(config: ExperimentConfig, main: Stage) -> str:
     folder = run_folder(config)
     points = resume_points(folder)
-    on = f"; goes on at step {step_of(points[0]):,} of {main.length.total_steps:,}" if points else ""
+    if (folder / METRICS).exists():
+        return f"{folder}; complete already: another arm, seed or experiment begins a new run"
+    on = (
+        f"; begun: --resume goes on at step {step_of(points[0]):,} of {main.length.total_steps:,}"
+        if points
+        else ""
+    )
     return f"{folder}{on}"

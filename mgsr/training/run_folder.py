@@ -105,6 +105,10 @@ def open_run_folder(
                     f"{folder}: holds a run of another config ({told_keys(changed, there, config)}); choose "
                     "another arm, experiment or run_root, or delete it"
                 )
+            if (folder / METRICS).exists():
+                raise ConfigError(
+                    f"{folder}: this run is complete; choose another arm, seed or experiment for a new one"
+                )
             raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
         if begun:
             _take_up(folder, there, config, changed, data or {})

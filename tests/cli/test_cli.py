@@ -63,7 +63,10 @@ def test_resuming_with_another_key_is_refused(run: Path, capsys: Capture) -> Non
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run: Path, tiny_file: Path, capsys: Capture) -> None:
     root = f"run_root={run.parents[2]}"
+    metrics = (run / "metrics.json").rename(run / "kept.json")
     assert "--resume" in refused(capsys, "train", str(tiny_file), root, "train.epochs=2")
+    metrics.rename(run / "metrics.json")
+    assert "this run is complete" in refused(capsys, "train", str(tiny_file), root, "train.epochs=2")
     assert "train.lr" in refused(capsys, "train", str(tiny_file), root, "train.epochs=2", "train.lr=0.1")
 
 

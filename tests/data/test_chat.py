@@ -225,3 +225,16 @@ def test_spans_see_the_characters_of_the_answer_alone() -> None:
     text, offsets = annotator._speller.offsets(example.response_ids)
     assert text == answer and offsets[-1] == (len(answer), len(answer))
     assert annotator.annotate([example.response_ids])[0][-1] == -1
+
+
+def test_what_a_template_writes_before_every_answer_is_known() -> None:
+    """It is in the target, as the template has it there, and a model is not measured by it."""
+    leads = {
+        name: frame_of(chat_tokenizer(style.text, end=style.end)).lead
+        for name, style in STYLES.items()
+        if name != "trimmed"
+    }
+    assert leads.pop("empty thoughts") == "<think>\n\n</think>"
+    assert set(leads.values()) == {""}
+    deaf = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "")
+    assert frame_of(chat_tokenizer(deaf)).lead == "assistant"

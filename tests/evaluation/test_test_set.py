@@ -9,6 +9,8 @@ import pytest
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
 from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
+from mgsr.data.tokenizer import train_tokenizer
+from mgsr.evaluation import test_set
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unknown_kinds
 
 
@@ -42,6 +44,17 @@ def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> No
     none = EvaluationConfig(seeds=[10], one_answer=[])
     summary = evaluate(None, Written(None, examples, none)).summary  # type: ignore[arg-type]
     assert summary["exact_match_by_category"] == {} and summary["exact_match"] == 25.0
+
+
+def test_what_stands_before_every_answer_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = train_tokenizer(["<think>\n\n</think>\n\na dog"], vocab_size=300)
+    answers = ["<think>\n\n</think>\n\na dog", " a dog", "<think>\n\n</think>"]
+    monkeypatch.setattr(test_set, "sample", lambda *_, **__: [tokenizer.encode(text) for text in answers])
+    examples = [example(number, ("a dog",), "say") for number in range(3)]
+    plain = Predictor(tokenizer, examples, EvaluationConfig(seeds=[1]))
+    assert plain.write(None, 1) == ["<think>\n\n</think>\n\na dog", "a dog", "<think>\n\n</think>"]  # type: ignore[arg-type]
+    told = Predictor(tokenizer, examples, EvaluationConfig(seeds=[1]), lead="<think>\n\n</think>")
+    assert told.write(None, 1) == ["a dog", "a dog", ""]  # type: ignore[arg-type]
 
 
 def test_a_kind_that_no_test_row_has_is_named(capsys: Any) -> None:

@@ -20,6 +20,7 @@ from mgsr.models.preflight import check_run
 from mgsr.planning.doctor_data import look_at_tokenizers
 from mgsr.planning.findings import Report
 from mgsr.planning.outline import outline
+from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 
 Make = Callable[..., ExperimentConfig]
@@ -102,7 +103,9 @@ def test_what_is_fine_tuned_first_and_where_a_run_goes_on(make_config: Make, tmp
     assert len(told) == 1 and metrics["steps"] == 4 and before["training"].startswith("4 steps (1 epoch)")
     after = lines_of(config)
     assert "fine-tuned already, in " in after["teacher"] and "fine-tuned already, in " in after["student"]
-    assert after["result"].endswith("goes on at step 4 of 4")
+    assert after["result"].endswith("complete already: another arm, seed or experiment begins a new run")
+    (run_folder(config) / "metrics.json").unlink()
+    assert lines_of(config)["result"].endswith("begun: --resume goes on at step 4 of 4")
 
 
 def test_train_and_doctor_need_no_file_and_say_the_same(
