@@ -8,14 +8,16 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mgsr.config.schema import FieldsConfig
-from mgsr.data.row_shapes import MISSING, field, row_of, wrong_kind
+from mgsr.data.row_shapes import MISSING, Cells, field, row_of, wrong_kind
 from mgsr.data.rows import Row
 from mgsr.runtime.errors import DataError, RowsError, did_you_mean
 from mgsr.runtime.files import read_regular
+from mgsr.runtime.wording import plural
 
 RECOGNISED = FieldsConfig()
 """No field is named: each is found by what people call it."""
@@ -23,6 +25,8 @@ Objects = Iterator[tuple[int, Any]]
 _MARK = b"\xef\xbb\xbf"
 # of a text in a cell; the default of 128 KiB is less than some conversations have
 _LONGEST_CELL = 2**31 - 1
+_MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "`|`", "^": "`^`", "~": "`~`"}
+_SHOWN, _LONGEST = 8, 40
 
 
 def read_rows(path: str | Path, *, fields: FieldsConfig = RECOGNISED, strict: bool = True) -> list[Row]:
@@ -121,9 +125,18 @@ def _json_lines(content: bytes, source: str) -> Objects:
         yield from _json_list(content, source)
         return
     # Only b"\n" ends a line: str.splitlines would also split at U+2028 within a text.
-    for number, line in enumerate(content.split(b"\n"), 1):
-        if line.strip():
-            yield number, _parse(line, source, number)
+    lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    if lines and lines[0][1].strip() == b"{":
+        where = f"{source}:{lines[0][0]}"
+        yield (
+            lines[0][0],
+            DataError(
+                f"{where}: one object stands on several lines; write one a line, or a list of them as .json"
+            ),
+        )
+        return
+    for number, line in lines:
+        yield number, _parse(line, source, number)
 
 
 def _json_list(content: bytes, source: str) -> Objects:
@@ -135,8 +148,7 @@ def _json_list(content: bytes, source: str) -> Objects:
         return
     parsed = _parse(content, source, 1)
     if not isinstance(parsed, list):
-        what = parsed if isinstance(parsed, DataError) else wrong_kind(parsed, "a list of objects", f"{source}:1")
-        yield 1, what
+        yield 1, parsed if isinstance(parsed, DataError) else _no_list(parsed, source)
         return
     text = content.decode()
     decoder = json.JSONDecoder()
@@ -147,6 +159,20 @@ def _json_list(content: bytes, source: str) -> Objects:
         line, counted = line + text.count("\n", counted, position), position
         value, position = decoder.raw_decode(text, position)
         yield line, value
+
+
+def _no_list(parsed: Any, source: str) -> DataError:
+    """Why this is no list of objects; where there is one inside, that it is wanted."""
+    held = parsed if isinstance(parsed, dict) else {}
+    lists = {name: value for name, value in held.items() if value and isinstance(value, list)}
+    inside = [name for name, value in lists.items() if all(isinstance(each, dict) for each in value)]
+    if not inside:
+        return wrong_kind(parsed, "a list of objects", f"{source}:1")
+    names = ", ".join(f"`{name[:_LONGEST]}`" for name in [*held][:_SHOWN])
+    return DataError(
+        f"{source}:1: an object with {names}{', ...' if len(held) > _SHOWN else ''}, not a list of objects; give "
+        f"the list under `{inside[0][:_LONGEST]}` itself"
+    )
 
 
 def _parse(content: bytes, source: str, line: int) -> Any:
@@ -194,7 +220,17 @@ def _table(content: bytes, source: str, delimiter: str) -> Objects:
     try:
         for cells in reader:
             if cells and not names:
-                names = cells
+                names = [name.strip() for name in cells]
+                mark = max(_MARKS, key=cells[0].count)
+                if len(names) == 1 and mark in cells[0]:
+                    yield (
+                        line,
+                        DataError(
+                            f"{source}:{line}: the cells seem to be separated by a {_MARKS[mark]}; save them with "
+                            "commas, semicolons or tabs as .csv, or with tabs as .tsv"
+                        ),
+                    )
+                    return
                 twice = next((name for name in names if name and names.count(name) > 1), None)
                 if twice is not None:
                     yield line, DataError(f"{source}:{line}: two columns are called `{twice}`; rename one")
@@ -203,12 +239,12 @@ def _table(content: bytes, source: str, delimiter: str) -> Objects:
                 yield (
                     line,
                     DataError(
-                        f"{source}:{line}: {len(cells)} cells in a table of {len(names)} columns; put a cell that "
-                        "holds the delimiter in double quotes"
+                        f"{source}:{line}: {plural(len(cells), 'cell')} in a table of "
+                        f"{plural(len(names), 'column')}; put a cell that holds the delimiter in double quotes"
                     ),
                 )
             elif cells:
-                yield line, dict(zip(names, cells, strict=False))
+                yield line, Cells(zip_longest(names, cells, fillvalue=MISSING))
             line = reader.line_num + 1
     except csv.Error as error:
         yield line, DataError(f"{source}:{line}: a broken row ({error}); double the quotes within a quoted cell")

@@ -1,26 +1,31 @@
 """What a parsed object says as a row: a conversation, or question and answer under the names that people use.
 
 A name that the configuration gives (`data.fields`) wins over those that are recognised. A list of turns counts as
-a conversation wherever it stands: under `messages`, or as `prompt` and `completion`.
+a conversation wherever it stands: under `messages`, or as `prompt` and `completion`. So does a question with a
+system text beside it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from mgsr.config.schema import FieldsConfig
 from mgsr.data.rows import Message, Row
 from mgsr.runtime.errors import DataError, did_you_mean
+from mgsr.runtime.wording import plural
 
-# of several that a row has, the first one that is not null
+# of several that a row has, the first one that is not null; exact names come before those in other letters
 _KNOWN = {
     "instruction": ("instruction", "prompt", "question", "query", "problem"),
     "input": ("input", "context"),
     "output": ("output", "completion", "response", "answer", "answers", "solution"),
     "messages": ("messages", "conversations", "conversation"),
     "category": ("category",),
+    "system": ("system", "system_prompt"),
 }
 _ROLES = {
     "system": ("system", "developer"),
@@ -30,7 +35,11 @@ _ROLES = {
 _ROLE_OF = {alias: role for role, aliases in _ROLES.items() for alias in aliases}
 _TURN = "an object with role and content"
 _SHOWN, _LONGEST = 8, 40
-MISSING = object()
+MISSING: Any = object()
+
+
+class Cells(dict[str, Any]):
+    """A row of a table: each value is text, so a list stands as JSON, or `MISSING` where the row is too short."""
 
 
 def row_of(value: Any, fields: FieldsConfig, number: int, where: str) -> Row:
@@ -47,31 +56,26 @@ def row_of(value: Any, fields: FieldsConfig, number: int, where: str) -> Row:
         raise wrong_kind(value, "an object", where)
     category = _category(value, fields, where)
     name, turns = _messages(value, fields, where)
+    system = _system(value, fields, where)
     if name is not None:
-        both = _turns(turns, name, where)
-        system = value.get("system")
-        if isinstance(system, str) and system.strip() and both and both[0].role != "system":
-            # as some files have it, in a field of its own
-            both = [Message("system", _string(system, "system", where)), *both]
-        return _conversation(both, name, number, where, category)
+        return _conversation(_turns(turns, name, where), system, name, number, where, category)
     name, asked = _needed(value, "instruction", fields, where)
     answer_name, answer = _needed(value, "output", fields, where)
     if _is_turns(asked) or _is_turns(answer):
         both = [*_as_turns(asked, "user", name, where), *_as_turns(answer, "assistant", answer_name, where)]
-        return _conversation(both, answer_name, number, where, category)
-    if not isinstance(answer, list | tuple):
-        answer = [answer]
-    if not answer:
+        return _conversation(both, system, answer_name, number, where, category)
+    answers = _held(answer) if isinstance(value, Cells) else answer
+    answers = answers if isinstance(answers, list | tuple) else [answers]
+    if not answers:
         raise DataError(f"{where}: `{answer_name}` is an empty list; give at least one reference")
+    references = tuple(_text(_shown(each), answer_name, where) for each in answers)
     input_name, further = _found(value, "input", fields)
-    return Row(
-        id=number,
-        instruction=_text(asked, name, where),
-        input="" if further in (None, MISSING) else _string(further, input_name, where),
-        references=tuple(_text(reference, answer_name, where) for reference in answer),
-        category=category,
-        where=where,
-    )
+    text = _text(asked, name, where)
+    behind = "" if further in (None, MISSING) else _string(further, input_name, where)
+    if not system:
+        return Row(number, text, behind, references, category, where)
+    text = f"{text}\n\n{behind}" if behind.strip() else text
+    return Row(number, text, "", references, category, where, (*system, Message("user", text)))
 
 
 def field(value: Any, name: str) -> Any:
@@ -101,15 +105,26 @@ def _found(value: Mapping[str, Any], what: str, fields: FieldsConfig) -> tuple[s
     named = getattr(fields, what)
     if named:
         return named, field(value, named)
-    present = [name for name in _KNOWN[what] if name in value]
-    name = next((name for name in present if value[name] is not None), (present or _KNOWN[what])[0])
+    present = _present(value, what)
+    name = next((name for name in present if value[name] not in (None, MISSING)), (present or _KNOWN[what])[0])
     return name, value.get(name, MISSING)
+
+
+def _present(value: Mapping[str, Any], what: str) -> list[str]:
+    exact = [name for name in _KNOWN[what] if name in value]
+    return exact + [key for name in _KNOWN[what] for key in value if key not in exact and str(key).lower() == name]
 
 
 def _needed(value: Mapping[str, Any], what: str, fields: FieldsConfig, where: str) -> tuple[str, Any]:
     name, content = _found(value, what, fields)
     if content is not MISSING:
         return name, content
+    if isinstance(value, Cells) and name in value:
+        count = sum(cell is not MISSING for cell in value.values())
+        raise DataError(
+            f"{where}: {plural(count, 'cell')} in a table of {plural(len(value), 'column')}; write the missing "
+            f"`{name[:_LONGEST]}`, or remove the row"
+        )
     names = [key for key in value if isinstance(key, str)]
     if not names:
         raise DataError(f"{where}: field `{name}` is missing, and all others; fill the row in or remove it")
@@ -128,7 +143,32 @@ def _needed(value: Mapping[str, Any], what: str, fields: FieldsConfig, where: st
 
 def _category(value: Mapping[str, Any], fields: FieldsConfig, where: str) -> str:
     name, content = _found(value, "category", fields)
-    return "" if content in (None, MISSING) else _string(content, name, where)
+    content = json.dumps(content) if isinstance(content, bool) else _shown(content)
+    # beside what is asked, something else may go by this name
+    skipped = content in (None, MISSING) or not (isinstance(content, str) or fields.category)
+    return "" if skipped else _string(content, name, where)
+
+
+def _system(value: Mapping[str, Any], fields: FieldsConfig, where: str) -> list[Message]:
+    """The system's turn where a field of its own holds it, and the configuration takes it for nothing else."""
+    texts = {name: value[name] for name in _present(value, "system") if name not in astuple(fields)}
+    said = (name for name, text in texts.items() if isinstance(text, str) and text.strip())
+    return [Message("system", _string(texts[name], name, where)) for name in said][:1]
+
+
+def _held(cell: Any) -> Any:
+    """The list of strings that a cell holds as JSON, any other cell as it is."""
+    try:
+        held = json.loads(cell) if cell.lstrip().startswith("[") else []
+    except (ValueError, RecursionError):
+        return cell
+    return held if held and all(isinstance(each, str) for each in held) else cell
+
+
+def _shown(value: Any) -> Any:
+    """A finite number as its text, anything else as it is."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return json.dumps(value) if is_whole or (isinstance(value, float) and math.isfinite(value)) else value
 
 
 def _messages(value: Mapping[str, Any], fields: FieldsConfig, where: str) -> tuple[str | None, Any]:
@@ -202,8 +242,10 @@ def _part(part: Mapping[str, Any], place: str, where: str) -> str:
     return _string(part.get("text"), f"the text of {place}", where)
 
 
-def _conversation(turns: Sequence[Message], name: str, number: int, where: str, category: str) -> Row:
-    """The last turn is the answer, all before it the prompt."""
+def _conversation(
+    turns: Sequence[Message], system: Sequence[Message], name: str, number: int, where: str, category: str
+) -> Row:
+    """The last turn is the answer, all before it the prompt; `system` begins it where no turn does."""
     if not turns or turns[-1].role != "assistant":
         last = f"a turn of the {turns[-1].role}" if turns else "no turn"
         raise DataError(
@@ -213,7 +255,8 @@ def _conversation(turns: Sequence[Message], name: str, number: int, where: str, 
     asked = next((turn.content for turn in reversed(turns[:-1]) if turn.role == "user"), None)
     if asked is None:
         raise DataError(f"{where}: `{name}` has no turn of the user before the answer; add it or remove the row")
-    return Row(number, asked, "", (turns[-1].content,), category, where, tuple(turns[:-1]))
+    begin = () if turns[0].role == "system" else system
+    return Row(number, asked, "", (turns[-1].content,), category, where, (*begin, *turns[:-1]))
 
 
 def _text(value: Any, name: str, where: str) -> str:
@@ -248,7 +291,9 @@ def _kind(value: Any) -> str:
         (Mapping, "an object"),
         ((list, tuple), "a list"),
         (str, "a string"),
+        (bytes, "binary data"),
         (bool, "a boolean"),
         ((int, float), "a number"),
     ]
-    return "null" if value is None else next((name for kind, name in kinds if isinstance(value, kind)), "no text")
+    other = "null" if value is None else f"of the type {type(value).__name__}"
+    return next((name for kind, name in kinds if isinstance(value, kind)), other)

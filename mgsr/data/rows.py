@@ -82,9 +82,10 @@ def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0) -> di
     source = rows[0].source if rows else ""
     begin = f"{source}: " if source else ""
     if dev + test >= len(rows):
+        needed = ", ".join(plural(size, f"{name} row") for name, size in (("dev", dev), ("test", test)) if size)
         raise DataError(
-            f"{begin}{plural(len(rows), 'row')} cannot give {dev} dev and {test} test rows and still one to "
-            "train on; give more rows, or data.dev=FILE and data.test=FILE"
+            f"{begin}{plural(len(rows), 'row')} {'is' if len(rows) == 1 else 'are'} too few for {needed} and one "
+            "row to train on; give more rows, or data.dev=FILE and data.test=FILE"
         )
     generator = random.Random(seed)
     keys = [generator.random() for _ in rows]

@@ -80,7 +80,8 @@ BAD_LINES = {
     '{"instruction": "Say it.", "output": null}': "`output` is null, not a string",
     '{"instruction": "Say it.", "output": [["It."]]}': "`output` is a list, not a string",
     '{"instruction": "Say it.", "input": {}, "output": "It."}': "`input` is an object, not a string",
-    '{"instruction": "Say it.", "output": "It.", "category": 1}': "`category` is a number, not a string",
+    '{"instruction": "Say it.", "output": NaN}': "`output` is a number, not a string",
+    '{"instruction": "Say it.", "output": ["It.", 1, false]}': "`output` is a boolean, not a string",
     '{"instruction": " \\n", "output": "It."}': "`instruction` is empty",
     '{"instruction": "Say it.", "output": ""}': "`output` is empty",
     '{"instruction": "Say it.", "response": " "}': "`response` is empty",
@@ -122,6 +123,18 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path: Path) -> None
         ("rows.jsonl", "\n \n", ":1: holds no rows"),
         ("rows.json", "[]", ":1: holds no rows"),
         ("rows.json", GOOD, ":1: an object, not a list of objects"),
+        ("rows.json", '{"prompt": ["Q"], "completion": ["A"]}', ":1: an object, not a list of objects"),
+        (
+            "rows.json",
+            f'{{"version": 1, "data": [{GOOD}]}}',
+            ":1: an object with `version`, `data`, not a list of objects; give the list under `data` itself",
+        ),
+        ("rows.json", f'{{\n"rows": [{GOOD}]\n}}', ":1: an object with `rows`, not a list of objects; give the"),
+        (
+            "rows.jsonl",
+            "\n" + json.dumps(json.loads(GOOD), indent=1),
+            ":2: one object stands on several lines; write one a line, or a list of them as .json",
+        ),
         ("rows.json", f"[{GOOD},\n\n{GOOD}", ":3: broken JSON at column"),
         ("rows.json", f"[{GOOD},\n 7]", ":2: a number, not an object"),
         ("rows.txt", "a,b", "rows.txt: rows are read from .jsonl, .ndjson, .json, .csv, .tsv and .parquet"),
@@ -227,8 +240,20 @@ def test_parquet_holds_nested_fields_and_conversations(tmp_path: Path) -> None:
         ("rows.csv", "", ":1: holds no rows"),
         ("rows.csv", "question,answer\n", ":1: holds no rows"),
         ("rows.csv", "question,answer\n\nQ,\n", ":3: `answer` is empty"),
-        ("rows.csv", 'question,answer\n"Q\nR",A\nQ\n', ":4: field `output` is missing"),
+        (
+            "rows.csv",
+            'question,answer\n"Q\nR",A\nQ\n',
+            ":4: 1 cell in a table of 2 columns; write the missing `answer`, or remove the row",
+        ),
         ("rows.csv", "question,answer\nQ,A, or B\n", ":2: 3 cells in a table of 2 columns; put a cell"),
+        ("rows.csv", "messages\nQ,A\n", ":2: 2 cells in a table of 1 column; put a cell"),
+        (
+            "rows.csv",
+            "question|answer\nQ|A\n",
+            ":1: the cells seem to be separated by a `|`; save them with commas",
+        ),
+        ("rows.tsv", "question,answer\nQ,A\n", ":1: the cells seem to be separated by a comma; save them with"),
+        ("rows.csv", " question,question \nQ,A\n", ":1: two columns are called `question`"),
         ("rows.csv", 'question,answer\nQ,A\n"Q" R,A\n', ":3: a broken row"),
         ("rows.csv", 'question,answer\nQ,A\n"Q,A\nQ,A\n', ":3: a broken row"),
         ("rows.csv", "question,question\nQ,A\n", ":1: two columns are called `question`"),
@@ -246,6 +271,25 @@ def test_bad_tables_and_archives(tmp_path: Path, name: str, content: str | bytes
         read_rows(write(tmp_path, content, name))
     said = str(caught.value)
     assert message in said and ";" in said and "\n" not in said and said.startswith(str(tmp_path))
+
+
+def test_a_table_as_people_write_it(tmp_path: Path) -> None:
+    def read(content: str, **named: str) -> list[tuple[str, str, tuple[str, ...]]]:
+        rows = read_rows(write(tmp_path, content, "rows.csv"), fields=FieldsConfig(**named))
+        return [(row.instruction, row.input, row.references) for row in rows]
+
+    assert read("question, answer\nQ,A\n") == read("Question ,ANSWER\nQ,A\n") == [("Q", "", ("A",))]
+    # what may be empty may be left away
+    assert read("question,answer,context,category\nQ,A\nR,B,C\n") == [("Q", "", ("A",)), ("R", "C", ("B",))]
+    with pytest.raises(DataError, match=":2: 1 cell in a table of 2 columns; write the missing `text`"):
+        read("question,text\nQ\n", output="text")
+    assert read('question,answers\nQ,"[""a"", ""b""]"\n') == [("Q", "", ("a", "b"))]
+    for cell in ("[1, 2]", "[]", "[sic", "[" * 10_000, '"a"'):
+        quoted = cell.replace('"', '""')
+        assert read(f'question,answers\nQ,"{quoted}"\n') == [("Q", "", (cell,))]
+    # of an object the text is the answer
+    (row,) = read_rows(write(tmp_path, json.dumps({"question": "Q", "answers": '["a"]'})))
+    assert row.references == ('["a"]',)
 
 
 def test_a_mistyped_name_is_told_with_the_right_one(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
 
 from mgsr.config.keys import walk
 from mgsr.config.schema import DataConfig, FieldsConfig
+from mgsr.data.chat import turns_of
 from mgsr.data.row_files import RECOGNISED, rows_from_objects
 from mgsr.data.row_shapes import row_of
 from mgsr.data.rows import Message, Row
@@ -43,6 +45,11 @@ def assistant(text: str) -> dict[str, str]:
         {"question": "Q", "answers": ["A"]},
         {"query": "Q", "response": "A"},
         {"problem": "Q", "solution": "A"},
+        {"Question": "Q", "ANSWER": "A"},
+        {"Instruction": "R", "instruction": "Q", "Prompt": "R", "output": None, "Output": "A", "System": " "},
+        {"prompt": "Q", "completion": "A", "system": None, "system_prompt": ""},
+        {"prompt": "Q", "completion": "A", "system": {"fan": 1}, "category": ["a"]},
+        {"prompt": "Q", "completion": "A", "category": float("nan")},
         {"messages": None, "conversations": [], "prompt": "Q", "completion": "A"},
         {"messages": 2, "prompt": "Q", "completion": "A"},
     ],
@@ -94,6 +101,40 @@ def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
     assert read({"messages": [{"role": "user", "content": parted}, assistant("A")]}).instruction == "Q R"
 
 
+@pytest.mark.parametrize("name", ["system", "system_prompt", "System"])
+def test_a_system_text_beside_the_question_is_its_first_turn(name: str) -> None:
+    value = {name: "Be kind.", "question": "Q", "input": "", "answers": ["A", "B"], "category": "c"}
+    system = Message("system", "Be kind.")
+    row = read(value)
+    assert (*parts(row), row.category) == ("Q", "", ("A", "B"), "c")
+    assert row.messages == (system, Message("user", "Q"))
+    joined = read({**value, "input": "C"})
+    assert (joined.instruction, joined.input) == ("Q\n\nC", "")
+    assert joined.messages == (system, *turns_of(Row(0, "Q", "C", ("A",))))
+    for turned in (
+        {"prompt": [user("Q")], "completion": "A", name: "Be kind."},
+        {"messages": [user("Q"), assistant("A")], name: "Be kind."},
+    ):
+        assert read(turned).messages == (system, Message("user", "Q"))
+    own = {"messages": [{"role": "system", "content": "Own"}, user("Q"), assistant("A")], name: "Be kind."}
+    assert read(own).messages == (Message("system", "Own"), Message("user", "Q"))
+    # where the configuration takes it for something else, it is that
+    assert read({**value, "input": ""}, input=name) == Row(0, "Q", "Be kind.", ("A", "B"), "c", "rows.jsonl:1")
+    blank = read({**value, name: "\n"})
+    assert blank == read({key: text for key, text in value.items() if key != name}) and blank.messages == ()
+
+
+def test_numbers_are_their_text() -> None:
+    for number, text in ((4, "4"), (-2.5, "-2.5"), (0, "0"), (10**400, f"{10**400}")):
+        row = read({"question": "Q", "answer": number, "category": number})
+        assert (row.references, row.category) == ((text,), text)
+    assert read({"question": "Q", "answers": ["four", 4]}).references == ("four", "4")
+    assert read({"question": "Q", "answer": "A", "category": True}).category == "true"
+    assert read({"question": "Q", "answer": "A", "kind": False}, category="kind").category == "false"
+    with pytest.raises(DataError, match="`kind` is a list, not a string"):
+        read({"question": "Q", "answer": "A", "kind": ["a"]}, category="kind")
+
+
 def test_a_name_that_is_given_wins() -> None:
     value = {"instruction": "I", "output": "O", "messages": [user("M"), assistant("N")], "own": {"text": ["A"]}}
     assert parts(read(value)) == ("M", "", ("N",))
@@ -125,8 +166,9 @@ BAD = [
         {"instruction": "Q", "answers": {"text": ["A"]}},
         "`answers` is an object, not a string; name the text in it by",
     ),
-    ({"question": "Q", "answer": 4}, "`answer` is a number, not a string; write it as a string"),
-    ({"question": "Q", "answer": b"4"}, "`answer` is no text, not a string"),
+    ({"question": 4, "answer": "A"}, "`question` is a number, not a string; write it as a string"),
+    ({"question": "Q", "answer": b"4"}, "`answer` is binary data, not a string"),
+    ({"question": "Q", "answer": date(2024, 1, 2)}, "`answer` is of the type date, not a string"),
     ({"messages": []}, "`messages` is an empty list, not a list of turns"),
     ({"messages": "Hello"}, "`messages` is a string, not a list of turns"),
     ({"messages": {"role": "user"}}, "`messages` is an object, not a list of turns"),

@@ -35,8 +35,12 @@ def test_split_is_not_touched_by_the_global_generator() -> None:
 
 def test_split_refuses_to_leave_nothing_to_train_on() -> None:
     assert len(split_rows(rows(4), dev=2, test=1)["train"]) == 1
-    with pytest.raises(DataError, match="4 rows cannot give 2 dev and 2 test rows"):
+    with pytest.raises(
+        DataError, match="4 rows are too few for 2 dev rows, 2 test rows and one row to train on; "
+    ):
         split_rows(rows(4), dev=2, test=2)
+    with pytest.raises(DataError, match="1 row is too few for 1 test row and one row to train on; "):
+        split_rows(rows(1), dev=0, test=1)
     with pytest.raises(ValueError, match="dev=-1"):
         split_rows(rows(4), dev=-1, test=1)
 

@@ -62,7 +62,10 @@ def test_sizes_are_those_configured_or_a_tenth(tmp_path: Path) -> None:
     assert ids(parts(one)) != ids(parts(one, "data.split.seed=1"))
     three = file(tmp_path / "three.jsonl", 3)
     assert [len(part) for part in parts(f"data.train={three}").values()] == [1, 1, 1]
-    with pytest.raises(DataError, match=r"two\.jsonl: 2 rows cannot give 1 dev and 1 test rows.*data\.dev=FILE"):
+    with pytest.raises(
+        DataError,
+        match=r"two\.jsonl: 2 rows are too few for 1 dev row, 1 test row and one row.*data\.dev=FILE",
+    ):
         parts(f"data.train={file(tmp_path / 'two.jsonl', 2)}")
 
 
