@@ -50,7 +50,8 @@ def read_rows(path: str | Path, *, fields: FieldsConfig = RECOGNISED, strict: bo
     try:
         content = read_regular(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; check the path{near_files(path)}") from None
+        from_here = "" if path.is_absolute() else f" (it starts from the working folder, {Path.cwd()})"
+        raise DataError(f"{path}: no such file; check the path{from_here}{near_files(path)}") from None
     except IsADirectoryError:
         inside = next(_row_files(path), None)
         example = f", such as {inside}" if inside else ""
