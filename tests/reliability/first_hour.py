@@ -196,7 +196,11 @@ def walk(door: Door) -> None:
     door.run(*harness, "--include_path", "tasks", "--apply_chat_template", "--device", "cpu", said="own_rows")
 
     arms = ("mgsr", "ablate", "baselines", "--config", "my.yaml", "--arms", "mgsr", "gkd", "sft")
-    door.run(*arms, *SMALL, "train.max_steps=4", "train.batch_size=4", said="gkd")
+    door.run(*arms, *SMALL, "train.max_steps=4", "train.batch_size=4", said="mgsr report runs/baselines-my")
+    door.run("mgsr", "report", "runs/baselines-my", said="written to")
+    report = (folder / "runs/baselines-my/README.md").read_text(encoding="utf-8")
+    if "my.yaml" not in report or "demo" in report:
+        raise SystemExit("the report is not of the user's own configuration")
 
 
 def begun(run: Path) -> bool:
