@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mgsr.study.run
 from mgsr.cli.main import main
 from mgsr.config.load import load_config
-from mgsr.runtime.errors import ConfigError
+from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.report.write_report import report
 from mgsr.study.results import write_result
-from mgsr.study.study import load_study, result_path
+from mgsr.study.study import as_run, load_study, result_path
 from mgsr.study.written_study import write_study
 from tests.study.synthetic import STUDY, make_result, make_study, record
 
@@ -130,3 +132,35 @@ def test_what_a_written_study_holds_is_read_back(tmp_path: Path, tiny_file: Path
             mine, theirs = (each.config(arm, 3, results=Path("r")) for each in (study, kept))
             assert mine == theirs
     assert load_config(tmp_path / "grid/base.yaml").train == load_config(tiny_file).train
+
+
+def test_words_that_change_models_or_data_leave_the_shipped_answer_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: list[Any] = []
+
+    def run_study(study: Any, seeds: Any, overrides: list[str], **options: Any) -> Any:
+        made.append(study)
+        raise UserError("enough")
+
+    monkeypatch.setattr(mgsr.study.run, "run_study", run_study)
+    words = ["teacher.source=./my teacher", "train.max_steps=1", "data.train=d.jsonl"]
+    line = ["ablate", "baselines", "--arms", "sft"]
+    own = make_study(tmp_path)
+    assert main([*line, *words]) == main([*line, *words, "--question", "Mine?"]) == 2
+    assert main([*line, "train.max_steps=1"]) == main([*line, *words, "--record"]) == 2
+    assert main(["ablate", str(own.path), *words]) == 2
+    found, asked, plain, recorded, mine = made
+    assert (found.question, found.answer, found.looks) == ("", {}, 1) and asked.question == "Mine?"
+    assert plain == recorded == load_study("baselines") and plain.question and plain.looks == 3
+    assert mine == replace(own, typed=mine.typed)
+    folder = Path("runs/baselines")
+    write_result(result_path(folder / "results", "sft", 0), make_result(found, "sft", 0, 50.0))
+    write_study(found, folder, ["sft"], words)
+    text = report(load_study(folder)).read_text()
+    assert "base `demo 'teacher.source=./my teacher' data.train=d.jsonl`" in text
+    assert "never did by so much" not in text and "MGSR compare" not in text
+    assert "mgsr ablate baselines --arms sft --seeds 0 trainer.threads=1 'teacher.source=./my teacher'" in text
+    # among its runs it is as it was typed
+    assert as_run(load_study(folder), words) == load_study(folder)
