@@ -60,7 +60,8 @@ class Study:
         path: of its YAML file.
         base: the base's file: a path that starts from the study's folder, or a shipped name.
         typed: of a study that lies among its runs (`written_study.py`): `study`, `base` and `folder` as they were
-            typed, and `config` where another base was named.
+            typed, and `config` where another base was named. With words that change models or data, `base` has
+            those too.
         places: arm -> key -> where it is written.
     """
 
