@@ -184,7 +184,7 @@ def test_another_length_is_named_alone_and_says_what_helps(
     run = run_folder(before)
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump(before))
-    for record, folder, helps in (
+    for beside, folder, helps in (
         (
             False,
             Path("runs/length/results"),
@@ -195,7 +195,7 @@ def test_another_length_is_named_alone_and_says_what_helps(
         path = result_path(folder, "full", 0)
         write_result(path, make_result(study, "full", 0, 50.0))
         with pytest.raises(UserError) as refused:
-            run_study(study, [0], words, record=record)
+            run_study(study, [0], words, record=beside)
         assert "(train.max_steps: 4 -> 0) (commit 0123456); " in str(refused.value)
         assert str(refused.value).endswith(helps)
     # what is installed has no commit

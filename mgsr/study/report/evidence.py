@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -30,6 +30,15 @@ def replays(overrides: Mapping[str, Any]) -> bool:
 
 
 CURVES = ("val/rouge_l", "cost/seconds", "cost/tokens")
+
+
+def training_seeds(seeds: Iterable[int]) -> str:
+    """
+    >>> training_seeds([0]), training_seeds({2, 1})
+    ('training seed 0', 'training seeds 1, 2')
+    """
+    found = sorted(seeds)
+    return f"training seed{'' if len(found) == 1 else 's'} {', '.join(map(str, found))}"
 
 
 def set_in_words(test_set: str) -> str:
@@ -95,7 +104,7 @@ class Evidence:
         """Which seeds means over all of these runs are of."""
         each = [set(by_seed) for by_seed in self.results.values() if by_seed]
         if each and all(seeds == each[0] for seeds in each):
-            return f"training seeds {', '.join(map(str, sorted(each[0])))}"
+            return training_seeds(each[0])
         return "an arm's own training seeds, which other arms need not have"
 
     @property
