@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
+from mgsr.config.schema import ExperimentConfig
 from mgsr.config.shipped import as_typed
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
@@ -211,6 +212,10 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
     if not versions:
         name = as_typed(study.path, "study")
+        # as it was run on other bases, not recorded
+        runs = sorted(Path(ExperimentConfig().run_root).glob(f"{study.name}*/study.yaml"))
+        if runs:
+            raise UserError(f"{folder}: no results of {study.name}; type mgsr report {runs[0].parent}")
         raise UserError(
             f"{folder}: no results of {study.name}; run mgsr ablate {name} --record first, or of runs that were "
             f"not recorded type mgsr report <run_root>/{study.name}"
