@@ -222,8 +222,8 @@ def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, sec
         f"with `{baseline}`. Tokens (millions, M) passed through a model's forward, in all and by what for. Dev "
         "ROUGE-L at the end; at the "
         f"{_millions(tokens.budget)} million tokens of the cheapest run, and at the {_seconds(seconds.budget)} "
-        f"standard seconds of the cheapest, with the difference to `{baseline}` there and a 95 % t interval, paired "
-        "by seed and not adjusted. Between two looks at the dev set it is read off a straight line.",
+        f"standard seconds of the cheapest, with the difference to `{baseline}` there and a 95 % t interval, "
+        "paired by seed and not adjusted. Between two looks at the dev set it is read off a straight line.",
         "Standard seconds are a run's tokens times the median time for a token of that kind of work, over the "
         "runs of the study's commonest processor, each run's writing and scoring in proportion to its training "
         "(what else the machine does slows all three), so that equal work takes equal time; per million "
