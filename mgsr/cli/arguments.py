@@ -81,7 +81,9 @@ def build_parser() -> Parser:
         metavar="CONFIG",
         help="a YAML file, or the name of one that comes with mgsr, such as demo",
     )
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    train.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="configuration keys to override"
+    )
     train.add_argument(
         "--resume", metavar="RUN", help="a run folder: go on where it stopped; `auto`: if CONFIG's has begun"
     )
@@ -89,7 +91,7 @@ def build_parser() -> Parser:
     init = command(
         "init", "print a file to start from, for models and data of one's own", INIT_HELP, "[key=value ...]"
     )
-    init.add_argument("overrides", nargs="*", metavar="key=value", help="values to fill in")
+    init.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="values to fill in")
 
     evaluate = command(
         "evaluate",
@@ -99,7 +101,11 @@ def build_parser() -> Parser:
     )
     evaluate.add_argument("source", metavar="RUN_OR_MODEL_FOLDER", help="whose student is measured")
     evaluate.add_argument(
-        "--data", nargs="+", required=True, metavar="FILE", help="rows: .jsonl, .json, .csv, .tsv, .parquet"
+        "--data",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="rows: .jsonl, .json, .csv, .tsv (each also .gz), .parquet",
     )
     evaluate.add_argument(
         "--seeds", nargs="+", type=_SEED, metavar="N", help="sampling seeds (default: the run's)"
@@ -125,7 +131,10 @@ def build_parser() -> Parser:
         help="also measure exposure bias (ExAccErr) and perplexity under this teacher; alone: the run's own",
     )
     evaluate.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="where to (default: auto)"
+        "--device",
+        default="auto",
+        choices=("auto", "cpu", "cuda", "mps"),
+        help="where it is measured (default: auto, a GPU if there is one)",
     )
     evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
 
@@ -142,7 +151,7 @@ def build_parser() -> Parser:
 
     ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP, "STUDY [key=value ...] [options]")
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, or a name: scrg (mgsr config --list)")
-    ablate.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for every arm")
+    ablate.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
         "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
     )
@@ -182,7 +191,9 @@ def build_parser() -> Parser:
     doctor.add_argument(
         "config", nargs="?", metavar="CONFIG", help="a YAML file, or a name: demo (default: key=value words alone)"
     )
-    doctor.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    doctor.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="configuration keys to override"
+    )
     doctor.add_argument("--json", action="store_true", help="findings and figures as JSON")
     doctor.add_argument(
         "--memory", metavar="SIZE", help="bytes of one device, as 80GB (default: what is free here)"
@@ -197,7 +208,9 @@ def build_parser() -> Parser:
     plan.add_argument(
         "config", nargs="?", metavar="CONFIG", help="a YAML file, or a name: llama2 (mgsr config --list)"
     )
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    plan.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="configuration keys to override"
+    )
     plan.add_argument(
         "--devices", type=_number(int, 1), default=1, metavar="N", help="devices per node (default: 1)"
     )
@@ -238,7 +251,9 @@ def build_parser() -> Parser:
     config.add_argument(
         "config", nargs="?", metavar="CONFIG", help="check this file and print it in full; or a section, or a key"
     )
-    config.add_argument("overrides", nargs="*", metavar="key=value", help="configuration keys to override")
+    config.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="configuration keys to override"
+    )
     config.add_argument("--list", action="store_true", help="the configs and studies that come with mgsr, by name")
 
     completion = command("completion", "a script that completes commands in a shell", COMPLETION_HELP, "SHELL")

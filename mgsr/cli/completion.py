@@ -19,12 +19,16 @@ from mgsr.config.shipped import shipped
 _FOLDERS = ("RUN", "OUT", "FOLDER", "RUN_OR_MODEL_FOLDER")
 _KEYS = {"bash": "_mgsr_keys", "zsh": "_mgsr_words"}
 _CONFIGS = {"bash": "_mgsr_configs", "zsh": "_mgsr_words"}
+_BASES = {"bash": "_mgsr_bases", "zsh": "_mgsr_bases"}
+_NAMES = {"bash": "_mgsr_names", "zsh": "_mgsr_names"}
 _STUDIES = {"bash": "_mgsr_studies", "zsh": "_mgsr_studies"}
 
 # readline cuts words at `=`, so a value is a word of its own; a key takes no blank behind it
 _BASH = """
 _mgsr_keys() { compgen -W "@keys@" -- "$1"; }
-_mgsr_configs() { _shtab_compgen_files "$1"; compgen -W "@configs@" -- "$1"; _mgsr_keys "$1"; }
+_mgsr_bases() { _shtab_compgen_files "$1"; compgen -W "@configs@" -- "$1"; }
+_mgsr_configs() { _mgsr_bases "$1"; _mgsr_keys "$1"; }
+_mgsr_names() { _mgsr_bases "$1"; compgen -W "@names@" -- "$1"; }
 _mgsr_studies() { _shtab_compgen_files "$1"; compgen -W "@studies@" -- "$1"; }
 _mgsr() {
   local word="${COMP_WORDS[COMP_CWORD]}" before=$((COMP_CWORD - 1)) key="" values=""
@@ -49,6 +53,8 @@ _mgsr() {
 
 _ZSH = """
 _mgsr_studies() { _files; compadd -- @studies@; }
+_mgsr_bases() { _files; compadd -- @configs@; }
+_mgsr_names() { _files; compadd -- @configs@ @names@; }
 _mgsr_words() {
   if compset -P 1 '*='; then
     case "$IPREFIX" in
@@ -70,18 +76,22 @@ def script(shell: str) -> str:
     for action in _actions(parser):
         if action.metavar == "key=value":
             action.complete = _KEYS  # type: ignore[attr-defined]
-        elif action.metavar == "CONFIG" and not action.option_strings:
-            action.complete = _CONFIGS  # type: ignore[attr-defined]
+        elif action.metavar == "CONFIG":
+            shows = "section" in str(action.help)
+            action.complete = _BASES if action.option_strings else _NAMES if shows else _CONFIGS  # type: ignore[attr-defined]
         elif action.metavar == "STUDY":
             action.complete = _STUDIES  # type: ignore[attr-defined]
-        elif action.metavar in ("FILE", "CONFIG"):
+        elif action.metavar == "FILE":
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar in _FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     leaves = list(walk(ExperimentConfig()))
     values = {name: _values(value, meta["choices"]) for name, value, meta in leaves}
     known = {name: words for name, words in values.items() if words}
+    parts = [name.split(".") for name, *_ in leaves]
+    names = dict.fromkeys(".".join(part[:end]) for part in parts for end in range(1, len(part) + 1))
     holes = {
+        "@names@": " ".join(names),
         "@configs@": " ".join(shipped("config")),
         "@studies@": " ".join(shipped("study")),
         "@keys@": " ".join(f"{name}=" for name, *_ in leaves),

@@ -51,8 +51,10 @@ def hint_at_word(word: str, following: str, options: Iterable[str], overrides: b
     return None
 
 
-def hint_at_rest(words: Sequence[str], overrides: bool) -> str:
+def hint_at_rest(words: Sequence[str], overrides: bool, command: str) -> str:
     """What to do about words that a command has no place for."""
+    if command == "ablate" and (words[0].endswith((".yaml", ".yml")) or is_config(words[0])):
+        return f"a configuration goes behind --config: type --config {words[0]}"
     key = words[0].rstrip(":=")
     if overrides and key in _keys():
         values = [word for word in words[1:] if word not in ("=", ":")]
@@ -125,7 +127,20 @@ def check_study(path: str, command: str) -> None:
     if kind == "config" and not {"study", "base"} & set(tree):
         ways = {"ablate": f"type mgsr train {path}"}
         raise UserError(f"{path}: is a config, not a study; {ways.get(command, 'name a study.yaml')}")
+    if kind == "folder":
+        _refuse_folder_of_runs(Path(path), command)
     _refuse_folder(path, kind, "study.yaml")
+
+
+def _refuse_folder_of_runs(place: Path, command: str) -> None:
+    """A run root, or a folder below it: name the studies there, or say that these runs are of none."""
+    below, beside = (sorted(found.glob("*/study.yaml")) for found in (place, place.resolve().parent))
+    runs = any(any(place.glob(f"{depth}seed=*/config.yaml")) for depth in ("", "*/", "*/*/"))
+    if below:
+        raise UserError(f"{place}: is a folder of studies; type mgsr {command} {below[0].parent}")
+    if runs:
+        other = f"; of a study there type mgsr {command} {place.parent / beside[0].parent.name}" if beside else ""
+        raise UserError(f"{place}: holds runs of mgsr train, and no study.yaml as mgsr ablate writes it{other}")
 
 
 def _meant(word: str, wanted: Kind, other: Kind) -> Path:

@@ -117,9 +117,11 @@ def _ablate(arguments: argparse.Namespace) -> None:
             raise UserError("--record keeps results of the study's own base; leave it out with --config")
     from mgsr.cli.console import show, study_table
     from mgsr.study.run import run_study
-    from mgsr.study.study import load_study
+    from mgsr.study.study import as_run, load_study
 
     study = load_study(arguments.study, arguments.config)
+    if not arguments.record:
+        study = as_run(study, arguments.overrides)
     if arguments.question is not None:
         study = dataclasses.replace(study, question=arguments.question)
     try:

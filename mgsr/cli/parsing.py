@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # what argparse shows as key=value is no override
     rest = getattr(arguments, "overrides", None) or ([] if takes else overrides)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}; {hint_at_rest(rest, takes)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}; {hint_at_rest(rest, takes, arguments.command)}")
     for name in ("seeds", "arms"):
         # a run that is named twice is one run
         if getattr(arguments, name, None):

@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import filled, fingerprint, flat_tree
+from mgsr.config.load import filled, fingerprint, flat_tree, with_absolute_paths
 from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
 from mgsr.runtime.errors import DataError
@@ -72,6 +72,8 @@ def other_keys(
 
     A result file has the arm's overrides alone; the whole configuration is in the run's folder, if that is there.
     """
+    # paths in the folder are absolute, whatever was typed
+    config = with_absolute_paths(config)
     then, now = result["overrides"], plain(overrides)
     told = ", ".join(
         f"{name}: {then.get(name, 'as the base')} -> {now.get(name, 'as the base')}"
@@ -79,9 +81,36 @@ def other_keys(
         if then.get(name) != now.get(name)
     )
     if not told and (folder / "config.yaml").exists():
-        there = load_run_config(folder)
+        there = with_absolute_paths(load_run_config(folder))
         told = told_keys(changed_keys(there, config), there, config)
     return f" ({told})" if told else ""
+
+
+def ways_out(path: Path, run: Path, result: Mapping[str, Any], changed: Sequence[str], record: bool) -> str:
+    """What to do where a result comes from something else.
+
+    Args:
+        path: of the result.
+        run: folder of the run.
+        changed: as of `other_hashes`.
+        record: whether it lies beside the study, not below the run root.
+    """
+    if not record:
+        # what differs in the base differs in every arm
+        gone = f"{path} and {run}" if changed == ["config"] else str(run.parents[1])
+        return f"delete {gone} to run anew, or name another place with run_root="
+    gone = f"delete those of {result['study']} to run it anew"
+    return f"check that commit out, or {gone}" if of_commit(result["environment"]) else gone
+
+
+def of_commit(environment: Mapping[str, Any]) -> str:
+    """The commit that made a result; nothing where nobody knows it, as of an installed package.
+
+    >>> of_commit({"commit": "0123456789"}), of_commit({"commit": "unknown"})
+    (' (commit 0123456)', '')
+    """
+    commit = str(environment.get("commit") or "unknown")
+    return "" if commit == "unknown" else f" (commit {commit[:7]})"
 
 
 @lru_cache(maxsize=32)

@@ -29,15 +29,18 @@ from mgsr.study.collect import collect
 from mgsr.study.machines import agree_on_threads, threads_of, torch_threads
 from mgsr.study.results import (
     hashes,
+    of_commit,
     other_hashes,
     other_keys,
     plain,
     read_result,
     recorded,
+    ways_out,
     write_result,
 )
 from mgsr.study.starting_models import refuse_other_start
 from mgsr.study.study import Study, result_path
+from mgsr.study.study_keys import refuse_unknown_arm
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
 from mgsr.study.written_study import baseline_of, write_study
@@ -84,9 +87,7 @@ def run_study(
         UserError: a result or a begun run comes from another numerics version, another configuration, other data
             or another number of threads.
     """
-    unknown = [arm for arm in arms if arm not in study.arms]
-    if unknown:
-        raise ConfigError(f"{study.path}: no arm `{unknown[0]}`; it has {', '.join(study.arms)}")
+    refuse_unknown_arm(study.path, arms, study.arms)
     # in the order of the study, whatever was typed first
     arms = [arm for arm in study.arms if arm in arms or not arms]
     runs = _plan(study, seeds, overrides, arms, record)
@@ -150,9 +151,8 @@ def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
         if changed:
             keys = other_keys(result, run.folder, run.config, study.arms[run.arm])
             raise UserError(
-                f"{run.path}: comes from another {', '.join(changed)}{keys} "
-                f"(commit {_commit(result['environment'])}); "
-                f"results are never mixed: check that commit out, or delete those of {study.name} to run it anew"
+                f"{run.path}: comes from another {', '.join(changed)}{keys}{of_commit(result['environment'])}; "
+                f"results are never mixed: {ways_out(run.path, run.folder, result, changed, record)}"
             )
         return result
     if record:
@@ -183,13 +183,9 @@ def _refuse_other_numerics(run: Run) -> None:
     version = numerics_of(begun)
     if version != mgsr.NUMERICS_VERSION:
         raise UserError(
-            f"{run.folder}: begun with numerics version {version} (commit {_commit(begun)}), here it is "
-            f"{mgsr.NUMERICS_VERSION}; check that commit out, or delete the folder to run it anew"
+            f"{run.folder}: begun with numerics version {version}{of_commit(begun)}, here it is "
+            f"{mgsr.NUMERICS_VERSION}; take the code of that version, or delete the folder to run it anew"
         )
-
-
-def _commit(environment: Mapping[str, Any]) -> str:
-    return str(environment.get("commit", "unknown"))[:7]
 
 
 def run_all(study: Study, pending: Sequence[Run], jobs: int, *, first: int = 0, total: int | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_
 from mgsr.config.load import config_of, keep_inside, merged
 from mgsr.config.origin import COMMAND_LINE, Layer, Said
 from mgsr.config.schema import ExperimentConfig
-from mgsr.config.shipped import as_typed, is_packed, located
+from mgsr.config.shipped import as_typed, is_packed, located, shipped
 from mgsr.config.yaml_reader import YAML, line_of, nodes_of, pairs_of, read_yaml, text_of, words_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
 from mgsr.study.study_keys import read_answer, read_arguments, read_contrasts, read_looks, read_typed
@@ -35,6 +36,7 @@ STUDY_KEYS = (
     "typed",
 )
 FIXED = ("experiment", "arm", "seed")
+_MODELS_AND_DATA = ("data", "teacher", "student")
 RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
 """Names that a summary or a folder of a study has use for."""
 
@@ -58,7 +60,8 @@ class Study:
         path: of its YAML file.
         base: the base's file: a path that starts from the study's folder, or a shipped name.
         typed: of a study that lies among its runs (`written_study.py`): `study`, `base` and `folder` as they were
-            typed, and `config` where another base was named.
+            typed, and `config` where another base was named. With words that change models or data, `base` has
+            those too.
         places: arm -> key -> where it is written.
     """
 
@@ -226,6 +229,21 @@ def _on(study: Study, base: str) -> Study:
         arguments=(),
         typed={"study": as_typed(study.path, "study"), "config": as_typed(place, "config")},
     )
+
+
+def as_run(study: Study, overrides: Sequence[str]) -> Study:
+    """The study as its report tells it where words change data, teacher or student: its base is named with them.
+
+    What a shipped study says of its own results is not said of these; a question of one's own stays.
+    """
+    layers = zip(overrides, read_words(overrides), strict=True)
+    words = [word for word, said in layers if any(key.split(".")[0] in _MODELS_AND_DATA for key in said)]
+    if not words or "folder" in study.typed:
+        return study
+    named = {**study.typed, "base": shlex.join([as_typed(study.base, "config"), *words])}
+    if as_typed(study.path, "study") not in shipped("study"):
+        return replace(study, typed=named)
+    return replace(study, question="", answer={}, looks=1, arguments=(), typed=named)
 
 
 def _base(path: Path, word: str) -> str:

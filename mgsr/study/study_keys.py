@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,23 @@ def read_typed(path: str | Path, value: Any) -> dict[str, str]:
 
 def _is_word(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def refuse_unknown_arm(path: str | Path, asked: Sequence[str], arms: Mapping[str, Any]) -> None:
+    """See that a study has the arms that are asked for.
+
+    Raises:
+        ConfigError: one is unknown, with the way to type what may be meant.
+    """
+    unknown = next((arm for arm in asked if arm not in arms), None)
+    if unknown is None:
+        return
+    parts = [part.strip() for part in unknown.split(",") if part.strip()]
+    if "," in unknown and all(part in arms for part in parts):
+        raise ConfigError(f"`{unknown}`: arms are separated by spaces; type --arms {' '.join(parts)}")
+    if unknown.endswith((".yaml", ".yml")):
+        raise ConfigError(f"`{unknown}`: is no arm; a configuration goes behind --config: --config {unknown}")
+    raise ConfigError(f"{path}: no arm `{unknown}`{did_you_mean(unknown, arms)}; it has {', '.join(arms)}")
 
 
 def read_contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, tuple[list[str], list[str]]]:

@@ -14,7 +14,10 @@ import pytest
 from mgsr.cli.arguments import build_parser
 from mgsr.cli.completion import script
 from mgsr.cli.main import main
+from mgsr.config.keys import walk
+from mgsr.config.schema import ExperimentConfig
 
+SCRG = [name for name, *_ in walk(ExperimentConfig()) if name.startswith("scrg.")]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -118,6 +121,9 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (["mgsr", "train", "my.yaml", "seed", "=", "3", "scrg.pas"], ["scrg.passes="]),
         (["mgsr", "evaluate", "run", "--template", "al"], ["alpaca"]),
         (["mgsr", "completion", "z"], ["zsh"]),
+        (["mgsr", "config", "scr"], ["scrg", *SCRG]),
+        (["mgsr", "ablate", "scrg", "--config", "demo_"], ["demo_long"]),
+        (["mgsr", "ablate", "scrg", "--config", "my"], ["my.yaml"]),
     ],
 )
 def test_bash_completes_commands_files_keys_and_values(
@@ -142,3 +148,9 @@ def test_nothing_slow_is_imported_for_help_and_completion() -> None:
     for words, loaded in ((["--help"], "[]"), (["completion", "bash"], "['shtab']")):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
         assert done.stderr.strip() == loaded
+
+
+def test_help_of_evaluate_says_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = commands()["evaluate"].format_help()
+    assert "(each also .gz)" in text and "where it is measured" in text and "where to (" not in text

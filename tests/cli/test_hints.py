@@ -24,6 +24,9 @@ def places(tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> 
             (Path(folder) / name).write_text("{}")
     Path("runs/s/full/seed=0/checkpoints").mkdir()
     Path("runs/s/full/seed=0/checkpoints/best.ckpt").touch()
+    Path("runs/t-my").mkdir()
+    for study in ("t.yaml", "runs/t-my/study.yaml"):
+        Path(study).write_text("study: t\nbase: demo\narms: {full: {}}\n")
     Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     return tmp_path
 
@@ -75,6 +78,16 @@ def answer(capsys: Capture, words: str) -> str:
         ("report experiments/grid/study.yaml", "`grid` alone is a study that comes with mgsr"),
         ("ablate qqqqqq", "mgsr config --list"),
         ("ablate baselines --config tiny.yaml --record", "leave it out with --config"),
+        ("ablate baselines tiny.yaml --arms sft", "a configuration goes behind --config: type --config tiny.yaml"),
+        ("ablate baselines gpt2", "type --config gpt2"),
+        ("ablate baselines --arms sft tiny.yaml", "a configuration goes behind --config: --config tiny.yaml"),
+        ("ablate baselines --arms mgsr,gkd", "arms are separated by spaces; type --arms mgsr gkd"),
+        ("ablate baselines --arms gdk", "no arm `gdk`; did you mean `gkd`?"),
+        ("ablate --config tiny.yaml", "arguments are required: STUDY;"),
+        ("report runs/s", "runs/s: holds runs of mgsr train, and no study.yaml as mgsr ablate writes it"),
+        ("report runs/s", "of a study there type mgsr report runs/t-my"),
+        ("report runs", "type mgsr report runs/t-my"),
+        ("report t.yaml", "no results of t; type mgsr report runs/t-my"),
     ],
 )
 def test_what_belongs_to_another_command(words: str, typed: str, places: Path, capsys: Capture) -> None:

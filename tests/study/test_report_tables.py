@@ -260,3 +260,17 @@ def test_looks_are_told(tmp_path: Path) -> None:
         "Open verdicts were given more seeds and judged again, 2 looks in all: every p is multiplied by 2" in text
     )
     assert "at a level of 0.05/4" in text
+
+
+def test_one_short_run_is_told_in_the_singular(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    result = make_result(study, "full", 0, 60.0)
+    result["metrics"] |= {"steps": 1, "costs": {"seconds_training": 0.0004, "tokens_training": 1000}}
+    result["metrics"]["result"]["test"]["examples"] = 1
+    result["scores"]["test"] = [60.0]
+    result["curves"]["cost/seconds"]["values"] = [0.0002, 0.0004]
+    write_result(result_path(study.results, "full", 0), result)
+    text = readme_of(study)
+    assert "1 run, training seed 0, base `demo`, 1 optimiser step, 1 test row. Commit" in text
+    assert "Means over training seed 0;" in text and "training seeds 0" not in text
+    assert "at the 0.0004 standard seconds" in text and "per million 0.4 s for training" in text

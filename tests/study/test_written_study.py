@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mgsr.study.run
 from mgsr.cli.main import main
-from mgsr.config.load import load_config
-from mgsr.runtime.errors import ConfigError
+from mgsr.config.load import dump, load_config, with_absolute_paths
+from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.report.write_report import report
 from mgsr.study.results import write_result
-from mgsr.study.study import load_study, result_path
+from mgsr.study.run import run_study
+from mgsr.study.study import as_run, load_study, result_path
 from mgsr.study.written_study import write_study
+from mgsr.training.run_folder import run_folder
 from tests.study.synthetic import STUDY, make_result, make_study, record
 
 FILES = ("README.md", "report.html")
@@ -130,3 +134,73 @@ def test_what_a_written_study_holds_is_read_back(tmp_path: Path, tiny_file: Path
             mine, theirs = (each.config(arm, 3, results=Path("r")) for each in (study, kept))
             assert mine == theirs
     assert load_config(tmp_path / "grid/base.yaml").train == load_config(tiny_file).train
+
+
+def test_words_that_change_models_or_data_leave_the_shipped_answer_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made: list[Any] = []
+
+    def fake(study: Any, seeds: Any, overrides: list[str], **options: Any) -> Any:
+        made.append(study)
+        raise UserError("enough")
+
+    monkeypatch.setattr(mgsr.study.run, "run_study", fake)
+    words = ["teacher.source=./my teacher", "train.max_steps=1", "data.train=d.jsonl"]
+    line = ["ablate", "baselines", "--arms", "sft"]
+    own = make_study(tmp_path)
+    assert main([*line, *words]) == main([*line, *words, "--question", "Mine?"]) == 2
+    assert main([*line, "train.max_steps=1"]) == main([*line, *words, "--record"]) == 2
+    assert main(["ablate", str(own.path), *words]) == 2
+    found, asked, plain, recorded, mine = made
+    assert (found.question, found.answer, found.looks) == ("", {}, 1) and asked.question == "Mine?"
+    assert plain == recorded == load_study("baselines") and plain.question and plain.looks == 3
+    assert mine == replace(own, typed=mine.typed)
+    folder = Path("runs/baselines")
+    write_result(result_path(folder / "results", "sft", 0), make_result(found, "sft", 0, 50.0))
+    write_study(found, folder, ["sft"], words)
+    text = report(load_study(folder)).read_text()
+    assert "base `demo 'teacher.source=./my teacher' data.train=d.jsonl`" in text
+    assert "never did by so much" not in text and "MGSR compare" not in text
+    assert "mgsr ablate baselines --arms sft --seeds 0 trainer.threads=1 'teacher.source=./my teacher'" in text
+    # among its runs it is as it was typed
+    assert as_run(load_study(folder), words) == load_study(folder)
+
+
+def test_another_length_is_named_alone_and_says_what_helps(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rows", "dev", "test"):
+        rows = [json.dumps({"instruction": f"say {n}", "output": f"word {n}"}) for n in range(16)]
+        Path(f"{name}.jsonl").write_text("\n".join(rows))
+    Path("study").mkdir()
+    Path("study/study.yaml").write_text(f"study: length\nbase: {tiny_file}\narms: {{full: {{}}}}\n")
+    study = load_study("study")
+    words = ["trainer.threads=1", "data.train=rows.jsonl", "data.dev=dev.jsonl", "data.test=test.jsonl"]
+    before = with_absolute_paths(study.config("full", 0, [*words, "train.max_steps=4"]))
+    assert before.data.train == str(tmp_path / "rows.jsonl")
+    run = run_folder(before)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump(before))
+    for beside, folder, helps in (
+        (
+            False,
+            Path("runs/length/results"),
+            "delete runs/length to run anew, or name another place with run_root=",
+        ),
+        (True, study.results, "check that commit out, or delete those of length to run it anew"),
+    ):
+        path = result_path(folder, "full", 0)
+        write_result(path, make_result(study, "full", 0, 50.0))
+        with pytest.raises(UserError) as refused:
+            run_study(study, [0], words, record=beside)
+        assert "(train.max_steps: 4 -> 0) (commit 0123456); " in str(refused.value)
+        assert str(refused.value).endswith(helps)
+    # what is installed has no commit
+    result = make_result(study, "full", 0, 50.0)
+    result["environment"]["commit"] = "unknown"
+    write_result(path, result)
+    with pytest.raises(UserError, match="0\\); results are never mixed: delete those"):
+        run_study(study, [0], words, record=True)

@@ -11,7 +11,7 @@ from mgsr.config.shipped import located
 from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.wording import plural
 from mgsr.study.machines import machine_lines
-from mgsr.study.report.evidence import Evidence, Result, read_evidence, replays
+from mgsr.study.report.evidence import Evidence, Result, read_evidence, replays, training_seeds
 from mgsr.study.report.learned_bounds import bounds_answer, varies_clipping
 from mgsr.study.report.table import number
 from mgsr.study.study import load_study
@@ -79,13 +79,13 @@ def _size(evidence: Evidence, test_set: str, arm: str) -> str:
 
     test = evidence.runs[0]["metrics"]["result"][test_set]
     rows, samples = test["examples"], len(test.get("rouge_l_by_seed") or {})
-    sampled = "" if not samples else f", {samples} sampling seed{'' if samples == 1 else 's'}"
+    sampled = f", {plural(samples, 'sampling seed')}" if samples else ""
     baseline = evidence.study.baseline
     with_it = steps(baseline if evidence.results[baseline] else arm)
     without = steps(arm) if evidence.results[arm] else with_it
     against = "" if without == with_it else f", {without} without it"
     version = "" if evidence.numerics == mgsr.NUMERICS_VERSION else f", numerics version {evidence.numerics}"
-    return f"{rows} rows, {with_it} optimiser steps{against}{sampled}{version}"
+    return f"{_counted(rows, 'row')}, {_counted(with_it, 'optimiser step')}{against}{sampled}{version}"
 
 
 def sentence(v: Verdict, baseline: str) -> str:
@@ -121,9 +121,9 @@ def facts(evidence: Evidence, base: str) -> list[str]:
     packages = ", ".join(_versions(runs, name) for name in ("python", "lightning", "transformers"))
     machines, mixed = machine_lines(runs)
     said = [
-        f"{len(runs)} runs, training seeds {', '.join(map(str, evidence.seeds))}, base `{base}`, "
-        f"{_range(int(r['metrics']['steps']) for r in runs)} optimiser steps, "
-        f"{runs[0]['metrics']['result']['test']['examples']} test rows. Commit {', '.join(commits)}; "
+        f"{plural(len(runs), 'run')}, {training_seeds(evidence.seeds)}, base `{base}`, "
+        f"{_steps(int(r['metrics']['steps']) for r in runs)}, "
+        f"{_counted(runs[0]['metrics']['result']['test']['examples'], 'test row')}. Commit {', '.join(commits)}; "
         f"numerics version {evidence.numerics}, {packages}. "
         f"Machine: {_different(runs, 'machine')}, {machines}.",
         *([mixed] if mixed else []),
@@ -164,6 +164,15 @@ def _range(numbers: Iterable[int]) -> str:
     """
     found = sorted(set(numbers))
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+
+def _steps(numbers: Iterable[int]) -> str:
+    return _counted(_range(numbers), "optimiser step")
+
+
+def _counted(count: int | str, word: str) -> str:
+    """As `plural`, of a range too, and without commas: in a list these part the counts."""
+    return f"{count} {word}{'' if str(count) == '1' else 's'}"
 
 
 def _versions(runs: Sequence[Result], name: str) -> str:

@@ -207,7 +207,9 @@ def _measured(by_seed: Mapping[int, Result], unit: str, phase: str) -> float | N
 
 
 def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, seconds: Spending) -> list[str]:
-    named = ", ".join(f"{1e6 * rate:,.0f} s for {' '.join(filter(None, work))}" for work, rate in rates.items())
+    named = ", ".join(
+        f"{_seconds(1e6 * rate, ',')} s for {' '.join(filter(None, work))}" for work, rate in rates.items()
+    )
     baseline = evidence.study.baseline
     steps = {r["metrics"]["steps"] for r in evidence.runs}
     schedule = (
@@ -219,15 +221,15 @@ def _text(evidence: Evidence, rates: Mapping[Work, float], tokens: Spending, sec
         f"Means over {evidence.of_shared_seeds().seeds_in_words}; differences over all seeds that an arm shares "
         f"with `{baseline}`. Tokens (millions, M) passed through a model's forward, in all and by what for. Dev "
         "ROUGE-L at the end; at the "
-        f"{_millions(tokens.budget)} million tokens of the cheapest run, and at the {seconds.budget:.0f} standard "
-        f"seconds of the cheapest, with the difference to `{baseline}` there and a 95 % t interval, paired by "
-        "seed and not adjusted. Between two looks at the dev set it is read off a straight line.",
+        f"{_millions(tokens.budget)} million tokens of the cheapest run, and at the {_seconds(seconds.budget)} "
+        f"standard seconds of the cheapest, with the difference to `{baseline}` there and a 95 % t interval, "
+        "paired by seed and not adjusted. Between two looks at the dev set it is read off a straight line.",
         "Standard seconds are a run's tokens times the median time for a token of that kind of work, over the "
         "runs of the study's commonest processor, each run's writing and scoring in proportion to its training "
         "(what else the machine does slows all three), so that equal work takes equal time; per million "
         f"{named}.",
         *_unread(tokens, lambda cost: f"{_millions(cost)} million tokens", "tokens"),
-        *_unread(seconds, lambda cost: f"{cost:.0f} standard seconds", "time"),
+        *_unread(seconds, lambda cost: f"{_seconds(cost)} standard seconds", "time"),
         f"{schedule} The measured seconds depend on what else the machine did: they compare no arms.",
     ]
 
@@ -238,6 +240,14 @@ def _millions(tokens: float) -> str:
     ('1.46', '0.0285')
     """
     return f"{tokens / 1e6:.2f}" if tokens >= 1e5 else f"{tokens / 1e6:.3g}"
+
+
+def _seconds(seconds: float, commas: str = "") -> str:
+    """
+    >>> _seconds(12_345.6, ","), _seconds(12.4), _seconds(0.0432)
+    ('12,346', '12', '0.043')
+    """
+    return f"{seconds:{commas}.0f}" if seconds >= 10 else f"{seconds:.2g}"
 
 
 def _unread(spent: Spending, amount: Callable[[float], str], what: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import mgsr
+from mgsr.config.schema import ExperimentConfig
 from mgsr.config.shipped import as_typed
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import UserError
@@ -30,6 +31,15 @@ def replays(overrides: Mapping[str, Any]) -> bool:
 
 
 CURVES = ("val/rouge_l", "cost/seconds", "cost/tokens")
+
+
+def training_seeds(seeds: Iterable[int]) -> str:
+    """
+    >>> training_seeds([0]), training_seeds({2, 1})
+    ('training seed 0', 'training seeds 1, 2')
+    """
+    found = sorted(seeds)
+    return f"training seed{'' if len(found) == 1 else 's'} {', '.join(map(str, found))}"
 
 
 def set_in_words(test_set: str) -> str:
@@ -95,7 +105,7 @@ class Evidence:
         """Which seeds means over all of these runs are of."""
         each = [set(by_seed) for by_seed in self.results.values() if by_seed]
         if each and all(seeds == each[0] for seeds in each):
-            return f"training seeds {', '.join(map(str, sorted(each[0])))}"
+            return training_seeds(each[0])
         return "an arm's own training seeds, which other arms need not have"
 
     @property
@@ -202,6 +212,10 @@ def read_evidence(study: Study, folder: Path) -> Evidence:
     strangers = sorted({path.parent.name for path in folder.glob("*/seed=*.json")} - set(study.arms))
     if not versions:
         name = as_typed(study.path, "study")
+        # as it was run on other bases, not recorded
+        runs = sorted(Path(ExperimentConfig().run_root).glob(f"{study.name}*/study.yaml"))
+        if runs:
+            raise UserError(f"{folder}: no results of {study.name}; type mgsr report {runs[0].parent}")
         raise UserError(
             f"{folder}: no results of {study.name}; run mgsr ablate {name} --record first, or of runs that were "
             f"not recorded type mgsr report <run_root>/{study.name}"
