@@ -65,6 +65,7 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert "base `conf/my.yaml`" in text and "Difference to `mgsr`" in text
     page = (runs / "report.html").read_text()
+    assert '<div class="answer">' not in page, "no question was given"
     assert not [
         word for word in ("demo", "DistiLLM", "experiments/", "Bonferroni", "not yet run") if word in text + page
     ]

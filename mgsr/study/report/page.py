@@ -61,9 +61,11 @@ def page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
-        '<div class="answer">',
-        *(f"<p>{_inline(answer)}</p>" for answer in answers),
-        "</div>",
+        *(
+            ['<div class="answer">', *(f"<p>{_inline(answer)}</p>" for answer in answers), "</div>"]
+            if answers
+            else []
+        ),
         f"<pre>{escape(command)}</pre>",
         *(f"<p>{_inline(fact)}</p>" for fact in facts),
     ]
