@@ -51,7 +51,10 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     assert "mgsr report runs/grid" in mgsr("ablate", "grid", "--arms", "full", "no_scrg", *TINY)
     assert "written to runs/grid/README.md" in mgsr("report", "grid")
     text = (work / "runs/grid/README.md").read_text()
-    assert "mgsr ablate grid --arms full no_scrg --seeds 0" in text and "base `demo`" in text
+    assert (
+        "mgsr ablate grid --arms full no_scrg --seeds 0" in text
+        and "base `demo data.synthetic=" in text.replace("'", "")
+    )
     # of somebody's checkout around it nothing is said
     assert "Commit unknown" in text
     assert "runs/grid/results" in mgsr("ablate", "grid", "--arms", "full", "--record", *TINY)
