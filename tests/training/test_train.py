@@ -149,7 +149,7 @@ def test_a_folder_with_another_config_is_left_alone(make_config: Make, finished:
     before = (folder / "metrics.json").read_bytes()
     with pytest.raises(ConfigError, match=r"\(train\.lr: 0\.01 -> 0\.5\)"):
         train(make_config("experiment=finished", "train.lr=0.5"))
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(ConfigError, match="this run is complete"):
         train(make_config("experiment=finished"))
     assert (folder / "metrics.json").read_bytes() == before
     with pytest.raises(UserError, match="no run to resume"):
