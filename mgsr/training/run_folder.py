@@ -100,16 +100,13 @@ def open_run_folder(
         # a folder that nothing has been written to since is free: a mistake in the first try must not stay
         begun = is_begun(folder)
         if begun and not resume:
+            what = f"holds this run already; go on with mgsr train --resume {folder}"
             if changed:
-                raise ConfigError(
-                    f"{folder}: holds a run of another config ({told_keys(changed, there, config)}); choose "
-                    "another arm, experiment or run_root, or delete it"
-                )
-            if (folder / METRICS).exists():
-                raise ConfigError(
-                    f"{folder}: this run is complete; choose another arm, seed or experiment for a new one"
-                )
-            raise ConfigError(f"{folder}: holds this run already; go on with mgsr train --resume {folder}")
+                told = told_keys(changed, there, config)
+                what = f"holds a run of another config ({told}); choose another arm, experiment or run_root"
+            elif (folder / METRICS).exists():
+                what = "this run is complete; choose another arm, seed or experiment for a new one"
+            raise ConfigError(f"{folder}: {what}")
         if begun:
             _take_up(folder, there, config, changed, data or {})
             return
@@ -288,10 +285,8 @@ def keep_start(folder: Path, teacher: str | None, student: Any) -> None:
     # behind a resume point the student is that one's
     goes_on = any((folder / "checkpoints").glob("resume-*.ckpt"))
     if known.get("student") not in (None, content) and not goes_on:
-        raise UserError(
-            f"{folder}: the student it starts from is not the one it began with (its weights differ); put that "
-            "one back, or begin another run"
-        )
+        what = "the student it starts from is not the one it began with (its weights differ)"
+        raise UserError(f"{folder}: {what}; put that one back, or begin another run")
     if not known:
         write_atomically(folder / START, json.dumps({"teacher": teacher, "student": content}, indent=2) + "\n")
 

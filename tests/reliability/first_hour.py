@@ -65,40 +65,33 @@ class Door:
         Raises:
             SystemExit: it does not.
         """
+        return self.ended(self.begun(*words), code, said)
+
+    def begun(self, *words: str | Path) -> subprocess.Popen[str]:
         print(f"$ {' '.join(map(str, words))}", flush=True)
-        done = subprocess.run(
+        return subprocess.Popen(
             [self.programs / words[0], *words[1:]],
             cwd=self.folder,
             env=self.environ,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            check=False,
         )
-        self.judge(done.stdout, done.returncode, code, said)
-        return done.stdout
 
-    def judge(self, text: str, returned: int, code: int, said: str) -> None:
+    def ended(self, process: subprocess.Popen[str], code: int, said: str) -> str:
+        text = process.communicate()[0]
         print("".join(f"  {line}\n" for line in text.splitlines()[-40:]), flush=True)
-        if returned != code or said not in text or "Traceback" in text:
-            raise SystemExit(f"ended with {returned} for {code}; wanted to read {said!r}")
+        if process.returncode != code or said not in text or "Traceback" in text:
+            raise SystemExit(f"ended with {process.returncode} for {code}; wanted to read {said!r}")
+        return text
 
     def interrupt(self, *words: str, when: Callable[[], bool], said: str) -> None:
         """Run a command and press Ctrl-C as soon as `when` holds."""
-        print(f"$ {' '.join(words)}   # then Ctrl-C", flush=True)
-        process = subprocess.Popen(
-            [self.programs / words[0], *words[1:]],
-            cwd=self.folder,
-            env=self.environ,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        process = self.begun(*words)
         while process.poll() is None and not when():
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        text = process.communicate()[0]
-        self.judge(text, process.returncode, 130, said)
+        self.ended(process, 130, said)
 
 
 def make_models(folder: Path, texts: list[str]) -> None:
