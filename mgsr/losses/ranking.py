@@ -1,8 +1,8 @@
 """The most probable classes of every row, ties by smaller id.
 
 On a CPU numpy sorts: its vectorised sorts are several times quicker than torch's. A float32 value and its class
-fit into one 64-bit key, so that sorting keys breaks ties by class without further ado; float64 is sorted by value
-and mended where it ties.
+fit into one 64-bit key, so that sorting keys breaks ties by class without further ado; which of them are among the
+largest a compiled loop finds (`ranking_loops`). float64 is sorted by value and mended where it ties.
 
 Shapes: R rows, V classes, K chosen classes.
 """
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgsr.runtime.threads import in_shares
+
 HIGH = 1 if sys.byteorder == "little" else 0
 """Which half of a 64-bit number in memory is the upper one."""
 SORT_WIDTH = 2048
 """Up to this many classes a full sort is the quickest way to rank them."""
-BLOCK = 8
-"""Classes of which only the largest is looked at first."""
 
 
 def sort_classes(values_RV: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,8 +45,8 @@ def sort_classes(values_RV: Tensor) -> tuple[Tensor, Tensor]:
     return values, ids
 
 
-def top_classes(values_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest classes of every row: values and ids, descending, ties by smaller id.
+def top_classes(values_RV: Tensor, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest classes of some rows (None: all): values and ids, descending, ties by smaller id.
 
     Exact also where the k-th class ties with the next one.
 
@@ -56,12 +56,13 @@ def top_classes(values_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_RV = values_RV.detach()
     width = values_RV.shape[-1]
     k = min(k, width)
+    if k < width and width > SORT_WIDTH and values_RV.device.type == "cpu" and values_RV.dtype == torch.float32:
+        return _top_packed(values_RV, k, torch.arange(len(values_RV)) if rows is None else rows)
+    if rows is not None:
+        values_RV = values_RV[rows]
     if k == width or width <= SORT_WIDTH:
         values, ids = sort_classes(values_RV)
         return values[:, :k], ids[:, :k]
-    if values_RV.device.type == "cpu" and values_RV.dtype == torch.float32:
-        ids = _top_packed(values_RV, k)
-        return values_RV.gather(1, ids), ids
     # by id first: equal values then come out by id
     ids, following = _largest(values_RV, k)
     values, order = sort_classes(values_RV.gather(1, ids))
@@ -106,34 +107,26 @@ def _smallest(keys: Tensor, k: int) -> Tensor:
     return torch.from_numpy(array) & 0xFFFFFFFF
 
 
-def _top_packed(values_RV: Tensor, k: int) -> Tensor:
-    """Ids of the k largest of every row, in order.
+def _top_packed(values_RV: Tensor, k: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some rows, without copying them."""
+    from mgsr.losses.ranking_loops import top_of_rows
 
-    The k largest lie within the k blocks whose own largest are largest. Should a class outside tie with the last
-    one inside, which of them has the smaller id is not known yet: the row is ranked as a whole.
-    """
-    width = values_RV.shape[1] // BLOCK
-    every = torch.arange(values_RV.shape[1])
-    if 2 * k >= width:
-        return _smallest(_pack(values_RV, every), k)
-    best = values_RV[:, : width * BLOCK].unflatten(1, (BLOCK, width)).amax(dim=1)
-    keys = _pack(best, every[:width])
-    keys.numpy().partition(k, axis=-1)
-    blocks = keys[:, : k + 1] & 0xFFFFFFFF
-    following = best.gather(1, blocks[:, k:])
-    inside = (blocks[:, None, :k] + every[:BLOCK, None] * width).flatten(1)
-    beyond = every[width * BLOCK :].expand(len(best), -1)
-    ids = torch.cat([inside, beyond], dim=1)
-    found = _smallest(_pack(values_RV.gather(1, ids), ids), k)
-    last = values_RV.gather(1, found[:, -1:])
-    unsure = (~(last > following)).squeeze(1).nonzero().squeeze(1)
-    if unsure.numel():
-        tied, settled = _first_of_tied(values_RV, unsure, found[unsure])
-        found[unsure] = tied
-        unsure = unsure[~settled]
-    if unsure.numel():
-        found[unsure] = _smallest(_pack(values_RV[unsure], every), k)
-    return found
+    values_RV = values_RV.contiguous()
+    array, chosen = values_RV.numpy(), rows.numpy()
+    keys = np.empty((len(chosen), k + k // 2 + 64), np.int64)
+    counts = np.empty(len(chosen), np.int64)
+
+    def work(first: int, stop: int) -> None:
+        top_of_rows(first, stop, array, chosen, k, keys, counts)
+        keys[first:stop].sort(axis=-1)
+
+    in_shares(work, len(chosen))
+    ids = torch.from_numpy(keys[:, :k] & 0xFFFFFFFF)
+    # so many of about the same value that telling them apart takes a ranking of the whole row
+    crowded = torch.from_numpy((counts > keys.shape[1]).nonzero()[0])
+    if crowded.numel():
+        ids[crowded] = _smallest(_pack(values_RV[rows[crowded]], torch.arange(values_RV.shape[1])), k)
+    return torch.take(values_RV, ids + (rows * values_RV.shape[1]).unsqueeze(1)), ids
 
 
 def _first_of_tied(values_RV: Tensor, rows_r: Tensor, ids_rK: Tensor) -> tuple[Tensor, Tensor]:

@@ -111,22 +111,3 @@ def test_deeper_selections_read_no_row_twice(monkeypatch):
     want, _, _ = dense_objective(problem, (0.1, 0.8), weights=(0.0, 1.0, 0.0))
     torch.testing.assert_close(got.total, want, rtol=1e-12, atol=0.0)
     assert {shape[1] for shape in seen} == {16}
-
-
-def test_rows_that_go_deeper_are_ranked_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(ranking, "SORT_WIDTH", 20)
-    monkeypatch.setattr(selection, "DEPTHS", (16, 64))
-    problem = Problem(rows=40, classes=200, seed=2)
-    want, expected = grads_of(problem)
-    copied = []
-    original = Workspace.rows_of
-    monkeypatch.setattr(
-        Workspace,
-        "rows_of",
-        lambda room, name, source, rows: copied.append(len(rows)) or original(room, name, source, rows),
-    )
-    monkeypatch.setattr(selection, "COPIED_ELEMENTS", 450)
-    got, grads = grads_of(problem)
-    assert len(copied) > 5 and max(copied) == 2
-    assert got.total == want.total
-    assert all(torch.equal(mine, other) for mine, other in zip(grads, expected, strict=True))

@@ -23,8 +23,9 @@ from mgsr.losses.clip_bounds import (
     ramp_value,
 )
 from mgsr.losses.fused.divergences import forward_kl_tile
+from mgsr.losses.fused.logit_gradient import Edge, LogitGradient, Part, TokenTerm
 from mgsr.losses.fused.selection import LEAST_EXACT, RowBounds, Selected, selected_rows
-from mgsr.losses.fused.workspace import LogitGradient, Part, Tile, TokenTerm
+from mgsr.losses.fused.tile_models import Tile
 
 
 def dac_kl_tile(
@@ -47,7 +48,7 @@ def dac_kl_tile(
         term = forward_kl_tile(tile, coefficient, base)
         zero = torch.zeros_like(term.loss).expand(4, -1) if learned else None
         return term._replace(bounds=given, bounds_grad=zero)
-    lower, upper = (bound.detach().to(tile.teacher.probs.dtype) for bound in given)
+    lower, upper = (bound.detach().to(tile.teacher.logits.dtype) for bound in given)
     zero, parts = torch.zeros_like(lower), []
     loss, clipped, q_scale = zero.clone(), zero.clone(), zero.clone()
     to_bounds = zero.new_zeros((4, zero.numel())) if learned else None
@@ -65,27 +66,34 @@ def dac_kl_tile(
                 limits = torch.full_like(edges[0], low), torch.full_like(edges[1], high)
                 row[every] = clipped_mass(part, *limits, bounds.options)
         if coefficient is not None:
-            scale, values = _to_logits(part, chosen, found, coefficient, None if base is None else base[every])
+            scale, one = _to_logits(part, rows, chosen, found, coefficient, None if base is None else base[every])
             q_scale[every] = scale
-            parts.append(Part(rows, chosen, values))
+            parts.append(one)
     if coefficient is None and base is not None:
         q_scale = base
     return TokenTerm(loss, LogitGradient(q_scale, parts), clipped, given, to_bounds, at_limits)
 
 
 def _to_logits(
-    part: Selected, ids: Tensor | None, found: ClippedRows, coefficient: float, base: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`LogitGradient.q_scale` and the values of a `Part`."""
+    part: Selected,
+    rows: Tensor | None,
+    ids: Tensor | None,
+    found: ClippedRows,
+    coefficient: float,
+    base: Tensor | None,
+) -> tuple[Tensor, Part]:
+    """`LogitGradient.q_scale` of some rows, and the rest of their gradient."""
     kept_scale = -found.total * coefficient
     if base is not None:
         kept_scale = kept_scale + base
     sparse = found.log_q * coefficient
     if ids is None:
-        return kept_scale, sparse
+        return kept_scale, Part(rows, None, sparse)
     # outside the selection a_k = -ratio * q_k; selected entries are set, not added: a large ratio would cancel
     scale = kept_scale - found.ratio * coefficient
-    return scale, sparse.addcmul_(part.q, kept_scale.unsqueeze(-1))
+    if part.last is not None and part.apart is not None:
+        return scale, Part(rows, ids, sparse, Edge(kept_scale, part.last, part.apart))
+    return scale, Part(rows, ids, sparse.addcmul_(part.q, kept_scale.unsqueeze(-1)))
 
 
 class ClippedRows(NamedTuple):

@@ -25,7 +25,9 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.divergences import DIVERGENCES, check_share
-from mgsr.losses.fused.workspace import LogitGradient, Part, Softmax, Tile, TokenTerm
+from mgsr.losses.fused.logit_gradient import LogitGradient, Part, TokenTerm
+from mgsr.losses.fused.tile_models import Tile
+from mgsr.losses.fused.workspace import Softmax
 from mgsr.losses.log_probs import kl_from_log_probs
 
 ClosedForm = Callable[..., tuple[Tensor, Tensor]]

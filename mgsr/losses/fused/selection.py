@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import RAMP_REACH, ClipOptions, ranked_quantile
-from mgsr.losses.fused.workspace import Ranking, Softmax, Tile, Workspace
+from mgsr.losses.fused.tile_models import Tile
+from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
 from mgsr.losses.ranking import top_classes
 
-DEPTHS = (512, 2048, 8192)
+DEPTHS = (256, 1024, 4096, 16384)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
-COPIED_ELEMENTS = 650_000
-"""Logits that are copied at a time on a CPU to be ranked again."""
 LEAST_EXACT = {dtype: 1e8 * torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
 """Sums of probabilities below this may have lost parts to underflow."""
 LEAST_LEFT = 0.05
@@ -82,7 +81,8 @@ class RowBounds:
 class Selected(NamedTuple):
     """What is read of the selected classes, `[R, K]` each, and of all others together, `[R]`.
 
-    `target [R, 1]` is the column of the target class, None where it has no bin of its own.
+    `target [R, 1]` is the column of the target class, None where it has no bin of its own. `last`, `apart [R]` say
+    for compiled loops which classes are selected, see `row_loops.masses_outside`.
     """
 
     log_p: Tensor
@@ -93,18 +93,13 @@ class Selected(NamedTuple):
     target: Tensor | None
     outside_p: Tensor | None = None
     outside_q: Tensor | None = None
+    last: Tensor | None = None
+    apart: Tensor | None = None
 
 
-def _ranked(teacher: Softmax, rows: Tensor | None, depth: int, room: Workspace) -> Ranking:
+def _ranked(teacher: Softmax, rows: Tensor | None, depth: int) -> Ranking:
     """The `depth` most probable classes of some rows, from the logits: they are in the same order."""
-    if rows is None or teacher.logits.device.type != "cpu":
-        logits = teacher.logits if rows is None else teacher.logits[rows]
-        ids = top_classes(logits, depth)[1]
-    else:
-        # a few at a time: how many there are depends on the text, the memory should not
-        few = rows.split(max(1, COPIED_ELEMENTS // teacher.logits.shape[1]))
-        ids = torch.cat([top_classes(room.rows_of("some rows", teacher.logits, r), depth)[1] for r in few])
-    return Ranking(teacher.log_probs(ids, rows), ids)
+    return teacher.ranked(*top_classes(teacher.logits, depth, rows), rows)
 
 
 def selected_rows(
@@ -145,7 +140,7 @@ def selected_rows(
             break
         rows = None if left.numel() == lower_R.numel() else left
         if depth != first:
-            ranked = _ranked(tile.teacher, rows, depth, tile.room)
+            ranked = _ranked(tile.teacher, rows, depth)
         else:
             ranked = ranking if rows is None else Ranking(ranking.values[rows], ranking.ids[rows])
         ids, part, exact = _most_probable(tile, rows, ranked, target_R[left], options, before)
@@ -165,7 +160,7 @@ def selected_rows(
     if rest.numel():
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
         subtile = tile._replace(teacher=tile.teacher.rows(rows), student=tile.student.rows(rows))
-        ranked = _ranked(subtile.teacher, None, width, tile.room)
+        ranked = _ranked(subtile.teacher, None, width)
         yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
 
 
@@ -206,10 +201,12 @@ def _most_probable(
     """
     c = ranked_quantile(ranking.values, options.quantile, tile.teacher.logits.shape[-1])
     ids, target, log_p = ranking.ids, None, ranking.values
+    last, apart = ids[:, -1], torch.full_like(target_R, -1)
     if options.keep_target:
         target = torch.zeros_like(target_R).unsqueeze(1)
         if options.target == "label":
             absent = (ids != target_R.unsqueeze(-1)).all(dim=-1)
+            last, apart = torch.where(absent, ids[:, -2], last), torch.where(absent, target_R, apart)
             ids = ids.clone()
             ids[:, -1] = torch.where(absent, target_R, ids[:, -1])
             target = (ids == target_R.unsqueeze(-1)).long().argmax(dim=-1, keepdim=True)
@@ -218,6 +215,10 @@ def _most_probable(
             before = None
     log_q = tile.student.log_probs(ids, rows)
     p, q = log_p.exp(), log_q.exp()
+    if tile.pair is not None:
+        outside_p, outside_q = tile.pair.outside(last, apart, rows)
+        exact = outside_q > LEAST_EXACT[outside_q.dtype]
+        return ids, Selected(log_p, log_q, p, q, c, target, outside_p, outside_q, last, apart), exact
     depth = 0 if before is None else before.depth
     outside_p = _mass_outside(tile.teacher, ids, rows, tile.room, p[:, depth:], before and before.outside_p)
     outside_q = _mass_outside(tile.student, ids, rows, tile.room, q[:, depth:], before and before.outside_q)

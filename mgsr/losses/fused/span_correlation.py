@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mgsr.losses.fused.workspace import LogitGradient, Part, Workspace
+from mgsr.losses.fused.logit_gradient import LogitGradient, Part
+from mgsr.losses.fused.workspace import Workspace
 from mgsr.losses.span_correlation import correlation_difference
 
 SEGMENT_ELEMENTS = 250_000

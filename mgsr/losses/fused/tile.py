@@ -17,12 +17,14 @@ from torch import Tensor
 from mgsr.losses.fused.cross_entropy import cross_entropy_tile
 from mgsr.losses.fused.dac_kl import dac_kl_tile
 from mgsr.losses.fused.divergences import divergence_tile
+from mgsr.losses.fused.logit_gradient import LogitGradient, TokenTerm, add_up
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
-from mgsr.losses.fused.workspace import LogitGradient, Tile, TokenTerm, Workspace, add_up
+from mgsr.losses.fused.tile_models import Tile
+from mgsr.losses.fused.workspace import Workspace
 
-TILE_ELEMENTS = {"cpu": 12_000_000, "cuda": 131_000_000}
+TILE_ELEMENTS = {"cpu": 15_100_000, "cuda": 131_000_000}
 """Logits per tile where no `tile_size` is given, by device type.
 
 A GPU waits for the kernels of a small tile to be launched. On an H200 the three terms of 8,192 tokens over
@@ -34,7 +36,10 @@ PART_ELEMENTS = 2_600_000
 
 
 class TermOptions(NamedTuple):
-    """What is computed, alike for every tile. `scales`: weight over denominator of the three terms."""
+    """What is computed, alike for every tile.
+
+    `scales`: weight over denominator of the three terms. `loops`: by compiled loops, see `rows`.
+    """
 
     scales: tuple[float, float, float]
     divergence: str
@@ -43,6 +48,7 @@ class TermOptions(NamedTuple):
     span_norm: str
     span_relation: str
     collect: bool
+    loops: bool
 
 
 class ResponseRows(NamedTuple):
@@ -85,9 +91,9 @@ def rows_per_tile(tile_size: int | None, count: int, width: int, device_type: st
     return max(1, math.ceil(count / tiles))
 
 
-def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str) -> int:
-    """Rows of a tile that are worked on at a time: all of them, but on a CPU."""
-    if tile_size is not None or device_type != "cpu":
+def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str, *, loops: bool = False) -> int:
+    """Rows of a tile that are worked on at a time: all of them, but on a CPU without compiled loops."""
+    if tile_size is not None or device_type != "cpu" or loops:
         return size
     parts = max(1, round(size * width / PART_ELEMENTS))
     return max(1, math.ceil(size / parts))
@@ -105,7 +111,7 @@ def run_tiles(
     place_M, pairs, count = rows.place, rows.is_pair.tolist(), rows.place.numel()
     device, width = place_M.device, student.width
     size = rows_per_tile(tile_size, count, width, device.type)
-    part_size = rows_per_part(tile_size, size, width, device.type)
+    part_size = rows_per_part(tile_size, size, width, device.type, loops=options.loops)
     tiles: list[TileTerms] = []
     room = Workspace(device, student.dtype)
     # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
@@ -198,14 +204,16 @@ def tile_terms(
         depth=0 if bounds is None else bounds.depth,
         features=0 if bounds is None else bounds.features,
         collect=options.collect,
+        loops=options.loops,
     )
     factor = rows.truth.to(tile.log_q.dtype) * options.scales[0]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary
     base = factor if tau == 1.0 else None
     stats: dict[str, Tensor] = {}
+    pull = None
     if teacher_logits is None:
         zero = torch.zeros_like(factor)
-        token, span, pull = TokenTerm(zero, LogitGradient(factor, []), zero), zero.sum(), None
+        token, span = TokenTerm(zero, LogitGradient(factor, []), zero), zero.sum()
     else:
         logits = teacher_logits[: labels.numel()], student_logits[: labels.numel()]
         coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
@@ -214,19 +222,27 @@ def tile_terms(
         else:
             name, kwargs = options.divergence, options.divergence_kwargs
             token = divergence_tile(tile, logits, name, kwargs, tau, coefficients[1], base)
-        span, pull = span_tile(
-            tile.p,
-            tile.q,
-            rows.is_pair,
-            norm=options.span_norm,
-            relation=options.span_relation,
-            scale=coefficients[2],
-            room=room,
-        )
+        if tile.pair is not None:
+            span, _ = tile.pair.span(rows.is_pair, coefficients[2])
+        else:
+            assert tile.p is not None and tile.q is not None
+            span, pull = span_tile(
+                tile.p,
+                tile.q,
+                rows.is_pair,
+                norm=options.span_norm,
+                relation=options.span_relation,
+                scale=coefficients[2],
+                room=room,
+            )
         stats = _stats(tile, token) if tile.log_p is not None else {}
     halo = None
     if grad is not None:
-        halo = add_up(tile.q, token.gradient, pull, grad)
+        if tile.pair is not None:
+            halo = tile.pair.add_up(token.gradient, grad)
+        else:
+            assert tile.q is not None
+            halo = add_up(tile.q, token.gradient, pull, grad)
         if tau != 1.0:
             grad.div_(tau).addcmul_(tile.plain.probs, factor.unsqueeze(1))
             halo = None if halo is None else halo.div_(tau)

@@ -21,6 +21,7 @@ from torch import Tensor
 from mgsr.losses.clip_bounds import Clip, ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
+from mgsr.losses.fused.rows import loops_do
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
 from mgsr.losses.log_probs import compute_dtype
@@ -122,6 +123,10 @@ def tiled_objective(
     sft, dac, pairs = (float(w) / count if count > 0 else 0.0 for w, count in zip(weights, step, strict=True))
     clipping = ClipOptions.of(clip, sharpness, ramp, quantile, target, form, keep_target)
     has_teacher = teacher is not None and teacher_hidden is not None
+    bounds = None
+    if has_teacher and divergence == "dac_kl":
+        bounds = RowBounds(clip, clipping, rows.place, labels.numel(), dtype, collect=collect_rows)
+    depth = 0 if bounds is None else bounds.depth
     options = TermOptions(
         (sft, dac, pairs),
         divergence,
@@ -130,10 +135,8 @@ def tiled_objective(
         span_norm,
         span_relation,
         collect_rows and has_teacher,
+        loops_do(labels.device, dtype, width, depth, span_norm, span_relation),
     )
-    bounds = None
-    if has_teacher and divergence == "dac_kl":
-        bounds = RowBounds(clip, clipping, rows.place, labels.numel(), dtype, collect=collect_rows)
     own = StudentRows(student_hidden, student, width, dtype, product_dtype)
     taught = None
     if teacher is not None and teacher_hidden is not None:

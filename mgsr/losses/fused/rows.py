@@ -1,0 +1,141 @@
+"""Both models' rows of a tile as compiled loops see them: what `workspace` and `span_correlation` do in passes.
+
+For a CPU in float32, where neither model's probabilities are kept (`mgsr.losses.row_loops`).
+
+Shapes: R rows, the halo among them; V classes; r chosen rows, K chosen classes of each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mgsr.losses.fused.logit_gradient import LogitGradient
+from mgsr.losses.fused.workspace import Softmax
+from mgsr.runtime.threads import in_shares
+
+LEAST_WIDTH = 4096
+"""With fewer classes the passes over them are short, and the calls of loops and of operations cost alike."""
+COLUMNS = 4096
+"""A thread's share of the classes ends at a multiple of this."""
+
+
+def loops_do(device: torch.device, dtype: torch.dtype, width: int, depth: int, norm: str, relation: str) -> bool:
+    """Whether compiled loops do: they know DAC-KL of ranked classes (`depth`), and the span's closed form."""
+    closed = relation == "hadamard" and norm == "l2_squared"
+    return closed and depth > 0 and device.type == "cpu" and dtype == torch.float32 and width >= LEAST_WIDTH
+
+
+def _loops() -> Any:
+    # numba takes half a second to import
+    from mgsr.losses import row_loops
+
+    return row_loops
+
+
+def softmax_of(logits_RV: Tensor, largest_R: Tensor | None = None) -> Softmax:
+    """Without probabilities, with the entropy. `largest_R`: the largest logits, where they are known."""
+    array = logits_RV.numpy()
+    sums, known = np.empty((3, len(array)), np.float32), largest_R is not None
+    if largest_R is not None:
+        sums[0] = largest_R.numpy()
+    in_shares(lambda first, stop: _loops().softmax_sums(first, stop, array, known, *sums), len(array))
+    largest, total, moment = torch.from_numpy(sums)
+    log_total = total.log()
+    return Softmax(logits_RV, None, largest, -log_total, log_total - moment / total)
+
+
+class RowPair:
+    """Teacher and student of the same rows.
+
+    Args:
+        teacher, student: from `softmax_of`.
+    """
+
+    def __init__(self, teacher: Softmax, student: Softmax) -> None:
+        self.student = student
+        self._arrays: list[np.ndarray] = []
+        for side in (teacher, student):
+            self._arrays += [side.logits.numpy(), side.base.numpy(), side.log_base.exp().numpy()]
+        rows = len(student.logits)
+        self._factor = np.zeros(rows, np.float32)
+        self._centre = np.zeros(rows, np.float32)
+
+    def outside(self, last: Tensor, apart: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Both models' mass of all classes outside the most probable ones, `[r]` each.
+
+        Args:
+            last: `[r]`, the last class inside, see `row_loops.masses_outside`.
+            apart: `[r]`, one more class inside; -1: none.
+            rows: `[r]`, None: the first r.
+        """
+        chosen = torch.arange(len(last)) if rows is None else rows
+        out = torch.empty(2, len(last))
+        arrays = [tensor.contiguous().numpy() for tensor in (chosen, last, apart, out)]
+        in_shares(lambda first, stop: _loops().masses_outside(first, stop, *self._arrays, *arrays), len(last))
+        return out[0], out[1]
+
+    def span(self, is_pair: Tensor, scale: float | None) -> tuple[Tensor, bool]:
+        """Sum over the pairs, and whether there is a gradient: scale * its own is part of `add_up` then.
+
+        Args:
+            is_pair: entry i says that rows i, i + 1 are a pair; may be one shorter than R.
+        """
+        rows, width = self.student.logits.shape
+        pairs = is_pair[: rows - 1].numpy()
+        if not pairs.any():
+            return self.student.logits.new_zeros(()), False
+        self._factor[: len(pairs)][pairs] = -2.0 * (1.0 if scale is None else scale)
+        count = torch.get_num_threads()
+        sums = np.zeros((count, 2, rows))
+
+        def work(first: int, stop: int) -> None:
+            _loops().pair_sums(first, stop, *self._arrays, self._factor, *sums[first * count // width])
+
+        in_shares(work, width, multiple=COLUMNS)
+        squares, products = sums.sum(axis=0)
+        value = torch.tensor(squares.sum(), dtype=torch.float32)
+        if scale is None:
+            self._factor[:] = 0.0
+            return value, False
+        shared = self._factor * products
+        self._centre[:] = shared
+        self._centre[1:] += shared[:-1]
+        return value, True
+
+    def add_up(self, token: LogitGradient, out: Tensor) -> Tensor | None:
+        """The token term's and the span's gradient to the logits over the temperature.
+
+        The rows of `out [R, V]` are written, which may be the student's logits; a halo row's comes back.
+        """
+        rows, width = self.student.logits.shape
+        count = len(out)
+        scales = torch.zeros(2, rows)
+        scales[:, :count] = token.q_scale
+        bounds = torch.full((2, rows), -1)
+        owner = torch.zeros(count, dtype=torch.int64)
+        for place, part in enumerate(token.parts):
+            owner[slice(None) if part.rows is None else part.rows] = place
+            if part.edge is not None:
+                every = slice(0, count) if part.rows is None else part.rows
+                scales[0, every] = part.edge.q_scale
+                bounds[0, every], bounds[1, every] = part.edge.last, part.edge.apart
+        scales -= torch.from_numpy(self._centre)
+        halo = torch.empty(rows - count, width)
+        array, behind = out.numpy(), halo.numpy() if rows > count else np.empty((1, 0), np.float32)
+
+        def work(first: int, stop: int) -> None:
+            arrays = *scales.numpy(), *bounds.numpy(), array, behind[0]
+            _loops().row_gradient(first, stop, *self._arrays, self._factor, *arrays)
+
+        in_shares(work, width, multiple=COLUMNS)
+        for place, part in enumerate(token.parts):
+            if part.ids is not None:
+                # of a row that comes again with more classes the later part counts
+                stale = (owner if part.rows is None else owner[part.rows]) != place
+                part.values.masked_fill_(stale.unsqueeze(1), 0.0)
+            part.add_to(out)
+        return halo if rows > count else None

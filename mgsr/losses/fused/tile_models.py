@@ -1,0 +1,98 @@
+"""A tile's rows as both models see them.
+
+Shapes: R rows, V classes, K most probable classes of each. The logits may hold one row more, the halo.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mgsr.losses.clip_bounds import PairSummary
+from mgsr.losses.fused.rows import RowPair, softmax_of
+from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
+from mgsr.losses.ranking import top_classes
+
+
+class Tile(NamedTuple):
+    """One tile's rows as both models see them, and memory to work in.
+
+    Attributes:
+        teacher, student: of the tile's own rows, at the temperature.
+        plain: the student at temperature 1, where cross-entropy always is.
+        labels: `[R]`.
+        log_p, log_q: `[R]`, of the labels at temperature 1; `log_p` where it was asked for.
+        ranking: the teacher's most probable classes, where they were asked for.
+        summary: what a clip network is told of them, likewise.
+        p, q: `[R + halo, V]`, teacher and student of a halo row too; None where compiled loops do without.
+        pair: the same rows for those loops, or None.
+    """
+
+    teacher: Softmax
+    student: Softmax
+    plain: Softmax
+    labels: Tensor
+    log_p: Tensor | None
+    log_q: Tensor
+    ranking: Ranking | None
+    summary: PairSummary | None
+    p: Tensor | None
+    q: Tensor | None
+    pair: RowPair | None
+    room: Workspace
+
+    @staticmethod
+    def of(
+        teacher_logits: Tensor | None,
+        student_logits: Tensor,
+        labels: Tensor,
+        room: Workspace,
+        *,
+        temperature: float,
+        depth: int,
+        features: int,
+        collect: bool,
+        loops: bool = False,
+    ) -> Tile:
+        """Of logits `[R + halo, V]`; without a teacher the student stands in its place.
+
+        Args:
+            depth: how many of the teacher's classes are ranked (all of a small vocabulary); 0: none.
+            features: classes in the summary; 0: there is none.
+            collect: whether `log_p` is wanted.
+            loops: by compiled loops, which need a teacher and float32 on a CPU.
+        """
+        count, column, best = labels.numel(), labels.unsqueeze(1), None
+        taught, own = teacher_logits, student_logits
+        if temperature != 1.0:
+            taught, own = None if taught is None else taught / temperature, own / temperature
+        if depth and taught is not None:
+            # all rows, the halo too: its most probable class is then known
+            values, ids = top_classes(taught, depth)
+            best = ids[:, :1]
+        p = q = pair = None
+        if loops and taught is not None:
+            teacher = softmax_of(taught, None if best is None else values[:, 0])
+            student = softmax_of(own)
+            pair = RowPair(teacher, student)
+        else:
+            student = Softmax.of(own, best, out=room.take("student probabilities", *own.shape))
+            teacher, q = student, student.probs
+            if taught is not None:
+                teacher = Softmax.of(taught, best, out=room.take("teacher probabilities", *taught.shape))
+            p = teacher.probs
+        teacher, student = teacher.first(count), student.first(count)
+        plain = student if temperature == 1.0 else Softmax.of(student_logits, best).first(count)
+        log_p = None
+        if collect and teacher_logits is not None:
+            whole = teacher if temperature == 1.0 else Softmax.of(teacher_logits[:count])
+            log_p = whole.log_probs(column).squeeze(1)
+        log_q = plain.log_probs(column).squeeze(1)
+        ranking = summary = None
+        if best is not None:
+            ranking = teacher.ranked(values[:count], ids[:count])
+            if features:
+                told = student.log_probs(ids[:count, :features])
+                summary = PairSummary(ranking.values[:, :features], told, teacher.entropy(), student.entropy())
+        return Tile(teacher, student, plain, labels, log_p, log_q, ranking, summary, p, q, pair, room)
