@@ -7,17 +7,22 @@ Shapes: `...` leading shape, R rows, V classes, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgsr.runtime.processor import is_amd
+from mgsr.runtime.processor import has_bf16_units, is_amd
 
 CLASSES = 2048
 """Classes that are multiplied at a time: what comes out stays in the cache until it is turned around."""
 
+LEAST_SIDE = 32
+"""Of matrices with a smaller side the library rounds no factor (seen at 7)."""
 LEAST_ROWS = 16
 """With fewer rows the library takes other routines, whose sums are rounded otherwise."""
 
@@ -32,12 +37,14 @@ class OutputLayer:
         scale: factor on the logits, 1 for most models (Cohere's `logit_scale`, Granite's `1 /
             logits_scaling`).
         softcap: Gemma's `final_logit_softcapping`; None leaves the logits as they are.
+        rounds: on a CPU, factors of products are rounded to bfloat16, though all is stored in float32.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    rounds: bool = False
 
     def to(self, device: torch.device) -> OutputLayer:
         """The same on another device; where it is there already nothing is copied."""
@@ -57,7 +64,10 @@ class OutputLayer:
             raise ValueError(f"softcap must be positive, got {self.softcap}")
         factors = factor_dtype(self.weight, product_dtype)
         bias = None if self.bias is None else self.bias.detach()[:width].to(dtype)
-        return replace(self, weight=self.weight.detach()[:width].to(factors or dtype), bias=bias)
+        weight = self.weight.detach()[:width]
+        if factors is None or weight.device.type == "cuda":
+            return replace(self, weight=weight.to(factors or dtype), bias=bias)
+        return replace(self, weight=weight.to(dtype), bias=bias, rounds=True)
 
     def project(
         self,
@@ -76,7 +86,11 @@ class OutputLayer:
         weight, bias = self.weight, self.bias
         if vocab_size is not None:
             weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
-        if dtype is None or dtype == weight.dtype:
+        if self.rounds:
+            logits = rounded_product(hidden, weight.t(), out=out)
+            if bias is not None:
+                logits += bias
+        elif dtype is None or dtype == weight.dtype:
             logits = times_transposed(hidden.to(weight.device), weight, bias, out)
         else:
             logits = product(hidden.to(weight.dtype), weight.t(), dtype, out)
@@ -123,6 +137,10 @@ class OutputLayer:
             grad *= self.scale
         if to_bias is not None:
             to_bias += grad.sum(dim=0)
+        if self.rounds:
+            if to_weight is not None:
+                rounded_product(grad.t(), hidden, added_to=to_weight, fresh=fresh)
+            return rounded_product(grad, self.weight) if to_hidden else None
         factor = grad.to(self.weight.dtype)
         if to_weight is not None:
             add_product(to_weight, factor.t(), hidden.to(self.weight.dtype), fresh=fresh)
@@ -155,8 +173,7 @@ def factor_dtype(weight: Tensor, asked: torch.dtype | None) -> torch.dtype | Non
     """What a product with `weight` takes its factors in: bfloat16, or None for the dtype of its results.
 
     `asked` decides where it is given; otherwise it is bfloat16 on a GPU under such autocast or with such a weight.
-    On a CPU those products are slower than float32's. Never float16: the gradient of a mean over thousands of
-    tokens lies below its smallest number.
+    Never float16: the gradient of a mean over thousands of tokens lies below its smallest number.
 
     Raises:
         ValueError: `asked` is neither bfloat16 nor None.
@@ -176,8 +193,6 @@ def product(left: Tensor, right: Tensor, dtype: torch.dtype, out: Tensor | None 
     """`left @ right` in `dtype`, in which it is summed, whatever the factors are in."""
     if left.dtype == dtype:
         return torch.mm(left, right, out=out)
-    if left.device.type != "cuda":
-        return torch.mm(left.to(dtype), right.to(dtype), out=out)
     if out is None:
         return torch.mm(left, right, out_dtype=dtype)
     return torch.mm(left, right, out_dtype=dtype, out=out)
@@ -188,10 +203,39 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> N
     beta = 0 if fresh else 1
     if left.dtype == total.dtype:
         total.addmm_(left, right, beta=beta)
-    elif left.device.type != "cuda":
-        total.addmm_(left.to(total.dtype), right.to(total.dtype), beta=beta)
     else:
         torch.addmm(total, left, right, out_dtype=total.dtype, beta=beta, out=total)
+
+
+@contextmanager
+def _rounding() -> Iterator[None]:
+    """Within the block oneDNN rounds the factors of large float32 products to bfloat16; sums stay in float32."""
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+def rounded_product(
+    left: Tensor, right: Tensor, *, out: Tensor | None = None, added_to: Tensor | None = None, fresh: bool = False
+) -> Tensor:
+    """`left @ right` on a CPU, both factors rounded to bfloat16: by its units, or before.
+
+    Args:
+        out: takes the product.
+        added_to: what it is added to instead; `fresh`: nothing stands there yet.
+    """
+    large = min(*left.shape, right.shape[1]) >= LEAST_SIDE
+    quick = large and has_bf16_units() and left.dtype == torch.float32
+    if not quick:
+        left, right = left.bfloat16().to(left.dtype), right.bfloat16().to(right.dtype)
+    with _rounding() if quick else nullcontext():
+        if added_to is not None:
+            return added_to.addmm_(left, right, beta=0 if fresh else 1)
+        return torch.mm(left, right, out=out)
 
 
 def times_transposed(

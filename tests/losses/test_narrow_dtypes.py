@@ -10,14 +10,15 @@ import torch
 from mgsr.losses import tiled_objective
 from mgsr.losses.projection import factor_dtype
 from mgsr.models.clip_network import ClipNetwork
+from mgsr.runtime.processor import has_bf16_units
 from tests.losses.dense import CLIP, Problem
 
 BF16 = torch.bfloat16
 
 
-def gradients(problem, arguments=None, inputs=None, **options):
+def gradients(problem, arguments=None, inputs=None, tile_size=7, **options):
     arguments, inputs = arguments or problem.arguments, inputs or problem.inputs
-    terms = tiled_objective(*arguments, sft_mask=problem.truth, tile_size=7, **options)
+    terms = tiled_objective(*arguments, sft_mask=problem.truth, tile_size=tile_size, **options)
     return terms, torch.autograd.grad(terms.total, inputs)
 
 
@@ -147,3 +148,19 @@ def test_extreme_logits_in_narrow_dtypes(dtype, student, teacher, clip):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)
     for a, b in zip(mine, other, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-5)
+
+
+def test_units_round_as_the_program_does(monkeypatch):
+    """Large enough for the processor's own units, where it has them."""
+    problem = Problem(rows=120, classes=3000, hidden=(64, 64), dtype=torch.float32)
+    results = []
+    for units in (True, False):
+        monkeypatch.setattr(
+            "mgsr.losses.projection.has_bf16_units", lambda units=units: units and has_bf16_units()
+        )
+        results.append(gradients(problem, clip=CLIP, product_dtype=BF16, tile_size=40))
+    (quick, quick_grads), (slow, slow_grads) = results
+    assert relative(quick.total, slow.total) < 1e-5
+    assert all(relative(mine, other) < 5e-4 for mine, other in zip(quick_grads, slow_grads, strict=True))
+    exact, _ = gradients(problem, clip=CLIP, tile_size=40)
+    assert relative(exact.total, slow.total) > 1e-5
