@@ -28,8 +28,10 @@ from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
 from mgsr.models.stop_ids import TextEnds, text_ends
 from mgsr.models.vocabulary import id_count, require_shared_ids
+from mgsr.runtime.devices import placed
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import is_first
 
 
 def quiet_transformers() -> None:
@@ -113,9 +115,17 @@ def configured_ends(data: DataConfig, models: Sequence[Any], tokenizers: Sequenc
 
 
 def build_model(
-    config: ExperimentConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
+    config: ExperimentConfig,
+    model: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """A model on the CPU: made from its `architecture` with `seed` (in train mode), or loaded (in eval mode).
+
+    Args:
+        as_stored: see `load_causal_lm`; of no effect on a model that is made.
 
     Raises:
         UserError: it cannot be loaded or made, or its output layer is not a plain product.
@@ -129,10 +139,10 @@ def build_model(
             pad_token_id=pad_id(tokenizer),
             seed=seed,
         )
-    return load_source(model)
+    return load_source(model, as_stored=as_stored)
 
 
-def load_source(model: ModelConfig) -> PreTrainedModel:
+def load_source(model: ModelConfig, *, as_stored: bool = False) -> PreTrainedModel:
     """A model that comes from elsewhere, on the CPU and in eval mode, as `model` configures it.
 
     Raises:
@@ -145,12 +155,36 @@ def load_source(model: ModelConfig) -> PreTrainedModel:
         dtype=model.dtype,
         attn_implementation=model.attn_implementation or None,
         trust_remote_code=model.trust_remote_code,
+        as_stored=as_stored,
     )
-    check_output_head(loaded)
+    if is_first():
+        # in the type it computes in, for as long as this takes: the one copy of all ranks
+        with placed(torch.device("cpu"), loaded):
+            check_output_head(loaded)
     return loaded
 
 
-def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
+def stays_stored(config: ExperimentConfig, model: ModelConfig) -> bool:
+    """Whether a model's weights may keep their file's type until they are where they compute.
+
+    Not where the student is made of them, or adapters of their type go on them; nor in float64, to which Lightning
+    turns what it finds.
+    """
+    settled = config.student.source == "teacher" or (model is config.student and config.student.lora.r > 0)
+    return not settled and config.trainer.precision != "64-true"
+
+
+def try_student(config: ExperimentConfig) -> None:
+    """Read a student from elsewhere once before the teacher is fine-tuned: hours later is late to find it broken.
+
+    Raises:
+        UserError: its weights cannot be used.
+    """
+    if config.student.source not in ("init", "teacher"):
+        load_source(config.student, as_stored=True)
+
+
+def load_cached(folder: Path, model: ModelConfig, *, as_stored: bool = False) -> PreTrainedModel:
     """A model that lies in the cache, as `model` configures it.
 
     Raises:
@@ -162,6 +196,7 @@ def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
             dtype=model.dtype,
             attn_implementation=model.attn_implementation or None,
             trust_remote_code=model.trust_remote_code,
+            as_stored=as_stored,
         )
     except UserError as error:
         raise UserError(
@@ -207,6 +242,7 @@ def build_student(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """The student without adapters: a depth-pruned copy of the teacher, or a model of its own, pruned or whole.
 
@@ -219,7 +255,7 @@ def build_student(
         pruned = prune_depth(teacher, list(layers))
         # the teacher may be of another type
         return pruned.to(dtype=DTYPES[student.dtype])  # type: ignore[call-arg]
-    model = build_model(config, student, tokenizer, seed=seed)
+    model = build_model(config, student, tokenizer, seed=seed, as_stored=as_stored and not student.keep_layers)
     return prune_depth(model, student.keep_layers) if student.keep_layers else model
 
 

@@ -77,14 +77,59 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
+TYPES = "_mgsr_types"
+"""Attribute of a model whose weights are held as their file has them: name -> type that they compute in."""
+
+
+def move(model: Any, device: torch.device | None = None) -> Any:
+    """As `model.to(device)`, in place; weights held in the type of their file get the one they compute in there.
+
+    Args:
+        device: None leaves the weights where they are; parts of a sharded model are cast where they lie.
+    """
+    names = model.named_parameters()
+    wanted = {id(weight): kind for name, weight in names if (kind := _types(model).get(name)) is not None}
+    # the narrow bytes go to the device, where they are cast
+    return model._apply(lambda t: t.to(device or t.device).to(wanted.get(id(t), t.dtype)))
+
+
+def _types(model: Any) -> dict[str, torch.dtype]:
+    return getattr(model, TYPES, {})
+
+
+def working_type(model: Any) -> torch.dtype:
+    """The type that a model's weights compute in, also while they are held in the type of their file."""
+    return next(iter(_types(model).values()), next(model.parameters()).dtype)
+
+
+class Rest:
+    """A model's tensors as they lie now, in a mapped file perhaps: pages that all processes of a node share."""
+
+    def __init__(self, model: Any) -> None:
+        self._weights = [(weight, weight.data) for weight in model.parameters()]
+        self._buffers = [(m._buffers, k, b) for m in model.modules() for k, b in m._buffers.items()]
+
+    def restore(self) -> None:
+        """Put them back without a copy; only of a model that nothing has changed since."""
+        for weight, tensor in self._weights:
+            weight.data = tensor
+        for buffers, name, tensor in self._buffers:
+            buffers[name] = tensor
+
+
 @contextmanager
 def placed(device: torch.device, *models: Any) -> Iterator[None]:
-    """The models on `device` for as long as the block lasts, then where they were before."""
-    before = [next(model.parameters()).device for model in models]
+    """The models on `device` for as long as the block lasts, then where they were before, as they were before."""
+    before = [(model, next(model.parameters()).device) for model in models]
+    # what lay in host memory stays there, and comes back as it was
+    resting = [Rest(model) for model, place in before if place.type == "cpu"]
     for model in models:
-        model.to(device)
+        move(model, device)
     try:
         yield
     finally:
-        for model, place in zip(models, before, strict=True):
-            model.to(place)
+        for rest in resting:
+            rest.restore()
+        for model, place in before:
+            if place.type != "cpu":
+                model.to(place)

@@ -18,12 +18,12 @@ from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
 from mgsr.rounds.writer import WRITERS
-from mgsr.runtime.devices import placed
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import first_in_lockstep
 from mgsr.training.launch import StopRequest, stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
@@ -115,7 +115,7 @@ def build_job(
     tops, report = None, None
     if config.objective.teacher_top_k and teacher is not None:
         # the first rank writes what is missing, the others read it
-        with first_alone(), placed(device, teacher):
+        with first_in_lockstep(teacher, device):
             tops, report = cached_teacher(
                 cache_folder(config),
                 teacher,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mgsr import models
-from mgsr.config.schema import TrainerConfig
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.models.output_layer import causal_lm, last_hidden, trunk
-from mgsr.runtime.ranks import largest
+from mgsr.runtime.devices import move, placed, working_device
+from mgsr.runtime.ranks import agreed, first_alone, is_first, largest, several, world_size
 from mgsr.training.checkpoint import read_checkpoint
 
 
@@ -63,6 +64,24 @@ def shard_teacher(teacher: Any, mesh: DeviceMesh) -> None:
     fully_shard(body, mesh=mesh, ignored_params={p for p in body.parameters() if p in outside})
 
 
+def shard_at_loading(config: ExperimentConfig, prepared: Any) -> Any:
+    """A frozen teacher, just read, in parts on all ranks, where that is its placement; all have to call this.
+
+    Each rank copies its own rows out of the mapped file, and holds besides what `shard_teacher` leaves whole.
+
+    Args:
+        prepared: `mgsr.training.sft.Prepared`; its model is changed.
+    """
+    teacher, device = prepared.model, working_device(config.trainer.accelerator)
+    if config.teacher.placement == "sharded" and several():
+        # of its content as a whole, which nobody has afterwards
+        known = agreed(models.content_fingerprint(teacher) if is_first() else "")
+        models.keep_fingerprint(teacher, known)
+        shard_teacher(teacher, init_device_mesh(device.type, (world_size(),)))
+        move(teacher.eval().requires_grad_(False), device)
+    return prepared
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all parts of a sharded one put together; every rank has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -83,8 +102,12 @@ class WholeCopy:
         self._shell = copy.deepcopy(model, memo)
 
     @torch.no_grad()
-    def fill(self, model: nn.Module) -> Any:
-        """The shell with the sharded model's weights as they are; every rank has to call this."""
+    def fill(self, model: nn.Module, *, on_host: bool = False) -> Any:
+        """The shell with the sharded model's weights as they are; every rank has to call this.
+
+        Args:
+            on_host: in the first rank's host memory alone; elsewhere the shell stays without content.
+        """
         known: dict[int, nn.Parameter] = {}
         for there, here in zip(model.modules(), self._shell.modules(), strict=True):
             for name, parameter in there._parameters.items():
@@ -92,10 +115,12 @@ class WholeCopy:
                     continue
                 if id(parameter) not in known:
                     full = whole(parameter.detach())
+                    if on_host:
+                        full = full.to("cpu" if is_first() else "meta")
                     known[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
                 here._parameters[name] = known[id(parameter)]
             for name, buffer in there._buffers.items():
-                here._buffers[name] = buffer
+                here._buffers[name] = buffer if buffer is None or not on_host else buffer.cpu()
         self._shell.train(model.training)
         return self._shell
 
@@ -133,6 +158,25 @@ class Lockstep:
         while largest(0):
             with torch.no_grad():
                 last_hidden(self.model, token)
+
+
+@contextmanager
+def first_in_lockstep(model: Any, device: torch.device) -> Iterator[None]:
+    """As `first_alone`; meanwhile the others call a sharded model as often as the first rank does."""
+    if not is_sharded(model):
+        with first_alone(), placed(device, model):
+            yield
+        return
+    with Lockstep(model).phase(device):
+        if is_first():
+            yield
+    if not is_first():
+        yield
+
+
+def phase_of(model: Any, device: torch.device) -> AbstractContextManager[None]:
+    """In which ranks may call a model a different number of times, be it whole or in parts."""
+    return Lockstep(model).phase(device) if is_sharded(model) else nullcontext()
 
 
 def _still_working(*_: Any) -> None:

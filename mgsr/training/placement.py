@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from mgsr.data.collate import Batch
 from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, last_hidden, output_head
-from mgsr.runtime.devices import placed
-from mgsr.training.fsdp import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher
+from mgsr.runtime.devices import Rest, move, placed, working_type
+from mgsr.training.fsdp import WholeCopy, is_sharded, phase_of, shard_student, shard_teacher
 
 
 class Placement:
@@ -46,17 +47,26 @@ class Placement:
         self.acting = student
         self._copy: WholeCopy | None = None
         self._head: OutputLayer | None = None
+        # where a teacher in host memory lies on this node: it comes back there without a copy
+        self._rest = Rest(teacher) if self.alternates else None
 
     @property
     def sharded(self) -> bool:
         return self._copy is not None
 
-    def shard(self, root: nn.Module, mesh: DeviceMesh, forward: str) -> None:
-        """Shard the student, and the teacher where that is its placement; a second call changes nothing."""
-        if self.sharded:
+    def shard(self, root: nn.Module, mesh: DeviceMesh | None, forward: str) -> None:
+        """Shard the student, and the teacher where that is its placement; a second call changes nothing.
+
+        Args:
+            mesh: None leaves both whole. In parts or not, the student's weights have their own type from here on.
+        """
+        if self.sharded or mesh is None:
+            move(self.student)
             return
         self._copy = WholeCopy(self.student)
         shard_student(root, self.student, mesh, forward)
+        # only now: each rank casts its own part
+        move(self.student)
         if self.teacher is not None and self.placement == "sharded" and not is_sharded(self.teacher):
             shard_teacher(self.teacher, mesh)
 
@@ -66,9 +76,11 @@ class Placement:
             return
         self.teacher.eval().requires_grad_(False)
         if self.placement == "cpu":
-            self._head = output_head(self.teacher).to(device)
+            head, kind = output_head(self.teacher).to(device), working_type(self.teacher)
+            bias = None if head.bias is None else head.bias.to(kind)
+            self._head = replace(head, weight=head.weight.to(kind), bias=bias)
         else:
-            self.teacher.to(device)
+            move(self.teacher, device)
 
     def student_states(self, batch: Batch, *, plain: bool = False) -> tuple[Tensor, OutputLayer]:
         """The student's last hidden states `[B, L, H]`, and its output layer.
@@ -141,9 +153,12 @@ class Placement:
         """Put `model` on the device, and the other one of student and teacher off it."""
         if not self.alternates:
             return
-        other = self.teacher if model is self.acting else self.acting
-        other.to("cpu")
-        model.to(device)
+        if model is self.acting:
+            assert self._rest is not None, "both take turns"
+            self._rest.restore()
+        else:
+            self.acting.to("cpu")
+        move(model, device)
 
     @contextmanager
     def writing(self, device: torch.device, *, together: bool) -> Iterator[None]:
@@ -158,18 +173,22 @@ class Placement:
                 stack.enter_context(placed(device, self.teacher))
             elif self.alternates:
                 stack.callback(lambda: self.turn(self.acting, device))
-            if self.placement == "sharded" and self.teacher is not None and is_sharded(self.teacher):
-                stack.enter_context(Lockstep(self.teacher).phase(device))
+            if self.teacher is not None:
+                stack.enter_context(phase_of(self.teacher, device))
             yield
 
     def in_turn(self, writer: Any, device: torch.device) -> Any:
         """A writer or scorer of one of the two models, which takes its turn before it works."""
         return InTurn(writer, lambda: self.turn(writer.model, device)) if self.alternates else writer
 
-    def last(self) -> Any:
-        """After training: the student as one plain model, which stays; every rank has to call this."""
+    def last(self, *, on_host: bool = False) -> Any:
+        """After training: the student as one plain model, which stays; every rank has to call this.
+
+        Args:
+            on_host: of a sharded one, in the first rank's host memory alone.
+        """
         if self._copy is not None:
-            self.acting = self._copy.fill(self.student)
+            self.acting = self._copy.fill(self.student, on_host=on_host)
             self._copy = None
         return self.acting
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from mgsr.models.from_config import (
     build_tokenizer,
     configured_ends,
     load_cached,
-    load_source,
     quiet_transformers,
+    stays_stored,
+    try_student,
     with_end_token,
 )
 from mgsr.models.model_cache import (
@@ -42,6 +44,7 @@ from mgsr.models.model_cache import (
     stage_seed,
     versioned_fingerprint,
 )
+from mgsr.runtime.devices import working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -50,6 +53,7 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
 from mgsr.runtime.wording import plural
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import is_sharded, phase_of, shard_at_loading
 from mgsr.training.launch import stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
@@ -133,12 +137,17 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     key = model_key(config, teacher, rows, _content(teacher))
     folder = cache_folder(config) / f"teacher-{key}"
     if agreed((folder / "config.json").exists()):
-        return _taken(folder, "teacher", teacher, key)
+        return shard_at_loading(
+            config, _taken(folder, "teacher", teacher, key, as_stored=stays_stored(config, teacher))
+        )
     if teacher.sft.enabled:
-        on_first(lambda: _try_student(config))
+        on_first(lambda: try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
-    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
-    return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
+    stored = stays_stored(config, teacher)
+    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft), as_stored=stored)
+    return shard_at_loading(
+        config, _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
+    )
 
 
 def prepare_student(
@@ -152,30 +161,30 @@ def prepare_student(
     key = model_key(config, student, train, _content(student), origin)
     folder = cache_folder(config) / f"student-{key}"
     if agreed((folder / "config.json").exists()):
-        return _taken(folder, "student", student, key)
+        return _taken(folder, "student", student, key, as_stored=stays_stored(config, student))
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
     model = build_student(
         config,
         student,
-        None if teacher is None else teacher.model,
+        _whole_teacher(config, teacher) if teacher and student.source == "teacher" else None,
         tokenizer,
         seed=stage_seed(config, student.sft),
+        as_stored=stays_stored(config, student),
     )
     return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
 
 
+def _whole_teacher(config: ExperimentConfig, teacher: Prepared) -> PreTrainedModel:
+    """The teacher as one piece, to make a student of; one that is in parts is read once more."""
+    if not is_sharded(teacher.model):
+        return teacher.model
+    if config.teacher.sft.enabled:
+        return load_cached(teacher.folder, config.teacher)
+    return build_model(config, config.teacher, teacher.tokenizer, seed=stage_seed(config, config.teacher.sft))
+
+
 def _content(model: ModelConfig) -> str:
     return agreed(content_of(model) if is_first() else "")
-
-
-def _try_student(config: ExperimentConfig) -> None:
-    """Read a student from elsewhere once before the teacher is fine-tuned: hours later is late to find it broken.
-
-    Raises:
-        UserError: its weights cannot be used.
-    """
-    if config.student.source not in ("init", "teacher"):
-        load_source(config.student)
 
 
 def cached_evaluation(
@@ -191,15 +200,19 @@ def cached_evaluation(
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
     shown = name.removeprefix("sft_")
-    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, shown)
+    together = partial(phase_of, prepared.model, working_device(config.trainer.accelerator))
+    written = evaluate_tests(
+        config, prepared.model, prepared.tokenizer, tests, width, ends, shown, together=together
+    )
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
 
 
-def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
+def _taken(folder: Path, name: str, model: ModelConfig, key: str, *, as_stored: bool) -> Prepared:
     say(f"{name}: taken from {folder}")
-    return Prepared(load_cached(folder, model), models.load_tokenizer(str(folder)), key, folder)
+    loaded = load_cached(folder, model, as_stored=as_stored)
+    return Prepared(loaded, models.load_tokenizer(str(folder)), key, folder)
 
 
 def _fine_tuned(
@@ -213,7 +226,7 @@ def _fine_tuned(
     key: str,
     folder: Path,
 ) -> Prepared:
-    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`."""
+    """Fine-tune on ground truth in `<folder>.partial`, then move the model and its curves to `folder`."""
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
         return Prepared(model, tokenizer, key, folder)
@@ -221,7 +234,7 @@ def _fine_tuned(
     # runs side by side may want the same model: one makes it, the others wait and take it
     with locked(partial, wait=True) if is_first() else nullcontext():
         if agreed((folder / "config.json").exists()):
-            return _taken(folder, name, settings, key)
+            return _taken(folder, name, settings, key, as_stored=stays_stored(config, settings))
         if is_first():
             remove_leftovers(partial)
             models.remove_half_folders(folder)
@@ -231,7 +244,7 @@ def _fine_tuned(
         reach("stage.trained")
         on_first(lambda: _keep(model, tokenizer, partial, folder))
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
-    return _taken(folder, name, settings, key)
+    return _taken(folder, name, settings, key, as_stored=stays_stored(config, settings))
 
 
 def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
@@ -285,4 +298,4 @@ def _supervise(
         section=f"{name}.sft",
     )
     fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", stop=stop)
-    return module.placement.last()
+    return module.placement.last(on_host=True)

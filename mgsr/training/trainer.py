@@ -127,6 +127,8 @@ def fit(
         check_val_every_n_epoch=config.evaluation.val_every_n_epochs,
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
+        # parts gathered there would stay without a gradient
+        inference_mode=config.trainer.strategy != "fsdp2",
         gradient_clip_val=data.stage.grad_clip or None,
         # curves are thinned by the module, which knows optimiser steps
         log_every_n_steps=1,
