@@ -158,9 +158,12 @@ def load_source(model: ModelConfig, *, as_stored: bool = False) -> PreTrainedMod
         as_stored=as_stored,
     )
     if is_first():
-        # in the type it computes in, for as long as this takes: the one copy of all ranks
-        with placed(torch.device("cpu"), loaded):
+        try:
             check_output_head(loaded)
+        except UserError:
+            # a file's own type may be too narrow for it: this makes a copy for as long as it takes
+            with placed(torch.device("cpu"), loaded):
+                check_output_head(loaded)
     return loaded
 
 

@@ -91,7 +91,7 @@ def load_tokenizer(
         options = hub_options(found, revision, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(found.location, **options)
         if found.gguf_file is not None:
-            _mend_pre_tokenizer(tokenizer, _gguf_path(found, options))
+            _mend_pre_tokenizer(tokenizer, _file_of(found, found.gguf_file, options))
         known = tokenizer.encode("a", add_special_tokens=False)
     if not known:
         raise UserError(
@@ -124,8 +124,7 @@ def load_causal_lm(
         dtype: float64, float32, bfloat16 or float16, whatever the file holds.
         attn_implementation: `eager`, `sdpa`, `flash_attention_2`, ...; None = transformers' choice.
         trust_remote_code: allow a hub repository to run its own Python code.
-        as_stored: leave weights of another type in the mapped file too; `mgsr.runtime.devices.move` gives them
-            `dtype` where they are to compute.
+        as_stored: leave weights of another type there too; `mgsr.runtime.devices.move` gives them `dtype`.
 
     Raises:
         UserError: nothing there, pickled weights, weights that do not fit the config (missing, too many or of
@@ -145,8 +144,7 @@ def load_causal_lm(
     with one_line_errors(str(source), ANEW):
         stored = None
         if as_stored and found.gguf_file is None:
-            place = Path(found.location) if found.is_local else _hub_file(found, "config.json", options).parent
-            stored = stored_type(place)
+            stored = stored_type(_file_of(found, "config.json", options).parent)
         options["dtype"] = stored or options["dtype"]
         loaded: Any = AutoModelForCausalLM.from_pretrained(found.location, output_loading_info=True, **options)
         model, report = loaded
@@ -273,21 +271,17 @@ def _check_tokenizer_files(folder: Path) -> None:
             read_object(folder / name)
 
 
-def _gguf_path(found: ModelSource, options: Mapping[str, Any]) -> str:
+def _file_of(found: ModelSource, name: str, options: Mapping[str, Any]) -> Path:
     if found.is_local:
-        return str(Path(found.location) / str(found.gguf_file))
-    return str(_hub_file(found, str(found.gguf_file), options))
-
-
-def _hub_file(found: ModelSource, name: str, options: Mapping[str, Any]) -> Path:
+        return Path(found.location) / name
     where = {name: value for name, value in options.items() if name in ("revision", "local_files_only")}
     return Path(str(cached_file(found.location, name, **where)))
 
 
-def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: str) -> None:
+def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: Path) -> None:
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    field = GGUFReader(str(gguf_path)).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() in _DIGIT_BY_DIGIT:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [

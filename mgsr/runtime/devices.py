@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator
@@ -115,6 +116,24 @@ class Rest:
             weight.data = tensor
         for buffers, name, tensor in self._buffers:
             buffers[name] = tensor
+
+
+def on_host(content: Any, known: dict[Any, torch.Tensor] | None = None) -> Any:
+    """A copy of nested tensors and values in host memory; tensors that are one there stay one."""
+    known = {} if known is None else known
+    if isinstance(content, torch.Tensor):
+        kind = content.dtype, content.device, content.shape, content.stride()
+        place = content.untyped_storage().data_ptr(), content.storage_offset(), kind
+        if place not in known:
+            known[place] = content.detach().to("cpu", copy=True)
+        return known[place]
+    if isinstance(content, dict):
+        same = copy.copy(content)
+        same.update({name: on_host(value, known) for name, value in content.items()})
+        return same
+    if type(content) in (list, tuple):
+        return type(content)(on_host(value, known) for value in content)
+    return copy.deepcopy(content)
 
 
 @contextmanager

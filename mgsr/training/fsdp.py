@@ -187,7 +187,8 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 whose checkpoint is one whole file, as any other strategy's: each takes up what another wrote."""
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        content = read_checkpoint(Path(self.broadcast(checkpoint_path)))
+        # mapped: of every weight each rank reads its own part
+        content = read_checkpoint(Path(self.broadcast(checkpoint_path)), checked=True)
         assert self.model is not None
         # frozen weights below adapters are in no checkpoint; the module checks the names that are
         whole = all(parameter.requires_grad for parameter in self.model.parameters())

@@ -200,10 +200,9 @@ def cached_evaluation(
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
     shown = name.removeprefix("sft_")
-    together = partial(phase_of, prepared.model, working_device(config.trainer.accelerator))
-    written = evaluate_tests(
-        config, prepared.model, prepared.tokenizer, tests, width, ends, shown, together=together
-    )
+    own = prepared.model, prepared.tokenizer
+    together = partial(phase_of, own[0], working_device(config.trainer.accelerator))
+    written = evaluate_tests(config, *own, tests, width, ends, shown, together=together)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results

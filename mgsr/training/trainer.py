@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -21,7 +22,7 @@ from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.models import check_state, with_base
 from mgsr.runtime.devices import is_out_of_memory, working_device
-from mgsr.runtime.errors import DataError, UserError
+from mgsr.runtime.errors import DataError, RunInterruptedError, UserError
 from mgsr.runtime.files import SUFFIX, refused, write_whole
 from mgsr.runtime.ranks import agreed, barrier, is_first
 from mgsr.training.callbacks import build_callbacks
@@ -104,7 +105,9 @@ def fit(
         validates=validates,
         first_step=first_step,
     )
-    plugins: list[Any] = [DurableIO(), cluster_environment(config.trainer)]
+    device = working_device(config.trainer.accelerator).type
+    files = DurableIO(in_place=device == "cpu")
+    plugins: list[Any] = [files, cluster_environment(config.trainer)]
     # ModelParallelStrategy takes float64 by this way alone
     double = config.trainer.strategy == "fsdp2" and config.trainer.precision == "64-true"
     if double:
@@ -114,7 +117,7 @@ def fit(
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
     trainer = L.Trainer(
         # not its own choice for `auto`: that would be MPS on a Mac
-        accelerator=working_device(config.trainer.accelerator).type,
+        accelerator=device,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config.trainer, unused_parameters=module.objective.has_idle_parameters),
@@ -144,7 +147,12 @@ def fit(
         _show_hyper_parameters(logger, folder, _plain(flat_tree(hyper_parameters)))
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+        files.background.wait()
     except BaseException as error:
+        if isinstance(error, Exception):
+            # what was saved is there before the error is told; a stop names the step that a new start begins with
+            with nullcontext() if isinstance(error, RunInterruptedError) else suppress(UserError):
+                files.background.wait()
         # a stage that ends so is not torn down
         stop.unwatch()
         if isinstance(error, SystemExit):
