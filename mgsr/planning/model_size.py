@@ -192,5 +192,14 @@ def clip_bytes(config: ExperimentConfig, vocab_size: int) -> int:
     return _bytes(clip.buffers()) + (2 + MOMENTS) * _bytes(trained) + STEP_BYTES * len(trained)
 
 
+def clip_state(config: ExperimentConfig, vocab_size: int) -> tuple[int, int]:
+    """Bytes of a checkpoint's clip network: its tensors, and their moments."""
+    clip = build_clip(config, vocab_size, (0.0, 1.0))
+    if not isinstance(clip, ClipNetwork):
+        return 0, 0
+    trained = list(clip.parameters())
+    return _bytes(clip.state_dict().values()), MOMENTS * _bytes(trained) + STEP_BYTES * len(trained)
+
+
 def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

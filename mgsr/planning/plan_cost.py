@@ -19,8 +19,8 @@ class Hardware:
     Attributes:
         flops: peak of 16-bit products, per second; flops_float32: of float32 ones (TF32 is off in torch).
         mfu: share of the peak that is reached (model FLOPs utilisation, Chowdhery et al. 2022).
-        bandwidth, interconnect, host: bytes per second of the device's memory; between devices, one direction; and
-            to the host's memory.
+        bandwidth, interconnect, host, disk: bytes per second of the device's memory; between devices, one direction;
+            to the host's memory; and written to where runs lie.
     """
 
     flops: float = 312 * TERA
@@ -29,6 +29,7 @@ class Hardware:
     bandwidth: float = 2039 * GIGA
     interconnect: float = 300 * GIGA
     host: float = 25 * GIGA
+    disk: float = GIGA
 
     def seconds(self, work: Flops, devices: int, *, narrow: bool, narrow_head: bool = False) -> float:
         """Time of evenly spread work.
@@ -199,3 +200,51 @@ def _decoding(
     moved = own / batch * steps * writer.weights + own * new * (context + new / 2) * writer.kv_per_token
     computing, moving = _computing(hardware, work, writer, devices), moved / hardware.bandwidth
     return Phase(name, work, max(computing, moving), "compute" if computing >= moving else "memory bandwidth")
+
+
+def seeds_of(config: ExperimentConfig) -> list[int]:
+    """Sampling seeds of the test sets: the best token is the same at every one."""
+    return config.evaluation.seeds if config.evaluation.temperature > 0 else config.evaluation.seeds[:1]
+
+
+def answer_phases(
+    config: ExperimentConfig,
+    student: Speaker,
+    teacher: Speaker | None,
+    text: Text,
+    hardware: Hardware,
+    devices: int,
+    *,
+    seeds: int,
+) -> list[Phase]:
+    """The test sets: by the teacher, by the student before and after, and exposure bias of the two.
+
+    Args:
+        seeds: how often each row is answered.
+    """
+    evaluation, rows = config.evaluation, text.tests
+    new = min(text.response, evaluation.max_new_tokens)
+
+    def written(name: str, writer: Speaker, count: float) -> Phase:
+        work = flops.prefill(writer.shape, count, text.prompt)
+        first = _computing(hardware, work, writer, devices)
+        rest = _decoding(
+            name, writer, hardware, devices, count, text.prompt, new,
+            steps=evaluation.max_new_tokens, batch=evaluation.batch_size,
+        )  # fmt: skip
+        return Phase(name, work + rest.work, first + rest.seconds, rest.bound)
+
+    if not rows:
+        return []
+    found = [written("test sets, student twice", student, 2 * rows * seeds)]
+    if teacher is not None:
+        found.append(written("test sets, teacher", teacher, rows * seeds))
+        both = [written("exposure bias", model, rows) for model in (student, teacher)]
+        scored = [flops.forward(m.shape, 2 * rows, text.prompt + new, 2 * rows * new) for m in (student, teacher)]
+        seconds = sum(phase.seconds for phase in both)
+        seconds += sum(
+            _computing(hardware, w, m, devices) for w, m in zip(scored, (student, teacher), strict=True)
+        )
+        work = sum((phase.work for phase in both), sum(scored, Flops()))
+        found.append(Phase("exposure bias", work, seconds, both[0].bound))
+    return found

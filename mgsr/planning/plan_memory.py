@@ -25,6 +25,8 @@ from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, larg
 DEVICE = "cuda"
 # what the CUDA context and the allocator's holes may take of a device
 RESERVED = 0.1
+# float32 tables of logits, `[rows, classes]`, that drawing a token takes
+GREEDY, SAMPLED = 1, 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Account:
         gathered: what FSDP2 holds whole for a while; tiles: logits, their gradients and hidden states.
         kv_cache: and logits and states of a round's batch.
         training, generation: highest point of each phase of the main job; without rounds generation is the phase
-            in which a teacher from CPU memory reads. sft: of each stage before it.
+            in which a teacher from CPU memory reads. sft: of each stage before it. tests: of the test sets.
         largest_micro_batch: the most sequences of one forward that fit.
     """
 
@@ -74,6 +76,7 @@ class Account:
     kv_cache: int
     training: int
     generation: int
+    tests: int = 0
     sft: dict[str, int] = field(default_factory=dict)
     largest_micro_batch: int = 0
     fits: bool = False
@@ -81,14 +84,16 @@ class Account:
     @property
     def peak(self) -> int:
         """The highest point of all phases."""
-        return max(self.training, self.generation, *self.sft.values())
+        return max(self._phases.values())
 
     @property
     def phase(self) -> str:
         """Where the peak is."""
-        return max(
-            {"training": self.training, "generation": self.generation, **self.sft}.items(), key=itemgetter(1)
-        )[0]
+        return max(self._phases.items(), key=itemgetter(1))[0]
+
+    @property
+    def _phases(self) -> dict[str, int]:
+        return {"training": self.training, "generation": self.generation, "tests": self.tests, **self.sft}
 
     def to_dict(self) -> dict[str, Any]:
         """Machine-readable, in bytes."""
@@ -155,6 +160,7 @@ def account(
         kv_cache=cache,
         training=training(main.rows),
         generation=generation,
+        tests=answering(config, student, teacher, shards if placement == "sharded" else 1),
         sft={
             stage.name: _static(stage.model, shards) + _added(config, stage, None, strategy, world_size)
             for stage in before
@@ -162,6 +168,28 @@ def account(
         largest_micro_batch=largest(lambda rows: training(rows) <= room),
     )
     return replace(found, fits=found.peak <= room)
+
+
+def answering(config: ExperimentConfig, student: Model, teacher: Model | None, shards: int) -> int:
+    """Bytes of a device that the test sets take: one model at a time, and both for exposure bias.
+
+    Args:
+        shards: parts of the teacher.
+    """
+    rows, length = config.evaluation.batch_size, config.data.max_prompt_length + config.evaluation.max_new_tokens
+    # logits in the model's type for the best token; sampling puts probabilities and their sums beside them
+    copies = SAMPLED if config.evaluation.temperature > 0 else GREEDY
+
+    def written(model: Model, copies: int) -> int:
+        return rows * (length * model.size.kv_per_token + FLOAT * copies * model.size.classes)
+
+    whole = student.parts.weights
+    if teacher is None:
+        return whole + written(student, copies)
+    held = teacher.parts.weights if shards == 1 else _resident(teacher, "sharded", shards)
+    states = FLOAT * rows * length * (student.size.width + teacher.size.width)
+    exposed = whole + held + states + max(written(student, SAMPLED), written(teacher, SAMPLED))
+    return max(whole + written(student, copies), held + written(teacher, copies), exposed)
 
 
 def usable(available: int) -> int:

@@ -146,7 +146,7 @@ class DurableIO(CheckpointIO):
 class ResumePoint(Checkpoint):
     """Saves `checkpoints/resume-<step>.ckpt` every n steps, at the end of each epoch, and when asked to stop.
 
-    Training goes on while one is written within an epoch; at the epoch's end, and to stop, it is waited for.
+    Training goes on while one is written; it is waited for to stop, and where an epoch ends before a round of text.
     Lightning cannot go on between an epoch's last step and the dev set, so there is a point before that step:
     whoever is stopped while looking at the dev set repeats one step.
     """
@@ -231,8 +231,9 @@ class ResumePoint(Checkpoint):
         trainer.save_checkpoint(resume_path(self.folder, trainer.global_step))
         self.stop.standing = f"step {trainer.global_step} of {self.length.total_steps}"
 
-        if self.stop.asked is not None or self._between_epochs:
-            # a round's text, another stage or a later start stands on this one
+        writes = getattr(trainer, "datamodule", None) is not None and trainer.datamodule.rounds is not None
+        if self.stop.asked is not None or (self._between_epochs and writes):
+            # the text of the next round stands on this one
             trainer.strategy.checkpoint_io.background.wait()  # type: ignore[attr-defined]
             barrier("resume point")
 
