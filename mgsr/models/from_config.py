@@ -28,6 +28,7 @@ from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
 from mgsr.models.stop_ids import TextEnds, text_ends
 from mgsr.models.vocabulary import id_count, require_shared_ids
+from mgsr.runtime.devices import computing_dtype
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 
@@ -221,6 +222,30 @@ def build_student(
         return pruned.to(dtype=DTYPES[student.dtype])  # type: ignore[call-arg]
     model = build_model(config, student, tokenizer, seed=seed)
     return prune_depth(model, student.keep_layers) if student.keep_layers else model
+
+
+def teacher_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:
+    """What the frozen teacher's weights are in, by `teacher.frozen_dtype`; None: as they are."""
+    asked = config.teacher.frozen_dtype
+    return computing_dtype(config.trainer.precision, device) if asked == "auto" else DTYPES[asked]
+
+
+@torch.no_grad()
+def frozen(model: Any, dtype: torch.dtype | None) -> Any:
+    """`model` with its floating-point weights cast to `dtype` in place, one at a time; None: as they are.
+
+    Buffers that no folder of a model has keep their type, such as the frequencies of rotary positions.
+    """
+    if dtype is not None:
+        for module in model.modules():
+            for tensors, aside in (
+                (module._parameters, set()),
+                (module._buffers, module._non_persistent_buffers_set),
+            ):
+                for name, tensor in tensors.items():
+                    if tensor is not None and name not in aside and tensor.is_floating_point():
+                        tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def with_adapters(student: Any, config: ExperimentConfig) -> Any:

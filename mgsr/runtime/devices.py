@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mgsr.runtime.errors import ConfigError
-from mgsr.runtime.processor import usable_threads
+from mgsr.runtime.processor import has_bf16_units, usable_threads
 from mgsr.runtime.progress import say_once
 
 
@@ -38,6 +38,39 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
     )
     keys = ["trainer.accelerator"] if setting.startswith("trainer.accelerator") else []
     raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu", *keys)
+
+
+NARROW = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def computing_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What models compute in under a precision of Lightning's, in all phases of a run.
+
+    Returns:
+        None: in the type of their weights. float16 is for GPUs alone.
+    """
+    dtype = NARROW.get(precision)
+    return None if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def product_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What the objective's products take their factors in, see `tiled_objective`; None: it decides itself.
+
+    On a GPU it sees what the model computes in; of a CPU this says whether the processor gains by it.
+    """
+    narrow = computing_dtype(precision, device) == torch.bfloat16
+    return torch.bfloat16 if narrow and device.type == "cpu" and has_bf16_units() else None
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """`trainer.matmul_precision` within the block, see `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

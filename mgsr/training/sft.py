@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr import models
@@ -29,9 +30,11 @@ from mgsr.models.from_config import (
     build_student,
     build_tokenizer,
     configured_ends,
+    frozen,
     load_cached,
     load_source,
     quiet_transformers,
+    teacher_dtype,
     with_end_token,
 )
 from mgsr.models.model_cache import (
@@ -42,6 +45,7 @@ from mgsr.models.model_cache import (
     stage_seed,
     versioned_fingerprint,
 )
+from mgsr.runtime.devices import computing_dtype, product_dtype, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -50,6 +54,7 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
 from mgsr.runtime.wording import plural
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import working
 from mgsr.training.launch import stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
@@ -101,8 +106,19 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     if start.ends.note:
         say(start.ends.note)
     student.model.generation_config = start.ends.given_to(student.model.generation_config)
-    begun = {"teacher": teacher, "sft_start": student}
-    figures = {name: cached_evaluation(config, one, tests, start.ends, name) for name, one in begun.items() if one}
+    device = working_device(config.trainer.accelerator)
+    begun = {
+        "teacher": (teacher, teacher_dtype(config, device)),
+        "sft_start": (student, computing_dtype(config.trainer.precision, device)),
+    }
+    if teacher is not None:
+        # behind the student, which may be made of it as it was trained
+        frozen(teacher.model, begun["teacher"][1])
+    figures = {
+        name: cached_evaluation(config, one, tests, start.ends, name, dtype)
+        for name, (one, dtype) in begun.items()
+        if one
+    }
     return replace(start, tests=tests, figures=figures)
 
 
@@ -179,19 +195,26 @@ def _try_student(config: ExperimentConfig) -> None:
 
 
 def cached_evaluation(
-    config: ExperimentConfig, prepared: Prepared, tests: Tests, ends: models.TextEnds, name: str
+    config: ExperimentConfig,
+    prepared: Prepared,
+    tests: Tests,
+    ends: models.TextEnds,
+    name: str,
+    dtype: torch.dtype | None,
 ) -> dict[str, Any]:
-    """Test figures of a model that several runs start from; measured once, then read."""
+    """Test figures of a model that several runs start from, computed in `dtype`; measured once, then read."""
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
     # the name of the folder depends on the template itself
     data = {name: value for name, value in asdict(config.data).items() if name != "chat_template"}
-    key = versioned_fingerprint(asdict(config.evaluation), data, rows, ends.stop_ids)
+    key = versioned_fingerprint(
+        asdict(config.evaluation), data, rows, ends.stop_ids, *([str(dtype)] * bool(dtype))
+    )
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
-    shown = name.removeprefix("sft_")
-    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, shown)
+    with working(prepared.model, dtype) as model:
+        written = evaluate_tests(config, model, prepared.tokenizer, tests, width, ends, name.removeprefix("sft_"))
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
@@ -271,10 +294,11 @@ def _supervise(
         seed=seed,
     )
     stop = stop_request(config, f"{name} SFT")
+    products = product_dtype(config.trainer.precision, working_device(config.trainer.accelerator))
     module = DistillationModule(
         model,
         None,
-        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {}),
+        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {"product_dtype": products}),
         train=sft,
         trainer=config.trainer,
         total_steps=length.total_steps,
