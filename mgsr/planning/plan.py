@@ -8,17 +8,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models.from_config import quiet_transformers
-from mgsr.planning.communication import Traffic, traffic
+from mgsr.models.from_config import quiet_transformers, teacher_dtype
+from mgsr.planning.communication import Traffic, communication
 from mgsr.planning.flops import shape_of
 from mgsr.planning.model_size import fake_models, model_size, parts_of
 from mgsr.planning.peak_memory import MIXED, Activations, extrapolated_activations
-from mgsr.planning.plan_cost import Hardware, Phase, Speaker, main_phases, needs_teacher, passes_at_most, sft_phase
-from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, combinations
+from mgsr.planning.plan_cost import (
+    Hardware,
+    Phase,
+    Speaker,
+    main_phases,
+    sft_phase,
+    worthwhile_tokens,
+)
+from mgsr.planning.plan_memory import DEVICE, RESERVED, Account, Model, Trained, account, combinations
 from mgsr.planning.shapes import ShapeFinder
 from mgsr.planning.workload import Stage, Text, find_text, main_job, sft_stage
+from mgsr.runtime.devices import computing_dtype
 from mgsr.runtime.errors import ConfigError
 
 
@@ -41,6 +51,7 @@ class Plan:
         stages: of training, in their order; phases: of all of them.
         options: in the order of preference at equal time.
         recommended: the fastest option that fits, or None.
+        worthwhile: tokens of one device in an optimiser step, see `worthwhile_tokens`.
     """
 
     config: ExperimentConfig
@@ -54,6 +65,7 @@ class Plan:
     stages: list[Stage]
     phases: list[Phase]
     options: list[Option]
+    worthwhile: float
 
     @property
     def world_size(self) -> int:
@@ -96,6 +108,7 @@ class Plan:
             "text": asdict(self.text),
             "stages": {stage.name: asdict(stage) | {"tokens": stage.tokens(self.text)} for stage in self.stages},
             "tokens": {"per_epoch": self.tokens_per_epoch, "main_job": main.tokens(self.text), "total": tokens},
+            "tokens_per_step": {"each_device": self.tokens_per_step, "worthwhile": self.worthwhile},
             "flops": {p.name: {"trunk": p.work.trunk, "head": p.work.head} for p in self.phases},
             "seconds": {p.name: {"seconds": p.seconds, "bound": p.bound} for p in self.phases},
             "strategies": [
@@ -110,6 +123,11 @@ class Plan:
             "configured": _named(self.configured),
             "fits": best is not None,
         }
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens of one device in an optimiser step of the main job."""
+        return self.main.tokens(self.text) / self.main.length.total_steps / self.world_size
 
     @property
     def tokens_per_epoch(self) -> float:
@@ -156,7 +174,10 @@ def plan(
     people = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
     _check_positions(config, people, text)
     sized = {name: _model(model) for name, model in people.items()}
-    speakers = {name: _speaker(config, name, model, sized[name]) for name, model in people.items()}
+    cuda = torch.device(DEVICE)
+    types = {"student": computing_dtype(config.trainer.precision, cuda), "teacher": teacher_dtype(config, cuda)}
+    computing = {name: sized[name].in_type(types[name]) for name in people}
+    speakers = {name: _speaker(config, name, model, computing[name]) for name, model in people.items()}
     stages, phases, trained = [], [], []
 
     @cache
@@ -183,15 +204,18 @@ def plan(
     taught = speakers.get("teacher")
     phases += main_phases(config, main, speakers["student"], taught, text, hardware, world)
     working = memory_of(main, "student", config.train.gradient_checkpointing)
-    computing = sum(phase.seconds for phase in phases)
+    busy = sum(phase.seconds for phase in phases)
     options = []
     for strategy, placement in combinations(world, teacher is not None):
         row = account(
-            config, working, sized.get("teacher"), trained,
+            config, working, computing.get("teacher"), trained,
             world_size=world, strategy=strategy, placement=placement, available=available,
         )  # fmt: skip
-        sent, seconds = _communication(config, text, stages, sized, strategy, placement, hardware, world)
-        options.append(Option(row, sent, seconds, computing + seconds))
+        # FSDP2 gathers what is computed in
+        parts = {name: (computing if strategy == "fsdp2" else sized)[name].parts for name in people}
+        taught_by = computing.get("teacher")
+        sent, seconds = communication(config, text, stages, parts, taught_by, strategy, placement, hardware, world)
+        options.append(Option(row, sent, seconds, busy + seconds))
     described = {
         name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
     }
@@ -207,6 +231,7 @@ def plan(
         stages,
         phases,
         options,
+        worthwhile_tokens(config, speakers["student"], sized["student"].size.parameters, hardware),
     )
 
 
@@ -232,48 +257,6 @@ def _speaker(config: ExperimentConfig, name: str, model: Any, sized: Model) -> S
         adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = shape_of(model.config, adapters=adapters)
     return Speaker(shape, sized.size.weights, sized.size.kv_per_token, narrow=not sized.wide)
-
-
-def _communication(
-    config: ExperimentConfig,
-    text: Text,
-    stages: list[Stage],
-    sized: dict[str, Model],
-    strategy: str,
-    placement: str,
-    hardware: Hardware,
-    world: int,
-) -> tuple[Traffic, float]:
-    """Traffic of the main job, and the seconds of all stages."""
-    seconds = 0.0
-    for stage in stages:
-        main = stage is stages[-1]
-        name = "teacher" if stage.name.startswith("teacher") else "student"
-        teacher = sized.get("teacher") if main else None
-        scored = passes_at_most(config.scrg)
-        batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
-        states = 0.0
-        if teacher is not None:
-            answers = stage.truth * text.response + stage.text * text.written
-            state = teacher.size.width * teacher.size.bytes_per_weight
-            states = answers / stage.length.total_steps / world * state
-        sent = traffic(
-            sized[name].parts,
-            None if teacher is None else teacher.parts,
-            devices=world,
-            strategy=strategy,
-            placement=placement,
-            micro_batches=stage.length.micro_batches,
-            teacher_forwards=stage.length.micro_batches if needs_teacher(config) else 0,
-            scoring_batches=batches * scored,
-            state_bytes=states,
-            writes=stage.written > 0,
-        )
-        length = stage.length
-        seconds += sent.seconds(
-            length.total_steps, length.epochs, stage.rounds, hardware.interconnect, hardware.host
-        )
-    return sent, seconds
 
 
 def _described(
