@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -52,29 +51,6 @@ class Mixture(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if loss is not None and not trainer.sanity_checking and isinstance(data, DistillationDataModule):
             data.mixture.observe_dev_loss(float(loss))
-
-
-class CastOnce(L.Callback):
-    """Has autocast cast the weights once per optimiser step, and not once per micro-batch.
-
-    What it has cast it lets go of where the outermost autocast ends. One that is off stands around the step.
-    """
-
-    def __init__(self) -> None:
-        self._open = ExitStack()
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._open.close()
-            self._open.enter_context(torch.autocast(pl_module.device.type, enabled=False))
-
-    def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self._open.close()
-
-    def on_exception(self, *args: Any, **kwargs: Any) -> None:
-        self._open.close()
 
 
 class RoundLog(L.Callback):
@@ -270,9 +246,7 @@ def build_callbacks(
     `stop` is asked by signals, between two steps and by long work between them.
     """
     best: list[L.Callback] = [BestCheckpoint(folder)] if validates else []
-    casts = length.micro_batches > 1 and config.precision.endswith("-mixed")
     return [
-        *([CastOnce()] if casts else []),
         ResumePoint(folder, config.checkpoint_every_n_steps, stop, length),
         Mixture(),
         RoundLog(tokenizer, config),
