@@ -28,7 +28,7 @@ from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
 from mgsr.models.stop_ids import TextEnds, text_ends
 from mgsr.models.vocabulary import id_count, require_shared_ids
-from mgsr.runtime.devices import placed
+from mgsr.runtime.devices import TYPES, computing_dtype, placed
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import is_first
@@ -115,17 +115,11 @@ def configured_ends(data: DataConfig, models: Sequence[Any], tokenizers: Sequenc
 
 
 def build_model(
-    config: ExperimentConfig,
-    model: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seed: int,
-    as_stored: bool = False,
+    config: ExperimentConfig, model: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
 ) -> PreTrainedModel:
     """A model on the CPU: made from its `architecture` with `seed` (in train mode), or loaded (in eval mode).
 
-    Args:
-        as_stored: see `load_causal_lm`; of no effect on a model that is made.
+    What is loaded may be in the type of its file yet, see `stays_stored`.
 
     Raises:
         UserError: it cannot be loaded or made, or its output layer is not a plain product.
@@ -139,7 +133,7 @@ def build_model(
             pad_token_id=pad_id(tokenizer),
             seed=seed,
         )
-    return load_source(model, as_stored=as_stored)
+    return load_source(model, as_stored=stays_stored(config, model))
 
 
 def load_source(model: ModelConfig, *, as_stored: bool = False) -> PreTrainedModel:
@@ -170,10 +164,11 @@ def load_source(model: ModelConfig, *, as_stored: bool = False) -> PreTrainedMod
 def stays_stored(config: ExperimentConfig, model: ModelConfig) -> bool:
     """Whether a model's weights may keep their file's type until they are where they compute.
 
-    Not where the student is made of them, or adapters of their type go on them; nor in float64, to which Lightning
-    turns what it finds.
+    Not where the student is made or cut of them, or adapters of their type go on them; nor in float64, to which
+    Lightning turns what it finds.
     """
-    settled = config.student.source == "teacher" or (model is config.student and config.student.lora.r > 0)
+    student = config.student
+    settled = student.source == "teacher" or (model is student and (student.lora.r > 0 or student.keep_layers))
     return not settled and config.trainer.precision != "64-true"
 
 
@@ -245,7 +240,6 @@ def build_student(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
-    as_stored: bool = False,
 ) -> PreTrainedModel:
     """The student without adapters: a depth-pruned copy of the teacher, or a model of its own, pruned or whole.
 
@@ -258,8 +252,30 @@ def build_student(
         pruned = prune_depth(teacher, list(layers))
         # the teacher may be of another type
         return pruned.to(dtype=DTYPES[student.dtype])  # type: ignore[call-arg]
-    model = build_model(config, student, tokenizer, seed=seed, as_stored=as_stored and not student.keep_layers)
+    model = build_model(config, student, tokenizer, seed=seed)
     return prune_depth(model, student.keep_layers) if student.keep_layers else model
+
+
+def teacher_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:
+    """What the frozen teacher's weights are in, by `teacher.frozen_dtype`; None: as they are."""
+    asked = config.teacher.frozen_dtype
+    return computing_dtype(config.trainer.precision, device) if asked == "auto" else DTYPES[asked]
+
+
+def frozen(model: Any, dtype: torch.dtype | None) -> Any:
+    """`model`, whose floating-point weights compute in `dtype` from here on; None: as they are.
+
+    They get it where they compute (`mgsr.runtime.devices.move`): until then they lie in a mapped file. Buffers
+    that no folder of a model has keep their type, such as the frequencies of rotary positions.
+    """
+    if dtype is not None:
+        setattr(model, TYPES, {name: dtype for name, _ in model.named_parameters(remove_duplicate=False)})
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                aside = name in module._non_persistent_buffers_set
+                if buffer is not None and not aside and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(dtype)
+    return model
 
 
 def with_adapters(student: Any, config: ExperimentConfig) -> Any:

@@ -107,11 +107,12 @@ def traffic(
     return Traffic(step, round_, state_bytes if teacher_forwards else 0, epoch, turns if writes else 0)
 
 
-def run_traffic(
+def communication(
     config: ExperimentConfig,
     text: Text,
     stages: list[Stage],
-    sized: dict[str, Model],
+    parts: dict[str, Parts],
+    taught_by: Model | None,
     strategy: str,
     placement: str,
     hardware: Hardware,
@@ -122,7 +123,7 @@ def run_traffic(
     for stage in stages:
         main = stage is stages[-1]
         name = "teacher" if stage.name.startswith("teacher") else "student"
-        teacher = sized.get("teacher") if main else None
+        teacher = taught_by if main else None
         scored = passes_at_most(config.scrg)
         batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
         states = 0.0
@@ -131,7 +132,7 @@ def run_traffic(
             state = teacher.size.width * teacher.size.bytes_per_weight
             states = answers / stage.length.total_steps / world * state
         sent = traffic(
-            sized[name].parts,
+            parts[name],
             None if teacher is None else teacher.parts,
             devices=world,
             strategy=strategy,
@@ -146,9 +147,9 @@ def run_traffic(
         seconds += sent.seconds(
             length.total_steps, length.epochs, stage.rounds, hardware.interconnect, hardware.host
         )
-    if placement == "sharded":
+    if placement == "sharded" and taught_by is not None:
         # its answers to the test sets: every token gathers all layers anew
         answers = text.tests * (len(seeds_of(config)) + 1)
         forwards = answers / world / config.evaluation.batch_size * config.evaluation.max_new_tokens
-        seconds += forwards * gather(sized["teacher"].parts.layers, world) / hardware.interconnect
+        seconds += forwards * gather(taught_by.parts.layers, world) / hardware.interconnect
     return sent, seconds

@@ -8,18 +8,30 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models.from_config import quiet_transformers
-from mgsr.planning.communication import Traffic, run_traffic
+from mgsr.models.from_config import quiet_transformers, teacher_dtype
+from mgsr.planning.communication import Traffic, communication
 from mgsr.planning.flops import shape_of
 from mgsr.planning.host_memory import Host, Saved, host_memory, saved
 from mgsr.planning.model_size import fake_models, model_size, parts_of
 from mgsr.planning.peak_memory import MIXED, Activations, extrapolated_activations
-from mgsr.planning.plan_cost import Hardware, Phase, Speaker, answer_phases, main_phases, seeds_of, sft_phase
-from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, combinations
+from mgsr.planning.plan_cost import (
+    Hardware,
+    Phase,
+    Speaker,
+    answer_phases,
+    main_phases,
+    seeds_of,
+    sft_phase,
+    worthwhile_tokens,
+)
+from mgsr.planning.plan_memory import DEVICE, RESERVED, Account, Model, Trained, account, combinations
 from mgsr.planning.shapes import ShapeFinder
 from mgsr.planning.workload import Stage, Text, find_text, main_job, sft_stage
+from mgsr.runtime.devices import computing_dtype
 from mgsr.runtime.errors import ConfigError
 
 
@@ -44,6 +56,7 @@ class Plan:
         greedy, sampled: seconds of the test sets, answered once with the best token and once per seed.
         options: in the order of preference at equal time.
         recommended: the fastest option that fits, or None.
+        worthwhile: tokens of one device in an optimiser step, see `worthwhile_tokens`.
     """
 
     config: ExperimentConfig
@@ -60,6 +73,7 @@ class Plan:
     greedy: float
     sampled: float
     options: list[Option]
+    worthwhile: float
 
     @property
     def world_size(self) -> int:
@@ -102,6 +116,7 @@ class Plan:
             "text": asdict(self.text),
             "stages": {stage.name: asdict(stage) | {"tokens": stage.tokens(self.text)} for stage in self.stages},
             "tokens": {"per_epoch": self.tokens_per_epoch, "main_job": main.tokens(self.text), "total": tokens},
+            "tokens_per_step": {"each_device": self.tokens_per_step, "worthwhile": self.worthwhile},
             "flops": {p.name: {"trunk": p.work.trunk, "head": p.work.head} for p in self.phases},
             "seconds": {p.name: {"seconds": p.seconds, "bound": p.bound} for p in self.phases},
             "tests": {"rows": self.text.tests, "greedy": self.greedy, "sampled": self.sampled},
@@ -119,6 +134,11 @@ class Plan:
             "configured": _named(self.configured),
             "fits": best is not None,
         }
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens of one device in an optimiser step of the main job."""
+        return self.main.tokens(self.text) / self.main.length.total_steps / self.world_size
 
     @property
     def tokens_per_epoch(self) -> float:
@@ -165,7 +185,10 @@ def plan(
     people = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
     _check_positions(config, people, text)
     sized = {name: _model(model) for name, model in people.items()}
-    speakers = {name: _speaker(config, name, model, sized[name]) for name, model in people.items()}
+    cuda = torch.device(DEVICE)
+    types = {"student": computing_dtype(config.trainer.precision, cuda), "teacher": teacher_dtype(config, cuda)}
+    computing = {name: sized[name].in_type(types[name]) for name in people}
+    speakers = {name: _speaker(config, name, model, computing[name]) for name, model in people.items()}
     stages, phases, trained = [], [], []
 
     @cache
@@ -192,25 +215,26 @@ def plan(
     taught = speakers.get("teacher")
     phases += main_phases(config, main, speakers["student"], taught, text, hardware, world)
     working = memory_of(main, "student", config.train.gradient_checkpointing)
-    ways = {
-        seeds: answer_phases(config, speakers["student"], taught, text, hardware, world, seeds=seeds)
+    answered = [
+        answer_phases(config, speakers["student"], taught, text, hardware, world, seeds=seeds)
         for seeds in (1, len(config.evaluation.seeds))
-    }
-    phases += ways[len(seeds_of(config))]
-    greedy, sampled = (
-        sum(phase.seconds for phase in way) for way in (ways[1], ways[len(config.evaluation.seeds)])
-    )
+    ]
+    phases += answered[len(seeds_of(config)) > 1]
+    greedy, sampled = (sum(phase.seconds for phase in way) for way in answered)
     checkpoints = [saved(config, stage, sized, hardware) for stage in stages]
-    computing = sum(phase.seconds for phase in phases) + sum(one.held for one in checkpoints)
+    busy = sum(phase.seconds for phase in phases) + sum(one.held for one in checkpoints)
     options = []
     for strategy, placement in combinations(world, teacher is not None):
         row = account(
-            config, working, sized.get("teacher"), trained,
+            config, working, computing.get("teacher"), trained,
             world_size=world, strategy=strategy, placement=placement, available=available,
         )  # fmt: skip
         host = host_memory(config, sized, checkpoints, text, main, devices=devices, account=row)
-        sent, seconds = run_traffic(config, text, stages, sized, strategy, placement, hardware, world)
-        options.append(Option(row, host, sent, seconds, computing + seconds))
+        # FSDP2 gathers what is computed in
+        parts = {name: (computing if strategy == "fsdp2" else sized)[name].parts for name in people}
+        taught_by = computing.get("teacher")
+        sent, seconds = communication(config, text, stages, parts, taught_by, strategy, placement, hardware, world)
+        options.append(Option(row, host, sent, seconds, busy + seconds))
     described = {
         name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
     }
@@ -229,6 +253,7 @@ def plan(
         greedy,
         sampled,
         options,
+        worthwhile_tokens(config, speakers["student"], sized["student"].size.parameters, hardware),
     )
 
 

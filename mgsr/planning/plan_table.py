@@ -48,6 +48,10 @@ def heading(plan: Plan) -> list[str]:
         )
     main = plan.main
     out.append(f"tokens per epoch of the main job {plan.tokens_per_epoch / 1e6:.2f}M")
+    out.append(
+        f"a step is {plan.tokens_per_step:,.0f} tokens on each device; AdamW and casting weights take a tenth of "
+        f"one of {plan.worthwhile:,.0f} tokens, and more of a smaller one (train.batch_size)"
+    )
     if main.written:
         out.append(f"text written {plural(round(main.written), 'answer')} in {plural(main.rounds, 'round')}")
     return out

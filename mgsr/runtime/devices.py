@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mgsr.runtime.errors import ConfigError
-from mgsr.runtime.processor import usable_threads
+from mgsr.runtime.processor import has_bf16_units, usable_threads
 from mgsr.runtime.progress import say_once
 
 
@@ -39,6 +39,39 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
     )
     keys = ["trainer.accelerator"] if setting.startswith("trainer.accelerator") else []
     raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu", *keys)
+
+
+NARROW = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def computing_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What models compute in under a precision of Lightning's, in all phases of a run.
+
+    Returns:
+        None: in the type of their weights. float16 is for GPUs alone.
+    """
+    dtype = NARROW.get(precision)
+    return None if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def product_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What the objective's products take their factors in, see `tiled_objective`; None: it decides itself.
+
+    On a GPU it sees what the model computes in; of a CPU this says whether the processor gains by it.
+    """
+    narrow = computing_dtype(precision, device) == torch.bfloat16
+    return torch.bfloat16 if narrow and device.type == "cpu" and has_bf16_units() else None
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """`trainer.matmul_precision` within the block, see `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -94,6 +127,12 @@ def move(model: Any, device: torch.device | None = None) -> Any:
     return model._apply(lambda t: t.to(device or t.device).to(wanted.get(id(t), t.dtype)))
 
 
+def settle(model: Any) -> Any:
+    """Give a model the type it computes in where it is, for good: from here on its weights are cast by others."""
+    move(model).__dict__.pop(TYPES, None)
+    return model
+
+
 def _types(model: Any) -> dict[str, torch.dtype]:
     return getattr(model, TYPES, {})
 
@@ -101,6 +140,18 @@ def _types(model: Any) -> dict[str, torch.dtype]:
 def working_type(model: Any) -> torch.dtype:
     """The type that a model's weights compute in, also while they are held in the type of their file."""
     return next(iter(_types(model).values()), next(model.parameters()).dtype)
+
+
+@contextmanager
+def computing_in(model: Any, dtype: torch.dtype | None) -> Iterator[Any]:
+    """The model, which computes in `dtype` wherever it is `placed` within the block; None: as it does."""
+    before = _types(model)
+    if dtype is not None:
+        setattr(model, TYPES, {name: dtype for name, _ in model.named_parameters(remove_duplicate=False)})
+    try:
+        yield model
+    finally:
+        setattr(model, TYPES, before)
 
 
 class Rest:

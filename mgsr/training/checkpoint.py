@@ -146,7 +146,7 @@ class DurableIO(CheckpointIO):
 class ResumePoint(Checkpoint):
     """Saves `checkpoints/resume-<step>.ckpt` every n steps, at the end of each epoch, and when asked to stop.
 
-    Training goes on while one is written; it is waited for to stop, and where an epoch ends before a round of text.
+    Training goes on while one is written; it is waited for to stop, and at an epoch's end before a round of text.
     Lightning cannot go on between an epoch's last step and the dev set, so there is a point before that step:
     whoever is stopped while looking at the dev set repeats one step.
     """
@@ -207,9 +207,8 @@ class ResumePoint(Checkpoint):
         self._between_epochs = bool(checkpoint["between_epochs"])
         steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
         if steps != now:
-            raise UserError(
-                f"{self.folder}: an epoch had {plural(steps, 'step')}, here it has {now}; begin another arm"
-            )
+            had = f"an epoch had {plural(steps, 'step')}"
+            raise UserError(f"{self.folder}: {had}, here it has {now}; begin another arm")
         rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -231,9 +230,9 @@ class ResumePoint(Checkpoint):
         trainer.save_checkpoint(resume_path(self.folder, trainer.global_step))
         self.stop.standing = f"step {trainer.global_step} of {self.length.total_steps}"
 
-        writes = getattr(trainer, "datamodule", None) is not None and trainer.datamodule.rounds is not None
-        if self.stop.asked is not None or (self._between_epochs and writes):
-            # the text of the next round stands on this one
+        rounds = getattr(getattr(trainer, "datamodule", None), "rounds", None)
+        if self.stop.asked is not None or (self._between_epochs and rounds is not None):
+            # a later start, or the text of the next round, stands on this one
             trainer.strategy.checkpoint_io.background.wait()  # type: ignore[attr-defined]
             barrier("resume point")
 

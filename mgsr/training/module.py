@@ -26,6 +26,7 @@ from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import OutputLayer
+from mgsr.runtime.devices import computing_dtype, working_device
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import gathered
@@ -83,7 +84,8 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.student = student
         self.clip = objective.clip_network
-        self.placement = Placement(student, teacher, placement, compile=trainer.compile)
+        dtype = computing_dtype(trainer.precision, working_device(trainer.accelerator))
+        self.placement = Placement(student, teacher, placement, compile=trainer.compile, dtype=dtype)
         self._dev_phase = ExitStack()
         self.objective = objective
         self.config, self.logging = train, trainer

@@ -8,7 +8,7 @@ Shapes: B sequences, L tokens, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from mgsr.data.collate import Batch
 from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, last_hidden, output_head
-from mgsr.runtime.devices import Rest, move, placed, working_type
-from mgsr.training.fsdp import WholeCopy, is_sharded, phase_of, shard_student, shard_teacher
+from mgsr.runtime.devices import Rest, move, placed, settle, working_type
+from mgsr.training.fsdp import WholeCopy, is_sharded, phase_of, shard_student, shard_teacher, working
 
 
 class Placement:
@@ -33,15 +33,23 @@ class Placement:
         placement: of the teacher, see `teacher.placement`.
         compile: compile the forwards of training. Writing and the dev set keep the plain forward: their shapes
             change with every token.
+        dtype: what the student computes in, see `computing_dtype`. The teacher always computes in its own type.
 
     Attributes:
-        acting: what writes text and is looked at: the student, or a whole copy of a sharded one within `whole`.
+        acting: what writes text and is looked at: the student, or within `whole` a copy of it, where it is sharded
+            or its weights are wider than what it computes in.
     """
 
     def __init__(
-        self, student: Any, teacher: Any, placement: str = "replicated", *, compile: bool = False
+        self,
+        student: Any,
+        teacher: Any,
+        placement: str = "replicated",
+        *,
+        compile: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.student, self.teacher, self.placement = student, teacher, placement
+        self.student, self.teacher, self.placement, self.dtype = student, teacher, placement, dtype
         self.compiled = compile
         self._read: Callable[..., Tensor] = torch.compile(last_hidden, dynamic=True) if compile else last_hidden
         self.acting = student
@@ -61,12 +69,12 @@ class Placement:
             mesh: None leaves both whole. In parts or not, the student's weights have their own type from here on.
         """
         if self.sharded or mesh is None:
-            move(self.student)
+            settle(self.student)
             return
         self._copy = WholeCopy(self.student)
-        shard_student(root, self.student, mesh, forward)
+        shard_student(root, self.student, mesh, forward, self.dtype)
         # only now: each rank casts its own part
-        move(self.student)
+        settle(self.student)
         if self.teacher is not None and self.placement == "sharded" and not is_sharded(self.teacher):
             shard_teacher(self.teacher, mesh)
 
@@ -89,7 +97,8 @@ class Placement:
             plain: never compiled; of the student as one piece, within `whole`.
         """
         model, read = (self.acting, last_hidden) if plain else (self.student, self._read)
-        return read(model, batch.input_ids, batch.attention_mask), output_head(model)
+        with nullcontext() if model is self.student else _own_type(batch):
+            return read(model, batch.input_ids, batch.attention_mask), output_head(model)
 
     def teacher_states(self, batch: Batch) -> tuple[Tensor, OutputLayer]:
         """The teacher's last hidden states `[B, L, H]`, and its output layer.
@@ -103,7 +112,7 @@ class Placement:
             return (self._head.weight.new_zeros(shape) if states is None else states), self._head
         head = output_head(self.teacher)
         # no_grad and not inference_mode: backward refuses inference tensors
-        with torch.no_grad():
+        with torch.no_grad(), _own_type(batch):
             if batch.teacher_top is None:
                 return self._read(self.teacher, batch.input_ids, batch.attention_mask), head
             return self._uncached_states(batch, batch.teacher_top.rows, head), head
@@ -124,16 +133,17 @@ class Placement:
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
-        """The student as one piece, `acting`; every rank has to open this."""
-        if self._copy is None:
-            yield self.student
-            return
-        self.acting = self._copy.fill(self.student)
-        try:
-            yield self.acting
-        finally:
-            self.acting = self.student
-            self._copy.empty()
+        """The student as one piece that computes in `dtype`, `acting`; every rank has to open this."""
+        with ExitStack() as stack:
+            if self._copy is None:
+                self.acting = stack.enter_context(working(self.student, self.dtype))
+            else:
+                stack.callback(self._copy.empty)
+                self.acting = self._copy.fill(self.student, self.dtype)
+            try:
+                yield self.acting
+            finally:
+                self.acting = self.student
 
     @contextmanager
     def scoring(self, device: torch.device) -> Iterator[None]:
@@ -169,6 +179,9 @@ class Placement:
         """
         with ExitStack() as stack:
             stack.enter_context(self.whole())
+            if self.alternates and not self.sharded and self.acting is not self.student:
+                # its copy stands in its place
+                stack.enter_context(placed(torch.device("cpu"), self.student))
             if self.alternates and together:
                 stack.enter_context(placed(device, self.teacher))
             elif self.alternates:
@@ -191,6 +204,11 @@ class Placement:
             self.acting = self._copy.fill(self.student, on_host=on_host)
             self._copy = None
         return self.acting
+
+
+def _own_type(batch: Batch) -> AbstractContextManager[Any]:
+    """Without autocast: a model whose weights are what it computes in needs none."""
+    return torch.autocast(batch.input_ids.device.type, enabled=False)
 
 
 class InTurn:

@@ -40,7 +40,7 @@ from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.fsdp import build_strategy
 from mgsr.training.launch import StopRequest, cluster_environment
 from mgsr.training.module import DistillationModule
-from mgsr.training.optim import Length
+from mgsr.training.optim import CastOnce, Length
 
 HPARAMS = "events.out.tfevents.0.hparams"
 """Written anew by every start of a run. TensorBoard takes the first session that it reads, and reads files by the
@@ -105,23 +105,26 @@ def fit(
         validates=validates,
         first_step=first_step,
     )
-    device = working_device(config.trainer.accelerator).type
-    files = DurableIO(in_place=device == "cpu")
+    kind, precision = working_device(config.trainer.accelerator).type, config.trainer.precision
+    files = DurableIO(in_place=kind == "cpu")
     plugins: list[Any] = [files, cluster_environment(config.trainer)]
-    # ModelParallelStrategy takes float64 by this way alone
-    double = config.trainer.strategy == "fsdp2" and config.trainer.precision == "64-true"
-    if double:
-        plugins.append(DoublePrecision())
+    casts: Any = None
+    if config.trainer.strategy == "fsdp2" and precision == "64-true":
+        # ModelParallelStrategy takes float64 by this way alone
+        casts = DoublePrecision()
+    elif precision.endswith("-mixed"):
+        casts = CastOnce(precision, kind)
+    plugins += [casts] if casts else []
     # what was logged behind the resume point is logged again: TensorBoard is told to forget the first time
     purge: dict[str, Any] = {"purge_step": first_step}
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
     trainer = L.Trainer(
         # not its own choice for `auto`: that would be MPS on a Mac
-        accelerator=device,
+        accelerator=kind,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config.trainer, unused_parameters=module.objective.has_idle_parameters),
-        precision=None if double else config.trainer.precision,  # type: ignore[arg-type]
+        precision=None if casts else precision,  # type: ignore[arg-type]
         max_steps=length.total_steps,
         max_epochs=-1,
         accumulate_grad_batches=length.micro_batches,

@@ -28,7 +28,6 @@ from mgsr.models.from_config import load_source
 from mgsr.runtime.devices import placed, working_type
 from mgsr.runtime.ranks import barrier, rank, several, world_size
 from mgsr.training.fsdp import WholeCopy, first_in_lockstep, is_sharded, phase_of, shard_at_loading
-from mgsr.training.sft import Prepared
 from tests.distributed.cases import run_ranks
 from tests.reliability.harness import SMALL
 
@@ -80,7 +79,8 @@ def look(folder: Path) -> None:
     def load() -> Any:
         teacher = load_source(config.teacher, as_stored=several())
         shell = WholeCopy(teacher)
-        return shell, shard_at_loading(config, Prepared(teacher, tokenizer, "", folder)).model
+        shard_at_loading(config, teacher)
+        return shell, teacher
 
     peak, (shell, teacher) = peak_of(load)
     rows = read_split(config.data, "test")
