@@ -175,7 +175,7 @@ def account(
         kv_cache=cache,
         training=training(main.rows),
         generation=generation,
-        tests=answering(config, student, teacher, shards if placement == "sharded" else 1),
+        tests=answering(config, acting, teacher, shards if placement == "sharded" else 1),
         sft={
             stage.name: _static(config, stage.model, shards) + _added(config, stage, None, strategy, world_size)
             for stage in before

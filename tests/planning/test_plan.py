@@ -98,15 +98,18 @@ def test_everything_as_json(capsys: Capture) -> None:
         "student prefill",
         "student decode",
     ]
-    assert list(found["flops"]) == list(found["seconds"]) == [*phases, "scoring", "continuation"]
+    assert list(found["flops"]) == list(found["seconds"]) == [
+        *phases, "scoring", "continuation", "test sets, student twice", "test sets, teacher", "exposure bias",
+    ]  # fmt: skip
     assert {row["strategy"] + " " + row["placement"] for row in found["strategies"]} == {
         "ddp replicated", "ddp cpu", "fsdp2 replicated", "fsdp2 sharded", "fsdp2 cpu",
     }  # fmt: skip
     computing = sum(phase["seconds"] for phase in found["seconds"].values())
+    computing += sum(one["held"] for one in found["checkpoints"].values())
     for row in found["strategies"]:
         assert row["seconds"] == pytest.approx(computing + row["communication"]["seconds"])
         assert row["fits"] == (row["peak"] <= 0.9 * found["available"])
-        assert row["peak"] == max(row["training"], row["generation"], *row["sft"].values())
+        assert row["peak"] == max(row["training"], row["generation"], row["tests"], *row["sft"].values())
     ddp = found["strategies"][0]
     assert ddp["communication"]["step"] == pytest.approx(2 * 3 / 4 * 4 * student["adapters"])
     # and a few buffers
