@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Predictor:
         stop_ids: any of them ends a response; None: the tokenizer's end of text.
         lead: text that stands before every response and is no part of it.
         check: called between batches; may raise to stop. advance: called with the number of responses.
+        together: within it each rank calls a model that is in parts on all of them at its own pace.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +47,7 @@ class Predictor:
     lead: str = ""
     check: Callable[[], None] | None = None
     advance: Callable[[int], None] | None = None
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def write(self, model: PreTrainedModel, seed: int) -> list[str]:
         """One response per example of this rank, in order."""
@@ -80,7 +83,9 @@ class Predictor:
 
     def write_all(self, model: PreTrainedModel, seed: int) -> list[str]:
         """One response per example, of all ranks; every rank has to call this."""
-        return ranks.interleaved(ranks.gathered(self.write(model, seed)))
+        with self.together():
+            mine = self.write(model, seed)
+        return ranks.interleaved(ranks.gathered(mine))
 
     def _after_batch(self, count: int) -> None:
         if self.advance is not None:
@@ -214,12 +219,15 @@ def evaluate_tests(
     vocab_size: int,
     ends: TextEnds,
     name: str,
+    *,
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Evaluation]:
     """Every test set, written and measured.
 
     Args:
         tokenizer: the model's.
         name: of the model, for progress lines.
+        together: see `Predictor`.
     """
     written: dict[str, Evaluation] = {}
     with placed(working_device(config.trainer.accelerator), model):
@@ -230,6 +238,6 @@ def evaluate_tests(
             rows, seeds = len(examples), len(predictor.seeds)
             say(f"{name}: answers {plural(rows, 'row')} of {set_name} with {plural(seeds, 'seed')}")
             with progress(f"{name}, {set_name}", len(predictor.mine) * seeds, unit="responses") as advance:
-                predictor.advance = advance
+                predictor.advance, predictor.together = advance, together
                 written[set_name] = evaluate(model, predictor)
     return written

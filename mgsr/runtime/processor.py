@@ -35,6 +35,13 @@ def is_amd() -> bool:
     return "AuthenticAMD" in (described().get("vendor_id") or platform.processor())
 
 
+def has_bf16_units() -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32: by AMX or AVX512-BF16, or on ARM."""
+    said = described()
+    flags = f"{said.get('flags', '')} {said.get('Features', '')}".split()
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags)
+
+
 def usable_cores() -> int:
     """Cores that this process may use: of its affinity, and of the quota of a container (cgroup), rounded up."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -144,8 +144,9 @@ class DistillationDataModule(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = sorted(self.dev_rows, key=len)[rank::world]
         size = self.stage.micro_batch_size
-        # a rank without rows looks too: the sums wait for every rank
-        chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size) or (0,)]
+        # a rank without rows looks too: the sums wait for every rank, and layers in parts for every forward
+        most = max(1, -(-len(self.dev_rows) // world))
+        chunks = [tuple(rows[i : i + size]) for i in range(0, most, size)]
         return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:

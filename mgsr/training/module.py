@@ -26,6 +26,7 @@ from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import OutputLayer
+from mgsr.runtime.devices import computing_dtype, working_device
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import gathered
@@ -83,7 +84,8 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.student = student
         self.clip = objective.clip_network
-        self.placement = Placement(student, teacher, placement, compile=trainer.compile)
+        dtype = computing_dtype(trainer.precision, working_device(trainer.accelerator))
+        self.placement = Placement(student, teacher, placement, compile=trainer.compile, dtype=dtype)
         self._dev_phase = ExitStack()
         self.objective = objective
         self.config, self.logging = train, trainer
@@ -111,8 +113,8 @@ class DistillationModule(L.LightningModule):
         return self.placement.teacher
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            self.placement.shard(self, self.device_mesh["data_parallel"], "losses")
+        mesh = self.device_mesh
+        self.placement.shard(self, None if mesh is None else mesh["data_parallel"], "losses")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what adapters stand on is frozen, and known by its fingerprint
@@ -130,7 +132,7 @@ class DistillationModule(L.LightningModule):
         self.placement.to_device(self.device)
 
     def on_train_start(self) -> None:
-        # from_pretrained hands out eval mode; a run resumed within an epoch doesn't call on_train_epoch_start
+        # from_pretrained gives eval mode; a run resumed within an epoch calls no on_train_epoch_start
         self.student.train()
 
     def on_train_epoch_start(self) -> None:
@@ -246,17 +248,19 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.student.eval()
-        self._dev_phase.enter_context(self.placement.whole())
+        if self.predict is not None:
+            self._dev_phase.enter_context(self.placement.whole())
         self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
-        student = self.placement.student_states(batch, plain=True)
-        terms = self.objective(
-            batch.targets, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size
-        )
+        if self.predict is None and self.placement.sharded:
+            sft = self.losses(batch, (None, None), False).sft
+        else:
+            states = *self.placement.student_states(batch, plain=True), None, None
+            sft = self.objective(batch.targets, *states, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size).sft
         tokens = batch.counts.ground_truth_tokens
-        self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
+        self._dev += torch.tensor([float(sft) * tokens, tokens], dtype=torch.float64, device=self.device)
 
     def on_validation_epoch_end(self) -> None:
         total = self._dev

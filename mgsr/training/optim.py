@@ -1,18 +1,21 @@
-"""AdamW with its parameter groups, the schedule, and what follows from the sizes of a stage."""
+"""AdamW with its parameter groups, the schedule, autocast, and what follows from the sizes of a stage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from mgsr.config.schema import TrainConfig
 from mgsr.data.sampler import micro_batches_per_step, steps_per_epoch
+from mgsr.runtime.devices import NARROW
 from mgsr.runtime.errors import ConfigError
 
 
@@ -76,3 +79,40 @@ def build_optimizer(
     groups = [pair for pair in candidates if pair[0]["params"]]
     optimizer = torch.optim.AdamW([g for g, _ in groups], lr=train.lr, betas=(train.betas[0], train.betas[1]))
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [s for _, s in groups])
+
+
+class CastOnce(MixedPrecision):
+    """Autocast that casts the weights once per optimiser step, and not anew in every micro-batch.
+
+    Lightning's keeps nothing that it has cast. Autocast itself lets go of it where the outermost context ends: one
+    that is off stands around all micro-batches of a step, and ends before the weights change.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._step = ExitStack()
+        self._within = False
+
+    def autocast_context_manager(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=NARROW[self.precision])
+
+    @contextmanager
+    def train_step_context(self) -> Iterator[None]:
+        if not self._within:
+            self._step.enter_context(torch.autocast(self.device, enabled=False))
+            self._within = True
+        with super().train_step_context():
+            yield
+
+    def _after_closure(self, *args: Any, **kwargs: Any) -> None:
+        self._end_step()
+        super()._after_closure(*args, **kwargs)
+
+    def teardown(self) -> None:
+        # also behind an error within a step
+        self._end_step()
+        super().teardown()
+
+    def _end_step(self) -> None:
+        self._step.close()
+        self._within = False

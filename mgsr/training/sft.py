@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ from mgsr.models.from_config import (
     build_student,
     build_tokenizer,
     configured_ends,
+    frozen,
     load_cached,
-    load_source,
     quiet_transformers,
+    stays_stored,
+    teacher_dtype,
+    try_student,
     with_end_token,
 )
 from mgsr.models.model_cache import (
@@ -42,6 +46,7 @@ from mgsr.models.model_cache import (
     stage_seed,
     versioned_fingerprint,
 )
+from mgsr.runtime.devices import computing_dtype, computing_in, product_dtype, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -50,6 +55,7 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
 from mgsr.runtime.wording import plural
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import phase_of, shard_at_loading
 from mgsr.training.launch import stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
@@ -101,6 +107,10 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     if start.ends.note:
         say(start.ends.note)
     student.model.generation_config = start.ends.given_to(student.model.generation_config)
+    if teacher is not None:
+        # behind the student, which may be made of it as it was trained
+        device = working_device(config.trainer.accelerator)
+        shard_at_loading(config, frozen(teacher.model, teacher_dtype(config, device)))
     begun = {"teacher": teacher, "sft_start": student}
     figures = {name: cached_evaluation(config, one, tests, start.ends, name) for name, one in begun.items() if one}
     return replace(start, tests=tests, figures=figures)
@@ -133,9 +143,9 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     key = model_key(config, teacher, rows, _content(teacher))
     folder = cache_folder(config) / f"teacher-{key}"
     if agreed((folder / "config.json").exists()):
-        return _taken(folder, "teacher", teacher, key)
+        return _taken(config, folder, "teacher", teacher, key)
     if teacher.sft.enabled:
-        on_first(lambda: _try_student(config))
+        on_first(lambda: try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
     model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
     return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
@@ -152,7 +162,7 @@ def prepare_student(
     key = model_key(config, student, train, _content(student), origin)
     folder = cache_folder(config) / f"student-{key}"
     if agreed((folder / "config.json").exists()):
-        return _taken(folder, "student", student, key)
+        return _taken(config, folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
     model = build_student(
         config,
@@ -168,38 +178,35 @@ def _content(model: ModelConfig) -> str:
     return agreed(content_of(model) if is_first() else "")
 
 
-def _try_student(config: ExperimentConfig) -> None:
-    """Read a student from elsewhere once before the teacher is fine-tuned: hours later is late to find it broken.
-
-    Raises:
-        UserError: its weights cannot be used.
-    """
-    if config.student.source not in ("init", "teacher"):
-        load_source(config.student)
-
-
 def cached_evaluation(
     config: ExperimentConfig, prepared: Prepared, tests: Tests, ends: models.TextEnds, name: str
 ) -> dict[str, Any]:
-    """Test figures of a model that several runs start from; measured once, then read."""
+    """Test figures of a model that several runs start from, `teacher` or not; measured once, then read."""
+    device, precision = working_device(config.trainer.accelerator), config.trainer.precision
+    dtype = teacher_dtype(config, device) if name == "teacher" else computing_dtype(precision, device)
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
     # the name of the folder depends on the template itself
     data = {name: value for name, value in asdict(config.data).items() if name != "chat_template"}
-    key = versioned_fingerprint(asdict(config.evaluation), data, rows, ends.stop_ids)
+    key = versioned_fingerprint(
+        asdict(config.evaluation), data, rows, ends.stop_ids, *([str(dtype)] * bool(dtype))
+    )
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
+    together = partial(phase_of, prepared.model, device)
     shown = name.removeprefix("sft_")
-    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, shown)
+    with computing_in(prepared.model, dtype) as model:
+        written = evaluate_tests(config, model, prepared.tokenizer, tests, width, ends, shown, together=together)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
 
 
-def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
+def _taken(config: ExperimentConfig, folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
     say(f"{name}: taken from {folder}")
-    return Prepared(load_cached(folder, model), models.load_tokenizer(str(folder)), key, folder)
+    loaded = load_cached(folder, model, as_stored=stays_stored(config, model))
+    return Prepared(loaded, models.load_tokenizer(str(folder)), key, folder)
 
 
 def _fine_tuned(
@@ -213,7 +220,7 @@ def _fine_tuned(
     key: str,
     folder: Path,
 ) -> Prepared:
-    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`."""
+    """Fine-tune on ground truth in `<folder>.partial`, then move the model and its curves to `folder`."""
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
         return Prepared(model, tokenizer, key, folder)
@@ -221,7 +228,7 @@ def _fine_tuned(
     # runs side by side may want the same model: one makes it, the others wait and take it
     with locked(partial, wait=True) if is_first() else nullcontext():
         if agreed((folder / "config.json").exists()):
-            return _taken(folder, name, settings, key)
+            return _taken(config, folder, name, settings, key)
         if is_first():
             remove_leftovers(partial)
             models.remove_half_folders(folder)
@@ -231,7 +238,7 @@ def _fine_tuned(
         reach("stage.trained")
         on_first(lambda: _keep(model, tokenizer, partial, folder))
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
-    return _taken(folder, name, settings, key)
+    return _taken(config, folder, name, settings, key)
 
 
 def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
@@ -271,10 +278,11 @@ def _supervise(
         seed=seed,
     )
     stop = stop_request(config, f"{name} SFT")
+    products = product_dtype(config.trainer.precision, working_device(config.trainer.accelerator))
     module = DistillationModule(
         model,
         None,
-        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {}),
+        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {"product_dtype": products}),
         train=sft,
         trainer=config.trainer,
         total_steps=length.total_steps,
@@ -285,4 +293,4 @@ def _supervise(
         section=f"{name}.sft",
     )
     fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", stop=stop)
-    return module.placement.last()
+    return module.placement.last(on_host=True)

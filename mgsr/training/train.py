@@ -25,7 +25,7 @@ from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import Size, check_run
 from mgsr.rounds.store import read_manifest, round_folders
 from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
-from mgsr.runtime.devices import quick_cpu, working_device
+from mgsr.runtime.devices import computing_dtype, matmul_precision, quick_cpu, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
@@ -34,6 +34,7 @@ from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
+from mgsr.training.fsdp import working
 from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
 from mgsr.training.sft import prepare_models
 from mgsr.training.trainer import fit, load_student
@@ -53,7 +54,8 @@ def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce 
         UserError: anything the user can mend, as one line.
     """
     config = with_absolute_paths(config)
-    with placed(config), quick_cpu(config.trainer.threads):
+    trainer = config.trainer
+    with placed(config), quick_cpu(trainer.threads), matmul_precision(trainer.matmul_precision):
         return _train(config, resume, announce)
 
 
@@ -131,23 +133,25 @@ def _run(
     )
     if quality is not None:
         metrics["corrections"] = quality
-    # the test sets, once, with the chosen checkpoint
-    written = evaluate_tests(
-        config, trained, student.tokenizer, start.tests, start.vocab_size, start.ends, config.arm
-    )
+    with working(trained, computing_dtype(config.trainer.precision, device)) as computing:
+        # the test sets, once, with the chosen checkpoint
+        written = evaluate_tests(
+            config, computing, student.tokenizer, start.tests, start.vocab_size, start.ends, config.arm
+        )
+        if teacher is not None:
+            exposed = start.tests["test"][1]
+            bias = exposure_bias(config, computing, teacher.model, start.ends, exposed, start.vocab_size)
+            metrics["exposure"] = bias
     on_first(lambda: _keep_predictions(folder, written))
     metrics["result"] = {name: evaluation.summary for name, evaluation in written.items()}
     _log_result(job, metrics["result"])
-    if teacher is not None:
-        examples = start.tests["test"][1]
-        metrics["exposure"] = exposure_bias(config, trained, teacher.model, start.ends, examples, start.vocab_size)
     return metrics
 
 
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
     config = with_absolute_paths(config)
-    with placed(config), quick_cpu():
+    with placed(config), quick_cpu(), matmul_precision(config.trainer.matmul_precision):
         rows = _rows(config)
         check_run(config, rows)
         prepare_models(config, rows)

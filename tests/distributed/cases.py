@@ -24,7 +24,9 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel
+from transformers.pytorch_utils import Conv1D
 
 import mgsr.training.module
 from mgsr.config.schema import ExperimentConfig
@@ -82,6 +84,7 @@ RAGGED = ("scrg.text=interleaved", "mixture.student_fraction=0.34", "scrg.batch_
 ADAMW = ("data.dev_limit=1", "train.epochs=3", "train.lr=0.01", "train.grad_clip=1")
 # rank 1 dies behind step 4 of 9, within the second epoch
 DIES = "step.end=kill@9#1"
+BF16 = ("teacher.dtype=float32", "student.dtype=float32", "trainer.precision=bf16-mixed")
 CASES = (
     Case("one", 1, sgd=True),
     Case("ddp", 2, sgd=True),
@@ -90,6 +93,9 @@ CASES = (
     Case("fsdp2_stages", 2, (*FSDP2, *RAGGED, "run_root={folder}/fsdp2_runs"), sgd=True),
     Case("one_stages", 1, (*RAGGED, "run_root={folder}/one_runs"), sgd=True),
     Case("offloaded", 2, ("teacher.placement=cpu",), sgd=True),
+    Case("one_bf16", 1, BF16, sgd=True),
+    Case("ddp_bf16", 2, BF16, sgd=True),
+    Case("fsdp2_bf16", 2, (*BF16, *FSDP2), sgd=True),
     Case("adamw", 2, ADAMW),
     Case("killed", 2, ADAMW, kill=DIES),
     Case("killed", 2, ADAMW, resumes="same"),
@@ -129,15 +135,30 @@ def _record_first_gradients(path: Path) -> None:
     DistillationModule.configure_gradient_clipping = record  # type: ignore[method-assign]
 
 
+def _record_weights(path: Path) -> Callable[[], None]:
+    """Keep the types of the weights that layers compute with; the callable writes them."""
+    seen: set[str] = set()
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            seen.add(str(module.weight.dtype))
+
+    register_module_forward_hook(look)
+    return lambda: path.write_text(json.dumps(sorted(seen)))
+
+
 def work(folder: Path, case: Case) -> None:
     """One rank of one case."""
     if case.sgd:
         mgsr.training.module.build_optimizer = _sgd  # type: ignore[assignment]
         _record_first_gradients(folder / f"{case.name}.gradients.pt")
+    written = _record_weights(folder / f"{case.name}.weights.json")
     faults.arm(case.kill)
     config = configuration(folder, case)
     with joined(config.trainer):
         train(config, resume=bool(case.resumes))
+        if is_first():
+            written()
 
 
 def averaging(folder: Path) -> None:

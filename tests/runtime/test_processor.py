@@ -57,6 +57,21 @@ def test_without_proc_the_platform_is_asked(is_: pytest.MonkeyPatch) -> None:
     assert not processor.is_amd() and processor.name() == "unknown"
 
 
+@pytest.mark.parametrize(
+    ("said", "units"),
+    [
+        ({"flags": "sse avx512f amx_tile amx_bf16"}, True),
+        ({"flags": "sse avx512f avx512_bf16"}, True),
+        ({"Features": "fp asimd bf16 i8mm"}, True),
+        ({"flags": "sse avx2 avx512f avx512_fp16"}, False),
+        ({}, False),
+    ],
+)
+def test_units_for_bf16_are_seen(said: dict[str, str], units: bool, is_: pytest.MonkeyPatch) -> None:
+    is_.setattr(processor, "described", lambda: said)
+    assert processor.has_bf16_units() == units
+
+
 def test_only_the_first_processor_is_described() -> None:
     described = processor.described()
     text = Path("/proc/cpuinfo")

@@ -219,7 +219,7 @@ def test_build_objective_chooses_by_kind() -> None:
     loss = build_objective(config, build_clip(config, VOCABULARY, None))
     assert isinstance(loss, MiniLLMObjective)
     assert loss.weights == (0.5, 1.0, 0.0) and loss.needs_teacher
-    assert loss.options == {"importance_clip": 0.3, "tile_size": 7}
+    assert loss.options == {"importance_clip": 0.3, "tile_size": 7, "product_dtype": None}
     # whatever the clip section says, no clip network is built
     assert build_clip(config, VOCABULARY, None) is None
     assert loss.clip_network is None
