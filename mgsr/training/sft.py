@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from mgsr.models.model_cache import (
     stage_seed,
     versioned_fingerprint,
 )
+from mgsr.runtime.devices import free_memory
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -137,8 +138,11 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     if teacher.sft.enabled:
         on_first(lambda: _try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
-    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
-    return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
+
+    def build() -> PreTrainedModel:
+        return build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
+
+    return _fine_tuned(config, teacher, "teacher", build, tokenizer, rows, dev, key, folder)
 
 
 def prepare_student(
@@ -154,14 +158,12 @@ def prepare_student(
     if agreed((folder / "config.json").exists()):
         return _taken(folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
-    model = build_student(
-        config,
-        student,
-        None if teacher is None else teacher.model,
-        tokenizer,
-        seed=stage_seed(config, student.sft),
-    )
-    return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
+
+    def build() -> PreTrainedModel:
+        taught = None if teacher is None else teacher.model
+        return build_student(config, student, taught, tokenizer, seed=stage_seed(config, student.sft))
+
+    return _fine_tuned(config, student, "student", build, tokenizer, train, dev, key, folder)
 
 
 def _content(model: ModelConfig) -> str:
@@ -206,17 +208,21 @@ def _fine_tuned(
     config: ExperimentConfig,
     settings: ModelConfig,
     name: str,
-    model: PreTrainedModel,
+    build: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
     key: str,
     folder: Path,
 ) -> Prepared:
-    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`."""
+    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`.
+
+    Args:
+        build: makes the model. Nobody but the stage holds it, so that it goes with the stage.
+    """
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
-        return Prepared(model, tokenizer, key, folder)
+        return Prepared(build(), tokenizer, key, folder)
     partial = folder.with_name(folder.name + ".partial")
     # runs side by side may want the same model: one makes it, the others wait and take it
     with locked(partial, wait=True) if is_first() else nullcontext():
@@ -225,11 +231,8 @@ def _fine_tuned(
         if is_first():
             remove_leftovers(partial)
             models.remove_half_folders(folder)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
-        model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
-        reach("stage.trained")
-        on_first(lambda: _keep(model, tokenizer, partial, folder))
+        _supervise(config, settings.sft, name, build(), tokenizer, rows, dev, partial, folder)
+    free_memory()
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
     return _taken(folder, name, settings, key)
 
@@ -251,9 +254,12 @@ def _supervise(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
+    partial: Path,
     folder: Path,
-) -> PreTrainedModel:
+) -> None:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
     seed = stage_seed(config, sft)
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
@@ -267,7 +273,7 @@ def _supervise(
         stage=sft,
         length=length,
         pad_token_id=ends.pad_id,
-        run_folder=folder,
+        run_folder=partial,
         seed=seed,
     )
     stop = stop_request(config, f"{name} SFT")
@@ -284,5 +290,7 @@ def _supervise(
         seed=seed,
         section=f"{name}.sft",
     )
-    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", stop=stop)
-    return module.placement.last()
+    fit(config, module, data, tokenizer, folder=partial, length=length, name=f"{name} SFT", stop=stop)
+    trained = module.placement.last()
+    reach("stage.trained")
+    on_first(lambda: _keep(trained, tokenizer, partial, folder))
