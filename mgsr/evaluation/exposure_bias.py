@@ -112,7 +112,7 @@ def exposure(
     batch_size: int,
     vocab_size: int,
     advance: Callable[[int], None] = lambda count: None,
-    working: AbstractContextManager[None] | None = None,
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """Let both models answer the prompts, score all answers with both, and compare.
 
@@ -124,7 +124,7 @@ def exposure(
         seed: of the draws; both models sample at temperature 1.
         vocab_size: token ids that both models share.
         advance: called with the number of prompts that one of the models has answered.
-        working: open while this rank's share is worked on; a sharded teacher needs one.
+        together: within it each rank calls a teacher that is in parts on all of them at its own pace.
 
     Returns:
         `ex_acc_err`: per cent at every length, `[L]` (see `ex_acc_err`); `ex_acc_err_at_end`: its last
@@ -154,7 +154,7 @@ def exposure(
     models = language_model(student, Stream.EVALUATION), language_model(teacher, Stream.TEACHER)
     mine = prompts[ranks.rank() :: ranks.world_size()]
     scored: list[list[Scored]] = []
-    with working or nullcontext():
+    with together():
         for writer in models:
             responses = writer.write(mine, seed=seed, round=0)
             writer.release()
@@ -210,7 +210,8 @@ def exposure_bias(
     ends: TextEnds,
     examples: Sequence[Example],
     vocab_size: int,
-    working: AbstractContextManager[None] | None = None,
+    *,
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """`exposure` on a test set, with the first sampling seed."""
     say(f"{config.arm}: exposure bias on {plural(len(examples), 'prompt')}")
@@ -228,5 +229,5 @@ def exposure_bias(
             batch_size=config.evaluation.batch_size,
             vocab_size=vocab_size,
             advance=advance,
-            working=working,
+            together=together,
         )

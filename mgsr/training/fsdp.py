@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,11 @@ class Lockstep:
         while largest(0):
             with torch.no_grad():
                 last_hidden(self.model, token)
+
+
+def phase_of(model: Any, device: torch.device) -> AbstractContextManager[None]:
+    """In which ranks may call a model a different number of times, be it whole or in parts."""
+    return Lockstep(model).phase(device) if is_sharded(model) else nullcontext()
 
 
 def _still_working(*_: Any) -> None:

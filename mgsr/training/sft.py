@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +139,9 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     if teacher.sft.enabled:
         on_first(lambda: _try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
-
-    def build() -> PreTrainedModel:
-        return build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
-
-    return _fine_tuned(config, teacher, "teacher", build, tokenizer, rows, dev, key, folder)
+    rest, seed = (tokenizer, rows, dev, key, folder), stage_seed(config, teacher.sft)
+    build = partial(build_model, config, teacher, tokenizer, seed=seed)
+    return _fine_tuned(config, teacher, "teacher", build, *rest)
 
 
 def prepare_student(
@@ -158,12 +157,10 @@ def prepare_student(
     if agreed((folder / "config.json").exists()):
         return _taken(folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
-
-    def build() -> PreTrainedModel:
-        taught = None if teacher is None else teacher.model
-        return build_student(config, student, taught, tokenizer, seed=stage_seed(config, student.sft))
-
-    return _fine_tuned(config, student, "student", build, tokenizer, train, dev, key, folder)
+    rest, seed = (tokenizer, train, dev, key, folder), stage_seed(config, student.sft)
+    taught = None if teacher is None else teacher.model
+    build = partial(build_student, config, student, taught, tokenizer, seed=seed)
+    return _fine_tuned(config, student, "student", build, *rest)
 
 
 def _content(model: ModelConfig) -> str:
@@ -223,27 +220,27 @@ def _fine_tuned(
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
         return Prepared(build(), tokenizer, key, folder)
-    partial = folder.with_name(folder.name + ".partial")
+    own = folder.with_name(folder.name + ".partial")
     # runs side by side may want the same model: one makes it, the others wait and take it
-    with locked(partial, wait=True) if is_first() else nullcontext():
+    with locked(own, wait=True) if is_first() else nullcontext():
         if agreed((folder / "config.json").exists()):
             return _taken(folder, name, settings, key)
         if is_first():
-            remove_leftovers(partial)
+            remove_leftovers(own)
             models.remove_half_folders(folder)
-        _supervise(config, settings.sft, name, build(), tokenizer, rows, dev, partial, folder)
+        _supervise(config, settings.sft, name, build(), tokenizer, rows, dev, own, folder)
     free_memory()
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
     return _taken(folder, name, settings, key)
 
 
-def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
+def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: Path, folder: Path) -> None:
     models.save_model_folder(model, tokenizer, folder)
     reach("stage.saved")
     # its curves go along; whoever waits for the lock finds the model
-    for events in partial.glob("events.*"):
+    for events in own.glob("events.*"):
         events.replace(folder / events.name)
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def _supervise(
@@ -254,7 +251,7 @@ def _supervise(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
-    partial: Path,
+    own: Path,
     folder: Path,
 ) -> None:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
@@ -273,7 +270,7 @@ def _supervise(
         stage=sft,
         length=length,
         pad_token_id=ends.pad_id,
-        run_folder=partial,
+        run_folder=own,
         seed=seed,
     )
     stop = stop_request(config, f"{name} SFT")
@@ -290,7 +287,7 @@ def _supervise(
         seed=seed,
         section=f"{name}.sft",
     )
-    fit(config, module, data, tokenizer, folder=partial, length=length, name=f"{name} SFT", stop=stop)
+    fit(config, module, data, tokenizer, folder=own, length=length, name=f"{name} SFT", stop=stop)
     trained = module.placement.last()
     reach("stage.trained")
-    on_first(lambda: _keep(trained, tokenizer, partial, folder))
+    on_first(lambda: _keep(trained, tokenizer, own, folder))

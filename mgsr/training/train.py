@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
-from mgsr.training.fsdp import Lockstep, is_sharded
+from mgsr.training.fsdp import phase_of
 from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
 from mgsr.training.sft import Start, prepare_models
 from mgsr.training.trainer import fit, load_student
@@ -129,9 +130,9 @@ def _run(
         done.logger.save()
     if start.teacher is not None:
         teacher, examples = start.teacher.model, start.tests["test"][1]
-        lockstep = Lockstep(teacher).phase(device) if is_sharded(teacher) else nullcontext()
+        together = partial(phase_of, teacher, device)
         metrics["exposure"] = exposure_bias(
-            config, trained, teacher, start.ends, examples, start.vocab_size, working=lockstep
+            config, trained, teacher, start.ends, examples, start.vocab_size, together=together
         )
     return metrics
 
