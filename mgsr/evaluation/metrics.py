@@ -247,7 +247,8 @@ def diversity(sequences: Sequence[Sequence[Hashable]]) -> dict[str, float]:
     for n, counts in enumerate(_counts(sequences, 4), 1):
         if n < 4:
             total = int(counts.times.sum())
-            figures[f"distinct_{n}"] = len(np.unique(counts.gram)) / total if total else 0.0
+            different = np.count_nonzero(np.diff(counts.gram, prepend=-1))
+            figures[f"distinct_{n}"] = int(different) / total if total else 0.0
         matches.append(_matches(counts).tolist())
     if len(sequences) > 1:
         figures["self_bleu"] = _self_bleu(sequences, matches)
