@@ -136,6 +136,22 @@ def test_ranks_share_the_prompts_and_find_what_one_does(world: int, monkeypatch:
             assert figures[name] == pytest.approx(value, rel=1e-12), name
 
 
+def test_sums_are_taken_in_the_order_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text by text, nothing is rounded otherwise: to the last digit."""
+    student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
+    changes = {"prompts": [(i, (3,) * (1 + i * 7 % 11)) for i in range(11)], "batch_size": 1}
+    padding, met = torch.nn.utils.rnn.pad_sequence, []
+
+    def pad(texts: list[torch.Tensor], **options: Any) -> torch.Tensor:
+        met.append([text.tolist() for text in texts])
+        return padding(texts, **options)
+
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", pad)
+    alone, order = measure(student, teacher, **changes), met.copy()
+    assert Together(3).measure(monkeypatch, student, teacher, **changes) == [alone] * 3
+    assert len(met) == 8 and all(texts in order for texts in met)
+
+
 def test_texts_of_about_one_length_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
     scored: list[list[int]] = []

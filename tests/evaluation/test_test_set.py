@@ -49,7 +49,7 @@ def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> No
 
 
 def test_ranks_score_their_own_answers_and_the_first_one_their_diversity(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = [example(number, ("yes", "2 4"), "say") for number in range(4)]
+    examples = [example(number, (answer,), "say") for number, answer in enumerate(["2 4", "six", "a", "yes"])]
     predictor = Written(None, examples, EvaluationConfig(seeds=[10, 20]))  # type: ignore[arg-type]
     alone, scored = evaluate(None, predictor), []  # type: ignore[arg-type]
     told: list[list[Any]] = []
