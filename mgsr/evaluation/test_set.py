@@ -81,11 +81,12 @@ class Predictor:
         """This rank's examples."""
         return self.examples[ranks.rank() :: ranks.world_size()]
 
-    def write_all(self, model: PreTrainedModel, seed: int) -> list[str]:
-        """One response per example, of all ranks; every rank has to call this."""
+    def write_all(self, model: PreTrainedModel, seed: int) -> tuple[list[str], list[float]]:
+        """One response per example, of all ranks, and its ROUGE-L; every rank has to call this."""
         with self.together():
-            mine = self.write(model, seed)
-        return ranks.interleaved(ranks.gathered(mine))
+            texts = self.write(model, seed)
+        scores = self.scores(texts, self.mine)
+        return ranks.interleaved(ranks.gathered(texts)), ranks.interleaved(ranks.gathered(scores))
 
     def _after_batch(self, count: int) -> None:
         if self.advance is not None:
@@ -178,8 +179,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     matches_by_category: dict[str, list[float]] = {}
     of_one_answer = kinds_of_one_answer(examples, config.one_answer)
     for seed in predictor.seeds:
-        texts = predictor.write_all(model, seed)
-        each = predictor.scores(texts, examples)
+        texts, each = predictor.write_all(model, seed)
         scores[seed] = sum(each) / len(each)
         for text, example, score in zip(texts, examples, each, strict=True):
             by_category.setdefault(example.category or ALL, []).append(score)
@@ -189,10 +189,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
     mean, std, count = mean_std(list(scores.values()))
     words = [record["prediction"].split() for record in records]
-    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
-    if len(examples) > 1:
-        # over one seed: several answers to one prompt resemble each other whatever the model is like
-        figures["self_bleu"] = self_bleu(words[: len(examples)])
+    figures = ranks.agreed(_diversity(words, len(examples)) if ranks.is_first() else {})
     summary = {
         "rouge_l": mean,
         # one seed has no spread, and JSON no NaN
@@ -209,6 +206,14 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
         "examples": len(examples),
     }
     return Evaluation(scores, summary, records)
+
+
+def _diversity(words: Sequence[Sequence[str]], of_one_seed: int) -> dict[str, float]:
+    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
+    if of_one_seed > 1:
+        # over one seed: several answers to one prompt resemble each other whatever the model is like
+        figures["self_bleu"] = self_bleu(words[:of_one_seed])
+    return figures
 
 
 def evaluate_tests(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -96,6 +97,16 @@ def is_out_of_memory(error: BaseException) -> bool:
         said = ("can't allocate memory", "not enough memory", "out of memory")
         return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in said)
     return isinstance(error, MemoryError)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to, to the device and to the machine.
+
+    A trainer, its loops and its module refer to one another in circles, which Python may leave standing for long.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def check_compiler(device: torch.device) -> None:

@@ -140,6 +140,7 @@ def build_job(
         writer=writer if config.scrg.enabled else None,
         tops=tops,
         score=score,
+        references={row.id: row.references for row in train_rows},
     )
     return Job(module, data, stop, length, report)
 

@@ -80,6 +80,7 @@ class DistillationDataModule(L.LightningDataModule):
         run_folder: rounds are kept in its `scrg/`.
         tops: text -> the teacher's cached distributions, of ground truth.
         score: has the teacher read an epoch's texts before the epoch; None: it reads them step by step.
+        references: of the training rows by example id, see `Rounds`.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class DistillationDataModule(L.LightningDataModule):
         writer: TextWriter | None = None,
         tops: Mapping[TextKey, TeacherTop] | None = None,
         score: ScoreEpoch | None = None,
+        references: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.length, self.seed = stage, length, seed
@@ -105,7 +107,8 @@ class DistillationDataModule(L.LightningDataModule):
         self.rounds: Rounds | None = None
         if writer is not None and config.scrg.enabled:
             steps = length.steps_per_epoch
-            self.rounds = Rounds(config, writer, self.run_folder, seed=seed, steps_per_epoch=steps)
+            known: Any = {"seed": seed, "steps_per_epoch": steps, "references": references}
+            self.rounds = Rounds(config, writer, self.run_folder, **known)
         self.mixture = TextMixture(
             config, self.train_rows, self.rounds, batch_size=stage.batch_size, length=length, seed=seed
         )

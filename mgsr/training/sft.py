@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -46,7 +46,7 @@ from mgsr.models.model_cache import (
     stage_seed,
     versioned_fingerprint,
 )
-from mgsr.runtime.devices import computing_dtype, computing_in, product_dtype, working_device
+from mgsr.runtime.devices import computing_dtype, computing_in, free_memory, product_dtype, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -147,8 +147,9 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     if teacher.sft.enabled:
         on_first(lambda: try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
-    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
-    return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
+    rest, seed = (tokenizer, rows, dev, key, folder), stage_seed(config, teacher.sft)
+    build = partial(build_model, config, teacher, tokenizer, seed=seed)
+    return _fine_tuned(config, teacher, "teacher", build, *rest)
 
 
 def prepare_student(
@@ -164,14 +165,10 @@ def prepare_student(
     if agreed((folder / "config.json").exists()):
         return _taken(config, folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
-    model = build_student(
-        config,
-        student,
-        None if teacher is None else teacher.model,
-        tokenizer,
-        seed=stage_seed(config, student.sft),
-    )
-    return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
+    rest, seed = (tokenizer, train, dev, key, folder), stage_seed(config, student.sft)
+    taught = None if teacher is None else teacher.model
+    build = partial(build_student, config, student, taught, tokenizer, seed=seed)
+    return _fine_tuned(config, student, "student", build, *rest)
 
 
 def _content(model: ModelConfig) -> str:
@@ -213,41 +210,42 @@ def _fine_tuned(
     config: ExperimentConfig,
     settings: ModelConfig,
     name: str,
-    model: PreTrainedModel,
+    build: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
     key: str,
     folder: Path,
 ) -> Prepared:
-    """Fine-tune on ground truth in `<folder>.partial`, then move the model and its curves to `folder`."""
+    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`.
+
+    Args:
+        build: makes the model. Nobody but the stage holds it, so that it goes with the stage.
+    """
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
-        return Prepared(model, tokenizer, key, folder)
-    partial = folder.with_name(folder.name + ".partial")
+        return Prepared(build(), tokenizer, key, folder)
+    own = folder.with_name(folder.name + ".partial")
     # runs side by side may want the same model: one makes it, the others wait and take it
-    with locked(partial, wait=True) if is_first() else nullcontext():
+    with locked(own, wait=True) if is_first() else nullcontext():
         if agreed((folder / "config.json").exists()):
             return _taken(config, folder, name, settings, key)
         if is_first():
-            remove_leftovers(partial)
+            remove_leftovers(own)
             models.remove_half_folders(folder)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
-        model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
-        reach("stage.trained")
-        on_first(lambda: _keep(model, tokenizer, partial, folder))
+        _supervise(config, settings.sft, name, build(), tokenizer, rows, dev, own, folder)
+    free_memory()
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
     return _taken(config, folder, name, settings, key)
 
 
-def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
+def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: Path, folder: Path) -> None:
     models.save_model_folder(model, tokenizer, folder)
     reach("stage.saved")
     # its curves go along; whoever waits for the lock finds the model
-    for events in partial.glob("events.*"):
+    for events in own.glob("events.*"):
         events.replace(folder / events.name)
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def _supervise(
@@ -258,9 +256,12 @@ def _supervise(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
+    own: Path,
     folder: Path,
-) -> PreTrainedModel:
+) -> None:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
     seed = stage_seed(config, sft)
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
@@ -274,7 +275,7 @@ def _supervise(
         stage=sft,
         length=length,
         pad_token_id=ends.pad_id,
-        run_folder=folder,
+        run_folder=own,
         seed=seed,
     )
     stop = stop_request(config, f"{name} SFT")
@@ -292,5 +293,7 @@ def _supervise(
         seed=seed,
         section=f"{name}.sft",
     )
-    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", stop=stop)
-    return module.placement.last(on_host=True)
+    fit(config, module, data, tokenizer, folder=own, length=length, name=f"{name} SFT", stop=stop)
+    trained = module.placement.last(on_host=True)
+    reach("stage.trained")
+    on_first(lambda: _keep(trained, tokenizer, own, folder))

@@ -7,6 +7,7 @@ would hide a constant factor in the gradients.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -39,6 +40,7 @@ from mgsr.training.optim import schedule
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 from tests.reliability.harness import small_config
+from tests.training.live import Watch
 
 # of the reliability tests' small configuration: float64, no dropout, 21 steps, uneven dev and test rows; the last
 # step of an epoch has one row, so that one rank has none in any forward
@@ -75,6 +77,7 @@ class Case:
     sgd: bool = False
     kill: str = ""
     resumes: str = ""
+    watched: bool = False
 
 
 FSDP2 = ("trainer.strategy=fsdp2", "teacher.placement=sharded")
@@ -104,6 +107,9 @@ CASES = (
     Case("sharded", 2, (*ADAMW, *FSDP2)),
     Case("sharded_killed", 2, (*ADAMW, *FSDP2), kill=DIES),
     Case("sharded_killed", 2, (*ADAMW, *FSDP2), resumes="same"),
+    # each its own stages too
+    Case("gone", 2, (*ADAMW, "trainer.strategy=fsdp2", "run_root={folder}/gone_runs"), watched=True),
+    Case("gone_ddp", 2, (*ADAMW, "run_root={folder}/gone_ddp_runs"), watched=True),
     Case("changing", 2, ADAMW, kill=DIES),
     Case("changing", 2, (*ADAMW, *FSDP2), resumes="sharded"),
 )
@@ -154,11 +160,17 @@ def work(folder: Path, case: Case) -> None:
         _record_first_gradients(folder / f"{case.name}.gradients.pt")
     written = _record_weights(folder / f"{case.name}.weights.json")
     faults.arm(case.kill)
-    config = configuration(folder, case)
+    config, watch = configuration(folder, case), Watch()
+    if case.watched:
+        gc.disable()
+        watch.install(setattr)
     with joined(config.trainer):
         train(config, resume=bool(case.resumes))
         if is_first():
             written()
+    if case.watched:
+        place = folder / f"{case.name}.live-{os.environ['RANK']}.json"
+        place.write_text(json.dumps({"seen": watch.seen, "trained": watch.trained}))
 
 
 def averaging(folder: Path) -> None:

@@ -159,7 +159,7 @@ def test_rounds_are_the_same_text(results: Results, name: str, alone: str) -> No
 def test_metrics_are_reduced_exactly_uneven_batches_included(results: Results, name: str, one: str) -> None:
     """3 dev and 3 test rows on 2 ranks."""
     alone, together = (json.loads((run_of(results, n) / "metrics.json").read_text()) for n in (one, name))
-    for part in ("result", "val", "exposure", "training_text", "scrg", "sft_start", "teacher"):
+    for part in ("result", "val", "exposure", "training_text", "corrections", "scrg", "sft_start", "teacher"):
         _same(alone[part], together[part], part)
     tokens = {k: v for k, v in alone["costs"].items() if k.startswith("tokens")}
     assert {k: v for k, v in together["costs"].items() if k.startswith("tokens")} == tokens
@@ -176,6 +176,14 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert b == pytest.approx(a, rel=1e-6, abs=1e-9), where
     else:
         assert a == b, where
+
+
+@pytest.mark.parametrize("name", ["gone", "gone_ddp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nothing_of_a_stage_outlives_it(results: Results, name: str, rank: int) -> None:
+    found = json.loads((results[0] / f"{name}.live-{rank}.json").read_text())
+    assert found["trained"] > 60
+    assert found["seen"] == {"before the student": {}, "before the main job": {}, "before the test sets": {}}
 
 
 def test_nothing_is_left_of_what_the_teacher_has_read(results: Results) -> None:
