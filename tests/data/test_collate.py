@@ -43,7 +43,6 @@ def slow(rows: list[TrainingSequence], pad: int) -> dict[str, list[list[float]]]
             span = row.span_ids[t] if answered else -1
             values = {
                 "input_ids": token,
-                "attention_mask": int(t < 0 or answered),
                 "labels": token if answered else IGNORED,
                 "span_ids": span + b * length if span >= 0 else -1,
                 "behaviour_log_probs": row.behaviour_log_probs[t] if answered and row.behaviour_log_probs else 0.0,
@@ -60,7 +59,7 @@ def slow(rows: list[TrainingSequence], pad: int) -> dict[str, list[list[float]]]
 def test_every_place_holds_what_it_should(rows: list[TrainingSequence], pad: int) -> None:
     counts = StepCounts.of(rows)
     batch, expected = collate(rows, counts, pad), slow(rows, pad)
-    for name in ("input_ids", "attention_mask", "labels", "span_ids"):
+    for name in ("input_ids", "labels", "span_ids"):
         got = getattr(batch, name)
         assert got.dtype == torch.int64 and got.is_contiguous() and got.tolist() == expected[name], name
     if any(row.behaviour_log_probs for row in rows):
@@ -69,7 +68,7 @@ def test_every_place_holds_what_it_should(rows: list[TrainingSequence], pad: int
     else:
         assert batch.behaviour_log_probs is None
     assert batch.is_ground_truth.tolist() == [row.is_ground_truth for row in rows]
-    assert batch.example_ids.tolist() == [row.example_id for row in rows]
+    assert batch.example_ids == tuple(row.example_id for row in rows)
     assert batch.counts is counts
 
 
