@@ -30,16 +30,9 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import gathered
 from mgsr.runtime.rng import seed_dropout
 from mgsr.training.fsdp import whole
-from mgsr.training.optim import build_optimizer
+from mgsr.training.optim import build_optimizer, scales_gradients, takes_fused, use_fused
 from mgsr.training.placement import Placement
-from mgsr.training.step_metrics import (
-    StepMetrics,
-    gradient_norms,
-    non_finite,
-    numbers,
-    steer_price,
-    term_gradient_norms,
-)
+from mgsr.training.step_metrics import StepMetrics, gradient_norm, non_finite, term_gradient_norms
 
 # the student -> ROUGE-L of each of this rank's dev prompts
 Predict = Callable[[PreTrainedModel], Sequence[float]]
@@ -102,7 +95,7 @@ class DistillationModule(L.LightningModule):
             f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"
         )
         self.skipped = 0
-        self._norms: dict[str, tuple[list[nn.Parameter], Tensor]] = {}
+        self._norms: list[tuple[nn.Module, Tensor]] = []
         self.step_metrics = StepMetrics(objective)
         # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
         self.latest: dict[str, float] = {}
@@ -128,10 +121,7 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
         models.check_state(str(self.trainer.ckpt_path), checkpoint["state_dict"], self.state_dict())
-        for state in checkpoint.get("optimizer_states", []):
-            for group in state["param_groups"]:
-                # of this machine, not of the one that wrote it
-                group["fused"] = self._fused or None
+        use_fused(checkpoint["optimizer_states"], takes_fused(self.trainer))
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.step_metrics.load(figures)
@@ -206,32 +196,30 @@ class DistillationModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # before anything is read: a GPU still has the backward to do
         self.trainer.train_dataloader.dataset.prefetch()  # type: ignore[union-attr]
-        self._norms = gradient_norms(
-            {"train/grad_norm": self.student, "train/grad_norm_clip": self.clip}, self.device
-        )
+        self._norms = [(p, gradient_norm(p, self.device)) for p in (self.student, self.clip) if p is not None]
+        names = "train/grad_norm", "train/grad_norm_clip"
         step, norms = self.step_metrics.reduce(
             self.trainer.strategy if self.trainer.world_size > 1 else None,
-            {name: whole(norm) for name, (_, norm) in self._norms.items()},
+            {name: whole(norm) for name, (_, norm) in zip(names, self._norms, strict=False)},
         )
         bad = non_finite(step)
         if bad:
             self._leave_out(optimizer, f"{bad} became {step[bad.split(', ')[0]]}")
             return
         # within the step, so that a resume point written at its end has it
-        steer_price(self.clip, step)
-        due = self.global_step % self.logging.log_every_n_steps == 0
-        if due:
-            self._log_step(step)
+        self.step_metrics.steer_price(step)
+        logged = self.global_step % self.logging.log_every_n_steps == 0
+        if logged:
+            curves = self.step_metrics.curves(step)
+            if not self.global_step:
+                del curves["train/tokens_per_second"]
+            self.step_metrics.restart()
+            self._log_curves(curves)
         norm = norms["train/grad_norm"]
-        if not math.isfinite(norm) and not self._scaled:
+        if not math.isfinite(norm) and not scales_gradients(self.trainer):
             self._leave_out(optimizer, f"the gradient became {norm}")
-        elif due:
+        elif logged:
             self._log_curves(norms)
-
-    @property
-    def _scaled(self) -> bool:
-        """Whether a scaler of float16 gradients provokes overflows, and skips such a step itself."""
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def _leave_out(self, optimizer: Any, what: str) -> None:
         """Skip the update of this step, while `max_nonfinite_steps` allows it: no gradient, no step of AdamW.
@@ -245,22 +233,14 @@ class DistillationModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         say(f"step {self.global_step}: {what}: left out ({self.skipped} of {self.config.max_nonfinite_steps})")
 
-    def _log_step(self, step: dict[str, float]) -> None:
-        curves = self.step_metrics.curves(step)
-        if not self.global_step:
-            del curves["train/tokens_per_second"]
-        self.step_metrics.restart()
-        self._log_curves(curves)
-
-    def _log_curves(self, curves: dict[str, Any]) -> None:
+    def _log_curves(self, curves: dict[str, float]) -> None:
         """One point per curve, and in `trainer.callback_metrics`: `self.log` takes 0.2 ms over each of them."""
-        points = numbers(curves)
         # float32, as Lightning keeps them
-        kept = torch.tensor(list(points.values()), dtype=torch.float32)
-        self.latest.update(zip(points, kept.tolist(), strict=True))
-        self.trainer.callback_metrics.update(zip(points, kept.to(self.device).unbind(), strict=True))
+        kept = torch.tensor(list(curves.values()), dtype=torch.float32)
+        self.latest.update(zip(curves, kept.tolist(), strict=True))
+        self.trainer.callback_metrics.update(zip(curves, kept.to(self.device).unbind(), strict=True))
         if self.logger is not None:
-            self.logger.log_metrics(points, self.global_step)
+            self.logger.log_metrics(curves, self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self.student.eval()
@@ -293,11 +273,6 @@ class DistillationModule(L.LightningModule):
         self._dev_phase.close()
         self.student.train()
 
-    @property
-    def _fused(self) -> bool:
-        # a fused one would unscale float16 gradients itself, behind our clipping
-        return self.trainer.strategy.root_device.type == "cuda" and not self._scaled
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = build_optimizer(
             self.student,
@@ -305,12 +280,12 @@ class DistillationModule(L.LightningModule):
             self.config,
             clip_lr=self.clip_lr,
             total_steps=self.total_steps,
-            fused=self._fused,
+            fused=takes_fused(self.trainer),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """By the norms that were read before the step."""
+        """Student and clip network have norms of their own: one must not shrink the other's step."""
         if self.config.grad_clip:
-            for parameters, norm in self._norms.values():
-                nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+            for part, norm in self._norms:
+                nn.utils.clip_grads_with_norm_(part.parameters(), self.config.grad_clip, norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -88,3 +88,20 @@ def build_optimizer(
         [g for g, _ in groups], lr=train.lr, betas=(train.betas[0], train.betas[1]), fused=fused or None
     )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [s for _, s in groups])
+
+
+def scales_gradients(trainer: Any) -> bool:
+    """Whether a scaler of float16 gradients provokes overflows, and skips the steps that have one itself."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def takes_fused(trainer: Any) -> bool:
+    """Whether AdamW is fused: on NVIDIA's GPUs, unless it would unscale gradients itself, behind our clipping."""
+    return trainer.strategy.root_device.type == "cuda" and not scales_gradients(trainer)
+
+
+def use_fused(states: Iterable[dict[str, Any]], fused: bool) -> None:
+    """Make optimiser states go on as this machine wants it, whatever the one did that wrote them."""
+    for state in states:
+        for group in state["param_groups"]:
+            group["fused"] = fused or None

@@ -109,12 +109,18 @@ class StepMetrics:
         self._note((examples, islice(read, means.numel())) for examples, means in unread)
         return step, mine
 
-    def curves(self, step: Mapping[str, float]) -> dict[str, Any]:
+    def steer_price(self, step: Mapping[str, float]) -> None:
+        """Have a priced clip network follow the masses that a step has clipped."""
+        clip, rows = self.objective.clip_network, step.get("rows")
+        if isinstance(clip, ClipNetwork) and "clipped_min" in step and rows:
+            clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
+
+    def curves(self, step: Mapping[str, float]) -> dict[str, float]:
         """What is drawn of a step: its terms, means over its tokens; of all ranks, each of which has to ask.
 
         The rate and the share of padding are those since `restart`.
         """
-        curves: dict[str, Any] = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
+        curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
         tokens, slots = (sum(counted) for counted in zip(*gathered((self.tokens, self.slots)), strict=True))
         curves["train/tokens_per_second"] = tokens / max(1e-9, time.monotonic() - self._clock)
         if slots:
@@ -124,7 +130,7 @@ class StepMetrics:
                 curves[f"dac/{name}"] = step[name] / step["rows"]
         clip = self.objective.clip_network
         if isinstance(clip, ClipNetwork) and clip.objective == "priced":
-            curves["dac/price"] = clip.price
+            curves["dac/price"] = float(clip.price)
         return curves
 
     def _reported(self) -> Iterator[str]:
@@ -182,13 +188,6 @@ def _means(batch: Batch, index_N: Tensor, log_prob_N: Tensor) -> Tensor:
     return total_B / count_B.clamp(min=1)
 
 
-def steer_price(clip: nn.Module | None, step: Mapping[str, float]) -> None:
-    """Have a priced clip network follow the masses that a step has clipped."""
-    if isinstance(clip, ClipNetwork) and "clipped_min" in step and step.get("rows"):
-        rows = step["rows"]
-        clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
-
-
 def non_finite(step: Mapping[str, float]) -> str:
     """Names of a step's figures that are NaN or infinite, comma-separated; empty where all are well.
 
@@ -203,7 +202,7 @@ def term_gradient_norms(
     weights: Weights,
     parameters: Sequence[Tensor],
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> dict[str, Tensor]:
+) -> dict[str, float]:
     """Norm of each term's own gradient over a whole optimiser step, as it enters the sum.
 
     Args:
@@ -225,26 +224,11 @@ def term_gradient_norms(
         # every rank reduces every parameter, also one that its own rows do not reach
         whole = (reduce(torch.zeros_like(p) if g is None else g) for p, g in zip(parameters, sums, strict=True))
         norms[name] = torch.stack([g.float().square().sum() for g in whole]).sum().sqrt()
-    return norms
+    # read at once
+    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}
 
 
-def gradient_norms(
-    parts: Mapping[str, nn.Module | None], device: torch.device
-) -> dict[str, tuple[list[nn.Parameter], Tensor]]:
-    """The parameters of every part and the norm of their gradients, for `clip_grads_with_norm_`.
-
-    Each has a norm of its own: one must not shrink the other's step.
-    """
-    trained = {name: list(part.parameters()) for name, part in parts.items() if part is not None}
-    gradients = {name: [p.grad for p in some if p.grad is not None] for name, some in trained.items()}
-    none = torch.zeros((), device=device)
-    return {
-        k: (some, nn.utils.get_total_norm(gradients[k]) if gradients[k] else none) for k, some in trained.items()
-    }
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Plain numbers; what scalars of a GPU are among them are read at once."""
-    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, Tensor)}
-    read = torch.stack(list(tensors.values())).tolist() if tensors else []
-    return {name: float(value) for name, value in {**values, **dict(zip(tensors, read, strict=True))}.items()}
+def gradient_norm(part: nn.Module, device: torch.device) -> Tensor:
+    """Norm of the gradients of a model, for `clip_grads_with_norm_`; 0 where there are none."""
+    gradients = [p.grad for p in part.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)
