@@ -8,7 +8,6 @@ cache (positions of the longest row, padding on the left included).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import DynamicCache
 from mgsr.generation.batching import passes
 from mgsr.generation.kv_cache import Slots, growing_cache, growing_layers, keeps_every_slot, line_up
 from mgsr.generation.sampling import Choice
-from mgsr.models.output_layer import OutputLayer
+from mgsr.models.output_layer import OutputLayer, cache_argument
 from mgsr.runtime import devices
 from mgsr.runtime.rng import checked
 
@@ -188,11 +187,6 @@ class Reader:
         self.padding = [self.padding[row] for row in stay]
         self._make_mask()
         return left
-
-
-def cache_argument(body: Any) -> str:
-    """What a model calls its KV cache: transformers 5.24 has begun to rename it."""
-    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)

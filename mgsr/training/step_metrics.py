@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.models.clip_network import ClipNetwork
+from mgsr.runtime import devices
 from mgsr.runtime.ranks import gathered, is_first
 
 TERMS = ("sft", "dac_kl", "span")
@@ -91,7 +92,7 @@ class StepMetrics:
         local, device = local or {}, sums["loss"].device
         if rows:
             sums["rows"] = torch.full((), float(rows), device=device)
-        if strategy is None and device.type == "cpu":
+        if strategy is None and devices.reading_is_free(device):
             # nothing to wait for: one by one is quicker than to stack them
             self._note((examples, means.tolist()) for examples, means in unread)
             step = {name: float(sums[name]) for name in FIGURES if name in sums}
