@@ -72,7 +72,7 @@ class StepCounts(TermCounts):
 class AnswerRows(NamedTuple):
     """The M rows that predict a response token, among the B (L - 1) states that predict a token.
 
-    What is known of them before they lie on a GPU, so that nobody has to ask it, which waits for all its work.
+    Known before they lie on a GPU: whoever asks that waits for all its work.
 
     Attributes:
         place, labels: `[M]`, where they are and what they predict.
@@ -108,10 +108,10 @@ class Batch:
     `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
     position, since the padding id may be EOS. `answers` has the same for those rows alone. `span_ids` are unique
     within the batch, -1 for none. `teacher_top` has the teacher's distributions of sequences that need no forward,
-    `uncached` says which ones need it; a row of it is a state's place among the B (L - 1) states that predict a
-    token. `teacher_states` `[B, L, H]` are the teacher's last hidden states, where it has read the text in a phase
-    of its own. `stands_in`: for no rows at all, see `collate`. Plain numbers, which never lie on a GPU: `lengths`
-    and `example_ids` of the sequences, and whether a model has `written` them.
+    `uncached` the others; a row of it is a state's place among the B (L - 1) states that predict a token.
+    `teacher_states` `[B, L, H]` are the teacher's last hidden states, where it has read the text in a phase of its
+    own. `stands_in`: for no rows at all, see `collate`. Plain numbers: `lengths` and `example_ids` of the
+    sequences, and whether a model has `written` them.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """In memory that a GPU reads by itself, while the processor goes on."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._map(Tensor.pin_memory)
 
     @property
     def targets(self) -> Targets:
@@ -205,9 +205,8 @@ def collate(
     starts_B1 = np.array([[len(row.prompt_ids)] for row in rows])
     ends_B1 = np.array([[len(row)] for row in rows])
     length = int(ends_B1.max())
-    places_L = np.arange(length)
-    read = places_L < ends_B1
-    answered = read & (places_L >= starts_B1)
+    read = np.arange(length) < ends_B1
+    answered = read & (np.arange(length) >= starts_B1)
     input_ids = _filled(read, pad_token_id, (ids for row in rows for ids in (row.prompt_ids, row.response_ids)))
     labels = np.where(answered, input_ids, IGNORED)
     span_ids = _filled(answered, -1, (row.span_ids for row in rows))
@@ -218,7 +217,6 @@ def collate(
         if behaviour is not None and row.behaviour_log_probs:
             behaviour[b, len(row.prompt_ids) : len(row)] = torch.tensor(row.behaviour_log_probs)
     is_ground_truth = np.array([row.is_ground_truth for row in rows])
-    top = _teacher_top(rows, length, tops or {})
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(labels),
@@ -230,8 +228,8 @@ def collate(
         tuple(map(len, rows)),
         tuple(row.example_id for row in rows),
         tuple(not row.is_ground_truth for row in rows),
-        top,
-        None if top is None else _uncached(rows, tops or {}),
+        _teacher_top(rows, length, tops or {}),
+        _uncached(rows, tops or {}),
         _teacher_states(rows, length, states or {}),
     )
 
@@ -239,27 +237,20 @@ def collate(
 def _answers(
     labels: NDArray[np.int64], span_ids: NDArray[np.int64], is_ground_truth: NDArray[np.bool_]
 ) -> AnswerRows:
-    predicted_N, spans_N = labels[:, 1:].ravel(), span_ids[:, 1:].ravel()
-    place_M = np.flatnonzero(predicted_N != IGNORED)
-    labels_M, spans_M = predicted_N[place_M], spans_N[place_M]
+    place_M = np.flatnonzero(labels[:, 1:] != IGNORED)
+    labels_M, spans_M = labels[:, 1:].ravel()[place_M], span_ids[:, 1:].ravel()[place_M]
     truth_M = is_ground_truth.repeat(labels.shape[1] - 1)[place_M]
-    is_pair_M = np.zeros(len(place_M), dtype=bool)
-    # ids are unique within the batch, so the two are neighbours in one sequence
+    is_pair_M = np.zeros(len(place_M), dtype=bool)  # ids are unique within the batch: pairs are neighbours
     is_pair_M[:-1] = (spans_M[:-1] == spans_M[1:]) & (spans_M[1:] >= 0)
-    return AnswerRows(
-        torch.from_numpy(place_M),
-        torch.from_numpy(labels_M),
-        torch.from_numpy(truth_M),
-        torch.from_numpy(place_M[truth_M]),
-        torch.from_numpy(place_M[~truth_M]),
-        torch.from_numpy(is_pair_M),
-        tuple(is_pair_M.tolist()),
-        (int(labels_M.min()), int(labels_M.max())) if len(labels_M) else (0, 0),
-    )
+    ends = (int(labels_M.min()), int(labels_M.max())) if len(labels_M) else (0, 0)
+    place, labels_, truth, is_pair = map(torch.from_numpy, (place_M, labels_M, truth_M, is_pair_M))
+    return AnswerRows(place, labels_, truth, place[truth], place[~truth], is_pair, tuple(is_pair_M.tolist()), ends)
 
 
-def _uncached(rows: Sequence[TrainingSequence], tops: Mapping[TextKey, TeacherTop]) -> UncachedRows:
+def _uncached(rows: Sequence[TrainingSequence], tops: Mapping[TextKey, TeacherTop]) -> UncachedRows | None:
     unread = [b for b, row in enumerate(rows) if row.key not in tops]
+    if len(unread) == len(rows):
+        return None
     return UncachedRows(torch.tensor(unread, dtype=torch.long), max((len(rows[b]) for b in unread), default=0))
 
 
@@ -286,8 +277,7 @@ def _teacher_states(
     known = [(b, row, states[row.key]) for b, row in enumerate(rows) if row.key in states]
     if not known:
         return None
-    first = known[0][2]
-    padded = first.new_zeros(len(rows), length, first.shape[1])
+    padded = known[0][2].new_zeros(len(rows), length, known[0][2].shape[1])
     for b, row, found in known:
         # the state before a token predicts it
         padded[b, len(row.prompt_ids) - 1 : len(row) - 1] = found
