@@ -240,8 +240,8 @@ def _answers(
     place_M = np.flatnonzero(labels[:, 1:] != IGNORED)
     labels_M, spans_M = labels[:, 1:].ravel()[place_M], span_ids[:, 1:].ravel()[place_M]
     truth_M = is_ground_truth.repeat(labels.shape[1] - 1)[place_M]
-    is_pair_M = np.zeros(len(place_M), dtype=bool)  # ids are unique within the batch: pairs are neighbours
-    is_pair_M[:-1] = (spans_M[:-1] == spans_M[1:]) & (spans_M[1:] >= 0)
+    is_pair_M = np.zeros(len(place_M), dtype=bool)
+    is_pair_M[:-1] = (spans_M[:-1] == spans_M[1:]) & (spans_M[1:] >= 0) & (np.diff(place_M) == 1)
     ends = (int(labels_M.min()), int(labels_M.max())) if len(labels_M) else (0, 0)
     place, labels_, truth, is_pair = map(torch.from_numpy, (place_M, labels_M, truth_M, is_pair_M))
     return AnswerRows(place, labels_, truth, place[truth], place[~truth], is_pair, tuple(is_pair_M.tolist()), ends)
