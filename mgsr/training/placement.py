@@ -98,7 +98,7 @@ class Placement:
         """
         model, read = (self.acting, last_hidden) if plain else (self.student, self._read)
         with nullcontext() if model is self.student else _own_type(batch):
-            return read(model, batch.input_ids, batch.attention_mask), output_head(model)
+            return read(model, batch.input_ids), output_head(model)
 
     def teacher_states(self, batch: Batch) -> tuple[Tensor, OutputLayer]:
         """The teacher's last hidden states `[B, L, H]`, and its output layer.
@@ -113,20 +113,15 @@ class Placement:
         head = output_head(self.teacher)
         # no_grad and not inference_mode: backward refuses inference tensors
         with torch.no_grad(), _own_type(batch):
-            if batch.teacher_top is None:
-                return self._read(self.teacher, batch.input_ids, batch.attention_mask), head
-            return self._uncached_states(batch, batch.teacher_top.rows, head), head
+            if batch.uncached is None:
+                return self._read(self.teacher, batch.input_ids), head
+            return self._uncached_states(batch, *batch.uncached, head), head
 
-    def _uncached_states(self, batch: Batch, cached_rows: Tensor, head: OutputLayer) -> Tensor:
+    def _uncached_states(self, batch: Batch, unread: Tensor, width: int, head: OutputLayer) -> Tensor:
         size, length = batch.input_ids.shape
-        cached_B = torch.zeros(size, dtype=torch.bool, device=batch.input_ids.device)
-        cached_B[cached_rows // (length - 1)] = True
-        unread = (~cached_B).nonzero().squeeze(1)
-        if not unread.numel():
+        if not width:
             return head.weight.new_zeros(size, length, head.weight.shape[1])
-        ids, mask = batch.input_ids[unread], batch.attention_mask[unread]
-        width = int(mask.sum(dim=1).max())
-        some = self._read(self.teacher, ids[:, :width], mask[:, :width])
+        some = self._read(self.teacher, batch.input_ids[unread, :width])
         states = some.new_zeros(size, length, some.shape[-1])
         states[unread, :width] = some
         return states

@@ -120,7 +120,7 @@ def configuration(folder: Path, case: Case) -> ExperimentConfig:
     return small_config(folder, *OWN, f"arm={case.name}", f"trainer.devices={case.ranks}", *own)
 
 
-def _sgd(student: Any, clip: Any, train_config: Any, *, clip_lr: float, total_steps: int) -> Any:
+def _sgd(student: Any, clip: Any, train_config: Any, *, clip_lr: float, total_steps: int, fused: bool) -> Any:
     parameters = [p for m in (student, clip) if m is not None for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=train_config.lr)
     rate = partial(schedule, total_steps=total_steps, warmup_ratio=0.0, min_lr_ratio=0.1)
