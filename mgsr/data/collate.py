@@ -243,8 +243,9 @@ def _answers(
     is_pair_M = np.zeros(len(place_M), dtype=bool)
     is_pair_M[:-1] = (spans_M[:-1] == spans_M[1:]) & (spans_M[1:] >= 0) & (np.diff(place_M) == 1)
     ends = (int(labels_M.min()), int(labels_M.max())) if len(labels_M) else (0, 0)
-    place, labels_, truth, is_pair = map(torch.from_numpy, (place_M, labels_M, truth_M, is_pair_M))
-    return AnswerRows(place, labels_, truth, place[truth], place[~truth], is_pair, tuple(is_pair_M.tolist()), ends)
+    arrays = place_M, labels_M, truth_M, place_M[truth_M], place_M[~truth_M], is_pair_M
+    place, own, truth, of_truth, written, is_pair = map(torch.from_numpy, arrays)
+    return AnswerRows(place, own, truth, of_truth, written, is_pair, tuple(is_pair_M.tolist()), ends)
 
 
 def _uncached(rows: Sequence[TrainingSequence], tops: Mapping[TextKey, TeacherTop]) -> UncachedRows | None:
