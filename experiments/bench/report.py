@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from experiments.bench import ends
 from experiments.bench.medians import memory, per_process, rate, seconds, spread
 from experiments.bench.ratios import summary, without_gradient
 
@@ -250,6 +251,11 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
     ]
 
 
+def _ends(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    lines, header, rows = ends.told(figures)
+    return [*lines, *_table(header, rows)]
+
+
 def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = []
     for case, runs in figures.items():
@@ -278,4 +284,5 @@ SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = 
     "step": _step,
     "pair_step": _step,
     "peers": _peers,
+    "ends": _ends,
 }

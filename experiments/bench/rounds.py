@@ -17,6 +17,7 @@ from experiments.bench.pair import Pair
 from mgsr.generation import LanguageModel, sample
 from mgsr.generation.decoding import pad_left
 from mgsr.scrg import RevisedSequence, revise
+from mgsr.training.fsdp import working
 
 SEED = 0
 
@@ -163,20 +164,21 @@ def flips(pair: Pair, dtype: str) -> dict[str, float]:
 
     Draws do not depend on the batch; rounding may still carry a probability across a draw.
     """
-    pair.student.to(getattr(torch, dtype))
-    texts = [
-        sample(
-            pair.student,
-            pair.prompts,
-            seed=SEED,
-            eos_token_id=pair.eos,
-            pad_token_id=pair.pad,
-            max_new_tokens=pair.max_new_tokens,
-            batch_size=size,
-            vocab_size=pair.vocab_size,
-        )
-        for size in (64, 3)
-    ]
+    # the copy that a run of this precision writes with
+    with working(pair.student, getattr(torch, dtype)) as student:
+        texts = [
+            sample(
+                student,
+                pair.prompts,
+                seed=SEED,
+                eos_token_id=pair.eos,
+                pad_token_id=pair.pad,
+                max_new_tokens=pair.max_new_tokens,
+                batch_size=size,
+                vocab_size=pair.vocab_size,
+            )
+            for size in (64, 3)
+        ]
     changed = sum(left != right for left, right in zip(*texts, strict=True))
     return {"changed": changed / len(pair.prompts), "per_token": changed / sum(map(len, texts[0]))}
 

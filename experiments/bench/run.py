@@ -21,7 +21,7 @@ from experiments.bench import report
 from mgsr.runtime.environment import environment
 
 HERE = Path(__file__).parent
-GROUPS = ("objective", "growth", "rounds", "long_prompts", "pair", "flips", "step", "pair_step", "peers")
+GROUPS = ("objective", "growth", "rounds", "long_prompts", "pair", "flips", "step", "pair_step", "peers", "ends")
 OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products", "wide_products")
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -94,6 +94,8 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any
         if pair is None:
             return None
         return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
+    if group == "ends":
+        return interleaved("ends", ("corrections", "finish", "end", "end_of_old"), processes)
     found: dict[str, list[Any]] = {}
     for seed in range(processes):
         for case, runs in interleaved("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), 1, seed=seed).items():

@@ -113,8 +113,8 @@ def bare_step(job: Job, config: ExperimentConfig, total_steps: int) -> Callable[
 
     def step(batch: Any) -> float:
         with torch.no_grad():
-            taught = last_hidden(teacher, batch.input_ids, batch.attention_mask)
-        hidden = last_hidden(student, batch.input_ids, batch.attention_mask)
+            taught = last_hidden(teacher, batch.input_ids)
+        hidden = last_hidden(student, batch.input_ids)
         terms = objective(
             batch,
             hidden,

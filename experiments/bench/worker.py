@@ -53,6 +53,10 @@ def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench import step
 
         return step.CASES[case](**options)
+    if group == "ends":
+        from experiments.bench import ends
+
+        return ends.case(case, **options)
     from experiments.bench import peers
 
     return peers.CASES[case](**options)

@@ -226,6 +226,7 @@ def build_parser() -> Parser:
         ("bandwidth", 2039, "GB/s", "memory bandwidth of a device"),
         ("interconnect", 300, "GB/s", "between devices, one direction"),
         ("host", 25, "GB/s", "between a device and its host"),
+        ("disk", 1, "GB/s", "written to where runs lie"),
     ):
         most = 1.0 if name == "mfu" else float("inf")
         plan.add_argument(

@@ -21,10 +21,10 @@ from mgsr.data.splits import encode
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.evaluation.model_card import ASKED, as_it_was_asked
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
-from mgsr.models.from_config import configured_ends, quiet_transformers
+from mgsr.models.from_config import configured_ends, frozen, quiet_transformers, teacher_dtype
 from mgsr.models.hub import near_names
 from mgsr.models.vocabulary import check_texts
-from mgsr.runtime.devices import working_device
+from mgsr.runtime.devices import computing_dtype, matmul_precision, move, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import progress, say
@@ -78,6 +78,7 @@ def evaluate_files(
         data, settings = as_it_was_asked(Path(source))
     sets = {name: read_rows(name, fields=data.fields, strict=False) for name in files}
     model, tokenizer = load_run(source) if is_run else _load_folder(source)
+    dtype = computing_dtype(config.trainer.precision, place) if is_run else None
     if not (is_run or template or (Path(source) / ASKED).exists()):
         chat = template_text(tokenizer) and f"; its tokenizer has a chat template: --template {CHAT}"
         say(f"{source}: says no prompt template, so {data.template} is taken{chat}")
@@ -104,27 +105,30 @@ def evaluate_files(
     say_of_unseen_words(settings, sets)
     results: dict[str, Any] = {}
     responses: list[str] = []
-    model.to(place)
+    # as the run has measured itself
+    move(frozen(model, dtype), place)
     if taught is not None:
-        taught[0].to(place)
-    for name, examples in encoded.items():
-        predictor = Predictor(
-            tokenizer,
-            examples,
-            settings,
-            vocab_size=width,
-            pad_token_id=ends.pad_id,
-            stop_ids=ends.stop_ids,
-            lead=ends.lead,
-        )
-        say(f"{name}: {plural(len(examples), 'row')}, {plural(len(predictor.seeds), 'seed')}")
-        with progress(name, len(examples) * len(predictor.seeds), unit="responses") as advance:
-            predictor.advance = advance
-            evaluation = evaluate(model, predictor)
-        results[name] = evaluation.summary
-        if taught is not None:
-            results[name]["exposure"] = _exposure(model, taught, examples, settings, name)
-        responses += [json.dumps({"set": name, **record}, ensure_ascii=False) for record in evaluation.predictions]
+        move(frozen(taught[0], teacher_dtype(config, place) if is_run else None), place)
+    with matmul_precision(config.trainer.matmul_precision if is_run else "highest"):
+        for name, examples in encoded.items():
+            predictor = Predictor(
+                tokenizer,
+                examples,
+                settings,
+                vocab_size=width,
+                pad_token_id=ends.pad_id,
+                stop_ids=ends.stop_ids,
+                lead=ends.lead,
+            )
+            say(f"{name}: {plural(len(examples), 'row')}, {plural(len(predictor.seeds), 'seed')}")
+            with progress(name, len(examples) * len(predictor.seeds), unit="responses") as advance:
+                predictor.advance = advance
+                evaluation = evaluate(model, predictor)
+            results[name] = evaluation.summary
+            if taught is not None:
+                results[name]["exposure"] = _exposure(model, taught, examples, settings, name)
+            for record in evaluation.predictions:
+                responses.append(json.dumps({"set": name, **record}, ensure_ascii=False))
     contents = json.dumps(results, indent=2), "\n".join(responses)
     try:
         for path, content in zip(outputs, contents, strict=False):

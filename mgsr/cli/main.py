@@ -184,7 +184,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from mgsr.cli.console import show
     from mgsr.planning.plan import plan
     from mgsr.planning.plan_cost import Hardware
-    from mgsr.planning.plan_table import configured, heading, memory_table, traffic_table, verdict, work_table
+    from mgsr.planning.plan_table import TABLES, configured, heading, verdict
     from mgsr.planning.units import parse_size
 
     giga, tera = 1e9, 1e12
@@ -195,6 +195,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         bandwidth=arguments.bandwidth * giga,
         interconnect=arguments.interconnect * giga,
         host=arguments.host * giga,
+        disk=arguments.disk * giga,
     )
     with contextlib.redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         found = plan(
@@ -210,8 +211,8 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(json.dumps(found.to_dict(), indent=2))
     else:
         print("\n".join(heading(found)))
-        for table in (work_table(found), memory_table(found), traffic_table(found)):
-            show(table)
+        for table in TABLES:
+            show(table(found))
         print(f"{configured(found)}\n{verdict(found)}")
     return 0 if found.recommended is not None else 1
 

@@ -158,6 +158,11 @@ class TrainerConfig:
         "Lightning precision",
         choices=("32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed"),
     )
+    matmul_precision: str = key(
+        "highest",
+        "products of float32 matrices: as they are; high, medium: in TF32 or bf16 where the device is faster so",
+        choices=("highest", "high", "medium"),
+    )
     compile: bool = key(False, "torch.compile the student's and the teacher's forward of a training step")
     threads: int = key(0, "CPU threads (0: torch's choice)", low=0, high=1024)
     checkpoint_every_n_steps: int = key(200, "steps between two resume points", low=1, high=MANY)

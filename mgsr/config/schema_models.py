@@ -86,6 +86,12 @@ class TeacherConfig(ModelConfig):
         "where its weights are: on every device; in parts on all (fsdp2); in CPU memory between phases",
         choices=("replicated", "sharded", "cpu"),
     )
+    frozen_dtype: str = key(
+        "auto",
+        "type of its weights once it is fine-tuned; auto: what trainer.precision computes in, else `dtype`",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+        when=".source",
+    )
 
 
 @dataclass

@@ -69,50 +69,91 @@ class StepCounts(TermCounts):
         )
 
 
+class AnswerRows(NamedTuple):
+    """The M rows that predict a response token, among the B (L - 1) states that predict a token.
+
+    Known before they lie on a GPU: whoever asks that waits for all its work.
+
+    Attributes:
+        place, labels: `[M]`, where they are and what they predict.
+        truth: `[M]`, on ground truth. `truth_place`, `written_place`: the places of those, and of the others.
+        is_pair: `[M]`, row i and i + 1 are neighbours in one span. `pairs`: the same in Python.
+        label_range: the smallest and the largest label; (0, 0) without rows.
+    """
+
+    place: Tensor
+    labels: Tensor
+    truth: Tensor
+    truth_place: Tensor
+    written_place: Tensor
+    is_pair: Tensor
+    pairs: tuple[bool, ...]
+    label_range: tuple[int, int]
+
+
+class UncachedRows(NamedTuple):
+    """The sequences whose teacher distributions are not cached, `[b]`, and the length of the longest."""
+
+    rows: Tensor
+    width: int
+
+
 class Batch:
     """A right-padded micro-batch, `[B, L]`, with the denominators of its whole optimiser step.
 
     No dataclass: Lightning would go into one and cast its numbers to the precision of the weights,
-    log-probabilities included.
+    log-probabilities included. There is no mask: no token looks ahead, so what stands behind a text changes
+    nothing of it, and without one attention takes its quickest kernel.
 
     `labels` is the token itself on response positions (EOS included) and -100 on prompt and padding: masked by
-    position, since the padding id may be EOS. `span_ids` are unique within the batch, -1 for none. `teacher_top`
-    has the teacher's distributions of sequences that need no forward; a row of it is a state's place among the
-    B (L - 1) states that predict a token. `teacher_states` `[B, L, H]` are the teacher's last hidden states, where
-    it has read the text in a phase of its own. `stands_in`: for no rows at all, see `collate`.
+    position, since the padding id may be EOS. `answers` has the same for those rows alone. `span_ids` are unique
+    within the batch, -1 for none. `teacher_top` has the teacher's distributions of sequences that need no forward,
+    `uncached` the others; a row of it is a state's place among the B (L - 1) states that predict a token.
+    `teacher_states` `[B, L, H]` are the teacher's last hidden states, where it has read the text in a phase of its
+    own. `stands_in`: for no rows at all, see `collate`. Plain numbers: `lengths` and `example_ids` of the
+    sequences, and whether a model has `written` them.
     """
 
     def __init__(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
         labels: Tensor,
         span_ids: Tensor,
         is_ground_truth: Tensor,
-        example_ids: Tensor,
+        answers: AnswerRows,
         behaviour_log_probs: Tensor | None,
         counts: StepCounts,
+        lengths: tuple[int, ...],
+        example_ids: tuple[int, ...],
+        written: tuple[bool, ...],
         teacher_top: CachedRows | None = None,
+        uncached: UncachedRows | None = None,
         teacher_states: Tensor | None = None,
         stands_in: bool = False,
     ) -> None:
-        self.input_ids, self.attention_mask, self.labels = input_ids, attention_mask, labels
-        self.span_ids, self.is_ground_truth, self.example_ids = span_ids, is_ground_truth, example_ids
-        self.behaviour_log_probs, self.counts, self.teacher_top = behaviour_log_probs, counts, teacher_top
-        self.teacher_states, self.stands_in = teacher_states, stands_in
+        self.input_ids, self.labels, self.span_ids = input_ids, labels, span_ids
+        self.is_ground_truth, self.answers = is_ground_truth, answers
+        self.behaviour_log_probs, self.counts = behaviour_log_probs, counts
+        self.lengths, self.example_ids, self.written = lengths, example_ids, written
+        self.teacher_top, self.uncached, self.teacher_states = teacher_top, uncached, teacher_states
+        self.stands_in = stands_in
 
     @property
     def tokens(self) -> int:
         """Read, padding aside."""
-        return 0 if self.stands_in else int(self.attention_mask.sum())
+        return 0 if self.stands_in else sum(self.lengths)
 
     @property
     def slots(self) -> int:
         """Read, padding included."""
-        return 0 if self.stands_in else self.attention_mask.numel()
+        return 0 if self.stands_in else self.input_ids.numel()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU reads by itself, while the processor goes on."""
+        return self._map(Tensor.pin_memory)
 
     @property
     def targets(self) -> Targets:
@@ -127,13 +168,12 @@ class Batch:
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        values: dict[str, Any] = dict(vars(self))
-        for name, value in values.items():
-            if isinstance(value, CachedRows):
-                values[name] = CachedRows(*map(function, value))
-            elif isinstance(value, Tensor):
-                values[name] = function(value)
-        return Batch(**values)
+        def mapped(value: Any) -> Any:
+            if isinstance(value, (CachedRows, AnswerRows, UncachedRows)):
+                return type(value)(*map(mapped, value))
+            return function(value) if isinstance(value, Tensor) else value
+
+        return Batch(**{name: mapped(value) for name, value in vars(self).items()})
 
 
 def collate(
@@ -165,9 +205,8 @@ def collate(
     starts_B1 = np.array([[len(row.prompt_ids)] for row in rows])
     ends_B1 = np.array([[len(row)] for row in rows])
     length = int(ends_B1.max())
-    places_L = np.arange(length)
-    read = places_L < ends_B1
-    answered = read & (places_L >= starts_B1)
+    read = np.arange(length) < ends_B1
+    answered = read & (np.arange(length) >= starts_B1)
     input_ids = _filled(read, pad_token_id, (ids for row in rows for ids in (row.prompt_ids, row.response_ids)))
     labels = np.where(answered, input_ids, IGNORED)
     span_ids = _filled(answered, -1, (row.span_ids for row in rows))
@@ -177,18 +216,43 @@ def collate(
     for b, row in enumerate(rows):
         if behaviour is not None and row.behaviour_log_probs:
             behaviour[b, len(row.prompt_ids) : len(row)] = torch.tensor(row.behaviour_log_probs)
+    is_ground_truth = np.array([row.is_ground_truth for row in rows])
     return Batch(
         torch.from_numpy(input_ids),
-        torch.from_numpy(read.astype(np.int64)),
         torch.from_numpy(labels),
         torch.from_numpy(span_ids),
-        torch.tensor([row.is_ground_truth for row in rows]),
-        torch.tensor([row.example_id for row in rows]),
+        torch.from_numpy(is_ground_truth),
+        _answers(labels, span_ids, is_ground_truth),
         behaviour,
         counts,
+        tuple(map(len, rows)),
+        tuple(row.example_id for row in rows),
+        tuple(not row.is_ground_truth for row in rows),
         _teacher_top(rows, length, tops or {}),
+        _uncached(rows, tops or {}),
         _teacher_states(rows, length, states or {}),
     )
+
+
+def _answers(
+    labels: NDArray[np.int64], span_ids: NDArray[np.int64], is_ground_truth: NDArray[np.bool_]
+) -> AnswerRows:
+    place_M = np.flatnonzero(labels[:, 1:] != IGNORED)
+    labels_M, spans_M = labels[:, 1:].ravel()[place_M], span_ids[:, 1:].ravel()[place_M]
+    truth_M = is_ground_truth.repeat(labels.shape[1] - 1)[place_M]
+    is_pair_M = np.zeros(len(place_M), dtype=bool)
+    is_pair_M[:-1] = (spans_M[:-1] == spans_M[1:]) & (spans_M[1:] >= 0) & (np.diff(place_M) == 1)
+    ends = (int(labels_M.min()), int(labels_M.max())) if len(labels_M) else (0, 0)
+    arrays = place_M, labels_M, truth_M, place_M[truth_M], place_M[~truth_M], is_pair_M
+    place, own, truth, of_truth, written, is_pair = map(torch.from_numpy, arrays)
+    return AnswerRows(place, own, truth, of_truth, written, is_pair, tuple(is_pair_M.tolist()), ends)
+
+
+def _uncached(rows: Sequence[TrainingSequence], tops: Mapping[TextKey, TeacherTop]) -> UncachedRows | None:
+    unread = [b for b, row in enumerate(rows) if row.key not in tops]
+    if len(unread) == len(rows):
+        return None
+    return UncachedRows(torch.tensor(unread, dtype=torch.long), max((len(rows[b]) for b in unread), default=0))
 
 
 def _require_lengths(row: TrainingSequence) -> None:
@@ -214,8 +278,7 @@ def _teacher_states(
     known = [(b, row, states[row.key]) for b, row in enumerate(rows) if row.key in states]
     if not known:
         return None
-    first = known[0][2]
-    padded = first.new_zeros(len(rows), length, first.shape[1])
+    padded = known[0][2].new_zeros(len(rows), length, known[0][2].shape[1])
     for b, row, found in known:
         # the state before a token predicts it
         padded[b, len(row.prompt_ids) - 1 : len(row) - 1] = found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import Example
 from mgsr.generation import LanguageModel
 from mgsr.models.stop_ids import TextEnds
+from mgsr.runtime import ranks
 from mgsr.runtime.devices import placed, working_device
 from mgsr.runtime.progress import progress, say
 from mgsr.runtime.rng import Stream
 from mgsr.runtime.wording import plural
 from mgsr.scrg import Prompt
-from mgsr.scrg.search import Comparison, compare
+from mgsr.scrg.search import compare
+
+Scored = tuple[Tensor, Tensor]
+"""Of one text, `[T]` each: KL(p || q), and the teacher's log-probability of the token, at every position."""
 
 
 def ex_acc_err(
@@ -107,8 +112,11 @@ def exposure(
     batch_size: int,
     vocab_size: int,
     advance: Callable[[int], None] = lambda count: None,
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """Let both models answer the prompts, score all answers with both, and compare.
+
+    Of several ranks each does this with its share of the prompts, and all get the figures of the whole.
 
     Args:
         student, teacher: causal language models over the same ids.
@@ -116,6 +124,7 @@ def exposure(
         seed: of the draws; both models sample at temperature 1.
         vocab_size: token ids that both models share.
         advance: called with the number of prompts that one of the models has answered.
+        together: within it each rank calls a teacher that is in parts on all of them at its own pace.
 
     Returns:
         `ex_acc_err`: per cent at every length, `[L]` (see `ex_acc_err`); `ex_acc_err_at_end`: its last
@@ -143,18 +152,23 @@ def exposure(
 
     # two streams: the models' draws share no key
     models = language_model(student, Stream.EVALUATION), language_model(teacher, Stream.TEACHER)
+    mine = prompts[ranks.rank() :: ranks.world_size()]
+    scored: list[list[Scored]] = []
+    with together():
+        for writer in models:
+            responses = writer.write(mine, seed=seed, round=0)
+            writer.release()
+            scored.append(_scored(models[1], models[0], mine, responses, batch_size, vocab_size))
     kl: list[Tensor] = []
     figures: dict[str, Any] = {}
-    for writer, name in zip(models, ("student", "teacher"), strict=True):
-        responses = writer.write(prompts, seed=seed, round=0)
-        writer.release()
-        compared = _compare(models[1], models[0], prompts, responses, batch_size, vocab_size)
-        lengths = [len(response) for response in responses]
-        kl.append(torch.nn.utils.rnn.pad_sequence(compared.kl.split(lengths), batch_first=True))
-        figures[f"kl_{name}_prefix"] = float(compared.kl.mean())
+    for part, name in zip(scored, ("student", "teacher"), strict=True):
+        # in the order of the prompts: sums are those of one rank
+        kls, log_probs = zip(*ranks.interleaved(ranks.gathered(part)), strict=True)
+        kl.append(torch.nn.utils.rnn.pad_sequence(list(kls), batch_first=True))
+        figures[f"kl_{name}_prefix"] = float(torch.cat(kls).mean())
         if name == "student":
-            likelihood = float(compared.teacher_log_prob_student_token.double().sum())
-            figures["teacher_perplexity"] = perplexity([likelihood], [sum(lengths)])
+            likelihood = torch.cat(log_probs).double()
+            figures["teacher_perplexity"] = perplexity([float(likelihood.sum())], [len(likelihood)])
     errors = [float(error) for error in ex_acc_err(kl[0].double().numpy(), kl[1].double().numpy())]
     # JSON has no nan
     figures["ex_acc_err"] = [None if math.isnan(error) else error for error in errors]
@@ -162,22 +176,31 @@ def exposure(
     return figures
 
 
-def _compare(
+def _scored(
     teacher: LanguageModel,
     student: LanguageModel,
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[int]],
     chunk: int,
     vocab_size: int,
-) -> Comparison:
-    """Teacher and student at every position, a chunk of texts at a time: hidden states are large."""
-    parts = []
-    for start in range(0, len(prompts), chunk):
-        some, texts = prompts[start : start + chunk], responses[start : start + chunk]
+) -> list[Scored]:
+    """Teacher and student at every position of every text, a chunk of texts of about one length at a time."""
+    length = [len(prompt_ids) + len(text) for (_, prompt_ids), text in zip(prompts, responses, strict=True)]
+    order = sorted(range(len(prompts)), key=length.__getitem__)
+    found: dict[int, Scored] = {}
+    for start in range(0, len(order), chunk):
+        rows = order[start : start + chunk]
+        some, texts = [prompts[row] for row in rows], [responses[row] for row in rows]
         tokens = torch.tensor([token for text in texts for token in text])
         scores = teacher.score(some, texts), student.score(some, texts)
-        parts.append(compare(*scores, tokens, None, tile_size=256, vocab_size=vocab_size))
-    return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        compared = compare(*scores, tokens, None, tile_size=256, vocab_size=vocab_size)
+        # clones: a part of a larger tensor would be sent to other ranks as a whole
+        columns = (compared.kl, compared.teacher_log_prob_student_token)
+        parts = zip(*(column.split([len(text) for text in texts]) for column in columns), strict=True)
+        found.update(
+            {row: (kl.clone(), log_prob.clone()) for row, (kl, log_prob) in zip(rows, parts, strict=True)}
+        )
+    return [found[row] for row in range(len(prompts))]
 
 
 def exposure_bias(
@@ -187,11 +210,13 @@ def exposure_bias(
     ends: TextEnds,
     examples: Sequence[Example],
     vocab_size: int,
+    *,
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
     """`exposure` on a test set, with the first sampling seed."""
     say(f"{config.arm}: exposure bias on {plural(len(examples), 'prompt')}")
     device = working_device(config.trainer.accelerator)
-    name, total = f"{config.arm}, exposure", 2 * len(examples)
+    name, total = f"{config.arm}, exposure", 2 * len(examples[ranks.rank() :: ranks.world_size()])
     with placed(device, student), placed(device, teacher), progress(name, total, unit="responses") as advance:
         return exposure(
             student,
@@ -204,4 +229,5 @@ def exposure_bias(
             batch_size=config.evaluation.batch_size,
             vocab_size=vocab_size,
             advance=advance,
+            together=together,
         )

@@ -178,14 +178,18 @@ def self_bleu(sequences: Sequence[Sequence[Hashable]], *, max_n: int = 4) -> flo
     """
     if len(sequences) < 2 or max_n < 1:
         raise ValueError(f"self_bleu needs two sequences and max_n >= 1, got {len(sequences)} and {max_n}")
-    matches = [_matches(counts).tolist() for counts in _counts(sequences, max_n)]
+    return _self_bleu(sequences, [_matches(counts).tolist() for counts in _counts(sequences, max_n)])
+
+
+def _self_bleu(sequences: Sequence[Sequence[Hashable]], matches: Sequence[list[int]]) -> float:
+    """`matches`: for every n, by sequence."""
     lengths = Counter(map(len, sequences))
     known = sorted(lengths)
     scores = []
     for sequence, found in zip(sequences, zip(*matches, strict=True), strict=True):
         length = len(sequence)
         closest = length if lengths[length] > 1 else _closest(known, length)
-        scores.append(_bleu(found, [max(length - n, 1) for n in range(max_n)], length, closest))
+        scores.append(_bleu(found, [max(length - n, 1) for n in range(len(found))], length, closest))
     return math.fsum(scores) / len(scores)
 
 
@@ -202,7 +206,7 @@ def _counts(sequences: Sequence[Sequence[Hashable]], max_n: int) -> Iterator[_Co
     """For n = 1 to `max_n`; n-grams are numbered by the (n - 1)-gram that they begin with and their last token."""
     numbers: dict[Hashable, int] = {}
     tokens = np.array([numbers.setdefault(t, len(numbers)) for s in sequences for t in s], dtype=np.int64)
-    lengths = np.array([len(s) for s in sequences])
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
     owner = np.repeat(np.arange(len(sequences)), lengths)
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))  # in the sequence, from here on
     begun = np.zeros_like(tokens)
@@ -237,10 +241,17 @@ def _closest(known: list[int], length: int) -> int:
 
 
 def diversity(sequences: Sequence[Sequence[Hashable]]) -> dict[str, float]:
-    """`distinct_1` to `distinct_3`, and `self_bleu` where there are two sequences."""
-    figures = {f"distinct_{n}": distinct_n(sequences, n) for n in (1, 2, 3)}
+    """`distinct_1` to `distinct_3`, and `self_bleu` where there are two sequences; n-grams are counted once."""
+    figures: dict[str, float] = {}
+    matches = []
+    for n, counts in enumerate(_counts(sequences, 4), 1):
+        if n < 4:
+            total = int(counts.times.sum())
+            different = np.count_nonzero(np.diff(counts.gram, prepend=-1))
+            figures[f"distinct_{n}"] = int(different) / total if total else 0.0
+        matches.append(_matches(counts).tolist())
     if len(sequences) > 1:
-        figures["self_bleu"] = self_bleu(sequences)
+        figures["self_bleu"] = _self_bleu(sequences, matches)
     return figures
 
 

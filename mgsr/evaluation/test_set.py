@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ class Predictor:
         stop_ids: any of them ends a response; None: the tokenizer's end of text.
         lead: text that stands before every response and is no part of it.
         check: called between batches; may raise to stop. advance: called with the number of responses.
+        together: within it each rank calls a model that is in parts on all of them at its own pace.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -45,6 +47,7 @@ class Predictor:
     lead: str = ""
     check: Callable[[], None] | None = None
     advance: Callable[[int], None] | None = None
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def write(self, model: PreTrainedModel, seed: int) -> list[str]:
         """One response per example of this rank, in order."""
@@ -78,9 +81,12 @@ class Predictor:
         """This rank's examples."""
         return self.examples[ranks.rank() :: ranks.world_size()]
 
-    def write_all(self, model: PreTrainedModel, seed: int) -> list[str]:
-        """One response per example, of all ranks; every rank has to call this."""
-        return ranks.interleaved(ranks.gathered(self.write(model, seed)))
+    def write_all(self, model: PreTrainedModel, seed: int) -> tuple[list[str], list[float]]:
+        """One response per example, of all ranks, and its ROUGE-L; every rank has to call this."""
+        with self.together():
+            texts = self.write(model, seed)
+        scores = self.scores(texts, self.mine)
+        return ranks.interleaved(ranks.gathered(texts)), ranks.interleaved(ranks.gathered(scores))
 
     def _after_batch(self, count: int) -> None:
         if self.advance is not None:
@@ -173,8 +179,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     matches_by_category: dict[str, list[float]] = {}
     of_one_answer = kinds_of_one_answer(examples, config.one_answer)
     for seed in predictor.seeds:
-        texts = predictor.write_all(model, seed)
-        each = predictor.scores(texts, examples)
+        texts, each = predictor.write_all(model, seed)
         scores[seed] = sum(each) / len(each)
         for text, example, score in zip(texts, examples, each, strict=True):
             by_category.setdefault(example.category or ALL, []).append(score)
@@ -184,10 +189,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
             records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
     mean, std, count = mean_std(list(scores.values()))
     words = [record["prediction"].split() for record in records]
-    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
-    if len(examples) > 1:
-        # over one seed: several answers to one prompt resemble each other whatever the model is like
-        figures["self_bleu"] = self_bleu(words[: len(examples)])
+    figures = ranks.agreed(_diversity(words, len(examples)) if ranks.is_first() else {})
     summary = {
         "rouge_l": mean,
         # one seed has no spread, and JSON no NaN
@@ -206,6 +208,14 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     return Evaluation(scores, summary, records)
 
 
+def _diversity(words: Sequence[Sequence[str]], of_one_seed: int) -> dict[str, float]:
+    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
+    if of_one_seed > 1:
+        # over one seed: several answers to one prompt resemble each other whatever the model is like
+        figures["self_bleu"] = self_bleu(words[:of_one_seed])
+    return figures
+
+
 def evaluate_tests(
     config: ExperimentConfig,
     model: PreTrainedModel,
@@ -214,12 +224,15 @@ def evaluate_tests(
     vocab_size: int,
     ends: TextEnds,
     name: str,
+    *,
+    together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Evaluation]:
     """Every test set, written and measured.
 
     Args:
         tokenizer: the model's.
         name: of the model, for progress lines.
+        together: see `Predictor`.
     """
     written: dict[str, Evaluation] = {}
     with placed(working_device(config.trainer.accelerator), model):
@@ -230,6 +243,6 @@ def evaluate_tests(
             rows, seeds = len(examples), len(predictor.seeds)
             say(f"{name}: answers {plural(rows, 'row')} of {set_name} with {plural(seeds, 'seed')}")
             with progress(f"{name}, {set_name}", len(predictor.mine) * seeds, unit="responses") as advance:
-                predictor.advance = advance
+                predictor.advance, predictor.together = advance, together
                 written[set_name] = evaluate(model, predictor)
     return written

@@ -8,7 +8,6 @@ cache (positions of the longest row, padding on the left included).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from mgsr.generation.batching import passes
-from mgsr.generation.kv_cache import Slots
+from mgsr.generation.kv_cache import Slots, growing_cache, growing_layers, keeps_every_slot, line_up
 from mgsr.generation.sampling import Choice
-from mgsr.models.output_layer import OutputLayer
+from mgsr.models.output_layer import OutputLayer, cache_argument
+from mgsr.runtime import devices
+from mgsr.runtime.rng import checked
+
+BLOCK = 8
+"""Tokens that a GPU writes between two looks at what it has written: whoever looks waits for all its work. Rows
+that end in between write some in vain. On a CPU every token is looked at."""
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -76,15 +80,15 @@ class Reader:
     ) -> None:
         self.body, self.head, self.config = body, head, body.config
         self.pad_id, self.vocab_size, self.device = pad_id, vocab_size, head.weight.device
-        self.cache = DynamicCache(config=self.config)
+        lengths = [len(text) for text in texts]
+        limit = max(lengths) + room
+        self.cache = growing_cache(self.config, limit) if cache is None else cache
         self.keeps_every_slot = keeps_every_slot(self.cache)
         self._cache_name = cache_argument(self.body)
         self._takes_ready_mask = (
             self.config.model_type in READY_MASKS and self.config._attn_implementation == "sdpa"
         )
-        lengths = [len(text) for text in texts]
         if cache is not None:
-            self.cache = cache
             self._lay_out([length - 1 for length in lengths], max(lengths) - 1, room + 1)
             self.advance(torch.tensor([text[-1] for text in texts], device=self.device))
             return
@@ -98,11 +102,11 @@ class Reader:
         states_BH = self.head.weight.new_zeros(len(lengths), self.head.weight.shape[1])
         caches = []
         for rows in groups:
-            caches.append(DynamicCache(config=self.config))
+            caches.append(growing_cache(self.config, max(lengths[row] for row in rows)))
             states_BH[torch.tensor(rows, device=self.device)] = self._states(
                 [texts[row] for row in rows], caches[-1]
             )
-        self._line_up(groups, caches)
+        line_up(self.cache, groups, caches, self.width)
         self._next_from(states_BH)
 
     def _next_from(self, states_BH: Tensor) -> None:
@@ -110,40 +114,28 @@ class Reader:
 
     def _states(self, sequences: Sequence[Sequence[int]], cache: DynamicCache) -> Tensor:
         """States `[B, H]` at the ends of whole sequences, which go into the cache."""
-        ids, mask = (part.to(self.device) for part in pad_left(sequences, self.pad_id))
-        return self._body(ids, mask, (mask.cumsum(dim=1) - 1).clamp(min=0), cache)
-
-    def _line_up(self, groups: Sequence[Sequence[int]], caches: Sequence[DynamicCache]) -> None:
-        """One cache of all rows from those of the groups, which are used up layer by layer."""
-        batch = sum(map(len, groups))
-        for index in range(len(caches[0].layers)):
-            parts = []
-            for name in ("keys", "values"):
-                like = getattr(caches[0].layers[index], name)
-                target = like.new_zeros(batch, like.shape[1], self.width, like.shape[3])
-                for rows, cache in zip(groups, caches, strict=True):
-                    source = getattr(cache.layers[index], name)
-                    target[torch.tensor(rows, device=target.device), :, self.width - source.shape[2] :] = source
-                parts.append(target)
-            for cache in caches:
-                cache.layers[index] = DynamicLayer()
-            self.cache.update(parts[0], parts[1], index)
+        ids, mask = pad_left(sequences, self.pad_id)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0).to(self.device)
+        padded = len({len(sequence) for sequence in sequences}) > 1
+        return self._body(ids.to(self.device), mask.to(self.device) if padded else None, positions, cache)
 
     def _lay_out(self, lengths: Sequence[int], width: int, room: int) -> None:
         self._position_B = torch.tensor(lengths, dtype=torch.int64, device=self.device)
-        self.padding_B = width - self._position_B
+        self.padding = [width - length for length in lengths]
         self.width = width
         slots = torch.arange(width + room, device=self.device)
-        self._mask_BW = (slots >= self.padding_B[:, None]).long()
-        self._make_ready_mask()
+        self._mask_BW = (slots >= width - self._position_B[:, None]).long()
+        self._make_mask()
 
-    def _make_ready_mask(self) -> None:
-        """What transformers makes of the mask anew in every step, which a small model feels.
+    def _make_mask(self) -> None:
+        """The mask of the next steps, as far as there are rows that are padded.
 
-        Without padding it has its own short cut; caches with a window need masks of their own.
+        It is ready-made where a model takes that: transformers would make one anew in every step, which a small
+        model feels. Caches with a window need masks of their own.
         """
-        ready = self._takes_ready_mask and self.keeps_every_slot and bool(self.padding_B.any())
-        self._ready_B11W = self._mask_BW.bool()[:, None, None] if ready else None
+        ready = self._takes_ready_mask and self.keeps_every_slot
+        mask = self._mask_BW.bool()[:, None, None] if ready else self._mask_BW
+        self._mask = mask if any(self.padding) else None
 
     def advance(self, tokens_B: Tensor, alive_B: Tensor | None = None) -> None:
         """Take in one token per row.
@@ -154,12 +146,12 @@ class Reader:
         self.width += 1
         # Two models that write together may live on two devices.
         ids_B1 = tokens_B.to(self.device)[:, None]
-        mask = self._mask_BW if self._ready_B11W is None else self._ready_B11W
-        states_BH = self._body(ids_B1, mask[..., : self.width], self._position_B[:, None], self.cache)
+        mask = None if self._mask is None else self._mask[..., : self.width]
+        states_BH = self._body(ids_B1, mask, self._position_B[:, None], self.cache)
         self._position_B = self._position_B + (1 if alive_B is None else alive_B.to(self.device).long())
         self._next_from(states_BH)
 
-    def _body(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def _body(self, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: DynamicCache) -> Tensor:
         """States `[B, H]` after the last token."""
         output = self.body(
             input_ids=ids,
@@ -170,34 +162,31 @@ class Reader:
         )
         return output.last_hidden_state[:, -1]
 
-    def slots(self, rows_N: Tensor, batch_rows: Sequence[int]) -> Slots:
-        """Keys and values of rows, which are `batch_rows` of the whole batch."""
-        whole = len(rows_N) == self.padding_B.shape[0]
+    def slots(self, batch_rows: Sequence[int]) -> Slots:
+        """Keys and values of all rows, which are `batch_rows` of the whole batch; the reader is done with them."""
+        return Slots([layer.states for layer in growing_layers(self.cache)], self.padding, list(batch_rows))
+
+    def select(
+        self, stay: Sequence[int], leave: Sequence[int] = (), batch_rows: Sequence[int] = ()
+    ) -> Slots | None:
+        """Go on with some rows alone, in this order, from the next `advance` on.
+
+        Returns:
+            Keys and values of the rows that `leave`, which are `batch_rows` of the whole batch; None if none do.
+        """
+        stay_N, leave_N = (torch.tensor(rows, dtype=torch.long, device=self.device) for rows in (stay, leave))
         layers = []
-        for layer in self.cache.layers:
-            assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-            kept = (layer.keys, layer.values) if whole else (layer.keys[rows_N], layer.values[rows_N])
-            layers.append(kept)
-        return Slots(layers, self.padding_B[rows_N], list(batch_rows))
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows alone, in this order, from the next `advance` on."""
-        rows = rows.to(self.device)
-        self.cache.batch_select_indices(rows)
-        self.state = self.state[rows]
-        self._mask_BW, self._position_B = self._mask_BW[rows], self._position_B[rows]
-        self.padding_B = self.padding_B[rows]
-        self._make_ready_mask()
-
-
-def keeps_every_slot(cache: DynamicCache) -> bool:
-    """Whether all layers hold all positions: not so with a sliding window, chunks or a recurrent state."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
-def cache_argument(body: Any) -> str:
-    """What a model calls its KV cache: transformers 5.24 has begun to rename it."""
-    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
+        for layer in growing_layers(self.cache):
+            # layer by layer, so that no second cache stands beside this one
+            if leave:
+                layers.append((layer.states[0][leave_N], layer.states[1][leave_N]))
+            layer.batch_select_indices(stay_N)
+        left = Slots(layers, [self.padding[row] for row in leave], list(batch_rows)) if leave else None
+        self.state = self.state[stay_N]
+        self._mask_BW, self._position_B = self._mask_BW[stay_N], self._position_B[stay_N]
+        self.padding = [self.padding[row] for row in stay]
+        self._make_mask()
+        return left
 
 
 @dataclass(frozen=True)
@@ -240,54 +229,60 @@ def decode(
     Returns:
         The new tokens of all B rows, and what was kept of them.
     """
-    device, batch = readers[0].logits.device, len(budgets)
+    device, batch, most = readers[0].logits.device, len(budgets), max(budgets)
+    every = 1 if devices.reading_is_free(device) else BLOCK
     budgets_N = torch.tensor(budgets, device=device)
     eos_E = torch.tensor(list(eos_ids), device=device)
     tables_NT = [table.to(device) for table in uniforms_BT]
     rows_N = torch.arange(batch, device=device)
     alive_N = torch.ones(batch, dtype=torch.bool, device=device)
-    lengths_B = np.zeros(batch, dtype=np.int64)
-    alive_B = np.ones(batch, dtype=bool)
-    here = np.arange(batch)
-    tokens_BT = torch.zeros(batch, max(budgets), dtype=torch.int64, device=device)
+    # what has been read of the device: every row's tokens, its end, whether it goes on, and where rows are now
+    tokens_BT = np.zeros((batch, most), dtype=np.int64)
+    lengths_B, alive_B = np.array(budgets), np.ones(batch, dtype=bool)
+    here, unread = np.arange(batch), list[Tensor]()
     values_BT: list[Tensor] = []
     state_NH = readers[0].state
-    states_BTH = state_NH.new_zeros(batch, max(budgets), state_NH.shape[1]) if keep_states else None
+    states_BTH = state_NH.new_zeros(batch, most, state_NH.shape[1]) if keep_states else None
     slots: list[Slots] = []
-    for step in range(max(budgets)):
+    for step in range(most):
         if states_BTH is not None:
             states_BTH[rows_N, step] = readers[0].state
         tokens_N, values = choose([reader.logits for reader in readers], [table[:, step] for table in tables_NT])
-        tokens_BT[rows_N, step] = tokens_N
+        unread.append(tokens_N)
         if step == 0:
-            values_BT = [torch.zeros(batch, max(budgets), dtype=value.dtype, device=device) for value in values]
+            values_BT = [torch.zeros(batch, most, dtype=value.dtype, device=device) for value in values]
         for table, value in zip(values_BT, values, strict=True):
             table[rows_N, step] = value
-        ended_N = (tokens_N[:, None] == eos_E).any(dim=1) | (budgets_N == step + 1)
-        ending = here[ended_N.cpu().numpy() & alive_B[here]]
-        lengths_B[ending], alive_B[ending] = step + 1, False
-        alive_N &= ~ended_N
-        remaining = int(alive_B.sum())
-        if remaining == 0:
-            break
-        if remaining <= len(here) // 2:
-            stay, leave = np.flatnonzero(alive_B[here]), np.flatnonzero(~alive_B[here])
-            if keep_slots:
-                slots.append(readers[0].slots(torch.from_numpy(leave).to(device), here[leave].tolist()))
-            stay_N = torch.from_numpy(stay).to(device)
-            for reader in readers:
-                reader.select(stay_N)
-            tokens_N, alive_N, rows_N, budgets_N = (x[stay_N] for x in (tokens_N, alive_N, rows_N, budgets_N))
-            tables_NT = [table[stay_N] for table in tables_NT]
-            here = here[stay]
+        alive_N = alive_N & (tokens_N[:, None] != eos_E).all(dim=1) & (budgets_N != step + 1)
+        if len(unread) == every or step + 1 == most:
+            read_NT = checked(torch.stack(unread, dim=1).cpu()).numpy()
+            first, unread = step + 1 - len(unread), []
+            tokens_BT[here, first : step + 1] = read_NT
+            ends_NT = np.isin(read_NT, eos_ids)
+            ended = ends_NT.any(axis=1)
+            lengths_B[here[ended]] = np.minimum(lengths_B[here], first + ends_NT.argmax(axis=1) + 1)[ended]
+            alive_B &= lengths_B > step + 1
+            remaining = int(alive_B.sum())
+            if remaining == 0:
+                break
+            if remaining <= len(here) // 2:
+                stay, leave = np.flatnonzero(alive_B[here]), np.flatnonzero(~alive_B[here])
+                for reader in readers:
+                    kept = keep_slots and reader is readers[0]
+                    left = reader.select(stay.tolist(), leave.tolist() if kept else (), here[leave].tolist())
+                    slots += [] if left is None else [left]
+                stay_N = torch.from_numpy(stay).to(device)
+                tokens_N, alive_N, rows_N, budgets_N = (x[stay_N] for x in (tokens_N, alive_N, rows_N, budgets_N))
+                tables_NT = [table[stay_N] for table in tables_NT]
+                here = here[stay]
         for reader in readers:
-            reader.advance(tokens_N, alive_N)
+            reader.advance(tokens_N.clamp(min=0), alive_N)
     if keep_slots:
-        slots.append(readers[0].slots(torch.arange(len(here), device=device), here.tolist()))
+        slots.append(readers[0].slots(here.tolist()))
     lengths = lengths_B.tolist()
-    kept = [_ragged(table, lengths) for table in values_BT]
-    return Decoded(_ragged(tokens_BT, lengths), kept, states_BTH, tuple(slots))
+    kept_values = [_ragged(table.tolist(), lengths) for table in values_BT]
+    return Decoded(_ragged(tokens_BT.tolist(), lengths), kept_values, states_BTH, tuple(slots))
 
 
-def _ragged(table_BT: Tensor, lengths: Sequence[int]) -> list[list]:
-    return [row[:length] for row, length in zip(table_BT.tolist(), lengths, strict=True)]
+def _ragged(table_BT: Sequence[list], lengths: Sequence[int]) -> list[list]:
+    return [row[:length] for row, length in zip(table_BT, lengths, strict=True)]

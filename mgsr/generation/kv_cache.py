@@ -13,20 +13,104 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from mgsr.scrg import Prefix, Prompt
+
+CHUNK = 64
+"""Slots by which a cache grows. One that grows with every token copies all of itself every time."""
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer; they are views of the slots in use, of a few more that lie ready.
+
+    Args:
+        limit: slots that will be used at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self._room: list[Tensor] = []
+
+    @property
+    def states(self) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def open(self, keys_BhWd: Tensor, values_BhWd: Tensor, batch: int, width: int) -> tuple[Tensor, Tensor]:
+        """Take `width` slots of `batch` rows into use, all 0, to be filled; the two tensors say of what kind."""
+        self.lazy_initialization(keys_BhWd, values_BhWd)
+        size = min(max(self.limit, width), width + CHUNK)
+        self._room = [t.new_zeros(batch, t.shape[1], size, t.shape[3]) for t in (keys_BhWd, values_BhWd)]
+        self.keys, self.values = (room[:, :, :width] for room in self._room)
+        return self.states
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Take in further positions, `[B, h, T, d]`; returns all that are in use."""
+        start = self.get_seq_length()
+        stop = start + key_states.shape[-2]
+        if not self._room or self._room[0].shape[-2] < stop:
+            old = self.states if start else ()
+            grown = self.open(key_states, value_states, key_states.shape[0], stop)
+            for new, kept in zip(grown, old, strict=False):
+                new[:, :, :start] = kept
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, start:stop] = states
+        self.keys, self.values = (room[:, :, :stop] for room in self._room)
+        return self.states
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Go on with these rows."""
+        width = self.get_seq_length()
+        self._room = [room[indices] for room in self._room]
+        self.keys, self.values = (room[:, :, :width] for room in self._room)
+
+
+def growing_cache(config: Any, limit: int) -> DynamicCache:
+    """A cache for a model, of at most `limit` slots; layers that do not hold every position stay as they are."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer(limit) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def keeps_every_slot(cache: DynamicCache) -> bool:
+    """Whether all layers hold all positions: not so with a sliding window, chunks or a recurrent state."""
+    return all(isinstance(layer, GrowingLayer) for layer in cache.layers)
+
+
+def growing_layers(cache: DynamicCache) -> list[GrowingLayer]:
+    """The layers of a cache that keeps every slot."""
+    return cast(list[GrowingLayer], cache.layers)
+
+
+def line_up(
+    cache: DynamicCache, groups: Sequence[Sequence[int]], parts: Sequence[DynamicCache], width: int
+) -> None:
+    """Fill a cache with all rows from those of the groups, lined up at the right; they are used up on the way."""
+    batch = sum(map(len, groups))
+    for index, layer in enumerate(growing_layers(cache)):
+        sources = [growing_layers(part)[index].states for part in parts]
+        targets = layer.open(*sources[0], batch, width)
+        for rows, part, source in zip(groups, parts, sources, strict=True):
+            rows_N = torch.tensor(rows, device=targets[0].device)
+            for target, states in zip(targets, source, strict=True):
+                target[rows_N, :, width - states.shape[2] :] = states
+            # layer by layer, so that no two caches stand side by side
+            part.layers[index] = DynamicLayer()
 
 
 class Slots(NamedTuple):
     """Keys and values of rows that left a batch at the same time, and with the same number of slots."""
 
     layers: list[tuple[Tensor, Tensor]]  # keys and values [n, h, W, d]
-    padding: Tensor  # [n]
+    padding: list[int]  # [n]
     rows: list[int]  # [n], counted in the whole batch
 
 
@@ -81,11 +165,15 @@ class KeptText:
         return found
 
     def restore(
-        self, example_ids: Sequence[int], texts: Sequence[Sequence[int]], config: Any
+        self, example_ids: Sequence[int], texts: Sequence[Sequence[int]], config: Any, limit: int
     ) -> DynamicCache | None:
         """A cache of every text but its last token, padded on the left; None unless all of it is kept.
 
-        The slots are given up in any case, so that no two caches stand side by side while a batch is written.
+        The slots are given up in any case, layer by layer as the cache takes them in, so that no two caches stand
+        side by side.
+
+        Args:
+            limit: slots that the cache will have at most.
         """
         segments, self.segments = self.segments, []
         if not segments or not all(map(self._holds, example_ids, texts)):
@@ -96,25 +184,22 @@ class KeptText:
         for row, example_id in enumerate(example_ids):
             number, source = self._place[example_id]
             plan.setdefault(number, []).append((row, source))
-        device = segments[0].padding.device
-        lengths_B = torch.tensor(lengths, device=device)
+        device = segments[0].layers[0][0].device
         moves = []
         for number, pairs in plan.items():
+            padding = segments[number].padding
+            shifts = np.array([[padding[source] - (width - lengths[row])] for row, source in pairs])
             rows_N, sources_N = torch.tensor(pairs, device=device).unbind(1)
-            shift_N = segments[number].padding[sources_N] - (width - lengths_B[rows_N])
-            slots_NW = (torch.arange(width, device=device) + shift_N[:, None]).clamp(min=0)
-            moves.append((segments[number], rows_N, sources_N[:, None], slots_NW))
-        cache = DynamicCache(config=config)
-        for layer in range(len(segments[0].layers)):
-            restored = []
-            for part in (0, 1):
-                like = segments[0].layers[layer][part]
-                target = like.new_zeros(len(lengths), like.shape[1], width, like.shape[3])
-                for origin, rows_N, sources_N1, slots_NW in moves:
+            slots_NW = torch.from_numpy((np.arange(width) + shifts).clip(0)).to(device)
+            moves.append((number, rows_N, sources_N[:, None], slots_NW))
+        cache = growing_cache(config, limit)
+        for layer in growing_layers(cache):
+            given = [segment.layers.pop(0) for segment in segments]
+            targets = layer.open(*given[0], len(lengths), width)
+            for number, rows_N, sources_N1, slots_NW in moves:
+                for target, states in zip(targets, given[number], strict=True):
                     # Indices around a full slice bring their own dimensions to the front: [n, W, h, d].
-                    target[rows_N] = origin.layers[layer][part][sources_N1, :, slots_NW].transpose(1, 2)
-                restored.append(target)
-            cache.update(restored[0], restored[1], layer)
+                    target[rows_N] = states[sources_N1, :, slots_NW].transpose(1, 2)
         return cache
 
     def _holds(self, example_id: int, text: Sequence[int]) -> bool:

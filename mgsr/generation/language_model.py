@@ -264,7 +264,7 @@ class LanguageModel:
         starts = [len(prefix.response_ids) for prefix in prefixes]
         budgets = [self.max_new_tokens - start for start in starts]
         width = max(budgets)
-        cache = self._kept.restore(ids, texts, self.body.config)
+        cache = self._kept.restore(ids, texts, self.body.config, max(map(len, texts)) + width)
         reader = Reader(
             self.body, self.head, texts, room=width, pad_id=self.pad_id, vocab_size=self.vocab_size, cache=cache
         )

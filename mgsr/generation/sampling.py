@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgsr.runtime.rng import inverse_cdf
+from mgsr.runtime.rng import classes_at
 
 Choice = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
-"""(logits `[N, V]` per reader, uniforms `[N]` per stream) -> (tokens `[N]`, values to keep, each `[N]`)."""
+"""(logits `[N, V]` per reader, uniforms `[N]` per stream) -> (tokens `[N]`, values to keep, each `[N]`).
+
+A token is -1 where its row has no distribution. Nothing may be read: a GPU has the next steps to do."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Sampling:
         (logits_NV,), (uniforms_N,) = logits, uniforms
         if self.greedy:
             return logits_NV.argmax(dim=-1), ()
-        return inverse_cdf(self.restrict(logits_NV), uniforms_N, temperature=self.temperature), ()
+        return classes_at(self.restrict(logits_NV), uniforms_N, temperature=self.temperature), ()
 
     def restrict(self, logits_NV: Tensor) -> Tensor:
         """Logits with -inf on the tokens that top-k and then top-p leave out; ties keep the smaller ids."""

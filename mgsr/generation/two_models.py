@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mgsr.generation.decoding import Decoded, Reader, decode
 from mgsr.generation.language_model import LanguageModel, draws, evaluating
-from mgsr.runtime.rng import Stream, inverse_cdf
+from mgsr.runtime.rng import Stream, classes_at
 from mgsr.scrg import Prompt
 
 
@@ -105,8 +105,8 @@ class MixedWriter(_PairWriter):
         student_nV, teacher_nV = _log_probs(logits)
         shares = [math.log(share) if share > 0 else -math.inf for share in (self.alpha, 1 - self.alpha)]
         mixed_nV = torch.logaddexp(teacher_nV + shares[0], student_nV + shares[1])
-        tokens_n = inverse_cdf(mixed_nV, uniforms[0])
-        column = tokens_n[:, None]
+        tokens_n = classes_at(mixed_nV, uniforms[0])
+        column = tokens_n[:, None].clamp(min=0)
         return tokens_n, (mixed_nV.gather(1, column)[:, 0], student_nV.gather(1, column)[:, 0])
 
     def write_mixed(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[MixedText]:
@@ -148,12 +148,14 @@ class InterleavedWriter(_PairWriter):
 
     def choose(self, logits: Sequence[Tensor], uniforms: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         student_nV, teacher_nV = _same_width(logits)
-        proposed_n = inverse_cdf(student_nV, uniforms[0])
-        own_n1 = teacher_nV.gather(1, proposed_n[:, None])
+        proposed_n, drawn_n = classes_at(student_nV, uniforms[0]), classes_at(teacher_nV, uniforms[1])
+        own_n1 = teacher_nV.gather(1, proposed_n[:, None].clamp(min=0))
         smaller_nV = torch.arange(teacher_nV.shape[1], device=teacher_nV.device) < proposed_n[:, None]
         rank_n = ((teacher_nV > own_n1) | ((teacher_nV == own_n1) & smaller_nV)).sum(dim=1)
         replaced_n = rank_n >= self.top_k
-        return torch.where(replaced_n, inverse_cdf(teacher_nV, uniforms[1]), proposed_n), (replaced_n,)
+        # also where only the teacher has no distribution the token is none
+        taken_n = (replaced_n | (drawn_n < 0)) & (proposed_n >= 0)
+        return torch.where(taken_n, drawn_n, proposed_n), (replaced_n,)
 
     def write_interleaved(self, prompts: Sequence[Prompt], *, seed: int, round: int) -> list[InterleavedText]:
         """`write`, with the positions that the teacher replaced."""

@@ -17,6 +17,7 @@ from mgsr.models.building import FAMILIES, build_causal_lm
 from mgsr.models.folder_checks import check_state, check_values
 from mgsr.models.folders import (
     content_fingerprint,
+    keep_fingerprint,
     remove_half_folders,
     save_adapter_folder,
     save_model_folder,
@@ -51,6 +52,7 @@ __all__ = [
     "decoder_layers",
     "has_adapters",
     "hub_options",
+    "keep_fingerprint",
     "kept_generation_config",
     "knows_all_ids",
     "load_causal_lm",

@@ -23,7 +23,8 @@ from mgsr.runtime.wording import plural
 ANEW = "take the folder anew from where it came"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+# as safetensors names them
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def check_weights_folder(folder: Path) -> list[Path]:
@@ -92,6 +93,15 @@ def _tensors_in(path: Path) -> list[str]:
         reason = str(error).removeprefix("Error while deserializing header: ")
         raise UserError(f"`{path}` is torn or no safetensors file ({reason}): {ANEW}") from error
     return names
+
+
+def stored_type(folder: Path) -> torch.dtype | None:
+    """The one type that all tensors of a folder's files have; None where they differ."""
+    kinds = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            kinds |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    return _FLOATS.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def read_object(path: Path) -> dict[str, Any]:

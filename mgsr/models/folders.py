@@ -22,6 +22,7 @@ from mgsr.models.folder_checks import check_weights_folder, read_object
 from mgsr.models.hub import one_line_errors
 from mgsr.models.lora import has_adapters
 from mgsr.models.sources import resolve_source
+from mgsr.runtime.devices import TYPES
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import refused, sync_folder, system_error
@@ -32,6 +33,8 @@ _PASSING_KEYS = frozenset(
     {"_name_or_path", "name_or_path", "_model_name_or_path", "transformers_version", "architectures"}
     | {"dtype", "torch_dtype", "_attn_implementation", "attn_implementation", "use_cache"}
 )
+
+_FINGERPRINT = "_mgsr_fingerprint"
 
 # files of a model folder that are read with its weights and its config: tokenizer, stop ids, code
 _READ_ALONG = (
@@ -189,12 +192,14 @@ def content_fingerprint(model: PreTrainedModel | str | Path) -> str:
     `save_model_folder` and the model loaded from it in the folder's dtype have the same fingerprint.
 
     Args:
-        model: a model whose weights are whole (not sharded), or a folder with safetensors weights.
+        model: a model whose weights are whole, one of `keep_fingerprint`, or a folder with safetensors weights.
 
     Raises:
         UserError: not a model folder, or unreadable weights.
     """
     if isinstance(model, PreTrainedModel):
+        if known := getattr(model, _FINGERPRINT, ""):
+            return known
         weights = _weights_in_memory(model)
         return _digest(json.loads(model.config.to_json_string()), weights)
     folder = Path(model).expanduser()
@@ -207,6 +212,11 @@ def content_fingerprint(model: PreTrainedModel | str | Path) -> str:
             return _digest(config, _weights_on_disk(folder, files))
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"`{folder}` cannot be read as a model: {error}") from error
+
+
+def keep_fingerprint(model: PreTrainedModel, known: str) -> None:
+    """Have `content_fingerprint` give what it was before a frozen model's weights went to several devices."""
+    setattr(model, _FINGERPRINT, known)
 
 
 def source_fingerprint(source: str | Path, *, gguf_file: str | None = None, revision: str | None = None) -> str:
@@ -249,8 +259,9 @@ def _weights_in_memory(model: PreTrainedModel) -> dict[str, Callable[[], Tensor]
     state = model.state_dict()
     targets = set(getattr(model, "all_tied_weights_keys", None) or {})
     owned = {tensor.data_ptr() for name, tensor in state.items() if name not in targets}
+    types: dict[str, torch.dtype] = getattr(model, TYPES, {})
     return {
-        name: lambda tensor=tensor: tensor  # type: ignore[misc]
+        name: lambda name=name, tensor=tensor: tensor.to(types.get(name, tensor.dtype))  # type: ignore[misc]
         for name, tensor in state.items()
         if name not in targets or tensor.data_ptr() not in owned
     }

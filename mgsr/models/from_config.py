@@ -28,8 +28,10 @@ from mgsr.models.output_layer import check_output_head
 from mgsr.models.pruning import prune_depth
 from mgsr.models.stop_ids import TextEnds, text_ends
 from mgsr.models.vocabulary import id_count, require_shared_ids
+from mgsr.runtime.devices import TYPES, computing_dtype, placed
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
+from mgsr.runtime.ranks import is_first
 
 
 def quiet_transformers() -> None:
@@ -117,6 +119,8 @@ def build_model(
 ) -> PreTrainedModel:
     """A model on the CPU: made from its `architecture` with `seed` (in train mode), or loaded (in eval mode).
 
+    What is loaded may be in the type of its file yet, see `stays_stored`.
+
     Raises:
         UserError: it cannot be loaded or made, or its output layer is not a plain product.
     """
@@ -129,10 +133,10 @@ def build_model(
             pad_token_id=pad_id(tokenizer),
             seed=seed,
         )
-    return load_source(model)
+    return load_source(model, as_stored=stays_stored(config, model))
 
 
-def load_source(model: ModelConfig) -> PreTrainedModel:
+def load_source(model: ModelConfig, *, as_stored: bool = False) -> PreTrainedModel:
     """A model that comes from elsewhere, on the CPU and in eval mode, as `model` configures it.
 
     Raises:
@@ -145,12 +149,40 @@ def load_source(model: ModelConfig) -> PreTrainedModel:
         dtype=model.dtype,
         attn_implementation=model.attn_implementation or None,
         trust_remote_code=model.trust_remote_code,
+        as_stored=as_stored,
     )
-    check_output_head(loaded)
+    if is_first():
+        try:
+            check_output_head(loaded)
+        except UserError:
+            # a file's own type may be too narrow for it: this makes a copy for as long as it takes
+            with placed(torch.device("cpu"), loaded):
+                check_output_head(loaded)
     return loaded
 
 
-def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
+def stays_stored(config: ExperimentConfig, model: ModelConfig) -> bool:
+    """Whether a model's weights may keep their file's type until they are where they compute.
+
+    Not where the student is made or cut of them, or adapters of their type go on them; nor in float64, to which
+    Lightning turns what it finds.
+    """
+    student = config.student
+    settled = student.source == "teacher" or (model is student and (student.lora.r > 0 or student.keep_layers))
+    return not settled and config.trainer.precision != "64-true"
+
+
+def try_student(config: ExperimentConfig) -> None:
+    """Read a student from elsewhere once before the teacher is fine-tuned: hours later is late to find it broken.
+
+    Raises:
+        UserError: its weights cannot be used.
+    """
+    if config.student.source not in ("init", "teacher"):
+        load_source(config.student, as_stored=True)
+
+
+def load_cached(folder: Path, model: ModelConfig, *, as_stored: bool = False) -> PreTrainedModel:
     """A model that lies in the cache, as `model` configures it.
 
     Raises:
@@ -162,6 +194,7 @@ def load_cached(folder: Path, model: ModelConfig) -> PreTrainedModel:
             dtype=model.dtype,
             attn_implementation=model.attn_implementation or None,
             trust_remote_code=model.trust_remote_code,
+            as_stored=as_stored,
         )
     except UserError as error:
         raise UserError(
@@ -221,6 +254,28 @@ def build_student(
         return pruned.to(dtype=DTYPES[student.dtype])  # type: ignore[call-arg]
     model = build_model(config, student, tokenizer, seed=seed)
     return prune_depth(model, student.keep_layers) if student.keep_layers else model
+
+
+def teacher_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:
+    """What the frozen teacher's weights are in, by `teacher.frozen_dtype`; None: as they are."""
+    asked = config.teacher.frozen_dtype
+    return computing_dtype(config.trainer.precision, device) if asked == "auto" else DTYPES[asked]
+
+
+def frozen(model: Any, dtype: torch.dtype | None) -> Any:
+    """`model`, whose floating-point weights compute in `dtype` from here on; None: as they are.
+
+    They get it where they compute (`mgsr.runtime.devices.move`): until then they lie in a mapped file. Buffers
+    that no folder of a model has keep their type, such as the frequencies of rotary positions.
+    """
+    if dtype is not None:
+        setattr(model, TYPES, {name: dtype for name, _ in model.named_parameters(remove_duplicate=False)})
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                aside = name in module._non_persistent_buffers_set
+                if buffer is not None and not aside and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(dtype)
+    return model
 
 
 def with_adapters(student: Any, config: ExperimentConfig) -> Any:

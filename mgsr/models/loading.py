@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from mgsr.models.folder_checks import (
     check_report,
     check_values,
     read_object,
+    stored_type,
 )
 from mgsr.models.hub import are_cached, one_line_errors
 from mgsr.models.sources import ModelSource, check_gguf_packages, resolve_source
+from mgsr.runtime.devices import TYPES
 from mgsr.runtime.errors import UserError, did_you_mean
 from mgsr.runtime.network import is_reachable
+from mgsr.runtime.ranks import is_first
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -87,7 +91,7 @@ def load_tokenizer(
         options = hub_options(found, revision, trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(found.location, **options)
         if found.gguf_file is not None:
-            _mend_pre_tokenizer(tokenizer, _gguf_path(found, options))
+            _mend_pre_tokenizer(tokenizer, _file_of(found, found.gguf_file, options))
         known = tokenizer.encode("a", add_special_tokens=False)
     if not known:
         raise UserError(
@@ -108,23 +112,26 @@ def load_causal_lm(
     dtype: str | torch.dtype = "float32",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model, in eval mode, on the CPU.
 
-    A GGUF file is unpacked into a plain model, which trains and saves like any other.
+    Weights of the wanted type stay in the mapped file: its pages are shared by all processes of a node. A GGUF
+    file is unpacked into a plain model, which trains and saves like any other.
 
     Args:
         source, gguf_file, revision: see `mgsr.models.sources.resolve_source`.
         dtype: float64, float32, bfloat16 or float16, whatever the file holds.
         attn_implementation: `eager`, `sdpa`, `flash_attention_2`, ...; None = transformers' choice.
         trust_remote_code: allow a hub repository to run its own Python code.
+        as_stored: leave weights of another type there too; `mgsr.runtime.devices.move` gives them `dtype`.
 
     Raises:
         UserError: nothing there, pickled weights, weights that do not fit the config (missing, too many or of
             another shape), torn files, NaN or zeros, no causal language model, the hub is out of reach, a package
             is missing.
     """
-    shape_of_causal_lm(
+    shape = shape_of_causal_lm(
         source,
         gguf_file=gguf_file,
         revision=revision,
@@ -135,12 +142,23 @@ def load_causal_lm(
     found = resolve_source(source, gguf_file=gguf_file, revision=revision)
     options = _model_options(found, revision, dtype, attn_implementation, trust_remote_code)
     with one_line_errors(str(source), ANEW):
+        stored = None
+        if as_stored and found.gguf_file is None:
+            stored = stored_type(_file_of(found, "config.json", options).parent)
+        options["dtype"] = stored or options["dtype"]
         loaded: Any = AutoModelForCausalLM.from_pretrained(found.location, output_loading_info=True, **options)
         model, report = loaded
         check_report(str(source), None, report)
         if found.gguf_file is not None:
             model = _unpacked(model)
-    check_values(str(source), model)
+    if stored is not None:
+        setattr(
+            model, TYPES, {name: weight.dtype for name, weight in shape.named_parameters(remove_duplicate=False)}
+        )
+        model.config.dtype = parse_dtype(dtype)
+    if is_first():
+        # all ranks read the same file
+        check_values(str(source), model)
     return model
 
 
@@ -253,17 +271,17 @@ def _check_tokenizer_files(folder: Path) -> None:
             read_object(folder / name)
 
 
-def _gguf_path(found: ModelSource, options: dict[str, Any]) -> str:
+def _file_of(found: ModelSource, name: str, options: Mapping[str, Any]) -> Path:
     if found.is_local:
-        return str(Path(found.location) / str(found.gguf_file))
+        return Path(found.location) / name
     where = {name: value for name, value in options.items() if name in ("revision", "local_files_only")}
-    return str(cached_file(found.location, str(found.gguf_file), **where))
+    return Path(str(cached_file(found.location, name, **where)))
 
 
-def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: str) -> None:
+def _mend_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf_path: Path) -> None:
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf_path).get_field("tokenizer.ggml.pre")
+    field = GGUFReader(str(gguf_path)).get_field("tokenizer.ggml.pre")
     if field is not None and field.contents() in _DIGIT_BY_DIGIT:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [

@@ -70,12 +70,14 @@ def model_key(
         relevant["chat_template"] = template
     if model.source == "init":
         relevant["vocab_size"] = config.data.synthetic.vocab_size
-    # where it is held does not change it
-    tree: dict[str, Any] = {name: value for name, value in asdict(model).items() if name != "placement"}
+    # where it is held, and in what once it is made, does not change it
+    aside = ("placement", "frozen_dtype")
+    tree: dict[str, Any] = {name: value for name, value in asdict(model).items() if name not in aside}
     if model.source not in ("init", "teacher"):
         tree |= {"source": content, "gguf_file": "", "revision": ""}
     seed = stage_seed(config, model.sft) if model.sft.enabled or model.source == "init" else None
-    precision = config.trainer.precision
+    precision, products = config.trainer.precision, config.trainer.matmul_precision
+    precision += "" if products == "highest" else f", {products} products"
     return versioned_fingerprint(__version__, tree, relevant, precision, rows_fingerprint(rows), seed, origin)
 
 

@@ -8,10 +8,12 @@ Shapes: B sequences, T tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer
 
 from mgsr.losses import OutputLayer
 from mgsr.runtime.errors import UserError
@@ -56,10 +58,30 @@ def last_hidden(
     Returns:
         `[B, T, H]` in the model's type.
     """
-    output = trunk(model)(
-        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+    body, more = trunk(model), {}
+    if attention_mask is None and body.config.model_type in PASSING and not torch.compiler.is_compiling():
+        more[cache_argument(body)] = Cache(layer_class_to_replicate=_PassingLayer)
+    output = body(
+        input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False, **more
     )
     return output.last_hidden_state
+
+
+PASSING = frozenset({"gpt2", "llama", "mistral", "opt", "qwen2", "qwen3"})
+"""Model types that are tested to read texts by way of `_PassingLayer`."""
+
+
+class _PassingLayer(DynamicLayer):
+    """Keeps nothing. Where there is no cache at all, transformers looks whether texts are packed into rows: a GPU
+    would be waited for at the beginning of every forward."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+def cache_argument(body: Any) -> str:
+    """What a model calls its KV cache: transformers 5.24 has begun to rename it."""
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
 
 
 def output_head(model: Any) -> OutputLayer:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mgsr.config.schema import ExperimentConfig
 from mgsr.planning.model_size import Parts
+from mgsr.planning.plan_cost import Hardware, needs_teacher, passes_at_most, seeds_of
+from mgsr.planning.plan_memory import Model
+from mgsr.planning.workload import Stage, Text
 
 
 def gather(size: float, devices: int) -> float:
@@ -101,3 +105,51 @@ def traffic(
     epoch = 2 * (teacher.weights + room) if teacher_forwards else 0
     turns = scoring_batches * 2 * (teacher.weights + student.weights) or 2 * teacher.weights
     return Traffic(step, round_, state_bytes if teacher_forwards else 0, epoch, turns if writes else 0)
+
+
+def communication(
+    config: ExperimentConfig,
+    text: Text,
+    stages: list[Stage],
+    parts: dict[str, Parts],
+    taught_by: Model | None,
+    strategy: str,
+    placement: str,
+    hardware: Hardware,
+    world: int,
+) -> tuple[Traffic, float]:
+    """Traffic of the main job, and the seconds of all stages."""
+    seconds = 0.0
+    for stage in stages:
+        main = stage is stages[-1]
+        name = "teacher" if stage.name.startswith("teacher") else "student"
+        teacher = taught_by if main else None
+        scored = passes_at_most(config.scrg)
+        batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
+        states = 0.0
+        if teacher is not None:
+            answers = stage.truth * text.response + stage.text * text.written
+            state = teacher.size.width * teacher.size.bytes_per_weight
+            states = answers / stage.length.total_steps / world * state
+        sent = traffic(
+            parts[name],
+            None if teacher is None else teacher.parts,
+            devices=world,
+            strategy=strategy,
+            placement=placement,
+            micro_batches=stage.length.micro_batches,
+            teacher_forwards=stage.length.micro_batches if needs_teacher(config) else 0,
+            scoring_batches=batches * scored,
+            state_bytes=states,
+            writes=stage.written > 0,
+        )
+        length = stage.length
+        seconds += sent.seconds(
+            length.total_steps, length.epochs, stage.rounds, hardware.interconnect, hardware.host
+        )
+    if placement == "sharded" and taught_by is not None:
+        # its answers to the test sets: every token gathers all layers anew
+        answers = text.tests * (len(seeds_of(config)) + 1)
+        forwards = answers / world / config.evaluation.batch_size * config.evaluation.max_new_tokens
+        seconds += forwards * gather(taught_by.parts.layers, world) / hardware.interconnect
+    return sent, seconds

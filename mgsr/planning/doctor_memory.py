@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import ExperimentConfig, LoraConfig, SftConfig
 from mgsr.data.sampler import micro_batches_per_step
+from mgsr.models.from_config import teacher_dtype
 from mgsr.planning.doctor_data import longest_sequence
 from mgsr.planning.findings import Report
 from mgsr.planning.model_size import ModelSize, clip_bytes, fake_models, model_size
@@ -34,7 +35,7 @@ from mgsr.planning.peak_memory import (
 )
 from mgsr.planning.units import readable
 from mgsr.planning.workload import main_job
-from mgsr.runtime.devices import working_device
+from mgsr.runtime.devices import computing_dtype, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.training.checkpoint import KEPT
 
@@ -72,7 +73,10 @@ def look_at_memory(
     rows = -(-config.train.batch_size // (micro_batches * world))
     shards = world if trainer.strategy == "fsdp2" else 1
     static = (own.weights + own.optimiser) // shards + clip_bytes(config, own.classes)
-    static += 0 if taught is None else _resident(taught, config.teacher.placement, world)
+    # as it is frozen, and what writes in the student's place
+    frozen = None if taught is None else taught.in_type(teacher_dtype(config, device))
+    acting = own.in_type(computing_dtype(config.trainer.precision, device))
+    static += 0 if frozen is None else _resident(frozen, config.teacher.placement, world)
     if world > 1:
         report.say("ok", "memory.strategy", _between(config, world))
     if world > 1 and shards == 1:
@@ -84,7 +88,7 @@ def look_at_memory(
         "student_weights": own.weights,
         "student_parameters": own.parameters,
         "trained": trained,
-        "teacher_weights": taught.weights if taught else 0,
+        "teacher_weights": frozen.weights if frozen else 0,
         "teacher_parameters": taught.parameters if taught else 0,
         "optimiser": own.optimiser,
         "clip_network": clip_bytes(config, own.classes),
@@ -93,15 +97,15 @@ def look_at_memory(
         "rows": rows,
         "activations": kept.of(rows),
         "training_added": training_added(config, own, taught, kept, rows, length, device.type),
-        "generation_added": generation_added(config, own, taught, config.scrg.batch_size),
+        "generation_added": generation_added(config, acting, frozen, config.scrg.batch_size),
     }
-    if shards > 1:
-        # text is written by a whole copy of the student
-        account["generation_added"] += own.weights
-    if taught is not None and config.teacher.placement == "cpu" and config.scrg.enabled:
+    if shards > 1 or acting.weights < own.weights:
+        # text is written by a copy of the student, whole and in what it computes in
+        account["generation_added"] += acting.weights
+    if frozen is not None and config.teacher.placement == "cpu" and config.scrg.enabled:
         # it comes to score, and the student makes room where not every token needs both
         room_made = 0 if config.scrg.text in ("mixed", "interleaved") else own.weights
-        account["generation_added"] += max(0, taught.weights - room_made)
+        account["generation_added"] += max(0, frozen.weights - room_made)
     holes = HEAP_HOLES.get(device.type, 1.0)
     for phase in ("training", "generation"):
         account[phase] = static + int(holes * account[f"{phase}_added"])
@@ -111,7 +115,7 @@ def look_at_memory(
         room //= trainer.devices
     stages = {"teacher": (mode, teacher, taught), "student": (mode, student, own)}
     _look_at_fine_tuning(config, report, stages, len(tokenizer), shards, length, device, room)
-    _compare(config, report, own, taught, kept, length, device, room)
+    _compare(config, report, own, acting, frozen, kept, length, device, room)
     _look_at_disk(config, own, taught, report)
 
 
@@ -172,6 +176,7 @@ def _compare(
     config: ExperimentConfig,
     report: Report,
     own: ModelSize,
+    acting: ModelSize,
     taught: ModelSize | None,
     kept: Activations,
     length: int,
@@ -187,7 +192,7 @@ def _compare(
         return account["static"] + holes * added <= room
 
     def writes(rows: int) -> bool:
-        return account["static"] + holes * generation_added(config, own, taught, rows) <= room
+        return account["static"] + holes * generation_added(config, acting, taught, rows) <= room
 
     account["largest_micro_batch"] = largest(fits)
     account["largest_written_batch"] = largest(writes) if config.scrg.enabled else None

@@ -52,7 +52,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs of the layers and of the output layer apart: the objective works on logits in float32."""
+    """FLOPs of the layers and of the output layer apart: they may compute in different types."""
 
     trunk: float = 0.0
     head: float = 0.0

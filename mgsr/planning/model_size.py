@@ -56,6 +56,10 @@ class ModelSize:
         """Bytes of one weight."""
         return self.weights // self.parameters
 
+    def in_type(self, dtype: torch.dtype | None) -> ModelSize:
+        """With weights and KV cache in another type, gradients and moments as they are; None: the same."""
+        return self if dtype is None else in_type(self, dtype, self.bytes_per_weight, "weights", "kv_per_token")
+
     @property
     def head_bytes(self) -> int:
         """Bytes of the output layer."""
@@ -79,6 +83,11 @@ class Parts:
     layer_trained: int
     root: int
     root_trained: int
+
+
+def in_type(sizes: Any, dtype: torch.dtype, bytes_per_weight: int, *names: str) -> Any:
+    """A record of bytes with the named ones as they are in another type."""
+    return replace(sizes, **{name: getattr(sizes, name) * dtype.itemsize // bytes_per_weight for name in names})
 
 
 def fake_models(
@@ -190,6 +199,15 @@ def clip_bytes(config: ExperimentConfig, vocab_size: int) -> int:
         return 0
     trained = list(clip.parameters())
     return _bytes(clip.buffers()) + (2 + MOMENTS) * _bytes(trained) + STEP_BYTES * len(trained)
+
+
+def clip_state(config: ExperimentConfig, vocab_size: int) -> tuple[int, int]:
+    """Bytes of a checkpoint's clip network: its tensors, and their moments."""
+    clip = build_clip(config, vocab_size, (0.0, 1.0))
+    if not isinstance(clip, ClipNetwork):
+        return 0, 0
+    trained = list(clip.parameters())
+    return _bytes(clip.state_dict().values()), MOMENTS * _bytes(trained) + STEP_BYTES * len(trained)
 
 
 def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:

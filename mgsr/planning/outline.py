@@ -25,6 +25,7 @@ from mgsr.planning.findings import Report
 from mgsr.planning.workload import Stage, main_job, sft_stage, text_share
 from mgsr.runtime.devices import working_device
 from mgsr.runtime.errors import UserError
+from mgsr.runtime.processor import has_bf16_units
 from mgsr.runtime.progress import say
 from mgsr.runtime.wording import plural
 from mgsr.training.checkpoint import resume_points, step_of
@@ -234,7 +235,10 @@ def _writer(scrg: ScrgConfig) -> str:
 def _device(config: ExperimentConfig, world: int) -> str:
     trainer, kind = config.trainer, working_device(config.trainer.accelerator).type
     several = f"{world} x {kind}, {'ddp' if trainer.strategy == 'auto' else trainer.strategy}"
-    return f"{several if world > 1 else kind}, precision {trainer.precision}"
+    text = f"{several if world > 1 else kind}, precision {trainer.precision}"
+    if kind == "cpu" and trainer.precision.startswith("bf16") and not has_bf16_units():
+        text += ", which is slower than 32-true on this processor: it has no units for bf16 (AMX, AVX512-BF16)"
+    return text
 
 
 def _evaluation(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> str:

@@ -8,25 +8,39 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models.from_config import quiet_transformers
-from mgsr.planning.communication import Traffic, traffic
+from mgsr.models.from_config import quiet_transformers, teacher_dtype
+from mgsr.planning.communication import Traffic, communication
 from mgsr.planning.flops import shape_of
+from mgsr.planning.host_memory import Host, Saved, host_memory, saved
 from mgsr.planning.model_size import fake_models, model_size, parts_of
 from mgsr.planning.peak_memory import MIXED, Activations, extrapolated_activations
-from mgsr.planning.plan_cost import Hardware, Phase, Speaker, main_phases, needs_teacher, passes_at_most, sft_phase
-from mgsr.planning.plan_memory import RESERVED, Account, Model, Trained, account, combinations
+from mgsr.planning.plan_cost import (
+    Hardware,
+    Phase,
+    Speaker,
+    answer_phases,
+    main_phases,
+    seeds_of,
+    sft_phase,
+    worthwhile_tokens,
+)
+from mgsr.planning.plan_memory import DEVICE, RESERVED, Account, Model, Trained, account, combinations
 from mgsr.planning.shapes import ShapeFinder
 from mgsr.planning.workload import Stage, Text, find_text, main_job, sft_stage
+from mgsr.runtime.devices import computing_dtype
 from mgsr.runtime.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Option:
-    """One strategy with one placement: memory, traffic, and the run's seconds with both."""
+    """One strategy with one placement: memory of a device and of a node, traffic, the run's seconds with all."""
 
     account: Account
+    host: Host
     traffic: Traffic
     communication_seconds: float
     seconds: float
@@ -38,9 +52,11 @@ class Plan:
 
     Attributes:
         models: by name: source, where its shape comes from, parameters, bytes.
-        stages: of training, in their order; phases: of all of them.
+        stages: of training, in their order; phases: of all of them. saved: their checkpoints.
+        greedy, sampled: seconds of the test sets, answered once with the best token and once per seed.
         options: in the order of preference at equal time.
         recommended: the fastest option that fits, or None.
+        worthwhile: tokens of one device in an optimiser step, see `worthwhile_tokens`.
     """
 
     config: ExperimentConfig
@@ -53,7 +69,11 @@ class Plan:
     models: dict[str, dict[str, Any]]
     stages: list[Stage]
     phases: list[Phase]
+    saved: list[Saved]
+    greedy: float
+    sampled: float
     options: list[Option]
+    worthwhile: float
 
     @property
     def world_size(self) -> int:
@@ -96,11 +116,15 @@ class Plan:
             "text": asdict(self.text),
             "stages": {stage.name: asdict(stage) | {"tokens": stage.tokens(self.text)} for stage in self.stages},
             "tokens": {"per_epoch": self.tokens_per_epoch, "main_job": main.tokens(self.text), "total": tokens},
+            "tokens_per_step": {"each_device": self.tokens_per_step, "worthwhile": self.worthwhile},
             "flops": {p.name: {"trunk": p.work.trunk, "head": p.work.head} for p in self.phases},
             "seconds": {p.name: {"seconds": p.seconds, "bound": p.bound} for p in self.phases},
+            "tests": {"rows": self.text.tests, "greedy": self.greedy, "sampled": self.sampled},
+            "checkpoints": {saved.stage: asdict(saved) for saved in self.saved},
             "strategies": [
                 option.account.to_dict()
                 | {
+                    "host": asdict(option.host) | {"own": option.host.own},
                     "communication": asdict(option.traffic) | {"seconds": option.communication_seconds},
                     "seconds": option.seconds,
                 }
@@ -110,6 +134,11 @@ class Plan:
             "configured": _named(self.configured),
             "fits": best is not None,
         }
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens of one device in an optimiser step of the main job."""
+        return self.main.tokens(self.text) / self.main.length.total_steps / self.world_size
 
     @property
     def tokens_per_epoch(self) -> float:
@@ -156,7 +185,10 @@ def plan(
     people = {"teacher": teacher, "student": student} if teacher is not None else {"student": student}
     _check_positions(config, people, text)
     sized = {name: _model(model) for name, model in people.items()}
-    speakers = {name: _speaker(config, name, model, sized[name]) for name, model in people.items()}
+    cuda = torch.device(DEVICE)
+    types = {"student": computing_dtype(config.trainer.precision, cuda), "teacher": teacher_dtype(config, cuda)}
+    computing = {name: sized[name].in_type(types[name]) for name in people}
+    speakers = {name: _speaker(config, name, model, computing[name]) for name, model in people.items()}
     stages, phases, trained = [], [], []
 
     @cache
@@ -183,15 +215,26 @@ def plan(
     taught = speakers.get("teacher")
     phases += main_phases(config, main, speakers["student"], taught, text, hardware, world)
     working = memory_of(main, "student", config.train.gradient_checkpointing)
-    computing = sum(phase.seconds for phase in phases)
+    answered = [
+        answer_phases(config, speakers["student"], taught, text, hardware, world, seeds=seeds)
+        for seeds in (1, len(config.evaluation.seeds))
+    ]
+    phases += answered[len(seeds_of(config)) > 1]
+    greedy, sampled = (sum(phase.seconds for phase in way) for way in answered)
+    checkpoints = [saved(config, stage, sized, hardware) for stage in stages]
+    busy = sum(phase.seconds for phase in phases) + sum(one.held for one in checkpoints)
     options = []
     for strategy, placement in combinations(world, teacher is not None):
         row = account(
-            config, working, sized.get("teacher"), trained,
+            config, working, computing.get("teacher"), trained,
             world_size=world, strategy=strategy, placement=placement, available=available,
         )  # fmt: skip
-        sent, seconds = _communication(config, text, stages, sized, strategy, placement, hardware, world)
-        options.append(Option(row, sent, seconds, computing + seconds))
+        host = host_memory(config, sized, checkpoints, text, main, devices=devices, account=row)
+        # FSDP2 gathers what is computed in
+        parts = {name: (computing if strategy == "fsdp2" else sized)[name].parts for name in people}
+        taught_by = computing.get("teacher")
+        sent, seconds = communication(config, text, stages, parts, taught_by, strategy, placement, hardware, world)
+        options.append(Option(row, host, sent, seconds, busy + seconds))
     described = {
         name: _described(config, name, sized[name], speakers[name].shape.adapters, finder) for name in people
     }
@@ -206,7 +249,11 @@ def plan(
         described,
         stages,
         phases,
+        checkpoints,
+        greedy,
+        sampled,
         options,
+        worthwhile_tokens(config, speakers["student"], sized["student"].size.parameters, hardware),
     )
 
 
@@ -232,48 +279,6 @@ def _speaker(config: ExperimentConfig, name: str, model: Any, sized: Model) -> S
         adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shape = shape_of(model.config, adapters=adapters)
     return Speaker(shape, sized.size.weights, sized.size.kv_per_token, narrow=not sized.wide)
-
-
-def _communication(
-    config: ExperimentConfig,
-    text: Text,
-    stages: list[Stage],
-    sized: dict[str, Model],
-    strategy: str,
-    placement: str,
-    hardware: Hardware,
-    world: int,
-) -> tuple[Traffic, float]:
-    """Traffic of the main job, and the seconds of all stages."""
-    seconds = 0.0
-    for stage in stages:
-        main = stage is stages[-1]
-        name = "teacher" if stage.name.startswith("teacher") else "student"
-        teacher = sized.get("teacher") if main else None
-        scored = passes_at_most(config.scrg)
-        batches = stage.written / max(1, stage.rounds) / world / config.scrg.batch_size
-        states = 0.0
-        if teacher is not None:
-            answers = stage.truth * text.response + stage.text * text.written
-            state = teacher.size.width * teacher.size.bytes_per_weight
-            states = answers / stage.length.total_steps / world * state
-        sent = traffic(
-            sized[name].parts,
-            None if teacher is None else teacher.parts,
-            devices=world,
-            strategy=strategy,
-            placement=placement,
-            micro_batches=stage.length.micro_batches,
-            teacher_forwards=stage.length.micro_batches if needs_teacher(config) else 0,
-            scoring_batches=batches * scored,
-            state_bytes=states,
-            writes=stage.written > 0,
-        )
-        length = stage.length
-        seconds += sent.seconds(
-            length.total_steps, length.epochs, stage.rounds, hardware.interconnect, hardware.host
-        )
-    return sent, seconds
 
 
 def _described(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from mgsr.config.schema import ExperimentConfig, ScrgConfig
 from mgsr.planning import flops
 from mgsr.planning.flops import Flops, Shape
+from mgsr.planning.peak_memory import MIXED
 from mgsr.planning.workload import Stage, Text
+from mgsr.runtime.devices import NARROW
 
 GIGA, TERA = 1e9, 1e12
 
@@ -19,8 +23,8 @@ class Hardware:
     Attributes:
         flops: peak of 16-bit products, per second; flops_float32: of float32 ones (TF32 is off in torch).
         mfu: share of the peak that is reached (model FLOPs utilisation, Chowdhery et al. 2022).
-        bandwidth, interconnect, host: bytes per second of the device's memory; between devices, one direction; and
-            to the host's memory.
+        bandwidth, interconnect, host, disk: bytes per second of the device's memory; between devices, one
+            direction; to the host's memory; and written to where runs lie.
     """
 
     flops: float = 312 * TERA
@@ -29,6 +33,7 @@ class Hardware:
     bandwidth: float = 2039 * GIGA
     interconnect: float = 300 * GIGA
     host: float = 25 * GIGA
+    disk: float = GIGA
 
     def seconds(self, work: Flops, devices: int, *, narrow: bool, narrow_head: bool = False) -> float:
         """Time of evenly spread work.
@@ -45,7 +50,7 @@ class Speaker:
     """A model as a phase sees it.
 
     Attributes:
-        weights, kv_per_token: bytes; narrow: its weights are 16 bits wide.
+        weights, kv_per_token: bytes; narrow: it computes in 16 bits.
     """
 
     shape: Shape
@@ -76,7 +81,7 @@ def sft_phase(
         stage.truth * text.response,
         checkpointing=section.gradient_checkpointing,
     )
-    return Phase(stage.name, work, hardware.seconds(work, devices, narrow=_narrow(config)))
+    return Phase(stage.name, work, _training(config, hardware, work, devices))
 
 
 def main_phases(
@@ -91,16 +96,15 @@ def main_phases(
     """The main job: training, the teacher's part of it, and the rounds that write text."""
     read, written = text.prompt + text.response, text.prompt + text.written
     again = config.train.gradient_checkpointing
-    narrow = _narrow(config)
     work = flops.training(student.shape, stage.truth, read, stage.truth * text.response, checkpointing=again)
     work += flops.training(student.shape, stage.text, written, stage.text * text.written, checkpointing=again)
-    found = [Phase("student forward and backward", work, hardware.seconds(work, devices, narrow=narrow))]
+    found = [Phase("student forward and backward", work, _training(config, hardware, work, devices))]
     if teacher is not None and needs_teacher(config):
         # kept distributions need the teacher once per row of ground truth
         truth = min(stage.truth, text.rows) if config.objective.teacher_top_k else stage.truth
         work = flops.forward(teacher.shape, truth, read, truth * text.response)
         work += flops.forward(teacher.shape, stage.text, written, stage.text * text.written)
-        found.append(Phase("teacher forward", work, hardware.seconds(work, devices, narrow=narrow)))
+        found.append(Phase("teacher forward", work, _computing(hardware, work, teacher, devices)))
     return found + _round_phases(config, stage, student, teacher, text, hardware, devices)
 
 
@@ -113,7 +117,7 @@ def _round_phases(
     hardware: Hardware,
     devices: int,
 ) -> list[Phase]:
-    """Writing, and for SCRG scoring and continuing. No autocast here: models compute in their weights' type."""
+    """Writing, and for SCRG scoring and continuing, in what each model computes in."""
     count, scrg = stage.written, config.scrg
     if not count:
         return []
@@ -164,9 +168,32 @@ def needs_teacher(config: ExperimentConfig) -> bool:
     return config.objective.w_dac > 0 or config.objective.w_span > 0
 
 
-def _narrow(config: ExperimentConfig) -> bool:
-    """Whether a training step computes in 16 bits."""
-    return config.trainer.precision in ("bf16-mixed", "16-mixed", "bf16-true")
+OVERHEAD = 0.1
+"""Share of a step that AdamW and the casting of weights may take."""
+
+
+def worthwhile_tokens(config: ExperimentConfig, student: Speaker, parameters: int, hardware: Hardware) -> float:
+    """Tokens of one device in a step from which on AdamW and casting weights take at most `OVERHEAD` of it.
+
+    Once per step AdamW reads weight, gradient and two moments and writes all but the gradient, and under a mixed
+    precision autocast reads the weights and writes them in 16 bits:
+
+        bytes = trained * 7 * 4 + weights * (4 + 2);  tokens = bytes / bandwidth / (seconds of a token) * 9
+
+    Args:
+        parameters: of the student.
+    """
+    trained = student.shape.adapters or parameters
+    moved = 7 * 4 * trained + (6 * parameters if config.trainer.precision in MIXED else 0)
+    work = flops.training(student.shape, 1, 1, 1, checkpointing=config.train.gradient_checkpointing)
+    per_token = _training(config, hardware, work, 1)
+    return moved / hardware.bandwidth / per_token * (1 - OVERHEAD) / OVERHEAD
+
+
+def _training(config: ExperimentConfig, hardware: Hardware, work: Flops, devices: int) -> float:
+    """Seconds of forward and backward. The objective's products never take float16."""
+    dtype = NARROW.get(config.trainer.precision)
+    return hardware.seconds(work, devices, narrow=dtype is not None, narrow_head=dtype == torch.bfloat16)
 
 
 def _computing(hardware: Hardware, work: Flops, model: Speaker, devices: int) -> float:
@@ -199,3 +226,51 @@ def _decoding(
     moved = own / batch * steps * writer.weights + own * new * (context + new / 2) * writer.kv_per_token
     computing, moving = _computing(hardware, work, writer, devices), moved / hardware.bandwidth
     return Phase(name, work, max(computing, moving), "compute" if computing >= moving else "memory bandwidth")
+
+
+def seeds_of(config: ExperimentConfig) -> list[int]:
+    """Sampling seeds of the test sets: the best token is the same at every one."""
+    return config.evaluation.seeds if config.evaluation.temperature > 0 else config.evaluation.seeds[:1]
+
+
+def answer_phases(
+    config: ExperimentConfig,
+    student: Speaker,
+    teacher: Speaker | None,
+    text: Text,
+    hardware: Hardware,
+    devices: int,
+    *,
+    seeds: int,
+) -> list[Phase]:
+    """The test sets: by the teacher, by the student before and after, and exposure bias of the two.
+
+    Args:
+        seeds: how often each row is answered.
+    """
+    evaluation, rows = config.evaluation, text.tests
+    new = min(text.response, evaluation.max_new_tokens)
+
+    def written(name: str, writer: Speaker, count: float) -> Phase:
+        work = flops.prefill(writer.shape, count, text.prompt)
+        first = _computing(hardware, work, writer, devices)
+        rest = _decoding(
+            name, writer, hardware, devices, count, text.prompt, new,
+            steps=evaluation.max_new_tokens, batch=evaluation.batch_size,
+        )  # fmt: skip
+        return Phase(name, work + rest.work, first + rest.seconds, rest.bound)
+
+    if not rows:
+        return []
+    found = [written("test sets, student twice", student, 2 * rows * seeds)]
+    if teacher is not None:
+        found.append(written("test sets, teacher", teacher, rows * seeds))
+        both = [written("exposure bias", model, rows) for model in (student, teacher)]
+        scored = [flops.forward(m.shape, 2 * rows, text.prompt + new, 2 * rows * new) for m in (student, teacher)]
+        seconds = sum(phase.seconds for phase in both)
+        seconds += sum(
+            _computing(hardware, w, m, devices) for w, m in zip(scored, (student, teacher), strict=True)
+        )
+        work = sum((phase.work for phase in both), sum(scored, Flops()))
+        found.append(Phase("exposure bias", work, seconds, both[0].bound))
+    return found

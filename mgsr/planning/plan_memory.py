@@ -18,13 +18,18 @@ from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
+import torch
+
 from mgsr.config.schema import ExperimentConfig
-from mgsr.planning.model_size import ModelSize, Parts, clip_bytes
+from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, in_type
 from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, largest, training_added
+from mgsr.runtime.devices import NARROW
 
 DEVICE = "cuda"
 # what the CUDA context and the allocator's holes may take of a device
 RESERVED = 0.1
+# float32 tables of logits, `[rows, classes]`, that drawing a token takes
+GREEDY, SAMPLED = 1, 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,13 @@ class Model:
     size: ModelSize
     parts: Parts
     wide: bool
+
+    def in_type(self, dtype: torch.dtype | None) -> Model:
+        """With weights and KV cache in another type, gradients and moments as they are; None: the same."""
+        if dtype is None:
+            return self
+        parts = in_type(self.parts, dtype, self.size.bytes_per_weight, "weights", "layers", "layer", "root")
+        return Model(self.size.in_type(dtype), parts, wide=dtype.itemsize >= FLOAT)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class Account:
         gathered: what FSDP2 holds whole for a while; tiles: logits, their gradients and hidden states.
         kv_cache: and logits and states of a round's batch.
         training, generation: highest point of each phase of the main job; without rounds generation is the phase
-            in which a teacher from CPU memory reads. sft: of each stage before it.
+            in which a teacher from CPU memory reads. sft: of each stage before it. tests: of the test sets.
         largest_micro_batch: the most sequences of one forward that fit.
     """
 
@@ -74,6 +86,7 @@ class Account:
     kv_cache: int
     training: int
     generation: int
+    tests: int = 0
     sft: dict[str, int] = field(default_factory=dict)
     largest_micro_batch: int = 0
     fits: bool = False
@@ -81,14 +94,16 @@ class Account:
     @property
     def peak(self) -> int:
         """The highest point of all phases."""
-        return max(self.training, self.generation, *self.sft.values())
+        return max(self._phases.values())
 
     @property
     def phase(self) -> str:
         """Where the peak is."""
-        return max(
-            {"training": self.training, "generation": self.generation, **self.sft}.items(), key=itemgetter(1)
-        )[0]
+        return max(self._phases.items(), key=itemgetter(1))[0]
+
+    @property
+    def _phases(self) -> dict[str, int]:
+        return {"training": self.training, "generation": self.generation, "tests": self.tests, **self.sft}
 
     def to_dict(self) -> dict[str, Any]:
         """Machine-readable, in bytes."""
@@ -119,7 +134,7 @@ def account(
     """One row of the table.
 
     Args:
-        main: the main job; before: the fine-tuning stages.
+        main: the main job; teacher: as it is frozen; before: the fine-tuning stages.
         available: bytes of one device.
     """
     room = usable(available)
@@ -128,17 +143,22 @@ def account(
     resident = 0 if teacher is None else _resident(teacher, placement, shards)
     visiting = teacher.parts.weights if teacher is not None and placement == "cpu" else 0
 
+    # what writes: the student, or where its weights are wider than what it computes in a copy of it
+    acting = student.in_type(NARROW.get(config.trainer.precision))
+    copied = strategy == "fsdp2" or acting.parts.weights < student.parts.weights
+
     def training(rows: int) -> int:
-        static = _static(student, shards) + clip + resident
+        static = _static(config, student, shards) + clip + resident
         return static + _added(config, replace(main, rows=rows), teacher, strategy, world_size)
 
-    copy = student.parts.weights if strategy == "fsdp2" else 0
-    cache = generation_added(config, student.size, _size(teacher), config.scrg.batch_size)
+    cache = generation_added(config, acting.size, _size(teacher), config.scrg.batch_size)
     buckets = _held(main, strategy, world_size)
     generation = student.size.optimiser // shards + clip + buckets + resident
-    generation += student.parts.weights // shards if strategy == "fsdp2" else 0
+    # a whole student makes room for its copy where it does for the teacher
+    stays = copied and (strategy == "fsdp2" or placement != "cpu")
+    generation += student.parts.weights // shards if stays else 0
     # the student in one piece; a teacher from CPU memory takes turns with it, unless every token needs both
-    piece = student.parts.weights if config.scrg.enabled else 0
+    piece = acting.parts.weights if config.scrg.enabled else 0
     joint = config.scrg.enabled and config.scrg.text in ("mixed", "interleaved")
     generation += piece + visiting if joint else max(piece, visiting)
     generation += cache if config.scrg.enabled else 0
@@ -149,19 +169,42 @@ def account(
         gradients=student.parts.trained // shards,
         optimiser=student.size.optimiser // shards + clip,
         teacher=visiting or resident,
-        gathered=max(_gathered(student.parts, shards), copy),
+        gathered=max(_gathered(acting.parts, shards), acting.parts.weights if copied else 0),
         activations=main.kept.of(main.rows),
         tiles=_tiles(config, main, teacher),
         kv_cache=cache,
         training=training(main.rows),
         generation=generation,
+        tests=answering(config, acting, teacher, shards if placement == "sharded" else 1),
         sft={
-            stage.name: _static(stage.model, shards) + _added(config, stage, None, strategy, world_size)
+            stage.name: _static(config, stage.model, shards) + _added(config, stage, None, strategy, world_size)
             for stage in before
         },
         largest_micro_batch=largest(lambda rows: training(rows) <= room),
     )
     return replace(found, fits=found.peak <= room)
+
+
+def answering(config: ExperimentConfig, student: Model, teacher: Model | None, shards: int) -> int:
+    """Bytes of a device that the test sets take: one model at a time, and both for exposure bias.
+
+    Args:
+        shards: parts of the teacher.
+    """
+    rows, length = config.evaluation.batch_size, config.data.max_prompt_length + config.evaluation.max_new_tokens
+    # logits in the model's type for the best token; sampling puts probabilities and their sums beside them
+    copies = SAMPLED if config.evaluation.temperature > 0 else GREEDY
+
+    def written(model: Model, copies: int) -> int:
+        return rows * (length * model.size.kv_per_token + FLOAT * copies * model.size.classes)
+
+    whole = student.parts.weights
+    if teacher is None:
+        return whole + written(student, copies)
+    held = teacher.parts.weights if shards == 1 else _resident(teacher, "sharded", shards)
+    states = FLOAT * rows * length * (student.size.width + teacher.size.width)
+    exposed = whole + held + states + max(written(student, SAMPLED), written(teacher, SAMPLED))
+    return max(whole + written(student, copies), held + written(teacher, copies), exposed)
 
 
 def usable(available: int) -> int:
@@ -173,9 +216,10 @@ def _size(model: Model | None) -> ModelSize | None:
     return None if model is None else model.size
 
 
-def _static(model: Model, shards: int) -> int:
+def _static(config: ExperimentConfig, model: Model, shards: int) -> int:
     """Weights, moments, and what is whole for a while."""
-    return (model.parts.weights + model.size.optimiser) // shards + _gathered(model.parts, shards)
+    whole = _gathered(model.in_type(NARROW.get(config.trainer.precision)).parts, shards)
+    return (model.parts.weights + model.size.optimiser) // shards + whole
 
 
 def _gathered(parts: Parts, shards: int) -> int:

@@ -28,6 +28,7 @@ def heading(plan: Plan) -> list[str]:
         f"lengths   prompt {text.prompt:.0f}, answer {text.response:.0f}, written {text.written:.0f} tokens; "
         f"{text.lengths_from}"
     )
+    out.append(f"test rows {text.tests:,}, {text.tests_from}")
     out.append(
         f"devices   {plan.world_size} x {readable(plan.available)}; "
         f"{hardware.flops / TERA:.0f} TFLOPS in 16 bits, {hardware.flops_float32 / TERA:.1f} in float32, "
@@ -35,7 +36,7 @@ def heading(plan: Plan) -> list[str]:
     )
     out.append(
         f"bandwidth {hardware.bandwidth / GIGA:.0f} GB/s of memory, {hardware.interconnect / GIGA:.0f} GB/s "
-        f"between devices, {hardware.host / GIGA:.0f} GB/s to the host"
+        f"between devices, {hardware.host / GIGA:.0f} GB/s to the host, {hardware.disk / GIGA:g} GB/s to the disk"
     )
     for stage in plan.stages:
         length = stage.length
@@ -47,6 +48,10 @@ def heading(plan: Plan) -> list[str]:
         )
     main = plan.main
     out.append(f"tokens per epoch of the main job {plan.tokens_per_epoch / 1e6:.2f}M")
+    out.append(
+        f"a step is {plan.tokens_per_step:,.0f} tokens on each device; AdamW and casting weights take a tenth of "
+        f"one of {plan.worthwhile:,.0f} tokens, and more of a smaller one (train.batch_size)"
+    )
     if main.written:
         out.append(f"text written {plural(round(main.written), 'answer')} in {plural(main.rounds, 'round')}")
     return out
@@ -68,7 +73,11 @@ def work_table(plan: Plan) -> Table:
         )
     work, seconds = (sum(p.work.total for p in plan.phases), sum(p.seconds for p in plan.phases))
     table.add_row("all", f"{work / 1e15:,.1f}", "", duration(seconds), "")
-    table.caption = "dev set, test sets and padding are not in it"
+    # sampled or greedily: whichever the configuration does not ask for is told for comparison
+    table.caption = (
+        f"dev set and padding are not in it; test sets and exposure bias take {duration(plan.greedy)} greedily, "
+        f"{duration(plan.sampled)} with {plural(len(plan.config.evaluation.seeds), 'seed')}"
+    )
     return table
 
 
@@ -102,12 +111,56 @@ def memory_table(plan: Plan) -> Table:
         line(f"peak of {stage}", *(row.sft[stage] for row in accounts))
     line("peak of training", *(row.training for row in accounts))
     line("peak of writing", *(row.generation for row in accounts))
+    line("peak of test sets", *(row.tests for row in accounts))
     table.add_row("fits", *("yes" if row.fits else "no" for row in accounts))
     table.add_row("largest micro-batch", *(str(row.largest_micro_batch) for row in accounts))
     table.caption = (
         f"{usable(plan.available) / 2**30:.1f} of {plan.available / 2**30:.1f} GiB may be used: {RESERVED:.0%} is "
         "left to the CUDA context and to holes"
     )
+    return table
+
+
+HOST = {
+    "models": "models of their own",
+    "checkpoints": "copies of a checkpoint",
+    "text": "rows and a round of text",
+    "own": "in all",
+    "mapped": "mapped files, once a node",
+}
+
+
+def host_table(plan: Plan) -> Table:
+    """Bytes of a node's own memory by strategy, in GiB."""
+    table = Table(title=f"GiB of host memory on one node of {plural(plan.devices, 'device')}")
+    table.add_column("strategy, teacher")
+    for option in plan.options:
+        table.add_column(f"{option.account.strategy}\n{option.account.placement}", justify="right")
+    for part, name in HOST.items():
+        table.add_row(name, *(f"{getattr(option.host, part) / 2**30:.1f}" for option in plan.options))
+    table.caption = (
+        "all processes of the first node; pages of mapped files are shared, and dropped where memory is short"
+    )
+    return table
+
+
+def checkpoint_table(plan: Plan) -> Table:
+    """What resume points take: disk, and the time that training stands still for them."""
+    table = Table(title=f"checkpoints, written at {plan.hardware.disk / GIGA:g} GB/s")
+    for name in ("stage", "one", "kept", "disk at most", "saves", "copied in", "written in", "held up"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for one in plan.saved:
+        table.add_row(
+            one.stage,
+            readable(one.size),
+            str(one.kept),
+            readable(one.disk),
+            f"{one.saves:,}",
+            duration(one.copy),
+            duration(one.write),
+            duration(one.held),
+        )
+    table.caption = "a step waits for the copy; a round of text, and the end, until it is written"
     return table
 
 
@@ -127,6 +180,9 @@ def traffic_table(plan: Plan) -> Table:
             duration(option.seconds),
         )
     return table
+
+
+TABLES = (work_table, memory_table, host_table, checkpoint_table, traffic_table)
 
 
 def configured(plan: Plan) -> str:
@@ -157,7 +213,11 @@ def _advice(plan: Plan) -> str:
     """What the option that is nearest to fitting lacks."""
     nearest = min(plan.options, key=lambda option: option.account.peak).account
     over = readable(nearest.peak - usable(plan.available))
-    keys = {"training": "train.micro_batch_size", "generation": "scrg.batch_size"}
+    keys = {
+        "training": "train.micro_batch_size",
+        "generation": "scrg.batch_size",
+        "tests": "evaluation.batch_size",
+    }
     stages = {f"{name} SFT": f"{name}.sft.micro_batch_size" for name in ("teacher", "student")}
     key = (keys | stages)[nearest.phase]
     return (

@@ -30,7 +30,8 @@ class Text:
         rows: for the main job; teacher_rows: for the teacher's fine-tuning.
         prompt, response: means of the ground truth; written: mean of what models write.
         longest: of a training sequence.
-        rows_from, lengths_from: where the figures come from.
+        rows_from, lengths_from, tests_from: where the figures come from.
+        tests: rows of all test sets.
     """
 
     rows: int
@@ -41,6 +42,8 @@ class Text:
     longest: int
     rows_from: str
     lengths_from: str
+    tests: int = 0
+    tests_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def find_text(config: ExperimentConfig, rows: int | None) -> tuple[Text, PreTrai
         count = min(count, config.data.train_limit or count)
     else:
         raise UserError(f"plan: `data.train` {config.data.train} is not on this machine; give --rows N or a file")
+    tests = _test_rows(config, here=found is not None)
     synthetic = config.data.train == SYNTHETIC
     teacher_rows = config.data.synthetic.teacher_rows if synthetic else count
     tokenizer = _tokenizer(config) if found is not None or not _needs_rows(config) else None
@@ -105,7 +109,9 @@ def find_text(config: ExperimentConfig, rows: int | None) -> tuple[Text, PreTrai
         missing = "rows" if found is None else "tokenizer"
         lengths_from = f"assumed, no {missing} here: the most that data.max_length and scrg.max_new_tokens allow"
         longest = max(config.data.max_length, prompt + written if config.scrg.enabled else 0)
-        return Text(count, teacher_rows, prompt, response, written, longest, rows_from, lengths_from), tokenizer
+        return Text(
+            count, teacher_rows, prompt, response, written, longest, rows_from, lengths_from, *tests
+        ), tokenizer
     report = Report()
     look_at_lengths(config, tokenizer, {"train": found}, report)
     figures = report.figures.get("lengths.train")
@@ -116,7 +122,25 @@ def find_text(config: ExperimentConfig, rows: int | None) -> tuple[Text, PreTrai
     written = min(response, config.scrg.max_new_tokens)
     lengths_from = "measured on the rows; written answers are assumed as long as theirs"
     longest = longest_sequence(config, report)
-    return Text(count, teacher_rows, prompt, response, written, longest, rows_from, lengths_from), tokenizer
+    return Text(
+        count, teacher_rows, prompt, response, written, longest, rows_from, lengths_from, *tests
+    ), tokenizer
+
+
+def _test_rows(config: ExperimentConfig, *, here: bool) -> tuple[int, str]:
+    """Rows of all test sets, and where that is from; of data elsewhere, as many as the configuration cuts off."""
+    count, unknown = 0, []
+    for name in ("test", *config.data.test_sets):
+        try:
+            if not here:
+                raise UserError("elsewhere")
+            count += len(read_split(config.data, name))
+        except UserError:
+            if name == "test":
+                count += min(config.data.split.test, config.data.test_limit or config.data.split.test)
+            unknown.append(name)
+    told = "read" if not unknown else f"{', '.join(unknown)} not here: data.split.test assumed"
+    return count, told if set(unknown) <= {"test"} else f"{told}, further sets not counted"
 
 
 def _readable_rows(config: ExperimentConfig) -> list[Row] | None:

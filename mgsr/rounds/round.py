@@ -5,7 +5,7 @@ A round is keyed by what changes its text, so that asking for it twice writes it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from mgsr.rounds.store import (
     write_after,
     write_shard,
 )
+from mgsr.rounds.text_quality import measure_corrected
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.progress import progress, say
 from mgsr.runtime.ranks import agreed, barrier
@@ -66,12 +67,21 @@ class Rounds:
     Args:
         run_folder: rounds are kept in its `scrg/`.
         steps_per_epoch: of the stage, which says before which step a round is written.
+        references: of every prompt by example id; None: what corrections gain is measured when the run ends.
     """
 
     def __init__(
-        self, config: ExperimentConfig, writer: TextWriter, run_folder: Path, *, seed: int, steps_per_epoch: int
+        self,
+        config: ExperimentConfig,
+        writer: TextWriter,
+        run_folder: Path,
+        *,
+        seed: int,
+        steps_per_epoch: int,
+        references: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         self.config, self.writer, self.run_folder = config, writer, run_folder
+        self.references = references
         self.seed, self.steps_per_epoch = seed, steps_per_epoch
 
     def ensure(
@@ -204,8 +214,14 @@ class Rounds:
             for shard in missing:
                 prompts = [(row.example_id, row.prompt_ids) for row in shard.prompts]
                 entries, costs = self.writer.write(prompts, round_)
-                write_shard(folder / shard.name, shard.key, entries, costs)
+                write_shard(folder / shard.name, shard.key, entries, costs, self._corrected(folder, entries))
                 advance(len(entries))
+
+    def _corrected(self, folder: Path, entries: Sequence[RoundEntry]) -> list[dict[str, Any]] | None:
+        """What the corrections gained: here every rank has its own share at hand."""
+        if self.references is None:
+            return None
+        return measure_corrected(folder, entries, self.references, self.config.evaluation.rouge_tokenizer)
 
     @staticmethod
     def _shared(folder: Path, whole: Round | None) -> Round:

@@ -1,7 +1,8 @@
 """Rounds of model-written text on disk: JSON-lines shards, and a manifest that is written last.
 
     scrg/round=<k>/shard-<rank>-<n>.jsonl   one sequence per line, every correction record with it
-    scrg/round=<k>/shard-<rank>-<n>.json    key, checksum and costs of the shard: with it the shard is finished
+    scrg/round=<k>/shard-<rank>-<n>.json    key, checksum and costs of the shard, and what its corrections gained:
+                                            with it the shard is finished
     scrg/round=<k>/manifest.json            key, shards with their checksums, statistics of the round
     scrg/round=<k>/after.jsonl              teacher log-likelihood per token after the correction
 
@@ -24,7 +25,7 @@ from mgsr.evaluation.metrics import diversity
 from mgsr.rounds.entry import RoundEntry
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import SUFFIX, check, refused, write_atomically, write_checked
-from mgsr.runtime.json_files import Each, ListOf, read_json
+from mgsr.runtime.json_files import Each, ListOf, Maybe, read_json
 from mgsr.runtime.progress import say
 
 MANIFEST = "manifest.json"
@@ -32,7 +33,9 @@ AFTER = "after.jsonl"
 FOLDER_NAME = "scrg/round={}"
 SHARD_NAME = "shard-{:05d}-{:05d}.jsonl"
 """Of a rank, and of its shards from 0."""
-RECORD = {"key": str, "sha256": str, "costs": Each(float)}
+CORRECTED = {"example_id": int, "rouge_l_gain": float, "teacher_log_likelihood_before": Real}
+"""Of a corrected sequence, what its revision gained."""
+RECORD = {"key": str, "sha256": str, "costs": Each(float), "corrected": Maybe(ListOf(CORRECTED))}
 SHAPE = {
     "key": str,
     "shards": ListOf({"file": str, "sha256": str}, 1),
@@ -65,23 +68,30 @@ def round_folders(run_folder: Path) -> dict[int, Path]:
 
 
 def write_shard(
-    path: Path, key: str, entries: Sequence[RoundEntry], costs: Mapping[str, float] | None = None
+    path: Path,
+    key: str,
+    entries: Sequence[RoundEntry],
+    costs: Mapping[str, float] | None = None,
+    corrected: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a part of a round, then the record that makes it a finished one.
 
     Args:
         key: changes with whatever changes the shard's text.
         costs: what the writing took, see `mgsr.runtime.meter`.
+        corrected: `CORRECTED` of every corrected sequence; None: it is measured when it is wanted.
     """
     lines = (json.dumps(entry.to_dict(), ensure_ascii=False) + "\n" for entry in entries)
     content = "".join(lines)
     write_atomically(path, content, kind="shard")
-    record = {
+    record: dict[str, Any] = {
         "key": key,
         "sequences": len(entries),
         "sha256": _sha256(content.encode()),
         "costs": dict(costs or {}),
     }
+    if corrected is not None:
+        record["corrected"] = list(corrected)
     write_atomically(path.with_suffix(".json"), json.dumps(record) + "\n", kind="shard.record")
 
 
@@ -135,15 +145,35 @@ def read_round(folder: Path, key: str | None = None) -> Round | None:
         return None
     entries = []
     for shard in manifest["shards"]:
-        path = folder / shard["file"]
-        content = _content(path)
-        if _sha256(content) != shard["sha256"]:
-            raise DataError(
-                f"{path}: not the shard its manifest describes (checksum differs); "
-                f"restore it, or delete {path.parent} if no step has read it"
-            )
-        entries += _parse(content, path)
+        entries += read_shard(folder, shard)
     return Round(_by_length(entries), manifest["statistics"])
+
+
+def read_shard(folder: Path, shard: Mapping[str, Any]) -> list[RoundEntry]:
+    """The sequences of one shard, as its manifest describes it.
+
+    Raises:
+        DataError: it is missing, truncated or changed since.
+        UserError: the system refuses to read it.
+    """
+    path = folder / shard["file"]
+    content = _content(path)
+    if _sha256(content) != shard["sha256"]:
+        raise DataError(
+            f"{path}: not the shard its manifest describes (checksum differs); "
+            f"restore it, or delete {path.parent} if no step has read it"
+        )
+    return _parse(content, path)
+
+
+def read_corrected(folder: Path, shard: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """`CORRECTED` of a shard's corrected sequences; None where nobody has measured them.
+
+    Raises:
+        DataError: the shard's record is broken.
+    """
+    record = read_json((folder / shard["file"]).with_suffix(".json"), RECORD, "delete it", missing={})
+    return record.get("corrected") if record.get("sha256") == shard["sha256"] else None
 
 
 def _by_length(entries: Sequence[RoundEntry]) -> list[RoundEntry]:

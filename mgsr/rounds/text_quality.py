@@ -1,29 +1,65 @@
-"""What is measured of the rounds of a finished run: how diverse their text is, and what corrections gain."""
+"""What is measured of the rounds of a finished run: how diverse their text is, and what corrections gain.
+
+Most of it is measured while the rounds are written, by the rank that writes, and only put together here. Of rounds
+without such figures one shard at a time is read, of several ranks each its share.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from mgsr.evaluation.metrics import diversity, rouge_l
-from mgsr.rounds.store import RoundEntry, read_after, read_round, round_folders
+from mgsr.rounds.store import (
+    RoundEntry,
+    read_after,
+    read_corrected,
+    read_manifest,
+    read_round,
+    read_shard,
+    round_folders,
+    round_statistics,
+)
 from mgsr.runtime.errors import DataError
+from mgsr.runtime.ranks import agreed, gathered, is_first, rank, world_size
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
 
-def rounds_of(run_folder: Path) -> list[tuple[Path, list[RoundEntry]]]:
-    """Every finished round of a run, oldest first."""
-    folders = sorted(round_folders(run_folder).items())
-    return [(path, whole.entries) for _, path in folders if (whole := read_round(path)) is not None]
+def rounds_of(run_folder: Path) -> Iterator[tuple[Path, list[RoundEntry]]]:
+    """Every finished round of a run, oldest first, one at a time."""
+    for path in _folders(run_folder):
+        whole = read_round(path)
+        if whole is not None:
+            yield path, whole.entries
 
 
-def text_diversity(
-    rounds: Sequence[tuple[Path, Sequence[RoundEntry]]], ground_truth: Sequence[Sequence[int]]
-) -> dict[str, dict[str, float]]:
-    """Diversity of the token ids trained on: ground truth, and written text as the mean of its rounds."""
+def _folders(run_folder: Path) -> list[Path]:
+    return [path for _, path in sorted(round_folders(run_folder).items())]
+
+
+def text_diversity(run_folder: Path, ground_truth: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
+    """Diversity of the token ids trained on: ground truth, and written text as the mean of its rounds.
+
+    Measured by the first rank; every rank has to call this.
+    """
+    return agreed(_text_diversity(run_folder, ground_truth) if is_first() else {})
+
+
+def _text_diversity(run_folder: Path, ground_truth: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
     figures = {"ground_truth": diversity(ground_truth)}
-    each = [diversity([entry.revised.response_ids for entry in entries]) for _, entries in rounds if entries]
+    each = []
+    for folder in _folders(run_folder):
+        manifest = read_manifest(folder)
+        statistics: Mapping[str, float] = {} if manifest is None else manifest["statistics"]
+        if statistics and DIVERSITY[0] not in statistics:
+            whole = read_round(folder)
+            statistics = {} if whole is None else round_statistics(whole.entries)
+        if statistics:
+            each.append(statistics)
     if each:
         names = [name for name in DIVERSITY if all(name in one for one in each)]
         figures["written"] = {name: sum(one[name] for one in each) / len(each) for name in names}
@@ -31,38 +67,60 @@ def text_diversity(
 
 
 def correction_quality(
-    rounds: Sequence[tuple[Path, Sequence[RoundEntry]]],
-    references: Mapping[int, Sequence[str]],
-    tokenizer: str = "published",
+    run_folder: Path, references: Mapping[int, Sequence[str]], tokenizer: str = "published"
 ) -> dict[str, float] | None:
     """Are the corrections any good? None without a corrected sequence.
 
     Shares of corrected sequences that gained by it, and mean gains, all passes together: in the teacher's
     log-likelihood per token (nats; where the training step has told the one after) and in ROUGE-L against the
-    references of the same prompt (`tokenizer`: of `rouge_l`).
+    references of the same prompt (`tokenizer`: of `rouge_l`). Every rank has to call this.
     """
     gains: list[float] = []
     likelihood: list[float] = []
-    for folder, entries in rounds:
-        after = read_after(folder)
-        for entry in entries:
-            corrections = entry.revised.corrections
-            if not corrections:
-                continue
-            if entry.revised.example_id not in references:
-                raise DataError(
-                    f"{folder}: example {entry.revised.example_id} is no training row; restore the round, or "
-                    f"delete {folder.parents[1]} to run it anew"
-                )
-            known = references[entry.revised.example_id]
-            gains.append(rouge_l(entry.response, known, tokenizer) - rouge_l(entry.rollout, known, tokenizer))
-            if entry.revised.example_id in after:
-                before = corrections[0].teacher_log_likelihood_before
-                likelihood.append(after[entry.revised.example_id] - before)
+    for folder in _folders(run_folder):
+        manifest = read_manifest(folder)
+        after = {} if manifest is None else read_after(folder)
+        for shard in [] if manifest is None else manifest["shards"][rank() :: world_size()]:
+            corrected = read_corrected(folder, shard)
+            if corrected is None:
+                corrected = measure_corrected(folder, read_shard(folder, shard), references, tokenizer)
+            for one in corrected:
+                gains.append(one["rouge_l_gain"])
+                if one["example_id"] in after:
+                    likelihood.append(after[one["example_id"]] - one["teacher_log_likelihood_before"])
+    gains, likelihood = ([*chain(*each)] for each in zip(*gathered((gains, likelihood)), strict=True))
     if not gains:
         return None
     figures = {"corrected": float(len(gains)), **_gains("rouge_l", gains)}
     return {**figures, **_gains("teacher_log_likelihood", likelihood)} if likelihood else figures
+
+
+def measure_corrected(
+    folder: Path,
+    entries: Sequence[RoundEntry],
+    references: Mapping[int, Sequence[str]],
+    tokenizer: str = "published",
+) -> list[dict[str, Any]]:
+    """Of every corrected sequence, what `mgsr.rounds.store.CORRECTED` describes.
+
+    Raises:
+        DataError: an example is no training row.
+    """
+    found = []
+    for entry in entries:
+        example, corrections = entry.revised.example_id, entry.revised.corrections
+        if not corrections:
+            continue
+        if example not in references:
+            raise DataError(
+                f"{folder}: example {example} is no training row; restore the round, or "
+                f"delete {folder.parents[1]} to run it anew"
+            )
+        after, before = (rouge_l(text, references[example], tokenizer) for text in (entry.response, entry.rollout))
+        likelihood = corrections[0].teacher_log_likelihood_before
+        gained = {"rouge_l_gain": after - before, "teacher_log_likelihood_before": likelihood}
+        found.append({"example_id": example, **gained})
+    return found
 
 
 def _gains(name: str, values: Sequence[float]) -> dict[str, float]:
@@ -70,5 +128,6 @@ def _gains(name: str, values: Sequence[float]) -> dict[str, float]:
     return {
         f"{name}_raised": raised / len(values),
         f"{name}_lowered": lowered / len(values),
-        f"{name}_gain": sum(values) / len(values),
+        # exact, so that neither ranks nor shards matter
+        f"{name}_gain": math.fsum(values) / len(values),
     }

@@ -275,7 +275,7 @@ def _vllm_engine(
             eos_ids=stop_ids,
             max_length=config.data.max_prompt_length + config.scrg.max_new_tokens,
             memory=config.scrg.vllm_memory,
-            dtype=config.student.dtype,
+            dtype=str(student.dtype).removeprefix("torch."),
             vocab_size=vocab_size if vocab_size < models.logits_width(student) else None,
             trust_remote_code=config.student.trust_remote_code,
         )

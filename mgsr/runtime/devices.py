@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 
 from mgsr.runtime.errors import ConfigError
-from mgsr.runtime.processor import usable_threads
+from mgsr.runtime.processor import has_bf16_units, usable_threads
 from mgsr.runtime.progress import say_once
 
 
@@ -40,6 +42,39 @@ def working_device(accelerator: str, setting: str = "trainer.accelerator=") -> t
     raise ConfigError(f"{setting}{accelerator}: {reason}; take {setting}cpu", *keys)
 
 
+NARROW = {"bf16-mixed": torch.bfloat16, "bf16-true": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def computing_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What models compute in under a precision of Lightning's, in all phases of a run.
+
+    Returns:
+        None: in the type of their weights. float16 is for GPUs alone.
+    """
+    dtype = NARROW.get(precision)
+    return None if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def product_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What the objective's products take their factors in, see `tiled_objective`; None: it decides itself.
+
+    On a GPU it sees what the model computes in; of a CPU this says whether the processor gains by it.
+    """
+    narrow = computing_dtype(precision, device) == torch.bfloat16
+    return torch.bfloat16 if narrow and device.type == "cpu" and has_bf16_units() else None
+
+
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """`trainer.matmul_precision` within the block, see `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @contextmanager
 def quick_cpu(threads: int = 0) -> Iterator[None]:
     """So many threads (0: as they are), and numbers below the smallest normal one count as 0 within the block.
@@ -64,6 +99,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
+def free_memory() -> None:
+    """Give back what nothing refers to, to the device and to the machine.
+
+    A trainer, its loops and its module refer to one another in circles, which Python may leave standing for long.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def check_compiler(device: torch.device) -> None:
     """Refuse `torch.compile` where it cannot work: for a CPU it builds C++.
 
@@ -77,14 +122,100 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
+TYPES = "_mgsr_types"
+"""Attribute of a model whose weights are held as their file has them: name -> type that they compute in."""
+
+
+def move(model: Any, device: torch.device | None = None) -> Any:
+    """As `model.to(device)`, in place; weights held in the type of their file get the one they compute in there.
+
+    Args:
+        device: None leaves the weights where they are; parts of a sharded model are cast where they lie.
+    """
+    names = model.named_parameters()
+    wanted = {id(weight): kind for name, weight in names if (kind := _types(model).get(name)) is not None}
+    # the narrow bytes go to the device, where they are cast
+    return model._apply(lambda t: t.to(device or t.device).to(wanted.get(id(t), t.dtype)))
+
+
+def settle(model: Any) -> Any:
+    """Give a model the type it computes in where it is, for good: from here on its weights are cast by others."""
+    move(model).__dict__.pop(TYPES, None)
+    return model
+
+
+def _types(model: Any) -> dict[str, torch.dtype]:
+    return getattr(model, TYPES, {})
+
+
+def working_type(model: Any) -> torch.dtype:
+    """The type that a model's weights compute in, also while they are held in the type of their file."""
+    return next(iter(_types(model).values()), next(model.parameters()).dtype)
+
+
+@contextmanager
+def computing_in(model: Any, dtype: torch.dtype | None) -> Iterator[Any]:
+    """The model, which computes in `dtype` wherever it is `placed` within the block; None: as it does."""
+    before = _types(model)
+    if dtype is not None:
+        setattr(model, TYPES, {name: dtype for name, _ in model.named_parameters(remove_duplicate=False)})
+    try:
+        yield model
+    finally:
+        setattr(model, TYPES, before)
+
+
+class Rest:
+    """A model's tensors as they lie now, in a mapped file perhaps: pages that all processes of a node share."""
+
+    def __init__(self, model: Any) -> None:
+        self._weights = [(weight, weight.data) for weight in model.parameters()]
+        self._buffers = [(m._buffers, k, b) for m in model.modules() for k, b in m._buffers.items()]
+
+    def restore(self) -> None:
+        """Put them back without a copy; only of a model that nothing has changed since."""
+        for weight, tensor in self._weights:
+            weight.data = tensor
+        for buffers, name, tensor in self._buffers:
+            buffers[name] = tensor
+
+
+def on_host(content: Any, known: dict[Any, torch.Tensor] | None = None) -> Any:
+    """A copy of nested tensors and values in host memory; tensors that are one there stay one."""
+    known = {} if known is None else known
+    if isinstance(content, torch.Tensor):
+        kind = content.dtype, content.device, content.shape, content.stride()
+        place = content.untyped_storage().data_ptr(), content.storage_offset(), kind
+        if place not in known:
+            known[place] = content.detach().to("cpu", copy=True)
+        return known[place]
+    if isinstance(content, dict):
+        same = copy.copy(content)
+        same.update({name: on_host(value, known) for name, value in content.items()})
+        return same
+    if type(content) in (list, tuple):
+        return type(content)(on_host(value, known) for value in content)
+    return copy.deepcopy(content)
+
+
 @contextmanager
 def placed(device: torch.device, *models: Any) -> Iterator[None]:
-    """The models on `device` for as long as the block lasts, then where they were before."""
-    before = [next(model.parameters()).device for model in models]
+    """The models on `device` for as long as the block lasts, then where they were before, as they were before."""
+    before = [(model, next(model.parameters()).device) for model in models]
+    # what lay in host memory stays there, and comes back as it was
+    resting = [Rest(model) for model, place in before if place.type == "cpu"]
     for model in models:
-        model.to(device)
+        move(model, device)
     try:
         yield
     finally:
-        for model, place in zip(models, before, strict=True):
-            model.to(place)
+        for rest in resting:
+            rest.restore()
+        for model, place in before:
+            if place.type != "cpu":
+                model.to(place)
+
+
+def reading_is_free(device: torch.device) -> bool:
+    """Whether a number there may be looked at without waiting for all the work that the device has been given."""
+    return device.type == "cpu"

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import threading
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -133,6 +134,35 @@ def write_checked(path: Path, write: Callable[[Any], Any], *, kind: str = "file"
 
     digest = write_whole(path, write, kind=kind, before_rename=announce)
     write_atomically(beside, f"{digest}  {path.name}\n", kind=f"{kind}.checksum")
+
+
+class Background:
+    """One thread that writes one thing at a time, while whoever gave it the work goes on."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Wait for what was begun before, as `wait` does, then begin this."""
+        self.wait()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="background", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when what was begun last is done; what it has met is raised here, once."""
+        if self._thread is not None:
+            self._thread.join()
+        error, self._thread, self._error = self._error, None, None
+        if error is not None:
+            raise error
 
 
 def check(path: Path) -> None:

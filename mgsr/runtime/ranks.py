@@ -1,6 +1,7 @@
 """The processes of a run (ranks): which one this is, and what they tell one another.
 
-Everything here works, and costs nothing, where there is one process and no process group.
+Everything here works, and costs nothing, where there is one process and no process group. Numbers and objects go
+from one processor's memory to another's, over gloo, also where gradients go over NCCL: no GPU waits for them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+BACKENDS = {False: "gloo", True: "cpu:gloo,cuda:nccl"}
+"""Of the process group, without and with GPUs."""
 
 
 def several() -> bool:
@@ -38,10 +42,7 @@ def is_first() -> bool:
 def barrier(name: str = "") -> None:
     """Wait until every rank is here; `name` tells the reader where that is."""
     if several():
-        if dist.get_backend() == "nccl":
-            dist.barrier(device_ids=[torch.cuda.current_device()])
-        else:
-            dist.barrier()
+        dist.barrier()
 
 
 def agreed(value: T) -> T:
@@ -66,8 +67,7 @@ def largest(value: int) -> int:
     """The largest of all ranks' values, on every rank; cheap enough for every step."""
     if not several():
         return value
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
-    box = torch.tensor([value], device=device)
+    box = torch.tensor([value])
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return int(box.item())
 

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from mgsr.runtime import devices
+
 _MASK64 = (1 << 64) - 1
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -151,6 +153,22 @@ def inverse_cdf(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float = 1
     >>> inverse_cdf(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0.49, 0.5]))
     tensor([0, 1])
     """
+    return checked(classes_at(logits_NV, uniforms_N, temperature=temperature))
+
+
+def checked(drawn: Tensor) -> Tensor:
+    """What `classes_at` has drawn, any shape.
+
+    Raises:
+        ValueError: a row had no distribution.
+    """
+    if bool((drawn < 0).any()):
+        raise ValueError("cannot draw a token: the logits of a row are NaN, +inf or all -inf")
+    return drawn
+
+
+def classes_at(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """As `inverse_cdf`, but -1 for a row without a distribution: of a GPU nothing is read."""
     if logits_NV.ndim != 2 or uniforms_N.shape != logits_NV.shape[:1]:
         raise ValueError(
             f"need logits [N, V] and uniforms [N], got {list(logits_NV.shape)}, {list(uniforms_N.shape)}"
@@ -158,7 +176,7 @@ def inverse_cdf(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float = 1
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if logits_NV.device.type == "mps":  # has no float64
-        drawn = inverse_cdf(logits_NV.cpu(), uniforms_N.cpu(), temperature=temperature)
+        drawn = classes_at(logits_NV.cpu(), uniforms_N.cpu(), temperature=temperature)
         return drawn.to(logits_NV.device)
     if logits_NV.shape[0] == 0:
         return torch.zeros(0, dtype=torch.int64, device=logits_NV.device)
@@ -169,12 +187,11 @@ def inverse_cdf(logits_NV: Tensor, uniforms_N: Tensor, *, temperature: float = 1
     possible = probabilities > 0
     above = (cumulative > uniforms[:, None]) & possible
     drawn, found = above.to(torch.uint8).argmax(dim=-1), above.any(dim=-1)
-    if not found.all():
-        if torch.isnan(cumulative[:, -1]).any():
-            raise ValueError("cannot draw a token: the logits of a row are NaN, +inf or all -inf")
-        last = probabilities.shape[-1] - 1 - possible.flip(-1).to(torch.uint8).argmax(dim=-1)
-        drawn = torch.where(found, drawn, last)
-    return drawn
+    if devices.reading_is_free(logits_NV.device) and bool(found.all()):
+        return drawn
+    last = probabilities.shape[-1] - 1 - possible.flip(-1).to(torch.uint8).argmax(dim=-1)
+    drawn = torch.where(found, drawn, last)
+    return drawn.masked_fill(torch.isnan(cumulative[:, -1]), -1)
 
 
 def seed_dropout(key: tuple[int, int, int, int], device: torch.device) -> None:

@@ -18,12 +18,13 @@ from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
 from mgsr.rounds.writer import WRITERS
-from mgsr.runtime.devices import placed
+from mgsr.runtime.devices import product_dtype, working_device
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import first_in_lockstep
 from mgsr.training.launch import StopRequest, stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
@@ -115,7 +116,7 @@ def build_job(
     tops, report = None, None
     if config.objective.teacher_top_k and teacher is not None:
         # the first rank writes what is missing, the others read it
-        with first_alone(), placed(device, teacher):
+        with first_in_lockstep(teacher, device):
             tops, report = cached_teacher(
                 cache_folder(config),
                 teacher,
@@ -139,6 +140,7 @@ def build_job(
         writer=writer if config.scrg.enabled else None,
         tops=tops,
         score=score,
+        references={row.id: row.references for row in train_rows},
     )
     return Job(module, data, stop, length, report)
 
@@ -179,6 +181,7 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     if config.objective.kind == "minillm":
         return build_minillm(config)
     objective, clip_config = config.objective, config.clip
+    device = working_device(config.trainer.accelerator)
     top_k = clip_config.mode == "top_k"
     divergence = {
         "symmetric_kl": {"weight": objective.divergence_weight},
@@ -199,6 +202,7 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
         "form": clip_config.form,
         "span_norm": config.spans.norm,
         "span_relation": config.spans.relation,
+        "product_dtype": product_dtype(config.trainer.precision, device),
     }
     if objective.tile_size:
         options["tile_size"] = objective.tile_size
@@ -207,12 +211,13 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
 
 def build_minillm(config: ExperimentConfig) -> MiniLLMObjective:
     """Bind the configuration, which `load_config` has checked, to the loss."""
-    objective = config.objective
-    return MiniLLMObjective(
-        (objective.w_sft, objective.w_dac, objective.w_span),
-        None,
-        {"importance_clip": objective.importance_clip, "tile_size": objective.tile_size or None},
-    )
+    objective, device = config.objective, working_device(config.trainer.accelerator)
+    options = {
+        "importance_clip": objective.importance_clip,
+        "tile_size": objective.tile_size or None,
+        "product_dtype": product_dtype(config.trainer.precision, device),
+    }
+    return MiniLLMObjective((objective.w_sft, objective.w_dac, objective.w_span), None, options)
 
 
 def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:

@@ -171,6 +171,15 @@ def _shown(trainer: L.Trainer) -> str:
     return ", ".join(f"{word} {float(metrics[name]):.3f}" for name, word in names.items() if name in metrics)
 
 
+class LetGo(L.Callback):
+    """Drops gradients and the optimiser's state behind the last step: Lightning would move them to host memory."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+            optimizer.state.clear()
+
+
 class CostLog(L.Callback):
     """Seconds and tokens of training steps and of the dev set; checkpointed, so that a resumed run counts on.
 
@@ -251,6 +260,7 @@ def build_callbacks(
         Mixture(),
         RoundLog(tokenizer, config),
         CostLog(),
+        LetGo(),
         Validation(val_every_n_epochs, length.epochs),
         *best,
         StepProgress(length.total_steps, name, first_step),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
+from mgsr.runtime.devices import on_host
 from mgsr.runtime.errors import DataError, UserError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.files import SUFFIX, check, remove_checked, write_checked
+from mgsr.runtime.files import SUFFIX, Background, check, remove_checked, write_checked
 from mgsr.runtime.progress import say
-from mgsr.runtime.ranks import barrier, largest
+from mgsr.runtime.ranks import barrier, is_first, largest
 from mgsr.runtime.wording import plural
 from mgsr.training.launch import StopRequest
 from mgsr.training.optim import Length
@@ -83,17 +85,21 @@ def prune(folder: Path, keep: int = KEPT) -> None:
         remove_checked(path)
 
 
-def read_checkpoint(path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint's content: tensors and plain values.
+def read_checkpoint(path: Path, *, map_location: Any = "cpu", checked: bool = False) -> dict[str, Any]:
+    """A checkpoint's content: tensors, mapped from the file where they are for the CPU, and plain values.
+
+    Args:
+        checked: its checksum has been looked at. Otherwise the first rank does so, and no other reads it all.
 
     Raises:
         DataError: it is torn, was changed, or holds anything else; nothing of that is run.
     """
-    check(path)
+    if not checked and is_first():
+        check(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location, weights_only=True, mmap=map_location == "cpu")
     except Exception as error:  # whatever a made-up file can provoke in a reader
         carries = isinstance(error, pickle.UnpicklingError) and "eights" in str(error)
         reason = "holds more than tensors and plain values" if carries else "is no checkpoint"
@@ -104,24 +110,43 @@ def read_checkpoint(path: Path, *, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 class DurableIO(CheckpointIO):
-    """Lightning's checkpoints by `write_checked` and `read_checkpoint`."""
+    """Lightning's checkpoints by `write_checked` and `read_checkpoint`, written while training goes on.
+
+    A save waits for the one before, takes a copy and returns; a checkpoint is there when it has its name.
+
+    Args:
+        in_place: loaded tensors are not copied to a device, so that they must not stay in the file's pages.
+    """
+
+    def __init__(self, *, in_place: bool = False) -> None:
+        self.in_place, self.background = in_place, Background()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        kind = "best" if Path(path).name == BEST else "checkpoint"
-        write_checked(Path(path), lambda file: torch.save(checkpoint, file), kind=kind)
+        # one copy at a time
+        self.background.wait()
+        self.background.begin(partial(self._write, on_host(checkpoint), Path(path)))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        best = path.name == BEST
+        write_checked(path, lambda file: torch.save(checkpoint, file), kind="best" if best else "checkpoint")
+        if not best:
+            prune(path.parent.parent)
+            reach("checkpoint.pruned")
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read_checkpoint(Path(path), map_location=map_location)
+        content = read_checkpoint(Path(path), checked=True)
+        return content | {"optimizer_states": on_host(content["optimizer_states"])} if self.in_place else content
 
     def remove_checkpoint(self, path: Any) -> None:
         remove_checked(Path(path))
 
 
 class ResumePoint(Checkpoint):
-    """Writes `checkpoints/resume-<step>.ckpt` every n steps, at the end of each epoch, and when asked to stop.
+    """Saves `checkpoints/resume-<step>.ckpt` every n steps, at the end of each epoch, and when asked to stop.
 
+    Training goes on while one is written; it is waited for to stop, and at an epoch's end before a round of text.
     Lightning cannot go on between an epoch's last step and the dev set, so there is a point before that step:
     whoever is stopped while looking at the dev set repeats one step.
     """
@@ -132,10 +157,7 @@ class ResumePoint(Checkpoint):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         newest = resume_points(self.folder)
-        self._stands_at(step_of(newest[0]) if newest else 0)
-
-    def _stands_at(self, step: int) -> None:
-        self.stop.standing = f"step {step} of {self.length.total_steps}"
+        self.stop.standing = f"step {step_of(newest[0]) if newest else 0} of {self.length.total_steps}"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -185,9 +207,8 @@ class ResumePoint(Checkpoint):
         self._between_epochs = bool(checkpoint["between_epochs"])
         steps, now = int(checkpoint["steps_per_epoch"]), self.length.steps_per_epoch
         if steps != now:
-            raise UserError(
-                f"{self.folder}: an epoch had {plural(steps, 'step')}, here it has {now}; begin another arm"
-            )
+            had = f"an epoch had {plural(steps, 'step')}"
+            raise UserError(f"{self.folder}: {had}, here it has {now}; begin another arm")
         rescale(checkpoint["loops"]["fit_loop"], int(checkpoint["micro_batches"]), self.length.micro_batches)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -207,11 +228,13 @@ class ResumePoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         trainer.save_checkpoint(resume_path(self.folder, trainer.global_step))
-        self._stands_at(trainer.global_step)
-        if trainer.is_global_zero:
-            prune(self.folder)
-            reach("checkpoint.pruned")
-        barrier("resume point")
+        self.stop.standing = f"step {trainer.global_step} of {self.length.total_steps}"
+
+        rounds = getattr(getattr(trainer, "datamodule", None), "rounds", None)
+        if self.stop.asked is not None or (self._between_epochs and rounds is not None):
+            # a later start, or the text of the next round, stands on this one
+            trainer.strategy.checkpoint_io.background.wait()  # type: ignore[attr-defined]
+            barrier("resume point")
 
 
 def settle(fit_loop: dict[str, Any]) -> None:

@@ -40,7 +40,8 @@ caches, and one by one each takes three times as long."""
 class MicroBatches(Dataset):
     """Planned micro-batches of one rank; item i is collated when it is asked for, some of its successors along.
 
-    Not so where they hold what a teacher has computed, which would lie in memory several times over.
+    Not so where they hold what a teacher has computed, which would lie in memory several times over. What is
+    collated goes to a GPU at once, by itself, so that no step waits for its batch.
     """
 
     def __init__(
@@ -49,25 +50,40 @@ class MicroBatches(Dataset):
         pad_token_id: int,
         tops: Mapping[TextKey, TeacherTop] | None = None,
         states: Mapping[TextKey, Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.items, self.pad_token_id, self.tops, self.states = items, pad_token_id, tops, states
+        self.device = device or torch.device("cpu")
         self._ahead = 1 if tops or states else AHEAD
         self._ready: dict[int, Batch] = {}
+        self._next = 0
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Batch:
-        if index not in self._ready:
-            # a range of indices refuses what a list does, and counts negative ones alike
-            place = range(len(self.items))[index]
+        # a range of indices refuses what a list does, and counts negative ones alike
+        place = range(len(self.items))[index]
+        self._make(place)
+        self._next = place + 1
+        return self._ready.pop(place)
+
+    def prefetch(self) -> None:
+        """Make the next one ready, where there is a GPU that has something to do meanwhile."""
+        if self.device.type != "cpu" and self._next < len(self.items):
+            self._make(self._next)
+
+    def _make(self, place: int) -> None:
+        if place not in self._ready:
             self._ready = {i: self._collate(i) for i in range(place, min(place + self._ahead, len(self.items)))}
-            index = place
-        return self._ready.pop(index)
 
     def _collate(self, index: int) -> Batch:
         item = self.items[index]
-        return collate(item.rows, item.counts, self.pad_token_id, self.tops, self.states)
+        batch = collate(item.rows, item.counts, self.pad_token_id, self.tops, self.states)
+        if self.device.type == "cuda":
+            # from pinned memory alone the copy is made while the processor goes on
+            batch = batch.pin_memory()
+        return batch if self.device.type == "cpu" else batch.to(self.device, non_blocking=True)
 
 
 class DistillationDataModule(L.LightningDataModule):
@@ -80,6 +96,7 @@ class DistillationDataModule(L.LightningDataModule):
         run_folder: rounds are kept in its `scrg/`.
         tops: text -> the teacher's cached distributions, of ground truth.
         score: has the teacher read an epoch's texts before the epoch; None: it reads them step by step.
+        references: of the training rows by example id, see `Rounds`.
     """
 
     def __init__(
@@ -96,6 +113,7 @@ class DistillationDataModule(L.LightningDataModule):
         writer: TextWriter | None = None,
         tops: Mapping[TextKey, TeacherTop] | None = None,
         score: ScoreEpoch | None = None,
+        references: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.length, self.seed = stage, length, seed
@@ -105,7 +123,8 @@ class DistillationDataModule(L.LightningDataModule):
         self.rounds: Rounds | None = None
         if writer is not None and config.scrg.enabled:
             steps = length.steps_per_epoch
-            self.rounds = Rounds(config, writer, self.run_folder, seed=seed, steps_per_epoch=steps)
+            known: Any = {"seed": seed, "steps_per_epoch": steps, "references": references}
+            self.rounds = Rounds(config, writer, self.run_folder, **known)
         self.mixture = TextMixture(
             config, self.train_rows, self.rounds, batch_size=stage.batch_size, length=length, seed=seed
         )
@@ -144,13 +163,14 @@ class DistillationDataModule(L.LightningDataModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         rows = sorted(self.dev_rows, key=len)[rank::world]
         size = self.stage.micro_batch_size
-        # a rank without rows looks too: the sums wait for every rank
-        chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size) or (0,)]
+        # a rank without rows looks too: the sums wait for every rank, and layers in parts for every forward
+        most = max(1, -(-len(self.dev_rows) // world))
+        chunks = [tuple(rows[i : i + size]) for i in range(0, most, size)]
         return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Nothing where it is there already: Lightning would rebuild the batch at every step."""
-        return batch if batch.input_ids.device == device else batch.to(device)
+        return batch if batch.input_ids.device == device else batch.to(device, non_blocking=True)
 
     def state_dict(self) -> dict[str, Any]:
         return self.mixture.state_dict()
@@ -160,9 +180,15 @@ class DistillationDataModule(L.LightningDataModule):
 
     # -- loaders ------------------------------------------------------------------------------------------
 
-    def _loader(self, items: Sequence[MicroBatch], *known: Any) -> StatefulDataLoader:
+    def _loader(
+        self,
+        items: Sequence[MicroBatch],
+        tops: Mapping[TextKey, TeacherTop] | None = None,
+        states: Mapping[TextKey, Tensor] | None = None,
+    ) -> StatefulDataLoader:
         # stateful: a run resumed within an epoch goes on behind the last batch it has trained on
-        batches = MicroBatches(items, self.pad_token_id, *known)
+        assert self.trainer is not None
+        batches = MicroBatches(items, self.pad_token_id, tops, states, self.trainer.strategy.root_device)
         return StatefulDataLoader(batches, batch_size=None, shuffle=False)
 
     def _states(self, items: Sequence[MicroBatch]) -> Mapping[TextKey, Tensor] | None:

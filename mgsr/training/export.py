@@ -23,6 +23,7 @@ from mgsr import models
 from mgsr.config.schema import ExperimentConfig
 from mgsr.evaluation.model_card import ASKED, CARD, Base, how_it_is_asked, model_card
 from mgsr.models.from_config import build_student, load_cached, quiet_transformers, with_adapters
+from mgsr.runtime.devices import settle
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 from mgsr.training.run_folder import (
@@ -132,7 +133,7 @@ def _load_teacher(folder: Path, config: ExperimentConfig) -> tuple[PreTrainedMod
         raise UserError(f"its teacher is no longer at {cached}")
     teacher = prepare_teacher(config, [])
     assert teacher is not None
-    return teacher.model, teacher.tokenizer
+    return settle(teacher.model), teacher.tokenizer
 
 
 def _cached(folder: Path, name: str) -> Path | None:

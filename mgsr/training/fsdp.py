@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mgsr import models
-from mgsr.config.schema import TrainerConfig
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.models.output_layer import causal_lm, last_hidden, trunk
-from mgsr.runtime.ranks import largest
+from mgsr.runtime.devices import TYPES, move, placed, working_device
+from mgsr.runtime.ranks import agreed, first_alone, is_first, largest, several, world_size
 from mgsr.training.checkpoint import read_checkpoint
 
 
@@ -38,16 +39,21 @@ def is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
-def shard_student(root: nn.Module, student: Any, mesh: DeviceMesh, forward: str) -> None:
+def shard_student(
+    root: nn.Module, student: Any, mesh: DeviceMesh, forward: str, dtype: torch.dtype | None = None
+) -> None:
     """Shard the student's layers one by one, and all other parameters below `root` as one group.
 
     Args:
         forward: name of the method of `root` inside which those others are whole: the output layer is read there.
+        dtype: of parameters while they are whole, where it is narrower than their own; gradients are then summed
+            over the ranks in float32.
     """
+    policy = MixedPrecisionPolicy() if dtype is None else MixedPrecisionPolicy(dtype, torch.float32)
     for layer in models.decoder_layers(causal_lm(student)):
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     # they are wanted again at once, in backward
-    fully_shard(root, mesh=mesh, reshard_after_forward=False)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     register_fsdp_forward_method(root, forward)
 
 
@@ -63,13 +69,27 @@ def shard_teacher(teacher: Any, mesh: DeviceMesh) -> None:
     fully_shard(body, mesh=mesh, ignored_params={p for p in body.parameters() if p in outside})
 
 
+def shard_at_loading(config: ExperimentConfig, teacher: Any) -> None:
+    """Put a frozen teacher, just read, in parts on all ranks, if that is its placement; all have to call this.
+
+    Each rank copies its own rows out of the mapped file, and holds besides what `shard_teacher` leaves whole.
+    """
+    device = working_device(config.trainer.accelerator)
+    if config.teacher.placement == "sharded" and several():
+        # of its content as a whole, which nobody has afterwards
+        known = agreed(models.content_fingerprint(teacher) if is_first() else "")
+        models.keep_fingerprint(teacher, known)
+        shard_teacher(teacher, init_device_mesh(device.type, (world_size(),)))
+        move(teacher.eval().requires_grad_(False), device)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all parts of a sharded one put together; every rank has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 class WholeCopy:
-    """A plain model of a sharded one's shape; it takes memory only while it is filled.
+    """A plain model of another one's shape, sharded or not; it takes memory only while it is filled.
 
     Args:
         model: before it is sharded.
@@ -81,21 +101,34 @@ class WholeCopy:
             for p in model.parameters()
         }
         self._shell = copy.deepcopy(model, memo)
+        # it has the types that it is filled with
+        self._shell.__dict__.pop(TYPES, None)
 
     @torch.no_grad()
-    def fill(self, model: nn.Module) -> Any:
-        """The shell with the sharded model's weights as they are; every rank has to call this."""
+    def fill(self, model: nn.Module, dtype: torch.dtype | None = None, *, on_host: bool = False) -> Any:
+        """The shell with the other model's weights as they are; of a sharded one every rank has to call this.
+
+        Args:
+            dtype: of its floating-point weights; None: as they are. Tied weights stay tied, and buffers that no
+                checkpoint has keep their type, such as the frequencies of rotary positions.
+            on_host: in the first rank's host memory alone; elsewhere the shell stays without content.
+        """
         known: dict[int, nn.Parameter] = {}
         for there, here in zip(model.modules(), self._shell.modules(), strict=True):
             for name, parameter in there._parameters.items():
                 if parameter is None:
                     continue
                 if id(parameter) not in known:
-                    full = whole(parameter.detach())
+                    # cast before it is gathered: half as much is sent
+                    full = whole(_in_type(parameter.detach(), dtype))
+                    if on_host:
+                        full = full.to("cpu" if is_first() else "meta")
                     known[id(parameter)] = nn.Parameter(full, requires_grad=parameter.requires_grad)
                 here._parameters[name] = known[id(parameter)]
             for name, buffer in there._buffers.items():
-                here._buffers[name] = buffer
+                aside = name in there._non_persistent_buffers_set
+                kept = buffer if buffer is None or aside else _in_type(buffer, dtype)
+                here._buffers[name] = kept.cpu() if kept is not None and on_host else kept
         self._shell.train(model.training)
         return self._shell
 
@@ -107,6 +140,29 @@ class WholeCopy:
                     module._parameters[name] = nn.Parameter(
                         torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
                     )
+
+
+def _in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
+
+
+@contextmanager
+def working(model: Any, dtype: torch.dtype | None) -> Iterator[Any]:
+    """A model that computes in `dtype`: `model` itself where it does, else a copy, which is freed with the block.
+
+    Autocast would cast all weights again at every token.
+
+    Args:
+        dtype: None: that of the weights.
+    """
+    if dtype is None or all(p.dtype == dtype for p in model.parameters() if p.is_floating_point()):
+        yield model
+        return
+    copied = WholeCopy(model)
+    try:
+        yield copied.fill(model, dtype)
+    finally:
+        copied.empty()
 
 
 class Lockstep:
@@ -135,6 +191,25 @@ class Lockstep:
                 last_hidden(self.model, token)
 
 
+@contextmanager
+def first_in_lockstep(model: Any, device: torch.device) -> Iterator[None]:
+    """As `first_alone`; meanwhile the others call a sharded model as often as the first rank does."""
+    if not is_sharded(model):
+        with first_alone(), placed(device, model):
+            yield
+        return
+    with Lockstep(model).phase(device):
+        if is_first():
+            yield
+    if not is_first():
+        yield
+
+
+def phase_of(model: Any, device: torch.device) -> AbstractContextManager[None]:
+    """In which ranks may call a model a different number of times, be it whole or in parts."""
+    return Lockstep(model).phase(device) if is_sharded(model) else nullcontext()
+
+
 def _still_working(*_: Any) -> None:
     largest(1)
 
@@ -143,7 +218,8 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 whose checkpoint is one whole file, as any other strategy's: each takes up what another wrote."""
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        content = read_checkpoint(Path(self.broadcast(checkpoint_path)))
+        # mapped: of every weight each rank reads its own part
+        content = read_checkpoint(Path(self.broadcast(checkpoint_path)), checked=True)
         assert self.model is not None
         # frozen weights below adapters are in no checkpoint; the module checks the names that are
         whole = all(parameter.requires_grad for parameter in self.model.parameters())

@@ -34,7 +34,7 @@ from mgsr.runtime.errors import ConfigError, RunInterruptedError, UserError
 from mgsr.runtime.launchers import by_srun, by_torchrun
 from mgsr.runtime.processor import usable_cores, usable_threads
 from mgsr.runtime.progress import say
-from mgsr.runtime.ranks import is_first
+from mgsr.runtime.ranks import BACKENDS, is_first
 from mgsr.runtime.wording import plural
 from mgsr.training.run_folder import run_folder
 
@@ -190,7 +190,7 @@ def joined(config: TrainerConfig) -> Iterator[None]:
         torch.cuda.set_device(place.local_rank())
     try:
         dist.init_process_group(
-            "nccl" if gpu else "gloo",
+            BACKENDS[gpu],
             init_method=f"tcp://{place.main_address}:{place.main_port}"
             if isinstance(place, SLURMEnvironment)
             else "env://",

@@ -8,7 +8,6 @@ one: every term arrives divided by the denominator of the whole optimiser step, 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -26,14 +25,15 @@ from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, Objective, Weights
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.output_layer import OutputLayer
+from mgsr.runtime.devices import computing_dtype, working_device
 from mgsr.runtime.errors import NonFiniteLossError
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import gathered
 from mgsr.runtime.rng import seed_dropout
 from mgsr.training.fsdp import whole
-from mgsr.training.optim import build_optimizer
+from mgsr.training.optim import build_optimizer, scales_gradients, takes_fused, use_fused
 from mgsr.training.placement import Placement
-from mgsr.training.step_metrics import StepMetrics, non_finite, term_gradient_norms
+from mgsr.training.step_metrics import StepMetrics, gradient_norm, non_finite, term_gradient_norms
 
 # the student -> ROUGE-L of each of this rank's dev prompts
 Predict = Callable[[PreTrainedModel], Sequence[float]]
@@ -83,7 +83,8 @@ class DistillationModule(L.LightningModule):
         super().__init__()
         self.student = student
         self.clip = objective.clip_network
-        self.placement = Placement(student, teacher, placement, compile=trainer.compile)
+        dtype = computing_dtype(trainer.precision, working_device(trainer.accelerator))
+        self.placement = Placement(student, teacher, placement, compile=trainer.compile, dtype=dtype)
         self._dev_phase = ExitStack()
         self.objective = objective
         self.config, self.logging = train, trainer
@@ -96,10 +97,10 @@ class DistillationModule(L.LightningModule):
             f"out, or begin another arm with a lower {section}.lr or a higher {section}.warmup_ratio"
         )
         self.skipped = 0
+        self._norms: list[tuple[nn.Module, Tensor]] = []
         self.step_metrics = StepMetrics(objective)
         # the last point of every curve, in checkpoints too: a run taken up behind its last step still has them
         self.latest: dict[str, float] = {}
-        self._clock = time.monotonic()
         if trainer.precision == "64-true":
             # now: Lightning casts behind the loading of a checkpoint, which would round it
             self.double()
@@ -111,8 +112,8 @@ class DistillationModule(L.LightningModule):
         return self.placement.teacher
 
     def configure_model(self) -> None:
-        if self.device_mesh is not None:
-            self.placement.shard(self, self.device_mesh["data_parallel"], "losses")
+        mesh = self.device_mesh
+        self.placement.shard(self, None if mesh is None else mesh["data_parallel"], "losses")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what adapters stand on is frozen, and known by its fingerprint
@@ -122,6 +123,7 @@ class DistillationModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
         models.check_state(str(self.trainer.ckpt_path), checkpoint["state_dict"], self.state_dict())
+        use_fused(checkpoint["optimizer_states"], takes_fused(self.trainer))
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
         self.step_metrics.load(figures)
@@ -130,12 +132,12 @@ class DistillationModule(L.LightningModule):
         self.placement.to_device(self.device)
 
     def on_train_start(self) -> None:
-        # from_pretrained hands out eval mode; a run resumed within an epoch doesn't call on_train_epoch_start
+        # from_pretrained gives eval mode; a run resumed within an epoch calls no on_train_epoch_start
         self.student.train()
 
     def on_train_epoch_start(self) -> None:
         self.student.train()
-        self._restart_rate()
+        self.step_metrics.restart()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         first = batch_idx % self.micro_batches == 0
@@ -191,17 +193,35 @@ class DistillationModule(L.LightningModule):
     def _wants_rows(self, batch: Batch, first: bool) -> bool:
         steered = isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced"
         logged = first and self.global_step % self.logging.log_every_n_steps == 0
-        return self.objective.needs_teacher and (steered or logged or not bool(batch.is_ground_truth.all()))
+        return self.objective.needs_teacher and (steered or logged or any(batch.written))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        step = self.step_metrics.reduce(self.trainer.strategy if self.trainer.world_size > 1 else None)
+        # before anything is read: a GPU still has the backward to do
+        self.trainer.train_dataloader.dataset.prefetch()  # type: ignore[union-attr]
+        self._norms = [(p, gradient_norm(p, self.device)) for p in (self.student, self.clip) if p is not None]
+        names = "train/grad_norm", "train/grad_norm_clip"
+        step, norms = self.step_metrics.reduce(
+            self.trainer.strategy if self.trainer.world_size > 1 else None,
+            {name: whole(norm) for name, (_, norm) in zip(names, self._norms, strict=False)},
+        )
         bad = non_finite(step)
         if bad:
             self._leave_out(optimizer, f"{bad} became {step[bad.split(', ')[0]]}")
             return
-        self._steer_price(step)
-        if self.global_step % self.logging.log_every_n_steps == 0:
-            self._log_step(step)
+        # within the step, so that a resume point written at its end has it
+        self.step_metrics.steer_price(step)
+        logged = self.global_step % self.logging.log_every_n_steps == 0
+        if logged:
+            curves = self.step_metrics.curves(step)
+            if not self.global_step:
+                del curves["train/tokens_per_second"]
+            self.step_metrics.restart()
+            self._log_curves(curves)
+        norm = norms["train/grad_norm"]
+        if not math.isfinite(norm) and not scales_gradients(self.trainer):
+            self._leave_out(optimizer, f"the gradient became {norm}")
+        elif logged:
+            self._log_curves(norms)
 
     def _leave_out(self, optimizer: Any, what: str) -> None:
         """Skip the update of this step, while `max_nonfinite_steps` allows it: no gradient, no step of AdamW.
@@ -215,48 +235,31 @@ class DistillationModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         say(f"step {self.global_step}: {what}: left out ({self.skipped} of {self.config.max_nonfinite_steps})")
 
-    def _log_step(self, step: dict[str, float]) -> None:
-        curves = self.step_metrics.curves(step, time.monotonic() - self._clock)
-        if not self.global_step:
-            del curves["train/tokens_per_second"]
-        self._restart_rate()
-        if isinstance(self.clip, ClipNetwork) and self.clip.objective == "priced":
-            curves["dac/price"] = float(self.clip.price)
-        self._log_curves(curves)
-
-    def _restart_rate(self) -> None:
-        self.step_metrics.restart()
-        self._clock = time.monotonic()
-
-    def _log_curves(self, curves: dict[str, Any]) -> None:
+    def _log_curves(self, curves: dict[str, float]) -> None:
         """One point per curve, and in `trainer.callback_metrics`: `self.log` takes 0.2 ms over each of them."""
-        points = {k: float(v) for k, v in curves.items()}
         # float32, as Lightning keeps them
-        kept = torch.tensor(list(points.values()), dtype=torch.float32)
-        self.latest.update(zip(points, kept.tolist(), strict=True))
-        self.trainer.callback_metrics.update(zip(points, kept.to(self.device).unbind(), strict=True))
+        kept = torch.tensor(list(curves.values()), dtype=torch.float32)
+        self.latest.update(zip(curves, kept.tolist(), strict=True))
+        self.trainer.callback_metrics.update(zip(curves, kept.to(self.device).unbind(), strict=True))
         if self.logger is not None:
-            self.logger.log_metrics(points, self.global_step)
-
-    def _steer_price(self, step: dict[str, float]) -> None:
-        """Within the step, so that a resume point written at its end has it."""
-        if isinstance(self.clip, ClipNetwork) and "clipped_min" in step and step.get("rows"):
-            rows = step["rows"]
-            self.clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
+            self.logger.log_metrics(curves, self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         self.student.eval()
-        self._dev_phase.enter_context(self.placement.whole())
+        if self.predict is not None:
+            self._dev_phase.enter_context(self.placement.whole())
         self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
-        student = self.placement.student_states(batch, plain=True)
-        terms = self.objective(
-            batch.targets, *student, None, None, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size
-        )
+        if self.predict is None and self.placement.sharded:
+            sft = self.losses(batch, (None, None), False).sft
+        else:
+            states = *self.placement.student_states(batch, plain=True), None, None
+            sft = self.objective(batch.targets, *states, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size).sft
         tokens = batch.counts.ground_truth_tokens
-        self._dev += torch.tensor([float(terms.sft) * tokens, tokens], dtype=torch.float64, device=self.device)
+        self._dev[0] += sft.double() * tokens
+        self._dev[1] += tokens
 
     def on_validation_epoch_end(self) -> None:
         total = self._dev
@@ -276,21 +279,17 @@ class DistillationModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer, scheduler = build_optimizer(
-            self.student, self.clip, self.config, clip_lr=self.clip_lr, total_steps=self.total_steps
+            self.student,
+            self.clip,
+            self.config,
+            clip_lr=self.clip_lr,
+            total_steps=self.total_steps,
+            fused=takes_fused(self.trainer),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Student and clip network have norms of their own: one must not shrink the other's step."""
-        limit = self.config.grad_clip or float("inf")
-        norm = whole(nn.utils.clip_grad_norm_(self.student.parameters(), limit))
-        # a scaler of float16 gradients provokes overflows and skips such a step itself
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not torch.isfinite(norm) and not scaled:
-            self._leave_out(optimizer, f"the gradient became {float(norm)}")
-            return
-        norms = {"train/grad_norm": norm}
-        if self.clip is not None:
-            norms["train/grad_norm_clip"] = whole(nn.utils.clip_grad_norm_(self.clip.parameters(), limit))
-        if self.global_step % self.logging.log_every_n_steps == 0:
-            self._log_curves(norms)
+        if self.config.grad_clip:
+            for part, norm in self._norms:
+                nn.utils.clip_grads_with_norm_(part.parameters(), self.config.grad_clip, norm)

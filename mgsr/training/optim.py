@@ -1,18 +1,21 @@
-"""AdamW with its parameter groups, the schedule, and what follows from the sizes of a stage."""
+"""AdamW with its parameter groups, the schedule, autocast, and what follows from the sizes of a stage."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from mgsr.config.schema import TrainConfig
 from mgsr.data.sampler import micro_batches_per_step, steps_per_epoch
+from mgsr.runtime.devices import NARROW
 from mgsr.runtime.errors import ConfigError
 
 
@@ -56,9 +59,19 @@ def schedule(step: int, *, total_steps: int, warmup_ratio: float, min_lr_ratio: 
 
 
 def build_optimizer(
-    student: nn.Module, clip: nn.Module | None, train: TrainConfig, *, clip_lr: float, total_steps: int
+    student: nn.Module,
+    clip: nn.Module | None,
+    train: TrainConfig,
+    *,
+    clip_lr: float,
+    total_steps: int,
+    fused: bool = False,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW over the student's and the clip network's parameters, each with its own rate and decay."""
+    """AdamW over the student's and the clip network's parameters, each with its own rate and decay.
+
+    Args:
+        fused: one kernel per group, for GPUs; its last digits are others than those of the plain one.
+    """
     trained = [p for p in student.parameters() if p.requires_grad]
     cosine = partial(
         schedule, total_steps=total_steps, warmup_ratio=train.warmup_ratio, min_lr_ratio=train.min_lr_ratio
@@ -74,5 +87,61 @@ def build_optimizer(
             ({"params": list(clip.parameters()), "weight_decay": 0.0, "lr": clip_lr}, lambda step: 1.0)
         )
     groups = [pair for pair in candidates if pair[0]["params"]]
-    optimizer = torch.optim.AdamW([g for g, _ in groups], lr=train.lr, betas=(train.betas[0], train.betas[1]))
+    optimizer = torch.optim.AdamW(
+        [g for g, _ in groups], lr=train.lr, betas=(train.betas[0], train.betas[1]), fused=fused or None
+    )
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [s for _, s in groups])
+
+
+def scales_gradients(trainer: Any) -> bool:
+    """Whether a scaler of float16 gradients provokes overflows, and skips the steps that have one itself."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def takes_fused(trainer: Any) -> bool:
+    """Whether AdamW is fused: on NVIDIA's GPUs, unless it would unscale gradients itself, behind our clipping."""
+    return trainer.strategy.root_device.type == "cuda" and not scales_gradients(trainer)
+
+
+def use_fused(states: Iterable[dict[str, Any]], fused: bool) -> None:
+    """Make optimiser states go on as this machine wants it, whatever the one did that wrote them."""
+    for state in states:
+        for group in state["param_groups"]:
+            group["fused"] = fused or None
+
+
+class CastOnce(MixedPrecision):
+    """Autocast that casts the weights once per optimiser step, and not anew in every micro-batch.
+
+    Lightning's keeps nothing that it has cast. Autocast itself lets go of it where the outermost context ends: one
+    that is off stands around all micro-batches of a step, and ends before the weights change.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._step = ExitStack()
+        self._within = False
+
+    def autocast_context_manager(self) -> torch.autocast:
+        return torch.autocast(self.device, dtype=NARROW[self.precision])
+
+    @contextmanager
+    def train_step_context(self) -> Iterator[None]:
+        if not self._within:
+            self._step.enter_context(torch.autocast(self.device, enabled=False))
+            self._within = True
+        with super().train_step_context():
+            yield
+
+    def _after_closure(self, *args: Any, **kwargs: Any) -> None:
+        self._end_step()
+        super()._after_closure(*args, **kwargs)
+
+    def teardown(self) -> None:
+        # also behind an error within a step
+        self._end_step()
+        super().teardown()
+
+    def _end_step(self) -> None:
+        self._step.close()
+        self._within = False

@@ -8,7 +8,8 @@ Shapes: B sequences, L tokens, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from mgsr.data.collate import Batch
 from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, last_hidden, output_head
-from mgsr.runtime.devices import placed
-from mgsr.training.fsdp import Lockstep, WholeCopy, is_sharded, shard_student, shard_teacher
+from mgsr.runtime.devices import Rest, move, placed, settle, working_type
+from mgsr.training.fsdp import WholeCopy, is_sharded, phase_of, shard_student, shard_teacher, working
 
 
 class Placement:
@@ -32,31 +33,48 @@ class Placement:
         placement: of the teacher, see `teacher.placement`.
         compile: compile the forwards of training. Writing and the dev set keep the plain forward: their shapes
             change with every token.
+        dtype: what the student computes in, see `computing_dtype`. The teacher always computes in its own type.
 
     Attributes:
-        acting: what writes text and is looked at: the student, or a whole copy of a sharded one within `whole`.
+        acting: what writes text and is looked at: the student, or within `whole` a copy of it, where it is sharded
+            or its weights are wider than what it computes in.
     """
 
     def __init__(
-        self, student: Any, teacher: Any, placement: str = "replicated", *, compile: bool = False
+        self,
+        student: Any,
+        teacher: Any,
+        placement: str = "replicated",
+        *,
+        compile: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.student, self.teacher, self.placement = student, teacher, placement
+        self.student, self.teacher, self.placement, self.dtype = student, teacher, placement, dtype
         self.compiled = compile
         self._read: Callable[..., Tensor] = torch.compile(last_hidden, dynamic=True) if compile else last_hidden
         self.acting = student
         self._copy: WholeCopy | None = None
         self._head: OutputLayer | None = None
+        # where a teacher in host memory lies on this node: it comes back there without a copy
+        self._rest = Rest(teacher) if self.alternates else None
 
     @property
     def sharded(self) -> bool:
         return self._copy is not None
 
-    def shard(self, root: nn.Module, mesh: DeviceMesh, forward: str) -> None:
-        """Shard the student, and the teacher where that is its placement; a second call changes nothing."""
-        if self.sharded:
+    def shard(self, root: nn.Module, mesh: DeviceMesh | None, forward: str) -> None:
+        """Shard the student, and the teacher where that is its placement; a second call changes nothing.
+
+        Args:
+            mesh: None leaves both whole. In parts or not, the student's weights have their own type from here on.
+        """
+        if self.sharded or mesh is None:
+            settle(self.student)
             return
         self._copy = WholeCopy(self.student)
-        shard_student(root, self.student, mesh, forward)
+        shard_student(root, self.student, mesh, forward, self.dtype)
+        # only now: each rank casts its own part
+        settle(self.student)
         if self.teacher is not None and self.placement == "sharded" and not is_sharded(self.teacher):
             shard_teacher(self.teacher, mesh)
 
@@ -66,9 +84,11 @@ class Placement:
             return
         self.teacher.eval().requires_grad_(False)
         if self.placement == "cpu":
-            self._head = output_head(self.teacher).to(device)
+            head, kind = output_head(self.teacher).to(device), working_type(self.teacher)
+            bias = None if head.bias is None else head.bias.to(kind)
+            self._head = replace(head, weight=head.weight.to(kind), bias=bias)
         else:
-            self.teacher.to(device)
+            move(self.teacher, device)
 
     def student_states(self, batch: Batch, *, plain: bool = False) -> tuple[Tensor, OutputLayer]:
         """The student's last hidden states `[B, L, H]`, and its output layer.
@@ -77,7 +97,8 @@ class Placement:
             plain: never compiled; of the student as one piece, within `whole`.
         """
         model, read = (self.acting, last_hidden) if plain else (self.student, self._read)
-        return read(model, batch.input_ids, batch.attention_mask), output_head(model)
+        with nullcontext() if model is self.student else _own_type(batch):
+            return read(model, batch.input_ids), output_head(model)
 
     def teacher_states(self, batch: Batch) -> tuple[Tensor, OutputLayer]:
         """The teacher's last hidden states `[B, L, H]`, and its output layer.
@@ -91,37 +112,33 @@ class Placement:
             return (self._head.weight.new_zeros(shape) if states is None else states), self._head
         head = output_head(self.teacher)
         # no_grad and not inference_mode: backward refuses inference tensors
-        with torch.no_grad():
-            if batch.teacher_top is None:
-                return self._read(self.teacher, batch.input_ids, batch.attention_mask), head
-            return self._uncached_states(batch, batch.teacher_top.rows, head), head
+        with torch.no_grad(), _own_type(batch):
+            if batch.uncached is None:
+                return self._read(self.teacher, batch.input_ids), head
+            return self._uncached_states(batch, *batch.uncached, head), head
 
-    def _uncached_states(self, batch: Batch, cached_rows: Tensor, head: OutputLayer) -> Tensor:
+    def _uncached_states(self, batch: Batch, unread: Tensor, width: int, head: OutputLayer) -> Tensor:
         size, length = batch.input_ids.shape
-        cached_B = torch.zeros(size, dtype=torch.bool, device=batch.input_ids.device)
-        cached_B[cached_rows // (length - 1)] = True
-        unread = (~cached_B).nonzero().squeeze(1)
-        if not unread.numel():
+        if not width:
             return head.weight.new_zeros(size, length, head.weight.shape[1])
-        ids, mask = batch.input_ids[unread], batch.attention_mask[unread]
-        width = int(mask.sum(dim=1).max())
-        some = self._read(self.teacher, ids[:, :width], mask[:, :width])
+        some = self._read(self.teacher, batch.input_ids[unread, :width])
         states = some.new_zeros(size, length, some.shape[-1])
         states[unread, :width] = some
         return states
 
     @contextmanager
     def whole(self) -> Iterator[Any]:
-        """The student as one piece, `acting`; every rank has to open this."""
-        if self._copy is None:
-            yield self.student
-            return
-        self.acting = self._copy.fill(self.student)
-        try:
-            yield self.acting
-        finally:
-            self.acting = self.student
-            self._copy.empty()
+        """The student as one piece that computes in `dtype`, `acting`; every rank has to open this."""
+        with ExitStack() as stack:
+            if self._copy is None:
+                self.acting = stack.enter_context(working(self.student, self.dtype))
+            else:
+                stack.callback(self._copy.empty)
+                self.acting = self._copy.fill(self.student, self.dtype)
+            try:
+                yield self.acting
+            finally:
+                self.acting = self.student
 
     @contextmanager
     def scoring(self, device: torch.device) -> Iterator[None]:
@@ -141,9 +158,12 @@ class Placement:
         """Put `model` on the device, and the other one of student and teacher off it."""
         if not self.alternates:
             return
-        other = self.teacher if model is self.acting else self.acting
-        other.to("cpu")
-        model.to(device)
+        if model is self.acting:
+            assert self._rest is not None, "both take turns"
+            self._rest.restore()
+        else:
+            self.acting.to("cpu")
+        move(model, device)
 
     @contextmanager
     def writing(self, device: torch.device, *, together: bool) -> Iterator[None]:
@@ -154,24 +174,36 @@ class Placement:
         """
         with ExitStack() as stack:
             stack.enter_context(self.whole())
+            if self.alternates and not self.sharded and self.acting is not self.student:
+                # its copy stands in its place
+                stack.enter_context(placed(torch.device("cpu"), self.student))
             if self.alternates and together:
                 stack.enter_context(placed(device, self.teacher))
             elif self.alternates:
                 stack.callback(lambda: self.turn(self.acting, device))
-            if self.placement == "sharded" and self.teacher is not None and is_sharded(self.teacher):
-                stack.enter_context(Lockstep(self.teacher).phase(device))
+            if self.teacher is not None:
+                stack.enter_context(phase_of(self.teacher, device))
             yield
 
     def in_turn(self, writer: Any, device: torch.device) -> Any:
         """A writer or scorer of one of the two models, which takes its turn before it works."""
         return InTurn(writer, lambda: self.turn(writer.model, device)) if self.alternates else writer
 
-    def last(self) -> Any:
-        """After training: the student as one plain model, which stays; every rank has to call this."""
+    def last(self, *, on_host: bool = False) -> Any:
+        """After training: the student as one plain model, which stays; every rank has to call this.
+
+        Args:
+            on_host: of a sharded one, in the first rank's host memory alone.
+        """
         if self._copy is not None:
-            self.acting = self._copy.fill(self.student)
+            self.acting = self._copy.fill(self.student, on_host=on_host)
             self._copy = None
         return self.acting
+
+
+def _own_type(batch: Batch) -> AbstractContextManager[Any]:
+    """Without autocast: a model whose weights are what it computes in needs none."""
+    return torch.autocast(batch.input_ids.device.type, enabled=False)
 
 
 class InTurn:

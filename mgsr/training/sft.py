@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ from mgsr.models.from_config import (
     build_student,
     build_tokenizer,
     configured_ends,
+    frozen,
     load_cached,
-    load_source,
     quiet_transformers,
+    stays_stored,
+    teacher_dtype,
+    try_student,
     with_end_token,
 )
 from mgsr.models.model_cache import (
@@ -42,6 +46,7 @@ from mgsr.models.model_cache import (
     stage_seed,
     versioned_fingerprint,
 )
+from mgsr.runtime.devices import computing_dtype, computing_in, free_memory, product_dtype, working_device
 from mgsr.runtime.faults import reach
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.json_files import read_json
@@ -50,6 +55,7 @@ from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, is_first, on_first
 from mgsr.runtime.wording import plural
 from mgsr.training.datamodule import DistillationDataModule
+from mgsr.training.fsdp import phase_of, shard_at_loading
 from mgsr.training.launch import stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import training_length
@@ -101,6 +107,10 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     if start.ends.note:
         say(start.ends.note)
     student.model.generation_config = start.ends.given_to(student.model.generation_config)
+    if teacher is not None:
+        # behind the student, which may be made of it as it was trained
+        device = working_device(config.trainer.accelerator)
+        shard_at_loading(config, frozen(teacher.model, teacher_dtype(config, device)))
     begun = {"teacher": teacher, "sft_start": student}
     figures = {name: cached_evaluation(config, one, tests, start.ends, name) for name, one in begun.items() if one}
     return replace(start, tests=tests, figures=figures)
@@ -133,12 +143,13 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     key = model_key(config, teacher, rows, _content(teacher))
     folder = cache_folder(config) / f"teacher-{key}"
     if agreed((folder / "config.json").exists()):
-        return _taken(folder, "teacher", teacher, key)
+        return _taken(config, folder, "teacher", teacher, key)
     if teacher.sft.enabled:
-        on_first(lambda: _try_student(config))
+        on_first(lambda: try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
-    model = build_model(config, teacher, tokenizer, seed=stage_seed(config, teacher.sft))
-    return _fine_tuned(config, teacher, "teacher", model, tokenizer, rows, dev, key, folder)
+    rest, seed = (tokenizer, rows, dev, key, folder), stage_seed(config, teacher.sft)
+    build = partial(build_model, config, teacher, tokenizer, seed=seed)
+    return _fine_tuned(config, teacher, "teacher", build, *rest)
 
 
 def prepare_student(
@@ -152,95 +163,89 @@ def prepare_student(
     key = model_key(config, student, train, _content(student), origin)
     folder = cache_folder(config) / f"student-{key}"
     if agreed((folder / "config.json").exists()):
-        return _taken(folder, "student", student, key)
+        return _taken(config, folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
-    model = build_student(
-        config,
-        student,
-        None if teacher is None else teacher.model,
-        tokenizer,
-        seed=stage_seed(config, student.sft),
-    )
-    return _fine_tuned(config, student, "student", model, tokenizer, train, dev, key, folder)
+    rest, seed = (tokenizer, train, dev, key, folder), stage_seed(config, student.sft)
+    taught = None if teacher is None else teacher.model
+    build = partial(build_student, config, student, taught, tokenizer, seed=seed)
+    return _fine_tuned(config, student, "student", build, *rest)
 
 
 def _content(model: ModelConfig) -> str:
     return agreed(content_of(model) if is_first() else "")
 
 
-def _try_student(config: ExperimentConfig) -> None:
-    """Read a student from elsewhere once before the teacher is fine-tuned: hours later is late to find it broken.
-
-    Raises:
-        UserError: its weights cannot be used.
-    """
-    if config.student.source not in ("init", "teacher"):
-        load_source(config.student)
-
-
 def cached_evaluation(
     config: ExperimentConfig, prepared: Prepared, tests: Tests, ends: models.TextEnds, name: str
 ) -> dict[str, Any]:
-    """Test figures of a model that several runs start from; measured once, then read."""
+    """Test figures of a model that several runs start from, `teacher` or not; measured once, then read."""
+    device, precision = working_device(config.trainer.accelerator), config.trainer.precision
+    dtype = teacher_dtype(config, device) if name == "teacher" else computing_dtype(precision, device)
     rows = {set_name: rows_fingerprint(set_rows) for set_name, (set_rows, _) in tests.items()}
     # the name of the folder depends on the template itself
     data = {name: value for name, value in asdict(config.data).items() if name != "chat_template"}
-    key = versioned_fingerprint(asdict(config.evaluation), data, rows, ends.stop_ids)
+    key = versioned_fingerprint(
+        asdict(config.evaluation), data, rows, ends.stop_ids, *([str(dtype)] * bool(dtype))
+    )
     path = prepared.folder / f"evaluation-{key}.json"
     if agreed(path.exists()):
         return read_json(path, dict.fromkeys(tests, TEST_FIGURES), "delete it to have it measured again")
     width = models.written_vocab_size(prepared.tokenizer, prepared.model)
+    together = partial(phase_of, prepared.model, device)
     shown = name.removeprefix("sft_")
-    written = evaluate_tests(config, prepared.model, prepared.tokenizer, tests, width, ends, shown)
+    with computing_in(prepared.model, dtype) as model:
+        written = evaluate_tests(config, model, prepared.tokenizer, tests, width, ends, shown, together=together)
     results = {set_name: evaluation.summary for set_name, evaluation in written.items()}
     on_first(lambda: write_atomically(path, json.dumps(results, indent=2) + "\n"))
     return results
 
 
-def _taken(folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
+def _taken(config: ExperimentConfig, folder: Path, name: str, model: ModelConfig, key: str) -> Prepared:
     say(f"{name}: taken from {folder}")
-    return Prepared(load_cached(folder, model), models.load_tokenizer(str(folder)), key, folder)
+    loaded = load_cached(folder, model, as_stored=stays_stored(config, model))
+    return Prepared(loaded, models.load_tokenizer(str(folder)), key, folder)
 
 
 def _fine_tuned(
     config: ExperimentConfig,
     settings: ModelConfig,
     name: str,
-    model: PreTrainedModel,
+    build: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
     key: str,
     folder: Path,
 ) -> Prepared:
-    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`."""
+    """Fine-tune on ground truth in `<folder>.partial`, then move the finished model and its curves to `folder`.
+
+    Args:
+        build: makes the model. Nobody but the stage holds it, so that it goes with the stage.
+    """
     if not settings.sft.enabled:
         folder.mkdir(parents=True, exist_ok=True)
-        return Prepared(model, tokenizer, key, folder)
-    partial = folder.with_name(folder.name + ".partial")
+        return Prepared(build(), tokenizer, key, folder)
+    own = folder.with_name(folder.name + ".partial")
     # runs side by side may want the same model: one makes it, the others wait and take it
-    with locked(partial, wait=True) if is_first() else nullcontext():
+    with locked(own, wait=True) if is_first() else nullcontext():
         if agreed((folder / "config.json").exists()):
-            return _taken(folder, name, settings, key)
+            return _taken(config, folder, name, settings, key)
         if is_first():
-            remove_leftovers(partial)
+            remove_leftovers(own)
             models.remove_half_folders(folder)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
-        model = _supervise(config, settings.sft, name, model, tokenizer, rows, dev, partial)
-        reach("stage.trained")
-        on_first(lambda: _keep(model, tokenizer, partial, folder))
+        _supervise(config, settings.sft, name, build(), tokenizer, rows, dev, own, folder)
+    free_memory()
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
-    return _taken(folder, name, settings, key)
+    return _taken(config, folder, name, settings, key)
 
 
-def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, partial: Path, folder: Path) -> None:
+def _keep(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own: Path, folder: Path) -> None:
     models.save_model_folder(model, tokenizer, folder)
     reach("stage.saved")
     # its curves go along; whoever waits for the lock finds the model
-    for events in partial.glob("events.*"):
+    for events in own.glob("events.*"):
         events.replace(folder / events.name)
-    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def _supervise(
@@ -251,9 +256,12 @@ def _supervise(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     dev: Sequence[Row],
+    own: Path,
     folder: Path,
-) -> PreTrainedModel:
+) -> None:
     """Cross-entropy alone: the same module with no teacher and the other two weights at 0."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{name}: supervised fine-tuning, {parameters / 1e6:.2f}M parameters, {plural(len(rows), 'row')}")
     seed = stage_seed(config, sft)
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
@@ -267,14 +275,15 @@ def _supervise(
         stage=sft,
         length=length,
         pad_token_id=ends.pad_id,
-        run_folder=folder,
+        run_folder=own,
         seed=seed,
     )
     stop = stop_request(config, f"{name} SFT")
+    products = product_dtype(config.trainer.precision, working_device(config.trainer.accelerator))
     module = DistillationModule(
         model,
         None,
-        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {}),
+        Objective((1.0, 0.0, 0.0), (0.0, 1.0), {"product_dtype": products}),
         train=sft,
         trainer=config.trainer,
         total_steps=length.total_steps,
@@ -284,5 +293,7 @@ def _supervise(
         seed=seed,
         section=f"{name}.sft",
     )
-    fit(config, module, data, tokenizer, folder=folder, length=length, name=f"{name} SFT", stop=stop)
-    return module.placement.last()
+    fit(config, module, data, tokenizer, folder=own, length=length, name=f"{name} SFT", stop=stop)
+    trained = module.placement.last(on_host=True)
+    reach("stage.trained")
+    on_first(lambda: _keep(trained, tokenizer, own, folder))

@@ -6,15 +6,19 @@ Shapes: N response rows of a micro-batch, B sequences.
 from __future__ import annotations
 
 import math
+import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgsr.data.collate import Batch
 from mgsr.losses import LossTerms, Objective, Weights
+from mgsr.models.clip_network import ClipNetwork
+from mgsr.runtime import devices
 from mgsr.runtime.ranks import gathered, is_first
 
 TERMS = ("sft", "dac_kl", "span")
@@ -38,6 +42,10 @@ class StepMetrics:
         self.last_rows: Any = None
         self._learned = objective.clip_network is not None
         self._sums: dict[str, Tensor] = {}
+        self._rows = 0
+        self._clock = time.monotonic()
+        # examples of micro-batches, and the likelihoods of their text, which nobody has read yet
+        self._unread: list[tuple[tuple[int | None, ...], Tensor]] = []
 
     def add(self, batch: Batch, terms: LossTerms) -> None:
         """One micro-batch. Its terms are over the whole step's denominators, so the step's are their sums."""
@@ -55,44 +63,75 @@ class StepMetrics:
         rows = terms.rows
         if rows is None or rows.index.numel() == 0:
             return
-        self._note_likelihoods(batch, rows.index, rows.teacher_log_prob)
-        self._sum("rows", torch.tensor(float(rows.index.numel()), device=terms.total.device))
+        if any(batch.written):
+            examples = (
+                e if is_written else None for e, is_written in zip(batch.example_ids, batch.written, strict=True)
+            )
+            self._unread.append((tuple(examples), _means(batch, rows.index, rows.teacher_log_prob)))
+        self._rows += rows.index.numel()
         for name in ROW_FIGURES:
             value = getattr(rows, name)
             if value is not None and (self._learned or name not in ("lower", "upper")):
                 self._sum(name, value.sum())
         self.last_rows = rows
 
-    def reduce(self, strategy: Any = None) -> dict[str, float]:
-        """The step's sums, over all ranks of `strategy` if one is given; the next step starts from nothing."""
-        device = self._sums["loss"].device
-        if strategy is None and device.type == "cpu":
-            # nothing to wait for: one by one is quicker than to stack them
-            sums, self._sums = self._sums, {}
-            return {name: float(sums[name]) for name in FIGURES if name in sums}
-        # every rank reduces the same names, whatever its own micro-batches held
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        values = torch.stack([self._sums[name].double() if name in self._sums else zero for name in FIGURES])
-        if strategy is not None:
-            values = strategy.reduce(values, reduce_op="sum")
-        reported = set(self._sums) if strategy is None else set(self._reported())
-        self._sums = {}
-        return {name: value for name, value in zip(FIGURES, values.tolist(), strict=True) if name in reported}
+    def reduce(
+        self, strategy: Any = None, local: Mapping[str, Tensor] | None = None
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """The step's sums, and numbers of this rank; the next step starts from nothing.
 
-    def curves(self, step: Mapping[str, float], seconds: float) -> dict[str, float]:
-        """What is drawn of a step: its terms, means over its tokens; of all ranks, each of which has to ask.
+        All that the step leaves on a GPU is read here, at once: whoever reads waits for all its work.
 
         Args:
-            seconds: since `restart`, for the rate; the share of padding is since then too.
+            strategy: adds the sums up over all its ranks, if one is given.
+            local: scalars to read along.
+        """
+        sums, self._sums = self._sums, {}
+        rows, self._rows = self._rows, 0
+        unread, self._unread = self._unread, []
+        local, device = local or {}, sums["loss"].device
+        if rows:
+            sums["rows"] = torch.full((), float(rows), device=device)
+        if strategy is None and devices.reading_is_free(device):
+            # nothing to wait for: one by one is quicker than to stack them
+            self._note((examples, means.tolist()) for examples, means in unread)
+            step = {name: float(sums[name]) for name in FIGURES if name in sums}
+            return step, {name: float(value) for name, value in local.items()}
+        # every rank reduces the same names, whatever its own micro-batches held
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        values = torch.stack([sums[name].double() if name in sums else zero for name in FIGURES])
+        if strategy is not None:
+            values = strategy.reduce(values, reduce_op="sum")
+        reported = set(sums) if strategy is None else set(self._reported())
+        parts = [values, *local.values(), *(means for _, means in unread)]
+        read = iter(torch.cat([part.double().reshape(-1) for part in parts]).tolist())
+        step = {name: value for name, value in zip(FIGURES, read, strict=False) if name in reported}
+        mine = dict(zip(local, read, strict=False))
+        self._note((examples, islice(read, means.numel())) for examples, means in unread)
+        return step, mine
+
+    def steer_price(self, step: Mapping[str, float]) -> None:
+        """Have a priced clip network follow the masses that a step has clipped."""
+        clip, rows = self.objective.clip_network, step.get("rows")
+        if isinstance(clip, ClipNetwork) and "clipped_min" in step and rows:
+            clip.update_price(step["clipped"] / rows, step["clipped_min"] / rows, step["clipped_max"] / rows)
+
+    def curves(self, step: Mapping[str, float]) -> dict[str, float]:
+        """What is drawn of a step: its terms, means over its tokens; of all ranks, each of which has to ask.
+
+        The rate and the share of padding are those since `restart`.
         """
         curves = {f"train/{k}": v for k, v in step.items() if k == "loss" or k.startswith("loss_")}
         tokens, slots = (sum(counted) for counted in zip(*gathered((self.tokens, self.slots)), strict=True))
-        curves["train/tokens_per_second"] = tokens / max(1e-9, seconds)
+        curves["train/tokens_per_second"] = tokens / max(1e-9, time.monotonic() - self._clock)
         if slots:
             curves["train/padding"] = 1.0 - tokens / slots
         for name in ("retained_mass", "lower", "upper", "teacher_entropy"):
             if step.get("rows") and name in step:
                 curves[f"dac/{name}"] = step[name] / step["rows"]
+        clip = self.objective.clip_network
+        if isinstance(clip, ClipNetwork) and clip.objective == "priced":
+            curves["dac/price"] = float(clip.price)
         return curves
 
     def _reported(self) -> Iterator[str]:
@@ -127,22 +166,27 @@ class StepMetrics:
         return dict(ChainMap(*gathered(taken)))
 
     def restart(self) -> None:
-        """Count tokens and slots from here on."""
+        """Count tokens, slots and seconds from here on."""
         self.tokens = self.slots = 0
+        self._clock = time.monotonic()
 
     def _sum(self, name: str, value: Tensor) -> None:
         value = value.detach()
         self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
-    def _note_likelihoods(self, batch: Batch, index_N: Tensor, log_prob_N: Tensor) -> None:
-        rows_N = index_N // (batch.input_ids.shape[1] - 1)
-        total_B = log_prob_N.new_zeros(batch.input_ids.shape[0]).index_add_(0, rows_N, log_prob_N)
-        count_B = torch.zeros_like(total_B).index_add_(0, rows_N, torch.ones_like(log_prob_N))
-        means = (total_B / count_B.clamp(min=1)).tolist()
-        written = batch.is_ground_truth.logical_not().tolist()
-        for example, is_written, mean in zip(batch.example_ids.tolist(), written, means, strict=True):
-            if is_written:
-                self.likelihood_after.setdefault(example, mean)
+    def _note(self, read: Iterable[tuple[Sequence[int | None], Iterable[float]]]) -> None:
+        for examples, means in read:
+            for example, mean in zip(examples, means, strict=True):
+                if example is not None:
+                    self.likelihood_after.setdefault(example, mean)
+
+
+def _means(batch: Batch, index_N: Tensor, log_prob_N: Tensor) -> Tensor:
+    """Teacher log-likelihood per token of every sequence, `[B]`."""
+    rows_N = index_N // (batch.input_ids.shape[1] - 1)
+    total_B = log_prob_N.new_zeros(batch.input_ids.shape[0]).index_add_(0, rows_N, log_prob_N)
+    count_B = torch.zeros_like(total_B).index_add_(0, rows_N, torch.ones_like(log_prob_N))
+    return total_B / count_B.clamp(min=1)
 
 
 def non_finite(step: Mapping[str, float]) -> str:
@@ -159,7 +203,7 @@ def term_gradient_norms(
     weights: Weights,
     parameters: Sequence[Tensor],
     reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
-) -> dict[str, Tensor]:
+) -> dict[str, float]:
     """Norm of each term's own gradient over a whole optimiser step, as it enters the sum.
 
     Args:
@@ -181,4 +225,11 @@ def term_gradient_norms(
         # every rank reduces every parameter, also one that its own rows do not reach
         whole = (reduce(torch.zeros_like(p) if g is None else g) for p, g in zip(parameters, sums, strict=True))
         norms[name] = torch.stack([g.float().square().sum() for g in whole]).sum().sqrt()
-    return norms
+    # read at once
+    return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}
+
+
+def gradient_norm(part: nn.Module, device: torch.device) -> Tensor:
+    """Norm of the gradients of a model, for `clip_grads_with_norm_`; 0 where there are none."""
+    gradients = [p.grad for p in part.parameters() if p.grad is not None]
+    return nn.utils.get_total_norm(gradients) if gradients else torch.zeros((), device=device)

@@ -247,10 +247,11 @@ def build_score(placement: Placement, device: torch.device, batch_size: int, **r
     read = _reader(placement.teacher, "teacher", batch_size, memory_key="train.micro_batch_size", **reader)
 
     def score(rows: Sequence[TrainingSequence], path: Path) -> TeacherStates:
-        weight = output_head(placement.teacher).weight
-        states = TeacherStates(path, rows, weight.shape[1], weight.dtype)
         different = sorted({row.key: row for row in rows}.values(), key=len)
         with placement.scoring(device):
+            # only here it has the type that it computes in
+            weight = output_head(placement.teacher).weight
+            states = TeacherStates(path, rows, weight.shape[1], weight.dtype)
             for chunk, scores in read(different):
                 found = scores.hidden_NH.split([len(row.response_ids) for row in chunk])
                 for row, states_TH in zip(chunk, found, strict=True):

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,8 +25,8 @@ from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import Size, check_run
 from mgsr.rounds.store import read_manifest, round_folders
-from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
-from mgsr.runtime.devices import quick_cpu, working_device
+from mgsr.rounds.text_quality import correction_quality, text_diversity
+from mgsr.runtime.devices import computing_dtype, free_memory, matmul_precision, quick_cpu, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
@@ -34,8 +35,9 @@ from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, mean_bounds
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
+from mgsr.training.fsdp import phase_of, working
 from mgsr.training.run_folder import METRICS, keep_models, open_run_folder, read_run_file, run_folder
-from mgsr.training.sft import prepare_models
+from mgsr.training.sft import Start, prepare_models
 from mgsr.training.trainer import fit, load_student
 
 Announce = Callable[[ExperimentConfig, Mapping[str, Sequence[Row]], Mapping[str, Size]], None]
@@ -53,7 +55,8 @@ def train(config: ExperimentConfig, *, resume: bool = False, announce: Announce 
         UserError: anything the user can mend, as one line.
     """
     config = with_absolute_paths(config)
-    with placed(config), quick_cpu(config.trainer.threads):
+    trainer = config.trainer
+    with placed(config), quick_cpu(trainer.threads), matmul_precision(trainer.matmul_precision):
         return _train(config, resume, announce)
 
 
@@ -102,52 +105,80 @@ def _run(
 ) -> dict[str, Any]:
     """What `metrics.json` holds, time aside."""
     start = prepare_models(config, rows)
-    teacher, student = start.teacher, start.student
-    on_first(lambda: keep_models(folder, config, teacher, student))
+    on_first(lambda: keep_models(folder, config, start.teacher, start.student))
     metrics = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **start.figures}
 
+    done = _distil(config, rows, start, folder, device)
+    # the student as it began may be another object, such as one in parts
+    trained, start = done.student, replace(start, student=replace(start.student, model=done.student))
+    free_memory()
+    if done.best is not None:
+        load_student(trained, done.best)
+    metrics.update(done.figures)
+    references = {row.id: row.references for row in rows["train"]}
+    metrics["training_text"] = text_diversity(folder, done.ground_truth)
+    quality = correction_quality(folder, references, config.evaluation.rouge_tokenizer)
+    if quality is not None:
+        metrics["corrections"] = quality
+    with working(trained, computing_dtype(config.trainer.precision, device)) as computing:
+        # the test sets, once, with the chosen checkpoint
+        tokenizer, tests = start.student.tokenizer, start.tests
+        written = evaluate_tests(config, computing, tokenizer, tests, start.vocab_size, start.ends, config.arm)
+        on_first(lambda: _keep_predictions(folder, written))
+        metrics["result"] = {name: evaluation.summary for name, evaluation in written.items()}
+        if done.logger is not None:
+            # the figure that TensorBoard's HPARAMS tab compares
+            done.logger.log_metrics({"hp/rouge_l": metrics["result"]["test"]["rouge_l"]}, metrics["steps"])
+            done.logger.save()
+        if start.teacher is not None:
+            teacher, examples = start.teacher.model, tests["test"][1]
+            together = partial(phase_of, teacher, device)
+            metrics["exposure"] = exposure_bias(
+                config, computing, teacher, start.ends, examples, start.vocab_size, together=together
+            )
+    return metrics
+
+
+class _Distilled(NamedTuple):
+    """What is left of the main job: its module, data and trainer are gone.
+
+    Attributes:
+        student: whole, with the weights of the last step. best: the checkpoint to take instead, if there is one.
+        ground_truth: response tokens of the training rows.
+    """
+
+    student: Any
+    best: Path | None
+    figures: dict[str, Any]
+    ground_truth: Sequence[Sequence[int]]
+    logger: Any
+
+
+def _distil(
+    config: ExperimentConfig, rows: dict[str, list[Row]], start: Start, folder: Path, device: torch.device
+) -> _Distilled:
     started = time.monotonic()
     job = build_job(config, rows["train"], rows["dev"], start, folder, device)
     best = fit(
         config,
         job.module,
         job.data,
-        student.tokenizer,
+        start.student.tokenizer,
         folder=folder,
         length=job.length,
         name=f"{config.experiment}/{config.arm} seed {config.seed}",
         stop=job.stop,
         hyper_parameters=asdict(config),
     )
-    metrics["seconds_training"] = time.monotonic() - started
-    trained = job.module.placement.last()
-    if best is not None:
-        load_student(trained, best)
-    metrics.update(_figures(job))
-    finished = rounds_of(folder)
-    metrics["training_text"] = text_diversity(finished, [row.response_ids for row in job.data.train_rows])
-    quality = correction_quality(
-        finished, {row.id: row.references for row in rows["train"]}, config.evaluation.rouge_tokenizer
-    )
-    if quality is not None:
-        metrics["corrections"] = quality
-    # the test sets, once, with the chosen checkpoint
-    written = evaluate_tests(
-        config, trained, student.tokenizer, start.tests, start.vocab_size, start.ends, config.arm
-    )
-    on_first(lambda: _keep_predictions(folder, written))
-    metrics["result"] = {name: evaluation.summary for name, evaluation in written.items()}
-    _log_result(job, metrics["result"])
-    if teacher is not None:
-        examples = start.tests["test"][1]
-        metrics["exposure"] = exposure_bias(config, trained, teacher.model, start.ends, examples, start.vocab_size)
-    return metrics
+    figures = {"seconds_training": time.monotonic() - started, **_figures(job)}
+    ground_truth = [row.response_ids for row in job.data.train_rows]
+    return _Distilled(job.module.placement.last(), best, figures, ground_truth, job.module.logger)
 
 
 def prepare(config: ExperimentConfig) -> None:
     """Make what the run starts from, as far as it isn't there: teacher, SFT student, and their test figures."""
     config = with_absolute_paths(config)
-    with placed(config), quick_cpu():
+    with placed(config), quick_cpu(), matmul_precision(config.trainer.matmul_precision):
         rows = _rows(config)
         check_run(config, rows)
         prepare_models(config, rows)
@@ -161,14 +192,6 @@ def _keep_predictions(folder: Path, written: Mapping[str, Evaluation]) -> None:
     for name, evaluation in written.items():
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in evaluation.predictions]
         write_atomically(folder / "predictions" / f"{name}.jsonl", "".join(lines))
-
-
-def _log_result(job: Job, result: Mapping[str, Any]) -> None:
-    """The figure that TensorBoard's HPARAMS tab compares."""
-    logger = job.module.logger
-    if logger is not None:
-        logger.log_metrics({"hp/rouge_l": result["test"]["rouge_l"]}, job.module.trainer.global_step)
-        logger.save()
 
 
 def _figures(job: Job) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -21,7 +22,7 @@ from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.models import check_state, with_base
 from mgsr.runtime.devices import is_out_of_memory, working_device
-from mgsr.runtime.errors import DataError, UserError
+from mgsr.runtime.errors import DataError, RunInterruptedError, UserError
 from mgsr.runtime.files import SUFFIX, refused, write_whole
 from mgsr.runtime.ranks import agreed, barrier, is_first
 from mgsr.training.callbacks import build_callbacks
@@ -39,7 +40,7 @@ from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.fsdp import build_strategy
 from mgsr.training.launch import StopRequest, cluster_environment
 from mgsr.training.module import DistillationModule
-from mgsr.training.optim import Length
+from mgsr.training.optim import CastOnce, Length
 
 HPARAMS = "events.out.tfevents.0.hparams"
 """Written anew by every start of a run. TensorBoard takes the first session that it reads, and reads files by the
@@ -104,21 +105,26 @@ def fit(
         validates=validates,
         first_step=first_step,
     )
-    plugins: list[Any] = [DurableIO(), cluster_environment(config.trainer)]
-    # ModelParallelStrategy takes float64 by this way alone
-    double = config.trainer.strategy == "fsdp2" and config.trainer.precision == "64-true"
-    if double:
-        plugins.append(DoublePrecision())
+    kind, precision = working_device(config.trainer.accelerator).type, config.trainer.precision
+    files = DurableIO(in_place=kind == "cpu")
+    plugins: list[Any] = [files, cluster_environment(config.trainer)]
+    casts: Any = None
+    if config.trainer.strategy == "fsdp2" and precision == "64-true":
+        # ModelParallelStrategy takes float64 by this way alone
+        casts = DoublePrecision()
+    elif precision.endswith("-mixed"):
+        casts = CastOnce(precision, kind)
+    plugins += [casts] if casts else []
     # what was logged behind the resume point is logged again: TensorBoard is told to forget the first time
     purge: dict[str, Any] = {"purge_step": first_step}
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, **purge)
     trainer = L.Trainer(
         # not its own choice for `auto`: that would be MPS on a Mac
-        accelerator=working_device(config.trainer.accelerator).type,
+        accelerator=kind,
         devices=config.trainer.devices,
         num_nodes=config.trainer.num_nodes,
         strategy=build_strategy(config.trainer, unused_parameters=module.objective.has_idle_parameters),
-        precision=None if double else config.trainer.precision,  # type: ignore[arg-type]
+        precision=None if casts else precision,  # type: ignore[arg-type]
         max_steps=length.total_steps,
         max_epochs=-1,
         accumulate_grad_batches=length.micro_batches,
@@ -127,6 +133,8 @@ def fit(
         check_val_every_n_epoch=config.evaluation.val_every_n_epochs,
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=0,
+        # parts gathered there would stay without a gradient
+        inference_mode=config.trainer.strategy != "fsdp2",
         gradient_clip_val=data.stage.grad_clip or None,
         # curves are thinned by the module, which knows optimiser steps
         log_every_n_steps=1,
@@ -142,7 +150,12 @@ def fit(
         _show_hyper_parameters(logger, folder, _plain(flat_tree(hyper_parameters)))
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
+        files.background.wait()
     except BaseException as error:
+        if isinstance(error, Exception):
+            # what was saved is there before the error is told; a stop names the step that a new start begins with
+            with nullcontext() if isinstance(error, RunInterruptedError) else suppress(UserError):
+                files.background.wait()
         # a stage that ends so is not torn down
         stop.unwatch()
         if isinstance(error, SystemExit):

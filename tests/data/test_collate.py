@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.data.collate import StepCounts, TrainingSequence, collate
-from mgsr.losses import IGNORED
+from mgsr.losses import IGNORED, span_pairs
+from mgsr.losses.objective import flat_targets
 
 IDS = st.integers(0, 2**31 - 1)
 
@@ -43,7 +44,6 @@ def slow(rows: list[TrainingSequence], pad: int) -> dict[str, list[list[float]]]
             span = row.span_ids[t] if answered else -1
             values = {
                 "input_ids": token,
-                "attention_mask": int(t < 0 or answered),
                 "labels": token if answered else IGNORED,
                 "span_ids": span + b * length if span >= 0 else -1,
                 "behaviour_log_probs": row.behaviour_log_probs[t] if answered and row.behaviour_log_probs else 0.0,
@@ -60,7 +60,7 @@ def slow(rows: list[TrainingSequence], pad: int) -> dict[str, list[list[float]]]
 def test_every_place_holds_what_it_should(rows: list[TrainingSequence], pad: int) -> None:
     counts = StepCounts.of(rows)
     batch, expected = collate(rows, counts, pad), slow(rows, pad)
-    for name in ("input_ids", "attention_mask", "labels", "span_ids"):
+    for name in ("input_ids", "labels", "span_ids"):
         got = getattr(batch, name)
         assert got.dtype == torch.int64 and got.is_contiguous() and got.tolist() == expected[name], name
     if any(row.behaviour_log_probs for row in rows):
@@ -69,8 +69,29 @@ def test_every_place_holds_what_it_should(rows: list[TrainingSequence], pad: int
     else:
         assert batch.behaviour_log_probs is None
     assert batch.is_ground_truth.tolist() == [row.is_ground_truth for row in rows]
-    assert batch.example_ids.tolist() == [row.example_id for row in rows]
+    assert batch.example_ids == tuple(row.example_id for row in rows)
     assert batch.counts is counts
+    assert batch.tokens == sum(map(len, rows)) and batch.written == tuple(not row.is_ground_truth for row in rows)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(sequences(), max_size=6), pad=IDS)
+def test_what_is_known_of_the_answers_is_what_one_could_read(rows: list[TrainingSequence], pad: int) -> None:
+    batch = collate(rows, StepCounts.of(rows), pad)
+    labels, spans, truth = flat_targets(batch.targets)
+    known, response = batch.answers, labels != IGNORED
+    pairs = torch.zeros_like(response)
+    pairs[:-1] = span_pairs(spans, response)
+    assert known.place.tolist() == response.nonzero().squeeze(1).tolist()
+    assert known.labels.tolist() == labels[response].tolist() and known.truth.tolist() == truth[response].tolist()
+    assert known.truth_place.tolist() == (response & truth).nonzero().squeeze(1).tolist()
+    assert known.written_place.tolist() == (response & ~truth).nonzero().squeeze(1).tolist()
+    assert known.is_pair.tolist() == list(known.pairs) == pairs[response].tolist()
+    ends = (int(known.labels.min()), int(known.labels.max())) if len(known.labels) else (0, 0)
+    assert known.label_range == ends
+    moved = batch.to("meta")
+    assert {value.device.type for value in moved.answers if isinstance(value, torch.Tensor)} == {"meta"}
+    assert (moved.answers.pairs, moved.lengths, moved.stands_in) == (known.pairs, batch.lengths, not rows)
 
 
 GOOD = TrainingSequence(3, (1, 2), (5, 6, 7), (0, 0, -1), False, (-0.1, -0.2, -0.3))

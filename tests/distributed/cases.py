@@ -7,6 +7,7 @@ would hide a constant factor in the gradients.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -24,7 +25,9 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parallel import DistributedDataParallel
+from transformers.pytorch_utils import Conv1D
 
 import mgsr.training.module
 from mgsr.config.schema import ExperimentConfig
@@ -37,6 +40,7 @@ from mgsr.training.optim import schedule
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
 from tests.reliability.harness import small_config
+from tests.training.live import Watch
 
 # of the reliability tests' small configuration: float64, no dropout, 21 steps, uneven dev and test rows; the last
 # step of an epoch has one row, so that one rank has none in any forward
@@ -73,6 +77,7 @@ class Case:
     sgd: bool = False
     kill: str = ""
     resumes: str = ""
+    watched: bool = False
 
 
 FSDP2 = ("trainer.strategy=fsdp2", "teacher.placement=sharded")
@@ -82,6 +87,7 @@ RAGGED = ("scrg.text=interleaved", "mixture.student_fraction=0.34", "scrg.batch_
 ADAMW = ("data.dev_limit=1", "train.epochs=3", "train.lr=0.01", "train.grad_clip=1")
 # rank 1 dies behind step 4 of 9, within the second epoch
 DIES = "step.end=kill@9#1"
+BF16 = ("teacher.dtype=float32", "student.dtype=float32", "trainer.precision=bf16-mixed")
 CASES = (
     Case("one", 1, sgd=True),
     Case("ddp", 2, sgd=True),
@@ -90,6 +96,9 @@ CASES = (
     Case("fsdp2_stages", 2, (*FSDP2, *RAGGED, "run_root={folder}/fsdp2_runs"), sgd=True),
     Case("one_stages", 1, (*RAGGED, "run_root={folder}/one_runs"), sgd=True),
     Case("offloaded", 2, ("teacher.placement=cpu",), sgd=True),
+    Case("one_bf16", 1, BF16, sgd=True),
+    Case("ddp_bf16", 2, BF16, sgd=True),
+    Case("fsdp2_bf16", 2, (*BF16, *FSDP2), sgd=True),
     Case("adamw", 2, ADAMW),
     Case("killed", 2, ADAMW, kill=DIES),
     Case("killed", 2, ADAMW, resumes="same"),
@@ -98,6 +107,9 @@ CASES = (
     Case("sharded", 2, (*ADAMW, *FSDP2)),
     Case("sharded_killed", 2, (*ADAMW, *FSDP2), kill=DIES),
     Case("sharded_killed", 2, (*ADAMW, *FSDP2), resumes="same"),
+    # each its own stages too
+    Case("gone", 2, (*ADAMW, "trainer.strategy=fsdp2", "run_root={folder}/gone_runs"), watched=True),
+    Case("gone_ddp", 2, (*ADAMW, "run_root={folder}/gone_ddp_runs"), watched=True),
     Case("changing", 2, ADAMW, kill=DIES),
     Case("changing", 2, (*ADAMW, *FSDP2), resumes="sharded"),
 )
@@ -108,7 +120,7 @@ def configuration(folder: Path, case: Case) -> ExperimentConfig:
     return small_config(folder, *OWN, f"arm={case.name}", f"trainer.devices={case.ranks}", *own)
 
 
-def _sgd(student: Any, clip: Any, train_config: Any, *, clip_lr: float, total_steps: int) -> Any:
+def _sgd(student: Any, clip: Any, train_config: Any, *, clip_lr: float, total_steps: int, fused: bool) -> Any:
     parameters = [p for m in (student, clip) if m is not None for p in m.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=train_config.lr)
     rate = partial(schedule, total_steps=total_steps, warmup_ratio=0.0, min_lr_ratio=0.1)
@@ -129,15 +141,36 @@ def _record_first_gradients(path: Path) -> None:
     DistillationModule.configure_gradient_clipping = record  # type: ignore[method-assign]
 
 
+def _record_weights(path: Path) -> Callable[[], None]:
+    """Keep the types of the weights that layers compute with; the callable writes them."""
+    seen: set[str] = set()
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            seen.add(str(module.weight.dtype))
+
+    register_module_forward_hook(look)
+    return lambda: path.write_text(json.dumps(sorted(seen)))
+
+
 def work(folder: Path, case: Case) -> None:
     """One rank of one case."""
     if case.sgd:
         mgsr.training.module.build_optimizer = _sgd  # type: ignore[assignment]
         _record_first_gradients(folder / f"{case.name}.gradients.pt")
+    written = _record_weights(folder / f"{case.name}.weights.json")
     faults.arm(case.kill)
-    config = configuration(folder, case)
+    config, watch = configuration(folder, case), Watch()
+    if case.watched:
+        gc.disable()
+        watch.install(setattr)
     with joined(config.trainer):
         train(config, resume=bool(case.resumes))
+        if is_first():
+            written()
+    if case.watched:
+        place = folder / f"{case.name}.live-{os.environ['RANK']}.json"
+        place.write_text(json.dumps({"seen": watch.seen, "trained": watch.trained}))
 
 
 def averaging(folder: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.distributed.distributed_c10d import Backend, BackendConfig
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import TrainerConfig
@@ -278,3 +280,36 @@ def test_a_stage_that_was_never_torn_down_costs_the_next_one_nothing() -> None:
     for stop in reversed(stops):
         stop.unwatch()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "backends"),
+    [("cpu", {"cpu": "gloo", "cuda": "gloo"}), ("cuda", {"cpu": "gloo", "cuda": "nccl"})],
+)
+def test_what_processors_tell_one_another_goes_over_gloo(
+    accelerator: str, backends: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With GPUs too: no rank's GPU is waited for, and none need be chosen for a barrier."""
+    found: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: found.append(backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(launch, "environment", lambda config: FakeRanks())
+    with joined(TrainerConfig(accelerator=accelerator, devices=2)):
+        pass
+    by_device = BackendConfig(Backend(found[0])).get_device_backend_map()
+    assert {device: by_device[device] for device in backends} == backends
+
+
+class FakeRanks(TorchElasticEnvironment):
+    """The first of two."""
+
+    def world_size(self) -> int:
+        return 2
+
+    def global_rank(self) -> int:
+        return 0
+
+    def local_rank(self) -> int:
+        return 0

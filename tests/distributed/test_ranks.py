@@ -24,6 +24,7 @@ from tests.distributed.cases import STEPS
 from tests.reliability.harness import differences
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
+BF16 = ("one_bf16", "ddp_bf16", "fsdp2_bf16")
 SAME_RUN = [("ddp", "one"), ("fsdp2", "one"), ("offloaded", "one")]
 Results = tuple[Path, list[dict[str, Any]]]
 
@@ -70,6 +71,27 @@ def test_no_rank_hangs_and_only_those_fail_that_were_killed(results: Results) ->
         # None: it had to be killed after two minutes
         assert None not in note["codes"], note
         assert note["codes"] == ([1, -9] if note["kill"] else [0] * len(note["codes"])), note
+
+
+def test_fsdp2_gathers_in_bf16_and_sums_in_float32(results: Results) -> None:
+    """Weights stay in float32; a step of one process or of DDP sees those, and casts what it multiplies."""
+    seen = {name: json.loads((results[0] / f"{name}.weights.json").read_text()) for name in BF16}
+    both = ["torch.bfloat16", "torch.float32"]
+    assert seen == {"one_bf16": both, "ddp_bf16": both, "fsdp2_bf16": ["torch.bfloat16"]}
+    alone = torch.load(results[0] / "one_bf16.gradients.pt")
+    for name in BF16:
+        assert {value.dtype for value in state(results, name).values()} == {torch.float32}
+        # within what bf16 rounds away; a sum over ranks in place of their mean would be twice as much
+        gradients = torch.load(results[0] / f"{name}.gradients.pt")
+        assert set(gradients) == set(alone) and {g.dtype for g in gradients.values()} == {torch.float32}
+        for part in ("student", "clip"):
+            expected, found = (
+                torch.cat([g.flatten() for n, g in sorted(of.items()) if n.startswith(part)])
+                for of in (alone, gradients)
+            )
+            assert float((found - expected).norm() / expected.norm()) < 0.05, (name, part)
+        losses = [read_curves(run_of(results, n))["train/loss"]["values"] for n in (name, "one_bf16")]
+        assert losses[0][:3] == pytest.approx(losses[1][:3], rel=0.02), name
 
 
 def test_the_ranks_of_a_round_have_different_amounts_of_text(results: Results) -> None:
@@ -137,7 +159,7 @@ def test_rounds_are_the_same_text(results: Results, name: str, alone: str) -> No
 def test_metrics_are_reduced_exactly_uneven_batches_included(results: Results, name: str, one: str) -> None:
     """3 dev and 3 test rows on 2 ranks."""
     alone, together = (json.loads((run_of(results, n) / "metrics.json").read_text()) for n in (one, name))
-    for part in ("result", "val", "exposure", "training_text", "scrg", "sft_start", "teacher"):
+    for part in ("result", "val", "exposure", "training_text", "corrections", "scrg", "sft_start", "teacher"):
         _same(alone[part], together[part], part)
     tokens = {k: v for k, v in alone["costs"].items() if k.startswith("tokens")}
     assert {k: v for k, v in together["costs"].items() if k.startswith("tokens")} == tokens
@@ -154,6 +176,14 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert b == pytest.approx(a, rel=1e-6, abs=1e-9), where
     else:
         assert a == b, where
+
+
+@pytest.mark.parametrize("name", ["gone", "gone_ddp"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nothing_of_a_stage_outlives_it(results: Results, name: str, rank: int) -> None:
+    found = json.loads((results[0] / f"{name}.live-{rank}.json").read_text())
+    assert found["trained"] > 60
+    assert found["seen"] == {"before the student": {}, "before the main job": {}, "before the test sets": {}}
 
 
 def test_nothing_is_left_of_what_the_teacher_has_read(results: Results) -> None:

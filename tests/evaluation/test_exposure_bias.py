@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.generation import LanguageModel
+from mgsr.runtime import ranks
 from mgsr.runtime.rng import Stream
 from tests.scrg.tiny import BUDGET, EOS, tiny
 
@@ -81,3 +86,100 @@ def test_no_prompts_are_refused() -> None:
     model = tiny("llama", 0).eval()
     with pytest.raises(ValueError, match="at least one prompt"):
         measure(model, model, prompts=())
+
+
+class Together(threading.local):
+    """Ranks as threads of this process: what `mgsr.runtime.ranks` tells each of them."""
+
+    number = 0
+
+    def __init__(self, world: int) -> None:
+        self.world = world
+
+    def measure(self, monkeypatch: pytest.MonkeyPatch, *models: Any, **changes: Any) -> list[dict[str, Any]]:
+        """The figures of every rank."""
+        box, meet = [None] * self.world, threading.Barrier(self.world, timeout=60)
+
+        def gathered(value: Any) -> list[Any]:
+            box[self.number] = value
+            meet.wait()
+            values = list(box)
+            meet.wait()
+            return values
+
+        def one(number: int) -> dict[str, Any]:
+            self.number = number
+            return measure(*models, **changes)
+
+        for name, function in (
+            ("rank", lambda: self.number),
+            ("world_size", lambda: self.world),
+            ("gathered", gathered),
+        ):
+            monkeypatch.setattr(ranks, name, function)
+        with ThreadPoolExecutor(self.world) as pool:
+            return list(pool.map(one, range(self.world)))
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_ranks_share_the_prompts_and_find_what_one_does(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts: of five ranks two have none."""
+    student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
+    alone = measure(student, teacher)
+    answered: list[int] = []
+    found = Together(world).measure(monkeypatch, student, teacher, advance=answered.append)
+    # each prompt by each model, once
+    assert sum(answered) == 2 * len(PROMPTS)
+    for figures in found:
+        assert figures.keys() == alone.keys()
+        for name, value in alone.items():
+            assert figures[name] == pytest.approx(value, rel=1e-12), name
+
+
+def test_sums_are_taken_in_the_order_of_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text by text, nothing is rounded otherwise: to the last digit."""
+    student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
+    changes = {"prompts": [(i, (3,) * (1 + i * 7 % 11)) for i in range(11)], "batch_size": 1}
+    padding, met = torch.nn.utils.rnn.pad_sequence, []
+
+    def pad(texts: list[torch.Tensor], **options: Any) -> torch.Tensor:
+        met.append([text.tolist() for text in texts])
+        return padding(texts, **options)
+
+    monkeypatch.setattr(torch.nn.utils.rnn, "pad_sequence", pad)
+    alone, order = measure(student, teacher, **changes), met.copy()
+    assert Together(3).measure(monkeypatch, student, teacher, **changes) == [alone] * 3
+    assert len(met) == 8 and all(texts in order for texts in met)
+
+
+def test_texts_of_about_one_length_are_scored_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
+    scored: list[list[int]] = []
+    scoring = LanguageModel.score
+
+    def score(self: LanguageModel, prompts: Any, responses: Any) -> Any:
+        scored.append([len(p) + len(r) for (_, p), r in zip(prompts, responses, strict=True)])
+        return scoring(self, prompts, responses)
+
+    monkeypatch.setattr(LanguageModel, "score", score)
+    measure(student, teacher, prompts=[(i, (3,) * (1 + i * 7 % 11)) for i in range(10)])
+    # both models read the student's text, then the teacher's
+    for texts in (scored[:10:2], scored[10::2]):
+        lengths = [length for batch in texts for length in batch]
+        assert len(lengths) == 10 and lengths == sorted(lengths)
+
+
+def test_what_a_rank_works_within_is_closed_before_ranks_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sharded teacher's forwards and the gathering are both calls of all ranks, which must not mix."""
+    student, teacher = tiny("llama", 0).eval(), tiny("llama", 1).eval()
+    told: list[str] = []
+
+    @contextmanager
+    def together() -> Iterator[None]:
+        told.append("begins")
+        yield
+        told.append("ends")
+
+    monkeypatch.setattr(ranks, "gathered", lambda value: (told.append("meets"), [value])[1])
+    measure(student, teacher, together=together)
+    assert told == ["begins", "ends", "meets", "meets"]

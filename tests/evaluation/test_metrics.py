@@ -14,7 +14,15 @@ from nltk.stem.porter import PorterStemmer
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
 from mgsr.evaluation.exposure_bias import ex_acc_err, perplexity
-from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu, unicode_words
+from mgsr.evaluation.metrics import (
+    distinct_n,
+    diversity,
+    exact_match,
+    has_words,
+    rouge_l,
+    self_bleu,
+    unicode_words,
+)
 from mgsr.evaluation.statistics import mean_std, paired_t_interval
 
 WORDS = st.sampled_from(
@@ -146,6 +154,16 @@ def test_distinct_n(sequences, n, expected):
 def test_distinct_n_refuses_n_0():
     with pytest.raises(ValueError, match="got 0"):
         distinct_n([[1]], 0)
+
+
+@pytest.mark.parametrize(
+    "sequences", [[], [()], [(), ()], [(1,)], [(1, 2, 1, 2), (1, 2)], [(5, 5, 5, 5, 5), (), (5, 6)]]
+)
+def test_diversity_counts_once_what_its_parts_count(sequences):
+    expected = {f"distinct_{n}": distinct_n(sequences, n) for n in (1, 2, 3)}
+    if len(sequences) > 1:
+        expected["self_bleu"] = self_bleu(sequences)
+    assert diversity(sequences) == expected
 
 
 def test_self_bleu_by_hand():

@@ -12,6 +12,7 @@ from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.evaluation import test_set
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unknown_kinds
+from mgsr.runtime import ranks
 
 
 def example(number: int, references: tuple[str, ...], category: str) -> Example:
@@ -21,8 +22,9 @@ def example(number: int, references: tuple[str, ...], category: str) -> Example:
 class Written(Predictor):
     """Answers that stand fixed."""
 
-    def write_all(self, model: Any, seed: int) -> list[str]:
-        return {10: ["2 4 6", "five", "a cat", "no"], 20: ["2 4 6", "six", "a dog", "yes"]}[seed]
+    def write(self, model: Any, seed: int) -> list[str]:
+        texts = {10: ["2 4 6", "five", "a cat", "no"], 20: ["2 4 6", "six", "a dog", "yes"]}[seed]
+        return texts[ranks.rank() :: ranks.world_size()]
 
 
 def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> None:
@@ -44,6 +46,29 @@ def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> No
     none = EvaluationConfig(seeds=[10], one_answer=[])
     summary = evaluate(None, Written(None, examples, none)).summary  # type: ignore[arg-type]
     assert summary["exact_match_by_category"] == {} and summary["exact_match"] == 25.0
+
+
+def test_ranks_score_their_own_answers_and_the_first_one_their_diversity(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = [example(number, (answer,), "say") for number, answer in enumerate(["2 4", "six", "a", "yes"])]
+    predictor = Written(None, examples, EvaluationConfig(seeds=[10, 20]))  # type: ignore[arg-type]
+    alone, scored = evaluate(None, predictor), []  # type: ignore[arg-type]
+    told: list[list[Any]] = []
+    scoring, measuring = test_set.rouge_l, test_set._diversity
+    monkeypatch.setattr(test_set, "rouge_l", lambda text, *more: (scored.append(text), scoring(text, *more))[1])
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    # two passes: of what one rank tells, then with what the other one has told
+    for rank in (0, 1):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(ranks, "gathered", lambda mine: (told.append(mine), [mine, mine])[1])
+        evaluate(None, predictor)  # type: ignore[arg-type]
+    assert sorted(scored) == sorted(record["prediction"] for record in alone.predictions)
+    answers = iter([[first, second] for first, second in zip(told[:4], told[4:], strict=True)])
+    monkeypatch.setattr(ranks, "gathered", lambda _: next(answers))
+    monkeypatch.setattr(ranks, "is_first", lambda: False)
+    monkeypatch.setattr(ranks, "agreed", lambda mine: mine or measuring(words, 4))
+    monkeypatch.setattr(test_set, "_diversity", lambda *_: pytest.fail("not on this rank"))
+    words = [record["prediction"].split() for record in alone.predictions]
+    assert evaluate(None, predictor) == alone  # type: ignore[arg-type]
 
 
 def test_what_stands_before_every_answer_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.bench import objective, report, rounds
+from experiments.bench import ends, objective, report, rounds
 from experiments.bench.measure import measure
 from experiments.bench.pair import Pair
 from experiments.bench.ratios import RATIOS, summary
@@ -69,6 +69,13 @@ def test_the_check_of_a_round_finds_other_text(pair: Pair, monkeypatch: pytest.M
     monkeypatch.setattr(rounds, "sample", lambda *a, **kw: [[*text, 0] for text in original(*a, **kw)])
     with pytest.raises(AssertionError, match="greedy responses agree"):
         rounds.check(pair, prompts=12)
+
+
+def test_the_ends_of_a_run_are_measured_and_told() -> None:
+    figures = {name: [ends.case(name, sequences=70)] for name in ends.NAMES}
+    lines, header, rows = ends.told(figures)
+    assert [row[0] for row in rows] == list(ends.NAMES.values()) and all(len(row) == len(header) for row in rows)
+    assert all(runs[0]["seconds"][0] > 0 for runs in figures.values()) and "in all" in lines[4]
 
 
 @pytest.mark.long

@@ -68,7 +68,9 @@ def test_rows_leave_as_they_end(monkeypatch):
     """Compaction happens, several times, and every row is still what it is alone."""
     selections: list[int] = []
     select = Reader.select
-    monkeypatch.setattr(Reader, "select", lambda self, rows: selections.append(len(rows)) or select(self, rows))
+    monkeypatch.setattr(
+        Reader, "select", lambda self, rows, *more: selections.append(len(rows)) or select(self, rows, *more)
+    )
     model, given_prompts = tiny("gpt2", 2), prompts(24, seed=4)
     together = language_model(model, batch_size=24, max_new_tokens=20)
     written = together.write(given_prompts, seed=0, round=0)

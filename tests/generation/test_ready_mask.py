@@ -14,7 +14,9 @@ def write(model, given, seen):
     """Text, its states, and the shapes of the masks that single tokens were read with."""
     handle = trunk(model).register_forward_pre_hook(
         lambda module, args, kwargs: (
-            seen.append(kwargs["attention_mask"].ndim) if kwargs["input_ids"].shape[1] == 1 else None
+            seen.append(getattr(kwargs["attention_mask"], "ndim", 0))
+            if kwargs["input_ids"].shape[1] == 1
+            else None
         ),
         with_kwargs=True,
     )
@@ -39,10 +41,23 @@ def test_same_bits_as_transformers_own(family, dtype, monkeypatch):
     assert set(ready) == ({2} if family == "mistral" else {4})
 
 
-def test_equally_long_prompts_keep_the_short_cut():
-    seen = []
-    write(tiny("llama", 1), [(i, (3, 4, 5 + i)) for i in range(4)], seen)
-    assert set(seen) == {2}
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_equally_long_prompts_need_no_mask(family, dtype, monkeypatch):
+    """Neither when they are read nor after that; the bits are those of a mask that masks nothing."""
+    model, given, seen = tiny(family, 1, dtype=dtype), [(i, (3, 4, 5 + i % 6)) for i in range(8)], []
+    text, states = write(model, given, seen)
+    assert set(seen) == {0}
+    read = decoding.Reader._body
+
+    def with_mask(self, ids, mask, positions, cache):
+        assert mask is None
+        whole = torch.ones(len(ids), self.width, dtype=torch.int64)
+        return read(self, ids, whole, positions, cache)
+
+    monkeypatch.setattr(decoding.Reader, "_body", with_mask)
+    expected, expected_states = write(model, given, [])
+    assert text == expected and torch.equal(states, expected_states)
 
 
 def test_eager_attention_wants_another_mask():

@@ -20,6 +20,7 @@ from transformers import (
 from mgsr.generation import LanguageModel
 from mgsr.models.output_layer import OutputLayer, check_output_head, last_hidden, output_head
 from mgsr.runtime.errors import UserError
+from tests.host_reads import HostReads
 from tests.scrg.tiny import FAMILIES, next_logits, prompts, tiny
 
 SMALL = {
@@ -116,3 +117,39 @@ def test_unknown_heads_are_refused():
     wrapped.lm_head = torch.nn.Sequential(wrapped.lm_head)
     with pytest.raises(UserError, match="Sequential"):
         output_head(wrapped)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3", "mistral", "windows"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_right_padding_needs_no_mask_and_no_look(family: str, dtype: torch.dtype) -> None:
+    """States of the texts have the same bits as under a mask, gradients the same digits; nothing is read."""
+    extra = {"sliding_window": 4} if family == "windows" else {}
+    model = tiny("mistral" if family == "windows" else family, 3, dtype=dtype, **extra)
+    # of the four with a padding id, GPT-2 looks for it in what it is given
+    model.config.pad_token_id = None
+    lengths = torch.tensor([11, 4, 7, 1])
+    ids, real = torch.randint(0, 11, (4, 11)), torch.arange(11) < lengths[:, None]
+    found = []
+    for mask in (None, real.long()):
+        reads = HostReads()
+        model.zero_grad()
+        with reads:
+            states = last_hidden(model, ids, mask)
+        assert mask is not None or reads.found == []
+        states[real].sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((states[real].detach(), gradients))
+    assert torch.equal(found[0][0], found[1][0])
+    exact = 1e-12 if dtype == torch.float64 else 1e-4
+    assert torch.allclose(found[0][1], found[1][1], rtol=exact, atol=exact * float(found[1][1].abs().max()))
+
+
+def test_a_checkpointed_forward_needs_neither() -> None:
+    model = tiny("llama", 3).train()
+    ids = torch.randint(0, 11, (2, 6))
+    plain = last_hidden(model, ids)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    again = last_hidden(model, ids)
+    assert torch.equal(plain, again)
+    again.sum().backward()
+    assert model.get_input_embeddings().weight.grad is not None

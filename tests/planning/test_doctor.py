@@ -222,6 +222,18 @@ def test_memory_of_one_of_several_devices(tiny_file: Path) -> None:
     assert away["generation_added"] - one["generation_added"] == one["teacher_weights"] - one["student_weights"]
 
 
+def test_memory_follows_what_a_run_computes_in(tiny_file: Path) -> None:
+    def memory(*overrides: str) -> dict[str, int]:
+        return examine(tiny_file, overrides, available=10**9).figures["memory"]
+
+    wide, mixed = memory(), memory("trainer.precision=bf16-mixed")
+    assert mixed["teacher_weights"] == wide["teacher_weights"] // 2
+    assert wide["static"] - mixed["static"] == mixed["teacher_weights"] and mixed["trained"] == wide["trained"]
+    assert mixed["generation_added"] < wide["generation_added"] + wide["student_weights"] // 2
+    own = memory("trainer.precision=bf16-mixed", "teacher.frozen_dtype=float32")
+    assert own["teacher_weights"] == wide["teacher_weights"]
+
+
 def test_a_cpu_is_shared_by_its_ranks(tiny_file: Path) -> None:
     alone, both = (
         examine(tiny_file, words).figures["memory"]["available"] for words in ([], ["trainer.devices=2"])

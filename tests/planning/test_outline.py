@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import mgsr.planning.outline
 from mgsr import models
 from mgsr.cli.main import main
 from mgsr.config.load import load_config
@@ -79,6 +80,18 @@ def test_rows_lengths_layers_and_steps(own: Path) -> None:
     assert f"of the 8 rows {cut.truncated_prompts} prompts cut to 100 tokens, " in found["lengths"]
     assert f"{cut.truncated_responses} answers cut so that both fit 108" in found["lengths"]
     assert found["training"].startswith("2 steps (1 epoch) of 4 rows")
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_bf16_on_a_processor_without_units_is_said_to_be_slow(
+    own: Path, monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    monkeypatch.setattr(mgsr.planning.outline, "has_bf16_units", lambda: units)
+    slow = ", which is slower than 32-true on this processor: it has no units for bf16 (AMX, AVX512-BF16)"
+    for precision in ("bf16-mixed", "bf16-true"):
+        device = lines_of(load_config(None, words(own, f"trainer.precision={precision}")))["device"]
+        assert device == f"cpu, precision {precision}{'' if units else slow}"
+    assert lines_of(load_config(None, words(own)))["device"] == "cpu, precision 32-true"
 
 
 def test_adapters_ranks_and_no_text(own: Path) -> None:

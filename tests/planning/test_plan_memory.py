@@ -115,6 +115,7 @@ def stage(weights: int, micro_batches: int) -> tuple[ExperimentConfig, Trained, 
     config = ExperimentConfig()
     config.clip.mode = "fixed"
     config.scrg.passes, config.scrg.batch_size, config.scrg.max_new_tokens = 0, 1, 1
+    config.evaluation.batch_size, config.evaluation.max_new_tokens, config.data.max_prompt_length = 1, 1, 1
     main = Trained("main job", model(weights), Activations(0, 50 * weights), 1, 1, micro_batches)
     return config, main, model(5 * weights)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mgsr.planning.communication import Traffic, all_reduce, gather, student_ste
 from mgsr.planning.flops import Flops, Shape, decoding
 from mgsr.planning.model_size import Parts
 from mgsr.planning.plan import plan
-from mgsr.planning.plan_cost import Hardware, Speaker, main_phases
+from mgsr.planning.plan_cost import Hardware, Speaker, main_phases, worthwhile_tokens
 from mgsr.planning.workload import Text, find_text, main_job, sft_stage
 from mgsr.runtime.errors import UserError
 
@@ -140,7 +141,11 @@ def test_time_by_hand() -> None:
     trunk = 3 * 32 * (12 * 30 + 4 * 30**2 + 12 * 40 + 4 * 40**2)
     head = 3 * 32 * 20 * (20 + 30)
     assert found["student forward and backward"].work == Flops(trunk, head)
-    assert found["student forward and backward"].seconds == pytest.approx((trunk / 100 + head / 10) / (2 * 0.5))
+    assert found["student forward and backward"].seconds == pytest.approx((trunk + head) / 100 / (2 * 0.5))
+    config.trainer.precision = "16-mixed"
+    mixed = main_phases(config, stage, student, teacher, TEXT, hardware, 2)[0]
+    assert mixed.seconds == pytest.approx((trunk / 100 + head / 10) / (2 * 0.5)), "no product takes float16"
+    config.trainer.precision = "bf16-mixed"
     assert found["teacher forward"].work == Flops(trunk / 3, head / 3)
     assert found["student prefill"].work == Flops(32 * (12 * 10 + 4 * 100), 32 * 20)
     # 29 tokens are read behind the prompt's 10, at 11 to 39 positions
@@ -148,7 +153,7 @@ def test_time_by_hand() -> None:
     assert found["scoring"].work == Flops(32 * (12 * 40 + 4 * 40**2), 2 * 32 * 30 * 20)
     # half of 30 tokens again, behind 25
     assert found["continuation"].work == Flops(32 * (12 * 14 + 4 * sum(range(26, 40))), 32 * 14 * 20)
-    # text is written in the type of the weights: float32 here; bandwidth is no limit
+    # a speaker that computes in float32; bandwidth is no limit
     decode = found["student decode"]
     assert decode.bound == "compute" and decode.seconds == pytest.approx(decode.work.total / 10)
     slow = Hardware(flops=100, flops_float32=10, mfu=0.5, bandwidth=0.01, interconnect=1, host=1)
@@ -157,6 +162,19 @@ def test_time_by_hand() -> None:
     moved = 16 / 5 * 30 * 24 + 16 * 30 * 25 * 8
     assert phases["student decode"].bound == "memory bandwidth"
     assert phases["student decode"].seconds == pytest.approx(moved / 0.01)
+
+
+def test_the_step_that_is_worth_its_overhead_by_hand() -> None:
+    shape = Shape(1, 1, 1, 1, 1, 1, gated=False, classes=10)
+    student, config = Speaker(shape, weights=64, kv_per_token=8, narrow=True), configured(epochs=1)
+    hardware = Hardware(flops=100, flops_float32=10, mfu=0.5, bandwidth=1000, interconnect=1, host=1)
+    # 16 weights, 28 bytes each for AdamW; three times 12 + 4 and 20 per token; a tenth is a ninth of the rest
+    assert worthwhile_tokens(config, student, 16, hardware) == pytest.approx(9 * 448 / 1000 / (3 * 36 / 5))
+    config.trainer.precision = "bf16-mixed"
+    assert worthwhile_tokens(config, student, 16, hardware) == pytest.approx(9 * 544 / 1000 / (3 * 36 / 50))
+    adapted = Speaker(replace(shape, adapters=2), weights=64, kv_per_token=8, narrow=True)
+    few = worthwhile_tokens(config, adapted, 18, hardware)
+    assert few < worthwhile_tokens(config, student, 18, hardware), "AdamW goes over what is trained"
 
 
 def test_what_is_switched_off_costs_nothing() -> None:

@@ -65,8 +65,8 @@ def probe(family: str, rows: int, length: int, overrides: list[str]) -> dict[str
 
     def step() -> None:
         with torch.no_grad():
-            states = last_hidden(guide, batch.input_ids, batch.attention_mask)
-        hidden = last_hidden(real, batch.input_ids, batch.attention_mask)
+            states = last_hidden(guide, batch.input_ids)
+        hidden = last_hidden(real, batch.input_ids)
         terms = objective(
             batch.targets, hidden, output_head(real), states, output_head(guide), vocab_size=VOCABULARY
         )

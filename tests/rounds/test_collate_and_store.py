@@ -43,7 +43,7 @@ def test_eos_is_trained_on_although_it_is_the_padding_id() -> None:
         [IGNORED, IGNORED, IGNORED, 6, 7, 8, PAD_IS_EOS],
     ]
     assert batch.input_ids[0].tolist() == [10, 11, 5, 2, 2, 2, 2]
-    assert batch.attention_mask.sum(1).tolist() == [4, 7]
+    assert batch.lengths == (4, 7)
     assert batch.counts == StepCounts(ground_truth_tokens=2, response_tokens=6, span_pairs=2)
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from mgsr.rounds.store import SHARD_NAME, RoundEntry, finish_round, round_folder, write_after, write_shard
-from mgsr.rounds.text_quality import correction_quality, rounds_of, text_diversity
+from mgsr.rounds import text_quality
+from mgsr.rounds.store import (
+    SHARD_NAME,
+    RoundEntry,
+    finish_round,
+    read_manifest,
+    round_folder,
+    write_after,
+    write_shard,
+)
+from mgsr.rounds.text_quality import correction_quality, measure_corrected, rounds_of, text_diversity
+from mgsr.runtime.errors import DataError
 from mgsr.scrg import Correction, RevisedSequence
 
 REFERENCES = {
@@ -37,27 +46,39 @@ TWICE = corrected(3, "e", "c", -1.0, -0.5)
 EQUAL = corrected(4, "d", "D.", -1.0)
 # its example has no reference: nobody may look for one
 UNTOUCHED = corrected(5, "e", "f")
+ALL = (RAISED, LOWERED, TWICE)
 
 
-def folder_with(root: Path, number: int, after: Mapping[int, float]) -> Path:
-    """A round's folder with the file that the training steps leave there."""
-    folder = root / f"round={number}"
-    folder.mkdir()
-    lines = [json.dumps({"example_id": i, "teacher_log_likelihood_after": value}) for i, value in after.items()]
-    (folder / "after.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return folder
+Write = Callable[..., Path]
+
+
+@pytest.fixture(params=["measured while written", "of before there were such figures"])
+def write_round(tmp_path: Path, request: pytest.FixtureRequest) -> Write:
+    """Writes a finished round of the run `tmp_path`, a shard for every three sequences."""
+
+    def write(number: int, entries: Sequence[RoundEntry], after: Mapping[int, float] | None = None) -> Path:
+        folder, names = round_folder(tmp_path, number), []
+        for start in range(0, len(entries), 3):
+            part, names = entries[start : start + 3], [*names, SHARD_NAME.format(0, start)]
+            measured = request.param.startswith("measured")
+            corrected = measure_corrected(folder, part, REFERENCES) if measured else None
+            write_shard(folder / names[-1], "key", part, {}, corrected)
+        finish_round(folder, "key", names)
+        if after is not None:
+            write_after(folder, after)
+        return folder
+
+    return write
 
 
 # -- corrections --------------------------------------------------------------------------------------------
 
 
-def test_shares_and_gains_of_all_rounds_together(tmp_path: Path) -> None:
-    rounds = [
-        (folder_with(tmp_path, 0, {1: -1.5, 2: -3.0}), [RAISED, LOWERED]),
-        # what became of example 4 was not seen, and example 5 was not corrected
-        (folder_with(tmp_path, 1, {3: -0.25, 5: -9.0}), [UNTOUCHED, TWICE, EQUAL]),
-    ]
-    assert correction_quality(rounds, REFERENCES) == {
+def test_shares_and_gains_of_all_rounds_together(write_round: Write, tmp_path: Path) -> None:
+    write_round(0, [RAISED, LOWERED], {1: -1.5, 2: -3.0})
+    # what became of example 4 was not seen, and example 5 was not corrected
+    write_round(1, [UNTOUCHED, TWICE, EQUAL], {3: -0.25, 5: -9.0})
+    assert correction_quality(tmp_path, REFERENCES) == {
         "corrected": 4.0,
         "rouge_l_raised": 2 / 4,
         "rouge_l_lowered": 1 / 4,
@@ -69,22 +90,21 @@ def test_shares_and_gains_of_all_rounds_together(tmp_path: Path) -> None:
     }
 
 
-def test_an_example_of_two_rounds_has_a_likelihood_in_each(tmp_path: Path) -> None:
+def test_an_example_of_two_rounds_has_a_likelihood_in_each(write_round: Write, tmp_path: Path) -> None:
     again = corrected(1, "the cat down again", "the cat down again", -3.0)
-    rounds = [
-        (folder_with(tmp_path, 0, {1: -1.0}), [RAISED]),
-        (folder_with(tmp_path, 1, {1: -6.5}), [again]),
-    ]
-    figures = correction_quality(rounds, REFERENCES)
+    write_round(0, [RAISED], {1: -1.0})
+    write_round(1, [again], {1: -6.5})
+    figures = correction_quality(tmp_path, REFERENCES)
     assert figures is not None and figures["corrected"] == 2.0
     # 1 and -3.5
     assert figures["teacher_log_likelihood_gain"] == pytest.approx(-1.25)
     assert (figures["rouge_l_raised"], figures["rouge_l_lowered"]) == (0.5, 0.0)
 
 
-def test_without_likelihoods_only_rouge_l_is_told(tmp_path: Path) -> None:
-    rounds = [(tmp_path / "no file", [LOWERED]), (folder_with(tmp_path, 1, {7: -1.0}), [EQUAL])]
-    assert correction_quality(rounds, REFERENCES) == {
+def test_without_likelihoods_only_rouge_l_is_told(write_round: Write, tmp_path: Path) -> None:
+    write_round(0, [LOWERED])
+    write_round(1, [EQUAL], {7: -1.0})
+    assert correction_quality(tmp_path, REFERENCES) == {
         "corrected": 2.0,
         "rouge_l_raised": 0.0,
         "rouge_l_lowered": 0.5,
@@ -92,11 +112,51 @@ def test_without_likelihoods_only_rouge_l_is_told(tmp_path: Path) -> None:
     }
 
 
-def test_without_corrections_there_is_nothing_to_tell(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, 0, {5: -1.0})
-    assert correction_quality([], REFERENCES) is None
-    assert correction_quality([(folder, [])], REFERENCES) is None
-    assert correction_quality([(folder, [UNTOUCHED])], REFERENCES) is None
+def test_without_corrections_there_is_nothing_to_tell(write_round: Write, tmp_path: Path) -> None:
+    assert correction_quality(tmp_path, REFERENCES) is None
+    write_round(0, [UNTOUCHED], {5: -1.0})
+    assert correction_quality(tmp_path, REFERENCES) is None
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards are; of the third, whose record is of another text, one shard is read."""
+    folder, shards = round_folder(tmp_path, 0), {SHARD_NAME.format(0, n): [one] for n, one in enumerate(ALL)}
+    for name, entries in shards.items():
+        write_shard(folder / name, "key", entries, {}, measure_corrected(folder, entries, REFERENCES))
+    finish_round(folder, "key", list(shards))
+    whole = correction_quality(tmp_path, REFERENCES)
+    last = (folder / SHARD_NAME.format(0, 2)).with_suffix(".json")
+    last.write_text(last.read_text().replace('"sha256": "', '"sha256": "0'))
+    read: list[str] = []
+    reading = text_quality.read_shard
+    monkeypatch.setattr(text_quality, "read_shard", lambda f, s: (read.append(s["file"]), reading(f, s))[1])
+    monkeypatch.setattr(text_quality, "read_round", lambda *_: pytest.fail("no round is read as a whole"))
+    assert correction_quality(tmp_path, REFERENCES) == whole
+    assert read == [SHARD_NAME.format(0, 2)]
+
+
+def test_ranks_share_the_shards_out_and_know_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, names = round_folder(tmp_path, 0), [SHARD_NAME.format(0, n) for n in range(3)]
+    for name, one in zip(names, ALL, strict=True):
+        write_shard(folder / name, "key", [one])
+    finish_round(folder, "key", names)
+    alone = correction_quality(tmp_path, REFERENCES)
+    told: list[tuple[list[float], list[float]]] = []
+    monkeypatch.setattr(text_quality, "world_size", lambda: 2)
+    monkeypatch.setattr(text_quality, "gathered", lambda mine: told.append(mine) or told)
+    for rank in (0, 1):
+        monkeypatch.setattr(text_quality, "rank", lambda rank=rank: rank)
+        together = correction_quality(tmp_path, REFERENCES)
+    assert [len(gains) for gains, _ in told] == [2, 1]
+    assert together == alone
+
+
+def test_text_of_no_training_row_is_refused(tmp_path: Path) -> None:
+    folder, name = round_folder(tmp_path, 0), SHARD_NAME.format(0, 0)
+    write_shard(folder / name, "key", [corrected(9, "a", "b", -1.0)])
+    finish_round(folder, "key", [name])
+    with pytest.raises(DataError, match="example 9 is no training row"):
+        correction_quality(tmp_path, REFERENCES)
 
 
 # -- diversity ----------------------------------------------------------------------------------------------
@@ -116,28 +176,53 @@ def texts(*responses: Sequence[int]) -> list[RoundEntry]:
     return entries
 
 
-def test_written_text_is_the_mean_of_its_rounds() -> None:
-    # a round that wrote nothing is none
-    rounds = [(Path("a"), texts(*ALIKE)), (Path("b"), []), (Path("c"), texts(*DIFFERENT))]
-    assert text_diversity(rounds, GROUND_TRUTH) == {
+def test_written_text_is_the_mean_of_its_rounds(write_round: Write, tmp_path: Path) -> None:
+    write_round(0, texts(*ALIKE))
+    write_round(1, texts(*DIFFERENT))
+    assert text_diversity(tmp_path, GROUND_TRUTH) == {
         "ground_truth": GROUND_TRUTH_FIGURES,
         # 1/2 and 1 of each, the two alike and nothing in common
         "written": pytest.approx({"distinct_1": 0.75, "distinct_2": 0.75, "distinct_3": 0.75, "self_bleu": 0.5}),
     }
 
 
-def test_a_figure_that_a_round_lacks_is_left_out() -> None:
-    rounds = [(Path("a"), texts(*ALIKE)), (Path("b"), texts((1, 1, 1)))]
-    written = text_diversity(rounds, GROUND_TRUTH)["written"]
+def test_a_figure_that_a_round_lacks_is_left_out(write_round: Write, tmp_path: Path) -> None:
+    write_round(0, texts(*ALIKE))
+    write_round(1, texts((1, 1, 1)))
+    written = text_diversity(tmp_path, GROUND_TRUTH)["written"]
     # 1/2 each, then 1/3, 1/2 and 1
     assert written == pytest.approx({"distinct_1": 5 / 12, "distinct_2": 0.5, "distinct_3": 0.75})
 
 
-@pytest.mark.parametrize("rounds", [[], [(Path("a"), [])]])
-def test_without_written_text_ground_truth_is_told(rounds: list[tuple[Path, list[RoundEntry]]]) -> None:
-    assert text_diversity(rounds, GROUND_TRUTH) == {"ground_truth": GROUND_TRUTH_FIGURES}
-    alike = text_diversity(rounds, ALIKE)
+def test_without_written_text_ground_truth_is_told(tmp_path: Path) -> None:
+    # a round that was cut short is none
+    write_shard(round_folder(tmp_path, 0) / SHARD_NAME.format(0, 0), "key", [RAISED])
+    assert text_diversity(tmp_path, GROUND_TRUTH) == {"ground_truth": GROUND_TRUTH_FIGURES}
+    alike = text_diversity(tmp_path, ALIKE)
     assert alike == {"ground_truth": {"distinct_1": 0.5, "distinct_2": 0.5, "distinct_3": 0.5, "self_bleu": 1.0}}
+
+
+def test_diversity_comes_from_the_manifest_where_it_tells_it(
+    tmp_path: Path, write_round: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_round(0, texts(*ALIKE))
+    known = text_diversity(tmp_path, GROUND_TRUTH)
+    reading, manifest = text_quality.read_round, read_manifest(folder)
+    monkeypatch.setattr(text_quality, "read_round", lambda *_: pytest.fail("its figures are in the manifest"))
+    assert text_diversity(tmp_path, GROUND_TRUTH) == known
+    # a manifest of before it had them
+    assert manifest is not None
+    bare = {**manifest, "statistics": {"sequences": 2.0}}
+    monkeypatch.setattr(text_quality, "read_round", reading)
+    monkeypatch.setattr(text_quality, "read_manifest", lambda _: bare)
+    assert text_diversity(tmp_path, GROUND_TRUTH) == known
+
+
+def test_only_the_first_rank_measures_diversity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_quality, "diversity", lambda _: pytest.fail("not on this rank"))
+    monkeypatch.setattr(text_quality, "is_first", lambda: False)
+    monkeypatch.setattr(text_quality, "agreed", lambda mine: mine or {"told": {}})
+    assert text_diversity(tmp_path, GROUND_TRUTH) == {"told": {}}
 
 
 # -- the rounds of a run ------------------------------------------------------------------------------------
@@ -152,8 +237,8 @@ def test_finished_rounds_are_read_from_disk_in_their_order(tmp_path: Path) -> No
         if number != 3:
             finish_round(folder, "key", [name])
             write_after(folder, {entry.revised.example_id: -1.5 for entry in entries})
-    found = rounds_of(tmp_path)
+    found = list(rounds_of(tmp_path))
     assert found == [(round_folder(tmp_path, number), rounds[number]) for number in (0, 2, 10)]
-    figures = correction_quality(found, REFERENCES)
+    figures = correction_quality(tmp_path, REFERENCES)
     # 0.5, -0.5 and 1
     assert figures is not None and figures["teacher_log_likelihood_gain"] == pytest.approx(1 / 3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgsr.runtime import progress
-from mgsr.runtime.devices import is_out_of_memory, working_device
+from mgsr.runtime.devices import TYPES, is_out_of_memory, move, placed, working_device, working_type
 from mgsr.runtime.errors import ConfigError
 
 
@@ -77,3 +77,33 @@ def test_products_too_small_are_zero_on_every_thread() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "True"]
+
+
+def test_weights_in_the_type_of_their_file_are_cast_where_they_compute_and_lie_there_again() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)).to(torch.bfloat16)
+    model[1].weight = torch.nn.Parameter(torch.ones(2, 2))
+    model.register_buffer("frequencies", torch.ones(2, dtype=torch.float64))
+    kinds = {name: torch.float32 for name, _ in model.named_parameters()}
+    setattr(model, TYPES, kinds)
+    before = [weight.data_ptr() for weight in model.parameters()]
+    own = list(model.parameters())
+    assert working_type(model) == torch.float32
+    with placed(torch.device("cpu"), model):
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        # what is no weight keeps its type, and what has it already its place
+        assert model.frequencies.dtype == torch.float64 and model[1].weight.data_ptr() == before[2]
+    assert [weight.data_ptr() for weight in model.parameters()] == before
+    assert next(model.parameters()).dtype == torch.bfloat16 and all(
+        a is b for a, b in zip(model.parameters(), own, strict=True)
+    )
+    move(model)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_a_visit_to_a_device_brings_back_the_very_tensors() -> None:
+    model = torch.nn.Linear(3, 2)
+    before = model.weight.data_ptr()
+    with pytest.raises(RuntimeError, match="within"), placed(torch.device("cpu"), model):
+        move(model.double())
+        raise RuntimeError("within")
+    assert model.weight.data_ptr() == before and model.weight.dtype == torch.float32

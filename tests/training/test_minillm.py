@@ -73,7 +73,7 @@ def objective(
 def evaluate(
     loss: MiniLLMObjective, batch: Batch, *, weights: tuple[float, float, float] | None = None, rows: bool = False
 ) -> LossTerms:
-    hidden = [last_hidden(model, batch.input_ids, batch.attention_mask) for model in (STUDENT, TEACHER)]
+    hidden = [last_hidden(model, batch.input_ids) for model in (STUDENT, TEACHER)]
     heads = [output_head(model) for model in (STUDENT, TEACHER)]
     return loss(
         batch.targets,
@@ -167,7 +167,7 @@ def test_rows_point_to_the_tokens_that_states_predict() -> None:
     width = batch.input_ids.shape[1] - 1
     places = [(int(i) // width, int(i) % width + 1) for i in rows.index]
     assert places == [(0, 3), (0, 4), (0, 5), (2, 1), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (3, 2)]
-    logits = TEACHER(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[..., :VOCABULARY]
+    logits = TEACHER(input_ids=batch.input_ids).logits[..., :VOCABULARY]
     log_p = torch.log_softmax(logits, -1)
     expected = torch.stack([log_p[b, t - 1, batch.input_ids[b, t]] for b, t in places])
     torch.testing.assert_close(rows.teacher_log_prob, expected)
@@ -195,7 +195,7 @@ def test_mixed_text_of_the_student_has_weights_below_one_over_the_students_share
         ]
         batch = collate(rows, StepCounts.of(rows), EOS)
         assert batch.behaviour_log_probs is not None
-        logits = STUDENT(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        logits = STUDENT(input_ids=batch.input_ids).logits
         response = batch.labels[:, 1:] >= 0
         own = torch.log_softmax(logits, -1)[:, :-1].gather(-1, batch.input_ids[:, 1:, None])[..., 0]
         ratio = (own - batch.behaviour_log_probs[:, 1:]).exp()[response]
@@ -219,7 +219,7 @@ def test_build_objective_chooses_by_kind() -> None:
     loss = build_objective(config, build_clip(config, VOCABULARY, None))
     assert isinstance(loss, MiniLLMObjective)
     assert loss.weights == (0.5, 1.0, 0.0) and loss.needs_teacher
-    assert loss.options == {"importance_clip": 0.3, "tile_size": 7}
+    assert loss.options == {"importance_clip": 0.3, "tile_size": 7, "product_dtype": None}
     # whatever the clip section says, no clip network is built
     assert build_clip(config, VOCABULARY, None) is None
     assert loss.clip_network is None

@@ -88,8 +88,8 @@ class Watcher(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self.before:
-            mask = batch.attention_mask
-            self.padding.append((int((mask == 0).sum()), mask.numel()))
+            tokens, slots = batch.tokens, batch.slots
+            self.padding.append((slots - tokens, slots))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.before:

@@ -183,7 +183,7 @@ def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair,
     taught, teacher_head = module.placement.teacher_states(batch)
     terms = module.losses(batch, (taught, teacher_head), False)
 
-    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    given = {"input_ids": batch.input_ids}
     q, p = (model(**given).logits[:, :-1, : pair.ids] for model in (student.model, teacher.model))
     labels, keep = batch.labels[:, 1:], batch.labels[:, 1:] != -100
     nll = -torch.log_softmax(q, -1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
