@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mgsr.losses import IGNORED, CachedRows, Targets, TermCounts, span_pairs
+from mgsr.losses.reduction import AnswerRows
 
 TextKey = tuple[int, tuple[int, ...]]
 
@@ -67,28 +68,6 @@ class StepCounts(TermCounts):
             sum(len(row.response_ids) for row in rows),
             sum(row.span_pairs for row in rows),
         )
-
-
-class AnswerRows(NamedTuple):
-    """The M rows that predict a response token, among the B (L - 1) states that predict a token.
-
-    Known before they lie on a GPU: whoever asks that waits for all its work.
-
-    Attributes:
-        place, labels: `[M]`, where they are and what they predict.
-        truth: `[M]`, on ground truth. `truth_place`, `written_place`: the places of those, and of the others.
-        is_pair: `[M]`, row i and i + 1 are neighbours in one span. `pairs`: the same in Python.
-        label_range: the smallest and the largest label; (0, 0) without rows.
-    """
-
-    place: Tensor
-    labels: Tensor
-    truth: Tensor
-    truth_place: Tensor
-    written_place: Tensor
-    is_pair: Tensor
-    pairs: tuple[bool, ...]
-    label_range: tuple[int, int]
 
 
 class UncachedRows(NamedTuple):
@@ -165,6 +144,7 @@ class Batch:
             self.counts,
             self.teacher_top,
             self.behaviour_log_probs,
+            self.answers,
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mgsr.losses.fused.policy_gradient import policy_gradient_objective
 from mgsr.losses.fused.tiled_objective import tiled_objective
 from mgsr.losses.projection import OutputLayer
-from mgsr.losses.reduction import LossTerms, TermCounts
+from mgsr.losses.reduction import AnswerRows, LossTerms, TermCounts
 from mgsr.losses.teacher_topk import CachedRows
 
 Weights = tuple[float, float, float]
@@ -39,7 +39,8 @@ class Targets(NamedTuple):
     `labels`: -100 on prompt and padding. `span_ids`: unique within the micro-batch, -1 for none.
     `is_ground_truth [B]`: False for model-written text. `counts`: of the whole optimiser step. `teacher_top`: the
     teacher's distributions of rows that need no states, a row's place among the B (T - 1) that predict a token.
-    `behaviour_log_probs`: of the distribution that model-written text was drawn from.
+    `behaviour_log_probs`: of the distribution that model-written text was drawn from. `answers`: the rows that count,
+    as labels and spans have them; None: looked for there.
     """
 
     labels: Tensor
@@ -48,6 +49,7 @@ class Targets(NamedTuple):
     counts: TermCounts
     teacher_top: CachedRows | None = None
     behaviour_log_probs: Tensor | None = None
+    answers: AnswerRows | None = None
 
 
 class Objective:
@@ -96,7 +98,9 @@ class Objective:
         layers: dict[str, Any] = {"teacher_weight": None}
         for name, layer in (("student", student), ("teacher", teacher)):
             if layer is not None:
-                layers |= {f"{name}_{part}": value for part, value in vars(layer).items()}
+                layers |= {
+                    f"{name}_{part}": getattr(layer, part) for part in ("weight", "bias", "scale", "softcap")
+                }
         return self.terms(
             targets,
             student_hidden_BTH[:, :-1],
@@ -129,6 +133,7 @@ class Objective:
             sft_mask=truth_N,
             counts=targets.counts,
             cached=targets.teacher_top,
+            answers=targets.answers,
             **arguments,
         )
 
@@ -164,6 +169,7 @@ class MiniLLMObjective(Objective):
             is_ground_truth=targets.is_ground_truth,
             weights=(sft, policy),
             counts=(counts.ground_truth_tokens, counts.response_tokens - counts.ground_truth_tokens),
+            answers=targets.answers,
             **arguments,
         )
 

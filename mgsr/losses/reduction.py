@@ -25,6 +25,28 @@ class TermCounts(NamedTuple):
     span_pairs: float
 
 
+class AnswerRows(NamedTuple):
+    """The M rows that predict a response token, among the N rows of a call.
+
+    Whoever makes a batch knows them before they lie on a GPU: to ask that is to wait for all its work.
+
+    Attributes:
+        place, labels: `[M]`, where they are and what they predict.
+        truth: `[M]`, on ground truth. `truth_place`, `written_place`: the places of those, and of the others.
+        is_pair: `[M]`, row i and i + 1 are neighbours in one span. `pairs`: the same in Python.
+        label_range: the smallest and the largest label; (0, 0) without rows.
+    """
+
+    place: Tensor
+    labels: Tensor
+    truth: Tensor
+    truth_place: Tensor
+    written_place: Tensor
+    is_pair: Tensor
+    pairs: tuple[bool, ...]
+    label_range: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class RowStats:
     """What was seen at the M response rows, in order; detached, `[M]` each.

@@ -22,7 +22,7 @@ from mgsr.losses.fused.tiled_objective import check_inputs
 from mgsr.losses.log_probs import entropy
 from mgsr.losses.policy_gradient import reward_to_go
 from mgsr.losses.projection import OutputLayer
-from mgsr.losses.reduction import IGNORED, LossTerms, RowStats, weighted_sum
+from mgsr.losses.reduction import IGNORED, AnswerRows, LossTerms, RowStats, weighted_sum
 
 
 def policy_gradient_objective(
@@ -47,6 +47,7 @@ def policy_gradient_objective(
     teacher_softcap: float | None = None,
     vocab_size: int | None = None,
     collect_rows: bool = False,
+    answers: AnswerRows | None = None,
 ) -> LossTerms:
     """Cross-entropy on ground truth, and `mgsr.losses.policy_gradient` on model-written responses.
 
@@ -70,6 +71,7 @@ def policy_gradient_objective(
         product_dtype, student_bias, teacher_bias, student_scale, teacher_scale, student_softcap,
         teacher_softcap, vocab_size: as in `tiled_objective`. The temperature is 1.
         collect_rows: fill `rows`.
+        answers: as in `tiled_objective`.
 
     Returns:
         `LossTerms`. `sft` is the mean cross-entropy, `dac_kl` the policy objective L, both detached; `total` is
@@ -91,7 +93,7 @@ def policy_gradient_objective(
     teacher = None
     if teacher_weight is not None:
         teacher = OutputLayer(teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
-    width, dtype = check_inputs(states, layer, taught, teacher, labels_N, (*weights, 0.0), vocab_size)
+    width, dtype = check_inputs(states, layer, taught, teacher, labels_N, (*weights, 0.0), vocab_size, answers)
     truth_BT = is_ground_truth.bool().unsqueeze(-1) & (labels != IGNORED)
     written_BT = (labels != IGNORED) & ~truth_BT
     found = counts if counts is not None else (int(truth_BT.sum()), int(written_BT.sum()))
@@ -103,14 +105,16 @@ def policy_gradient_objective(
         zero = torch.zeros((), dtype=dtype, device=states.device)
         sums = [zero, zero]
         if weights[0] != 0:
-            sums[0] = _cross_entropy(student, labels_N, _tiles(truth_BT, width, tile_size), scales[0])
+            place = _places(truth_BT) if answers is None else answers.truth_place
+            sums[0] = _cross_entropy(student, labels_N, _tiles(place, width, tile_size), scales[0])
         if weights[1] != 0:
             assert theirs is not None
             behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype)
             work = PolicyWork(
                 labels_N, behaviour_N, scales[1], importance_clip, student.wants_gradient, collect_rows
             )
-            tiles = _tiles(written_BT, width, tile_size)
+            place = _places(written_BT) if answers is None else answers.written_place
+            tiles = _tiles(place, width, tile_size)
             sums[1], rows = _policy(student, theirs, written_BT, tiles, work)
         means = [total / count if count > 0 else zero for total, count in zip(sums, found, strict=True)]
         total = weighted_sum(means, weights)
@@ -118,9 +122,12 @@ def policy_gradient_objective(
     return LossTerms(total, means[0], means[1], zero, penalty.detach(), rows)
 
 
-def _tiles(mask_BT: Tensor, width: int, tile_size: int | None) -> list[Tensor]:
-    """Rows where `mask` is True, cut into tiles; of each the indices among the N rows."""
-    rows = mask_BT.flatten().nonzero().squeeze(1)
+def _places(mask_BT: Tensor) -> Tensor:
+    """Rows where `mask` is True, among the N rows."""
+    return mask_BT.flatten().nonzero().squeeze(1)
+
+
+def _tiles(rows: Tensor, width: int, tile_size: int | None) -> list[Tensor]:
     if rows.numel() == 0:
         return []
     return list(rows.split(rows_per_tile(tile_size, rows.numel(), width, rows.device.type)))

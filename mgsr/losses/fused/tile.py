@@ -9,6 +9,7 @@ the halo, which only takes part in the span pair that crosses the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,13 +55,20 @@ class TermOptions(NamedTuple):
 class ResponseRows(NamedTuple):
     """What is known of the response rows besides their states, `[M]` each, or of some of them.
 
-    `place`: among the call's N rows. `truth`: on ground truth. `is_pair[i]`: i, i + 1 are a span pair.
+    `place`: among the call's N rows. `truth`: on ground truth. `is_pair[i]`: i, i + 1 are a span pair; `pairs` are
+    the same in Python.
     """
 
     place: Tensor
     labels: Tensor
     truth: Tensor
     is_pair: Tensor
+    pairs: Sequence[bool]
+
+    def some(self, first: int, stop: int) -> ResponseRows:
+        """Rows `first` to `stop`."""
+        parts: list[Any] = [part[first:stop] for part in self]
+        return ResponseRows(*parts)
 
 
 class TileTerms(NamedTuple):
@@ -108,7 +116,7 @@ def run_tiles(
     tile_size: int | None,
 ) -> list[TileTerms]:
     """All tiles in order; their gradients are pulled to the student's rows. Called without gradient tracking."""
-    place_M, pairs, count = rows.place, rows.is_pair.tolist(), rows.place.numel()
+    place_M, pairs, count = rows.place, rows.pairs, rows.place.numel()
     device, width = place_M.device, student.width
     size = rows_per_tile(tile_size, count, width, device.type)
     part_size = rows_per_part(tile_size, size, width, device.type, loops=options.loops)
@@ -127,7 +135,7 @@ def run_tiles(
         if student.wants_gradient:
             # the gradient takes the logits' place, unless a soft cap reads them once more
             grad = logits if student.layer.softcap is None else room.take("gradient", *logits.shape)
-        tiles += _parts(logits, taught, grad, rows, pairs, (start, stop), bounds, options, part_size, room)
+        tiles += _parts(logits, taught, grad, rows, (start, stop), bounds, options, part_size, room)
         if grad is not None:
             student.pull(chosen, grad, logits, states)
     return tiles
@@ -138,7 +146,6 @@ def _parts(
     taught: Tensor | None,
     grad: Tensor | None,
     rows: ResponseRows,
-    pairs: list[bool],
     span: tuple[int, int],
     bounds: RowBounds | None,
     options: TermOptions,
@@ -150,14 +157,14 @@ def _parts(
     A product of matrices wants many rows at once, the many passes over what comes out want few: those stay in a
     processor's cache.
     """
-    start, stop = span
+    (start, stop), pairs = span, rows.pairs
     found = []
     carried: Tensor | None = None
     for first in range(start, max(stop, start + 1), size):
         last = min(first + size, stop)
         reach = last + int(last < len(pairs) and pairs[last - 1])
         here = slice(first - start, reach - start)
-        own = ResponseRows(*(tensor[first:last] for tensor in rows))
+        own = rows.some(first, last)
         out = None if grad is None else grad[first - start : last - start]
         theirs = None if taught is None else taught[here]
         terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out)

@@ -26,7 +26,16 @@ from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
 from mgsr.losses.log_probs import compute_dtype
 from mgsr.losses.projection import OutputLayer
-from mgsr.losses.reduction import IGNORED, LossTerms, RowStats, TermCounts, span_pairs, term_counts, weighted_sum
+from mgsr.losses.reduction import (
+    IGNORED,
+    AnswerRows,
+    LossTerms,
+    RowStats,
+    TermCounts,
+    span_pairs,
+    term_counts,
+    weighted_sum,
+)
 from mgsr.losses.span_correlation import check_relation
 from mgsr.losses.teacher_topk import CachedRows
 
@@ -65,6 +74,7 @@ def tiled_objective(
     vocab_size: int | None = None,
     cached: CachedRows | None = None,
     collect_rows: bool = False,
+    answers: AnswerRows | None = None,
 ) -> LossTerms:
     """Cross-entropy, DAC-KL and span correlation of N rows; hidden state n predicts `labels[n]`.
 
@@ -100,6 +110,8 @@ def tiled_objective(
         vocab_size: both output layers are cut to this many classes (padded vocabularies of different widths).
         cached: rows whose teacher distribution comes from a cache; their `teacher_hidden` is not read.
         collect_rows: fill `rows` with per-row statistics.
+        answers: the rows that count, as `labels`, `span_ids` and `sft_mask` have them, where they are known; these
+            are then not looked at, which a GPU would be waited for.
 
     Returns:
         `LossTerms`: means of the three terms (whatever their weights), their weighted sum, and w_dac * price *
@@ -117,8 +129,10 @@ def tiled_objective(
         raise ValueError(f"divergence must be one of {', '.join(['dac_kl', *DIVERGENCES])}, got {divergence!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    width, dtype = check_inputs(student_hidden, student, teacher_hidden, teacher, labels, weights, vocab_size)
-    rows = _response_rows(labels, span_ids, sft_mask)
+    width, dtype = check_inputs(
+        student_hidden, student, teacher_hidden, teacher, labels, weights, vocab_size, answers
+    )
+    rows = _response_rows(labels, span_ids, sft_mask) if answers is None else _of_answers(answers)
     step = _denominators(counts, labels, span_ids, sft_mask)
     sft, dac, pairs = (float(w) / count if count > 0 else 0.0 for w, count in zip(weights, step, strict=True))
     clipping = ClipOptions.of(clip, sharpness, ramp, quantile, target, form, keep_target)
@@ -154,6 +168,7 @@ def check_inputs(
     labels: Tensor,
     weights: Sequence[float],
     vocab_size: int | None,
+    answers: AnswerRows | None = None,
 ) -> tuple[int, torch.dtype]:
     """Refuse what doesn't fit together; returns the number of classes used, and the dtype of sums and losses."""
     if len(weights) != 3:
@@ -175,11 +190,17 @@ def check_inputs(
         )
     if not 0 < width <= min(widths):
         raise ValueError(f"vocab_size must lie between 1 and {min(widths)}, got {width}")
-    bad = (labels != IGNORED) & ((labels < 0) | (labels >= width))
-    if bool(bad.any()):
-        raise ValueError(f"label {int(labels[bad][0])} lies outside the {width} classes (and isn't {IGNORED})")
+    ends = _label_range(labels) if answers is None else answers.label_range
+    for label in ends:
+        if not 0 <= label < width:
+            raise ValueError(f"label {label} lies outside the {width} classes (and isn't {IGNORED})")
     states = [student_hidden] if teacher_hidden is None else [student_hidden, teacher_hidden]
     return width, compute_dtype(*states, *layers)
+
+
+def _label_range(labels: Tensor) -> tuple[int, int]:
+    found = labels[labels != IGNORED]
+    return (int(found.min()), int(found.max())) if found.numel() else (0, 0)
 
 
 def check_rows(name: str, tensor: Tensor | None, labels: Tensor) -> None:
@@ -197,6 +218,10 @@ def _denominators(
     return TermCounts(*(float(count) for count in counts))
 
 
+def _of_answers(answers: AnswerRows) -> ResponseRows:
+    return ResponseRows(answers.place, answers.labels, answers.truth, answers.is_pair, answers.pairs)
+
+
 def _response_rows(labels: Tensor, span_ids: Tensor | None, sft_mask: Tensor | None) -> ResponseRows:
     """What is known of the rows that are response tokens."""
     check_rows("span_ids", span_ids, labels)
@@ -207,7 +232,8 @@ def _response_rows(labels: Tensor, span_ids: Tensor | None, sft_mask: Tensor | N
         is_pair_N[:-1] = span_pairs(span_ids, response_N)
     truth_N = response_N if sft_mask is None else sft_mask.bool()
     kept_M = response_N.nonzero().squeeze(1)
-    return ResponseRows(kept_M, labels[kept_M], truth_N[kept_M], is_pair_N[kept_M])
+    is_pair_M = is_pair_N[kept_M]
+    return ResponseRows(kept_M, labels[kept_M], truth_N[kept_M], is_pair_M, is_pair_M.tolist())
 
 
 def _finish(
