@@ -39,8 +39,8 @@ class Targets(NamedTuple):
     `labels`: -100 on prompt and padding. `span_ids`: unique within the micro-batch, -1 for none.
     `is_ground_truth [B]`: False for model-written text. `counts`: of the whole optimiser step. `teacher_top`: the
     teacher's distributions of rows that need no states, a row's place among the B (T - 1) that predict a token.
-    `behaviour_log_probs`: of the distribution that model-written text was drawn from. `answers`: the rows that count,
-    as labels and spans have them; None: looked for there.
+    `behaviour_log_probs`: of the distribution that model-written text was drawn from. `answers`: the rows that
+    count, as labels and spans have them; None: looked for there.
     """
 
     labels: Tensor
@@ -98,7 +98,8 @@ class Objective:
         layers: dict[str, Any] = {"teacher_weight": None}
         for name, layer in (("student", student), ("teacher", teacher)):
             if layer is not None:
-                layers |= {
+                parts = "weight", "bias", "scale", "softcap"
+                layers |= {f"{name}_{part}": getattr(layer, part) for part in parts}
                     f"{name}_{part}": getattr(layer, part) for part in ("weight", "bias", "scale", "softcap")
                 }
         return self.terms(

@@ -43,7 +43,7 @@ def compared(narrow, wide, clip, dense=None, *, tolerance=2e-5, **options):
     options.pop("tile_size", None)
     total, terms, _ = dense_objective(wide, clip if dense is None else dense, **options)
     for mine, other in zip((got.sft, got.dac_kl, got.span), terms, strict=True):
-        assert float(mine) == pytest.approx(float(other), rel=tolerance, abs=1e-7)
+        assert mine.item() == pytest.approx(other.item(), rel=tolerance, abs=1e-7)
     grads = torch.autograd.grad(got.total, narrow.inputs)
     for mine, other in zip(grads, torch.autograd.grad(total, wide.inputs), strict=True):
         assert float((mine.double() - other).norm() / other.norm()) < tolerance
