@@ -100,8 +100,6 @@ class Objective:
             if layer is not None:
                 parts = "weight", "bias", "scale", "softcap"
                 layers |= {f"{name}_{part}": getattr(layer, part) for part in parts}
-                    f"{name}_{part}": getattr(layer, part) for part in ("weight", "bias", "scale", "softcap")
-                }
         return self.terms(
             targets,
             student_hidden_BTH[:, :-1],
