@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,7 +228,11 @@ class Model(torch.nn.Module):
         return self
 
 
-def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device() -> None:
+def test_a_teacher_in_cpu_memory_and_the_student_take_turns_on_the_device(monkeypatch) -> None:
+    monkeypatch.setattr("mgsr.training.placement.move", lambda model, device: model.to(device))
+    # what lay in host memory comes back as it was
+    rests = lambda model: SimpleNamespace(restore=lambda: model.to("cpu"))  # noqa: E731
+    monkeypatch.setattr("mgsr.training.placement.Rest", rests)
     student, teacher, device = Model(), Model(), torch.device("meta")
     pair = Placement(student, teacher, "cpu")
     calls: list[tuple[str, str, str]] = []
