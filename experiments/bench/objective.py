@@ -1,67 +1,24 @@
 """The objective from hidden states: mgsr's tiles against Liger's chunks, TRL's whole logits, and bare products.
 
-1,024 tokens of which 128 are masked, 50,257 classes, student hidden 256, teacher hidden 384, float32. The teacher
-is as peaked as a real one: logits of deviation 3.9, scaled by a factor of 0.9 to 2.0 per token.
+1,024 tokens of which 128 are masked, float32; what they are is in `problems`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from experiments.bench.problems import Problem
 from mgsr.losses import IGNORED, dac_kl, span_correlation, tiled_objective
 from mgsr.models.clip_network import ClipNetwork
 
 CLIP = (0.1, 0.95)
-
-
-@dataclass
-class Problem:
-    """Inputs of one call; gradients go to the student's hidden states and output layer."""
-
-    student: Tensor
-    student_weight: Tensor
-    teacher: Tensor
-    teacher_weight: Tensor
-    labels: Tensor
-    span_ids: Tensor
-
-    @property
-    def leaves(self) -> tuple[Tensor, Tensor]:
-        return self.student, self.student_weight
-
-    def clear(self) -> None:
-        for leaf in self.leaves:
-            leaf.grad = None
-
-    def backward(self, loss: Tensor) -> float:
-        loss.backward()
-        return float(loss.detach())
-
-
-def make_problem(tokens: int = 1024, classes: int = 50257, *, hidden: tuple[int, int] = (256, 384)) -> Problem:
-    """An eighth of the tokens is masked; three of four tokens lie in spans of four."""
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw)
-
-    scale = torch.rand(tokens, 1, generator=draw) * 1.1 + 0.9
-    labels = torch.randint(0, classes, (tokens,), generator=draw)
-    labels[: tokens // 8] = IGNORED
-    places = torch.arange(tokens)
-    return Problem(
-        student=normal(tokens, hidden[0]).requires_grad_(),
-        student_weight=(normal(classes, hidden[0]) * 2.0 * hidden[0] ** -0.5).requires_grad_(),
-        teacher=normal(tokens, hidden[1]) * scale,
-        teacher_weight=normal(classes, hidden[1]) * 3.9 * hidden[1] ** -0.5,
-        labels=labels,
-        span_ids=torch.where(places % 16 < 12, places // 4, -1),
-    )
+CHUNKS = (64, 128, 256, 512)
+KEPT_CLASSES = (16, 64, 256)
 
 
 def mgsr(problem: Problem, clip: Any = CLIP, **options: Any) -> float:
@@ -90,12 +47,19 @@ def mgsr_forward_kl(problem: Problem) -> float:
     return mgsr(problem, None, weights=(0.0, 1.0, 0.0), divergence="forward_kl")
 
 
-def liger(problem: Problem, *, hard: float = 0.5, soft: float = 0.5) -> float:
+def mgsr_cached(problem: Problem, k: int) -> float:
+    """All three terms, the teacher's distribution from a cache of its k most probable classes."""
+    return mgsr(problem, cached=problem.cached(k))
+
+
+def liger(
+    problem: Problem, *, hard: float = 0.5, soft: float = 0.5, chunk_size: int = 128, compiled: bool = False
+) -> float:
     """Cross-entropy and forward KL (two terms), `LigerFusedLinearJSDLoss(beta=0)`."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=hard, weight_soft_loss=soft, beta=0.0, compiled=False, chunk_size=128
+        weight_hard_loss=hard, weight_soft_loss=soft, beta=0.0, compiled=compiled, chunk_size=chunk_size
     )
     return problem.backward(
         loss(
@@ -106,11 +70,6 @@ def liger(problem: Problem, *, hard: float = 0.5, soft: float = 0.5) -> float:
             problem.labels,
         )
     )
-
-
-def liger_kl(problem: Problem) -> float:
-    """Forward KL alone."""
-    return liger(problem, hard=0.0, soft=1.0)
 
 
 def trl(problem: Problem) -> float:
@@ -143,15 +102,28 @@ def products(problem: Problem, tile: int = 64) -> float:
 
 def wide_products(problem: Problem) -> float:
     """The same in tiles as large as mgsr's own."""
-    return products(problem, tile=224)
+    return products(problem, tile=299)
 
+
+LIGER: dict[str, dict[str, Callable[[Problem], float]]] = {
+    name: {
+        f"{name}_{chunk}{'_compiled' if compiled else ''}": partial(
+            liger, hard=hard, soft=1 - hard, chunk_size=chunk, compiled=compiled
+        )
+        for compiled in (False, True)
+        for chunk in CHUNKS
+    }
+    for name, hard in (("liger", 0.5), ("liger_kl", 0.0))
+}
+"""Liger's two terms and its one, in all its sizes of chunk, compiled and not; the fastest is what mgsr meets."""
 
 CASES: dict[str, Callable[[Problem], float]] = {
     "mgsr": mgsr,
     "mgsr_network": mgsr_network,
     "mgsr_forward_kl": mgsr_forward_kl,
-    "liger": liger,
-    "liger_kl": liger_kl,
+    **{f"mgsr_cached_{k}": partial(mgsr_cached, k=k) for k in KEPT_CLASSES},
+    **LIGER["liger"],
+    **LIGER["liger_kl"],
     "trl": trl,
     "products": products,
     "wide_products": wide_products,
@@ -172,7 +144,7 @@ def check(problem: Problem) -> dict[str, float]:
         values[name] = _same(problem, name, dense)
     problem.clear()
     single = mgsr_forward_kl(problem)
-    for name in ("liger_kl", "trl"):
+    for name in ("liger_kl_128", "trl"):
         values[name] = _same(problem, name, single)
     return values
 

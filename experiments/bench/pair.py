@@ -12,6 +12,7 @@ from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.encoding import pad_id, require_eos
+from mgsr.data.prompts import Example
 from mgsr.data.row_files import read_rows
 from mgsr.data.splits import encode, read_split
 from mgsr.scrg import Prompt
@@ -28,7 +29,7 @@ OVERRIDES = ("run_root=runs/bench", "experiment=bench")
 
 @dataclass
 class Pair:
-    """What a round of text and a training step need."""
+    """What a round of text and a training step need; `examples` are the rows of a folder pair."""
 
     teacher: Any
     student: Any
@@ -37,6 +38,7 @@ class Pair:
     vocab_size: int
     max_new_tokens: int
     batch_size: int
+    examples: Sequence[Example] = ()
 
     @property
     def eos(self) -> int:
@@ -99,4 +101,5 @@ def folder_pair(teacher: str, student: str, data: str, *, prompts: int, max_new_
         models.shared_vocab_size(models.load_tokenizer(teacher), tokenizer, *pair),
         max_new_tokens,
         batch_size=32,
+        examples=examples,
     )

@@ -98,7 +98,7 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
         trainer = GKDTrainer(
             model=student.model,
             teacher_model=teacher.model,
-            args=_trl_config(GKDConfig, config, scratch, seed, steps),
+            args=trl_config(GKDConfig, config, scratch, seed, steps),
             data_collator=Collator({e.id: e for e in examples}, pad_id(tokenizer)),
             train_dataset=Dataset.from_dict({"id": [e.id for e in examples]}),
             processing_class=tokenizer,
@@ -111,7 +111,8 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
     return {"seconds": [seconds], "rouge_l": evaluate(trainer.model.eval(), predictor).summary["rouge_l"]}
 
 
-def _trl_config(cls: Any, config: ExperimentConfig, folder: str, seed: int, steps: int) -> Any:
+def trl_config(cls: Any, config: ExperimentConfig, folder: str, seed: int, steps: int) -> Any:
+    """Arguments of `GKDTrainer` that say what the configuration says."""
     stage = config.train
     return cls(
         output_dir=folder,

@@ -14,12 +14,16 @@ HIDDEN = 256
 Figures = Mapping[str, Any]
 
 
-def _time(of: str, to: str) -> Callable[[Figures], str]:
-    return lambda figures: f"{seconds(figures[of]) / seconds(figures[to]):.2f}"
+def _time(of: str, to: str, within: str | None = None) -> Callable[[Figures], str]:
+    def ratio(figures: Figures) -> str:
+        cases = figures[within] if within else figures
+        return f"{seconds(cases[of]) / seconds(cases[to]):.2f}"
+
+    return ratio
 
 
-def _memory(of: str, to: str) -> Callable[[Figures], str]:
-    return lambda figures: f"{memory(figures[of]) / memory(figures[to]):.2f}"
+def _memory(to: str) -> Callable[[Figures], str]:
+    return lambda figures: f"{memory(figures['cases']['mgsr']) / memory(figures['cases'][to]):.2f}"
 
 
 def without_gradient(tokens: str | int, point: Figures) -> float:
@@ -40,8 +44,29 @@ _round = _time("mgsr_round", "naive_round")
 
 
 def _products(figures: Figures) -> str:
-    floors = [seconds(figures[name]) for name in ("products", "wide_products") if name in figures]
-    return f"{seconds(figures['mgsr']) / min(floors):.2f}"
+    cases = figures["cases"]
+    return f"{seconds(cases['mgsr']) / min(seconds(cases[name]) for name in ('products', 'wide_products')):.2f}"
+
+
+def _cached(figures: Figures) -> str:
+    cases = figures["cases"]
+    return f"{max(seconds(runs) for name, runs in cases.items() if 'cached' in name) / seconds(cases['mgsr']):.2f}"
+
+
+def _precision(what: str) -> Callable[[Figures], str]:
+    return lambda figures: f"{median(figures[what][0]['bf16-mixed']) / median(figures[what][0]['32-true']):.2f}"
+
+
+OBJECTIVE: tuple[tuple[str, Callable[[Figures], str]], ...] = (
+    ("time / Liger's, 2 terms", _time("mgsr", "liger", "cases")),
+    ("time / Liger's, 1 term", _time("mgsr", "liger_kl", "cases")),
+    ("time / TRL's, 1 term", _time("mgsr", "trl", "cases")),
+    ("time / the four matrix products, in the faster tiles", _products),
+    ("time with the teacher's top classes cached / without, at worst", _cached),
+    ("memory / Liger's, 2 terms", _memory("liger")),
+    ("memory / Liger's, 1 term", _memory("liger_kl")),
+    ("memory / TRL's, 1 term", _memory("trl")),
+)
 
 
 def _step(figures: Figures) -> str:
@@ -49,13 +74,8 @@ def _step(figures: Figures) -> str:
 
 
 RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
-    ("objective, 3 terms: time / Liger's, 2 terms", "objective", _time("mgsr", "liger")),
-    ("objective, 3 terms: time / Liger's, 1 term", "objective", _time("mgsr", "liger_kl")),
-    ("objective, 3 terms: time / TRL's, 1 term", "objective", _time("mgsr", "trl")),
-    ("objective, 3 terms: time / the four matrix products, in the faster tiles", "objective", _products),
-    ("objective, 3 terms: memory / Liger's, 2 terms", "objective", _memory("mgsr", "liger")),
-    ("objective, 3 terms: memory / Liger's, 1 term", "objective", _memory("mgsr", "liger_kl")),
-    ("objective, 3 terms: memory / TRL's, 1 term", "objective", _memory("mgsr", "trl")),
+    *((f"objective, 3 terms: {what}", "objective", ratio) for what, ratio in OBJECTIVE),
+    *((f"objective on text, 3 terms: {what}", "text_objective", ratio) for what, ratio in OBJECTIVE),
     (
         "objective: most / least memory from 512 to 16,384 tokens, apart from the hidden states",
         "growth",
@@ -67,10 +87,21 @@ RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("plain sampling, prompts as long as Dolly's: tokens/s / `generate`'s", "long_prompts", _sampling),
     ("round of SCRG, models of one's own: time / the naive way's", "pair", _round),
     ("plain sampling, models of one's own: tokens/s / `generate`'s", "pair", _sampling),
+    *(
+        (f"{what} in bf16: time / float32's", "precision", _precision(what))
+        for what in ("scoring", "round", "step")
+    ),
     ("training step: time / a bare loop's", "step", _step),
     ("training step, models of one's own: time / a bare loop's", "pair_step", _step),
     ("whole run, GKD preset: time / TRL's GKDTrainer", "peers", _time("mgsr_gkd", "trl_gkd")),
     ("whole run, full MGSR: time / TRL's GKDTrainer", "peers", _time("mgsr_full", "trl_gkd")),
+    *(
+        (f"whole run, models of one's own, {name}: time / TRL's GKDTrainer", "pair_peers", ratio)
+        for name, ratio in (
+            ("float32", _time("mgsr_gkd", "trl_gkd", "32-true")),
+            ("bf16", _time("mgsr_gkd", "trl_gkd", "bf16-mixed")),
+        )
+    ),
 )
 """What, the group that it is measured in, and the ratio from the group's figures."""
 

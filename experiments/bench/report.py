@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from experiments.bench import ends
-from experiments.bench.medians import memory, per_process, rate, seconds, spread
-from experiments.bench.ratios import summary, without_gradient
-
-NAMES = {
-    "mgsr": "mgsr: cross-entropy + DAC-KL + span (3 terms)",
-    "mgsr_network": "mgsr with a clip network and its gradient (3 terms)",
-    "mgsr_forward_kl": "mgsr: forward KL (1 term)",
-    "liger": "Liger: cross-entropy + KL (2 terms)",
-    "liger_kl": "Liger: KL (1 term)",
-    "trl": "TRL: KL (1 term)",
-    "products": "the four matrix products alone, tiles of 64",
-    "wide_products": "the four matrix products alone, tiles of 224",
-    "mgsr_round": "mgsr, whole round",
-    "naive_round": "generate + 2 forwards + generate",
-    "mgsr_sampling": "mgsr, plain sampling",
-    "generate_sampling": "generate, plain sampling",
-    "lightning": "mgsr under Lightning",
-    "bare": "bare PyTorch loop",
-    "mgsr_gkd": "mgsr, GKD preset",
-    "mgsr_full": "mgsr, full MGSR",
-    "trl_gkd": "TRL GKDTrainer",
-}
-
-
-def timed(case: str, runs: Sequence[Mapping[str, Any]], digits: int, *more: str) -> list[str]:
-    """A row: what, median seconds, their range over processes, and further cells."""
-    return [NAMES[case], f"{seconds(runs):.{digits}f}", spread(runs), *more]
+from experiments.bench import ends, report_objective
+from experiments.bench.medians import memory, per_process, rate, seconds
+from experiments.bench.ratios import summary
+from experiments.bench.tables import NAMES, own_command, table, timed
 
 
 def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -87,101 +63,6 @@ def _stamp(result: Mapping[str, Any]) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-    ]
-
-
-def _objective(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    mine, memory_mine = seconds(figures["mgsr"]), memory(figures["mgsr"])
-    rows = [
-        timed(
-            case,
-            runs,
-            3,
-            f"{memory(runs):.0f}",
-            f"{mine / seconds(runs):.2f}",
-            f"{memory_mine / memory(runs):.2f}" if memory(runs) else "",
-        )
-        for case, runs in figures.items()
-    ]
-    return [
-        "### The objective from hidden states",
-        "",
-        "Forward and backward of 1,024 tokens, 128 of them masked, 50,257 classes, student hidden 256, teacher 384,",
-        "clip (0.1, 0.95). The ratio columns divide mgsr's three terms by the row. Liger runs with compiled=False and",
-        "chunks of 128. The bare products are PyTorch's own; on a processor of AMD's mgsr takes those with an output layer",
-        "the other way around, which is quicker there and gives the same sums (`mgsr/losses/projection.py`).",
-        "",
-        *_table(["", "s", "range", "added MiB", "mgsr / row, time", "mgsr / row, memory"], rows),
-    ]
-
-
-def _growth(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "mgsr"
-    from matplotlib import pyplot
-
-    plot, axes = pyplot.subplots(1, 4, figsize=(17, 3.6))
-    series = {"mgsr": figures["tokens"], "liger": figures["peers"], "trl": figures["peers"]}
-    for case, points in series.items():
-        counts = [int(n) for n in points]
-        axes[0].plot(counts, [seconds(p[case]) for p in points.values()], marker="o", label=case)
-        axes[1].plot(counts, [memory(p[case]) for p in points.values()], marker="o", label=case)
-    classes = figures["classes"]
-    widths = [int(n) for n in classes]
-    axes[2].plot(widths, [seconds(p["mgsr"]) for p in classes.values()], marker="o")
-    axes[3].plot(widths, [memory(p["mgsr"]) for p in classes.values()], marker="o")
-    for axis, title, unit, label in zip(
-        axes,
-        ("time", "added memory", "time, 1,024 tokens", "added memory, 1,024 tokens"),
-        ("s", "MiB", "s", "MiB"),
-        ("tokens", "tokens", "classes", "classes"),
-        strict=True,
-    ):
-        axis.set(title=title, ylabel=unit, xlabel=label, xscale="log", yscale="log")
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    plot.tight_layout()
-    plot.savefig(folder / f"growth-{machine}.svg", metadata={"Date": None})
-    pyplot.close(plot)
-    rows = [
-        [
-            f"{int(n):,}",
-            f"{seconds(p['mgsr']):.2f}",
-            f"{memory(p['mgsr']):.0f}",
-            f"{without_gradient(n, p):.0f}",
-        ]
-        for n, p in figures["tokens"].items()
-    ]
-    more = [[f"{int(n):,}", f"{seconds(p['mgsr']):.2f}", f"{memory(p['mgsr']):.0f}"] for n, p in classes.items()]
-    return [
-        "### How cost grows",
-        "",
-        f"![time and memory against tokens and classes](growth-{machine}.svg)",
-        "",
-        "mgsr's three terms at 50,257 classes. Added memory includes the gradient to the student's",
-        "hidden states, which has their size; the last column leaves it out.",
-        "",
-        *_table(["tokens", "s", "added MiB", "without that gradient"], rows),
-        "1,024 tokens:",
-        "",
-        *_table(["classes", "s", "added MiB"], more),
-    ]
-
-
-def _own_command(pair: Any) -> list[str]:
-    if pair is None:
-        return []
-    return ["```", f"make bench ARGS='--only pair pair_step --pair {' '.join(pair)}'", "```", ""]
-
-
 def _long_prompts(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     lines = _rounds(pair, figures, folder, machine)
     lines[0] += ", prompts as long as Dolly's"
@@ -201,12 +82,12 @@ def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -
     return [
         "### A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
         "",
-        *_own_command(pair),
+        *own_command(pair, "pair"),
         what,
         f"A whole round takes {seconds(figures['mgsr_round']) / seconds(figures['naive_round']):.2f} of the naive time; "
         f"plain sampling at batch 32 writes {rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f} times the tokens/s.",
         "",
-        *_table(["", "s", "range", "tokens/s", "added MiB"], rows),
+        *table(["", "s", "range", "tokens/s", "added MiB"], rows),
     ]
 
 
@@ -221,7 +102,7 @@ def _flips(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
         "The demo's student writes to 256 prompts in batches of 64 and again of 3. Every draw has a key of its own, so",
         "only rounding can make a difference.",
         "",
-        *_table(["weights", "sequences that differ", "flips per token"], rows),
+        *table(["weights", "sequences that differ", "flips per token"], rows),
     ]
 
 
@@ -241,19 +122,19 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
     return [
         "### A training step" + ("" if pair is None else ", models and rows of one's own"),
         "",
-        *_own_command(pair),
+        *own_command(pair, "pair_step"),
         what,
         "The bare loop does the two forwards, the objective, backward, clipping, optimiser and schedule, and nothing else.",
         f"Lightning takes {median(ratios):.3f} of its time ({min(ratios):.3f} to {max(ratios):.3f}), data loading and curves",
         "included" + (", and the gradient norm of every term once in 200 steps." if pair is None else "."),
         "",
-        *_table(["", "ms per step", "range in s"], rows),
+        *table(["", "ms per step", "range in s"], rows),
     ]
 
 
 def _ends(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     lines, header, rows = ends.told(figures)
-    return [*lines, *_table(header, rows)]
+    return [*lines, *table(header, rows)]
 
 
 def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
@@ -270,19 +151,64 @@ def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
         "steps, at every such step; mgsr writes one round per epoch, for half of each step's prompts. mgsr's clock also",
         "covers its spans, a look at the dev set, checkpoints and curves.",
         "",
-        *_table(["", "s", "range", "ROUGE-L", "by seed"], rows),
+        *table(["", "s", "range", "ROUGE-L", "by seed"], rows),
+    ]
+
+
+def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    rows = [
+        [NAMES[case] + (", bf16" if precision == "bf16-mixed" else ", float32"), *timed(case, runs, 1)[1:]]
+        for precision, cases in figures.items()
+        for case, runs in cases.items()
+    ]
+    return [
+        "### End to end against TRL, models and rows of one's own",
+        "",
+        *own_command(pair, "pair_peers"),
+        f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}: 24 steps of 8 sequences, at most 64 new tokens, one run per",
+        "training seed. TRL writes on-policy text in about half of its steps; mgsr writes one round, for half of the rows.",
+        "Before, both take the loss of the same three batches: it is the same within a ten-thousandth.",
+        "",
+        *table(["", "s", "range"], rows),
+    ]
+
+
+def _precision(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    what = {
+        "scoring": "scoring 16 x 128 tokens",
+        "round": "a round: 32 prompts of 48 tokens, 32 new ones, one correction",
+        "step": "a training step of 16 x 128 tokens",
+    }
+    rows = []
+    for case, name in what.items():
+        wide, narrow = (figures[case][0][precision] for precision in ("32-true", "bf16-mixed"))
+        rows.append([name, f"{median(wide):.2f}", f"{median(narrow):.2f}", f"{median(wide) / median(narrow):.2f}"])
+    wide, narrow = (figures["curves"][0][precision] for precision in ("32-true", "bf16-mixed"))
+    worst = max(abs(a - b) / abs(a) for a, b in zip(wide, narrow, strict=True))
+    return [
+        "### float32 and bf16",
+        "",
+        *own_command(pair, "precision"),
+        f"Teacher {pair[0]}, student {pair[1]}, text of {pair[2]}. One process each, the two in turn within it, medians.",
+        "Master weights, AdamW and the sums of the objective are float32 in both.",
+        f"Over {len(wide)} steps of 4 x 48 tokens the two losses differ by at most {100 * worst:.2f} %.",
+        "",
+        *table(["", "float32, s", "bf16, s", "float32 / bf16"], rows),
     ]
 
 
 SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = {
-    "objective": _objective,
-    "growth": _growth,
+    "objective": report_objective.told,
+    "text_objective": report_objective.told,
+    "growth": report_objective.growth,
     "rounds": _rounds,
     "long_prompts": _long_prompts,
     "pair": _rounds,
     "flips": _flips,
+    "precision": _precision,
     "step": _step,
     "pair_step": _step,
     "peers": _peers,
+    "pair_peers": _pair_peers,
     "ends": _ends,
 }

@@ -18,11 +18,39 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench import report
+from experiments.bench.medians import seconds
+from experiments.bench.objective import KEPT_CLASSES, LIGER
 from mgsr.runtime.environment import environment
 
 HERE = Path(__file__).parent
-GROUPS = ("objective", "growth", "rounds", "long_prompts", "pair", "flips", "step", "pair_step", "peers", "ends")
-OBJECTIVE = ("mgsr", "mgsr_network", "mgsr_forward_kl", "liger", "liger_kl", "trl", "products", "wide_products")
+GROUPS = (
+    "objective",
+    "text_objective",
+    "growth",
+    "rounds",
+    "long_prompts",
+    "pair",
+    "flips",
+    "precision",
+    "step",
+    "pair_step",
+    "peers",
+    "pair_peers",
+    "ends",
+)
+OF_A_PAIR = ("text_objective", "pair", "precision", "pair_step", "pair_peers")
+"""Need `--pair`."""
+ONCE = ("flips", "precision")
+"""One process each: text does not change from one to the next, or the process repeats by itself."""
+OBJECTIVE = (
+    "mgsr",
+    "mgsr_network",
+    "mgsr_forward_kl",
+    *(f"mgsr_cached_{k}" for k in KEPT_CLASSES),
+    "trl",
+    "products",
+    "wide_products",
+)
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 CLASSES = (8192, 32768, 50257, 128256)
@@ -65,40 +93,70 @@ def growth(
     return found
 
 
+def objective(processes: int, **options: Any) -> dict[str, Any]:
+    """The objective's cases, among them Liger's fastest of all its settings, found by one process of each."""
+    worker("objective", "check", **options)
+    scan: dict[str, Any] = {}
+    fastest: dict[str, str] = {}
+    for name, settings in LIGER.items():
+        found = interleaved("objective", tuple(settings), 1, **options)
+        fastest[name] = min(found, key=lambda case: seconds(found[case]))
+        scan |= found
+    cases = interleaved("objective", (*OBJECTIVE, *fastest.values()), processes, **options)
+    for name, setting in fastest.items():
+        cases[name] = cases.pop(setting)
+    problem = worker("objective", "problem", **options)
+    return {"problem": problem, "scan": scan, "fastest": fastest, "cases": cases}
+
+
 def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any:
+    if group in OF_A_PAIR:
+        return None if pair is None else measure_pair(group, processes, pair)
     if group == "objective":
-        worker("objective", "check")
-        return interleaved("objective", OBJECTIVE, processes)
+        return objective(processes)
     if group == "growth":
         worker("objective", "check")
         return {
             "tokens": growth(["mgsr"], "tokens", TOKENS, processes),
             "classes": growth(["mgsr"], "classes", CLASSES, processes),
-            "peers": growth(["liger", "trl"], "tokens", TOKENS[:4], processes),
+            "peers": growth(["liger_128", "trl"], "tokens", TOKENS[:4], processes),
         }
     if group in ("rounds", "long_prompts"):
         options: dict[str, Any] = {"as_long_as_dolly": True} if group == "long_prompts" else {}
-        worker("rounds", "check", **options)
-        return interleaved("rounds", ROUNDS, processes, **options)
-    if group == "pair":
-        if pair is None:
-            return None
-        options = {"teacher": pair[0], "student": pair[1], "data": pair[2], "prompts": 32}
         worker("rounds", "check", **options)
         return interleaved("rounds", ROUNDS, processes, **options)
     if group == "flips":
         return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)
     if group == "step":
         return interleaved("step", ("both",), processes, steps=200)
-    if group == "pair_step":
-        if pair is None:
-            return None
-        return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
     if group == "ends":
         return interleaved("ends", ("corrections", "finish", "end", "end_of_old"), processes)
+    return seeds("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), processes)
+
+
+def measure_pair(group: str, processes: int, pair: Sequence[str]) -> Any:
+    options = dict(zip(("teacher", "student", "data"), pair, strict=True))
+    if group == "text_objective":
+        return objective(processes, **options)
+    if group == "pair":
+        worker("rounds", "check", **options, prompts=32)
+        return interleaved("rounds", ROUNDS, processes, **options, prompts=32)
+    if group == "precision":
+        return interleaved("precision", ("scoring", "round", "step", "curves"), 1, **options)
+    if group == "pair_step":
+        return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
+    worker("pair_peers", "check", **options)
+    return {
+        precision: seeds("pair_peers", ("mgsr_gkd", "trl_gkd"), processes, precision=precision, **options)
+        for precision in ("32-true", "bf16-mixed")
+    }
+
+
+def seeds(group: str, cases: Sequence[str], processes: int, **options: Any) -> dict[str, list[Any]]:
+    """Every process trains with a seed of its own, the same for all cases."""
     found: dict[str, list[Any]] = {}
     for seed in range(processes):
-        for case, runs in interleaved("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), 1, seed=seed).items():
+        for case, runs in interleaved(group, cases, 1, seed=seed, **options).items():
             found.setdefault(case, []).extend(runs)
     return found
 
@@ -121,7 +179,7 @@ def main() -> None:
         "--pair",
         nargs=3,
         metavar=("TEACHER", "STUDENT", "DATA"),
-        help="also time rounds and steps of two model folders",
+        help="also time two model folders on a data file",
     )
     arguments = parser.parse_args()
     path = HERE / "results.json"
@@ -143,9 +201,9 @@ def main() -> None:
     for group in arguments.only:
         figures = measure_group(group, arguments.processes, arguments.pair)
         if figures is not None:
-            processes = 1 if group == "flips" else arguments.processes
+            processes = 1 if group in ONCE else arguments.processes
             results[group] = {"environment": stamp, "processes": processes, "figures": figures}
-            if group.startswith("pair"):
+            if group in OF_A_PAIR:
                 results[group]["pair"] = [Path(name).name for name in arguments.pair]
             path.write_text(json.dumps(machines, indent=1) + "\n")
     report.write(machines, HERE)

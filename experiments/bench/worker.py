@@ -25,11 +25,13 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
     if group == "objective":
-        from experiments.bench import objective
+        from experiments.bench import objective, problems
         from experiments.bench.measure import measure
 
         brief = options.pop("brief", False)
-        problem = objective.make_problem(**options)
+        problem = problems.of_text(**options) if "data" in options else problems.artificial(**options)
+        if case == "problem":
+            return problems.figures(problem)
         if case == "check":
             return objective.check(problem)
         return measure(lambda: objective.CASES[case](problem), reset=problem.clear, repeats=1 if brief else 3)
@@ -53,6 +55,14 @@ def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench import step
 
         return step.CASES[case](**options)
+    if group == "precision":
+        from experiments.bench import precision
+
+        return precision.case(case, **options)
+    if group == "pair_peers":
+        from experiments.bench import pair_peers
+
+        return pair_peers.case(case, **options)
     if group == "ends":
         from experiments.bench import ends
 

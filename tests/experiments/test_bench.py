@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.bench import ends, objective, report, rounds
+from experiments.bench import ends, objective, problems, report, rounds
 from experiments.bench.measure import measure
 from experiments.bench.pair import Pair
 from experiments.bench.ratios import RATIOS, summary
@@ -17,9 +17,11 @@ from tests.scrg.tiny import EOS, prompts, tiny
 BENCH = Path(report.__file__).parent
 
 
-@pytest.mark.parametrize("case", ["mgsr", "mgsr_network", "mgsr_forward_kl", "products", "wide_products"])
+@pytest.mark.parametrize(
+    "case", ["mgsr", "mgsr_network", "mgsr_forward_kl", "mgsr_cached_16", "products", "wide_products"]
+)
 def test_cases_of_the_objective_run_and_are_measured(case: str) -> None:
-    problem = objective.make_problem(40, 300, hidden=(8, 12))
+    problem = problems.artificial(40, 300, hidden=(8, 12))
     found = measure(lambda: objective.CASES[case](problem), repeats=2, reset=problem.clear)
     assert len(found["seconds"]) == 2 and min(found["seconds"]) > 0 and found["added_bytes"] >= 0
 
@@ -28,7 +30,7 @@ def test_cases_of_the_objective_run_and_are_measured(case: str) -> None:
 def test_the_check_of_the_objective_finds_a_wrong_value_and_a_wrong_gradient(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = objective.make_problem(40, 300, hidden=(8, 12))
+    problem = problems.artificial(40, 300, hidden=(8, 12))
     torch.manual_seed(0)
     clip = objective.CLIP if case == "mgsr" else objective.ClipNetwork()
     for scale, message in ((1.0, None), (1.001, "differs from")):

@@ -1,0 +1,141 @@
+"""The report's sections on the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.medians import memory, seconds
+from experiments.bench.ratios import without_gradient
+from experiments.bench.tables import NAMES, own_command, table, timed
+
+
+def told(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    cases, fastest = figures["cases"], figures["fastest"]
+    mine, memory_mine = seconds(cases["mgsr"]), memory(cases["mgsr"])
+    rows = []
+    for case, runs in cases.items():
+        ratios = f"{mine / seconds(runs):.2f}", f"{memory_mine / memory(runs):.2f}" if memory(runs) else ""
+        row = timed(case, runs, 3, f"{memory(runs):.0f}", *ratios)
+        if case in fastest:
+            row[0] += ", " + setting(fastest[case])
+        rows.append(row)
+    texts = "Artificial hidden states and output layers, made as peaked as language models on text."
+    if pair:
+        texts = f"Teacher {pair[0]} and student {pair[1]} on {pair[2]}: 896 tokens of answers, 128 of prompts."
+    return [
+        "### The objective from hidden states" + (", models and text of one's own" if pair else ""),
+        "",
+        *own_command(pair, "text_objective"),
+        texts,
+        "Forward and backward of 1,024 tokens, 128 of them masked, clip (0.1, 0.95). How peaked both models are:",
+        "",
+        *peaks(figures["problem"]),
+        "The ratio columns divide mgsr's three terms by the row.",
+        "The bare products are PyTorch's own; on a processor of AMD's mgsr takes those with an output layer",
+        "the other way around, which is quicker there and gives the same sums (`mgsr/losses/projection.py`).",
+        "",
+        *table(["", "s", "range", "added MiB", "mgsr / row, time", "mgsr / row, memory"], rows),
+        "Liger in all its settings, one process each; the fastest of each kind stands above.",
+        "What its compiler takes is in neither column.",
+        "",
+        *table(
+            ["", "s", "added MiB"],
+            [
+                [f"{NAMES[_kind(case)]}, {setting(case)}", f"{seconds(runs):.3f}", f"{memory(runs):.0f}"]
+                for case, runs in figures["scan"].items()
+            ],
+        ),
+    ]
+
+
+def peaks(problem: Mapping[str, float]) -> list[str]:
+    """A table of what `problems.figures` says of a problem."""
+    rows = [
+        [
+            name,
+            f"{problem['classes']:,.0f}",
+            *(
+                f"{problem[f'{name}_{what}']:.{digits}f}"
+                for what, digits in (("hidden", 0), ("top_1", 2), ("entropy", 1))
+            ),
+            *shared,
+        ]
+        for name, shared in (
+            ("student", [f"{problem['same_argmax']:.2f}", f"{problem['kl']:.2f}"]),
+            ("teacher", ["", ""]),
+        )
+    ]
+    header = ["", "classes", "hidden size", "probability of the top class", "entropy, nats"]
+    return table([*header, "same top class as the teacher", "KL from the teacher, nats"], rows)
+
+
+def setting(case: str) -> str:
+    """What a case of Liger's is run with.
+
+    >>> setting("liger_kl_128_compiled"), setting("liger_64")
+    ('compiled, chunks of 128', 'chunks of 64')
+    """
+    compiled = case.endswith("_compiled")
+    chunk = case.removesuffix("_compiled").split("_")[-1]
+    return f"{'compiled, ' if compiled else ''}chunks of {chunk}"
+
+
+def _kind(case: str) -> str:
+    return "liger_kl" if case.startswith("liger_kl") else "liger"
+
+
+def growth(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "mgsr"
+    from matplotlib import pyplot
+
+    plot, axes = pyplot.subplots(1, 4, figsize=(17, 3.6))
+    series = {"mgsr": figures["tokens"], "liger_128": figures["peers"], "trl": figures["peers"]}
+    for case, points in series.items():
+        counts = [int(n) for n in points]
+        axes[0].plot(counts, [seconds(p[case]) for p in points.values()], marker="o", label=case)
+        axes[1].plot(counts, [memory(p[case]) for p in points.values()], marker="o", label=case)
+    classes = figures["classes"]
+    widths = [int(n) for n in classes]
+    axes[2].plot(widths, [seconds(p["mgsr"]) for p in classes.values()], marker="o")
+    axes[3].plot(widths, [memory(p["mgsr"]) for p in classes.values()], marker="o")
+    for axis, title, unit, label in zip(
+        axes,
+        ("time", "added memory", "time, 1,024 tokens", "added memory, 1,024 tokens"),
+        ("s", "MiB", "s", "MiB"),
+        ("tokens", "tokens", "classes", "classes"),
+        strict=True,
+    ):
+        axis.set(title=title, ylabel=unit, xlabel=label, xscale="log", yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    plot.tight_layout()
+    plot.savefig(folder / f"growth-{machine}.svg", metadata={"Date": None})
+    pyplot.close(plot)
+    rows = [
+        [
+            f"{int(n):,}",
+            f"{seconds(p['mgsr']):.2f}",
+            f"{memory(p['mgsr']):.0f}",
+            f"{without_gradient(n, p):.0f}",
+        ]
+        for n, p in figures["tokens"].items()
+    ]
+    more = [[f"{int(n):,}", f"{seconds(p['mgsr']):.2f}", f"{memory(p['mgsr']):.0f}"] for n, p in classes.items()]
+    return [
+        "### How cost grows",
+        "",
+        f"![time and memory against tokens and classes](growth-{machine}.svg)",
+        "",
+        "mgsr's three terms at 50,257 classes. Added memory includes the gradient to the student's",
+        "hidden states, which has their size; the last column leaves it out.",
+        "",
+        *table(["tokens", "s", "added MiB", "without that gradient"], rows),
+        "1,024 tokens:",
+        "",
+        *table(["classes", "s", "added MiB"], more),
+    ]
