@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -13,6 +14,10 @@ import torch
 def _workers(count: int) -> ThreadPoolExecutor:
     # whatever their caller does, numbers below the smallest normal one count as 0: see `quick_cpu`
     return ThreadPoolExecutor(count, "loops", initializer=lambda: torch.set_flush_denormal(True))
+
+
+# a fork has the pool and none of its threads, and would wait for them for ever
+os.register_at_fork(after_in_child=_workers.cache_clear)
 
 
 def in_shares(work: Callable[[int, int], object], size: int, *, multiple: int = 1) -> None:

@@ -18,7 +18,6 @@ import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
 from mgsr import models
-from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.encoding import pad_id
 from mgsr.data.splits import encode, read_split
@@ -29,26 +28,20 @@ from mgsr.runtime.devices import placed, working_type
 from mgsr.runtime.ranks import barrier, rank, several, world_size
 from mgsr.training.fsdp import WholeCopy, first_in_lockstep, is_sharded, phase_of, shard_at_loading
 from tests.distributed.cases import run_ranks
-from tests.reliability.harness import SMALL
+from tests.reliability.harness import small_config
 
 LAYERS, WIDTH = 8, 128
 CPU = torch.device("cpu")
 
 
 def configuration(folder: Path) -> ExperimentConfig:
-    (folder / "small.yaml").write_text(SMALL)
     words = [f"teacher.source={folder / 'teacher'}", "teacher.placement=sharded", "trainer.strategy=fsdp2"]
-    return load_config(
-        folder / "small.yaml",
-        [f"run_root={folder}/runs", "teacher.sft.enabled=false", "evaluation.batch_size=1", *words],
-    )
+    return small_config(folder, "teacher.sft.enabled=false", "evaluation.batch_size=1", *words)
 
 
 def make(folder: Path) -> None:
     """The teacher's folder, and what it is in numbers."""
-    folder.mkdir(exist_ok=True)
-    (folder / "small.yaml").write_text(SMALL)
-    config = load_config(folder / "small.yaml")
+    config = small_config(folder)
     rows = read_split(config.data, "teacher")
     tokenizer = train_tokenizer([row.references[0] for row in rows], vocab_size=300)
     model = models.build_causal_lm(

@@ -18,6 +18,7 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.rounds.store import read_manifest
 from mgsr.runtime import faults
+from mgsr.runtime.files import write_atomically
 from mgsr.study.collect import read_curves
 from mgsr.training.checkpoint import BEST, newest_whole, read_checkpoint
 from mgsr.training.run_folder import run_folder
@@ -67,7 +68,8 @@ CONFIGS: dict[str, tuple[str, ...]] = {"plain": (), "replay": OTHER}
 def small_config(root: Path, *overrides: str) -> ExperimentConfig:
     root.mkdir(parents=True, exist_ok=True)
     path = root / "torture.yaml"
-    path.write_text(SMALL)
+    # ranks write it side by side, and none may read half of it
+    write_atomically(path, SMALL)
     return load_config(path, [f"run_root={root}/runs", *overrides])
 
 
