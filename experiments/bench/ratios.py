@@ -40,6 +40,10 @@ def _sampling(figures: Figures) -> str:
     return f"{rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f}"
 
 
+def _rival(figures: Figures) -> str:
+    return f"{rate(figures['mgsr_bfloat16']) / rate(figures['openvino_bfloat16']):.2f}"
+
+
 _round = _time("mgsr_round", "naive_round")
 
 
@@ -91,6 +95,7 @@ RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
         (f"{what} in bf16: time / float32's", "precision", _precision(what))
         for what in ("scoring", "round", "step")
     ),
+    ("plain sampling in bf16: tokens/s / OpenVINO's", "rival", _rival),
     ("training step: time / a bare loop's", "step", _step),
     ("training step, models of one's own: time / a bare loop's", "pair_step", _step),
     ("whole run, GKD preset: time / TRL's GKDTrainer", "peers", _time("mgsr_gkd", "trl_gkd")),

@@ -1,6 +1,7 @@
 """`make bench`: every measurement in a process of its own, interleaved, and the report of them all.
 
     python -m experiments.bench.run [--processes 5] [--only GROUP ...] [--pair TEACHER STUDENT DATA]
+                                       [--gguf FILE DATA]
 
 Figures go to experiments/bench/results.json, the report to README.md beside it.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from experiments.bench import report
 from experiments.bench.medians import seconds
 from experiments.bench.objective import KEPT_CLASSES, LIGER
+from experiments.bench.rival import CASES as RIVALS
 from mgsr.runtime.environment import environment
 
 HERE = Path(__file__).parent
@@ -36,6 +38,7 @@ GROUPS = (
     "pair_step",
     "peers",
     "pair_peers",
+    "rival",
     "ends",
 )
 OF_A_PAIR = ("text_objective", "pair", "precision", "pair_step", "pair_peers")
@@ -109,9 +112,11 @@ def objective(processes: int, **options: Any) -> dict[str, Any]:
     return {"problem": problem, "scan": scan, "fastest": fastest, "cases": cases}
 
 
-def measure_group(group: str, processes: int, pair: Sequence[str] | None) -> Any:
+def measure_group(group: str, processes: int, pair: Sequence[str] | None, gguf: Sequence[str] | None) -> Any:
     if group in OF_A_PAIR:
         return None if pair is None else measure_pair(group, processes, pair)
+    if group == "rival":
+        return None if gguf is None else interleaved("rival", RIVALS, processes, gguf=gguf[0], data=gguf[1])
     if group == "objective":
         return objective(processes)
     if group == "growth":
@@ -163,7 +168,7 @@ def seeds(group: str, cases: Sequence[str], processes: int, **options: Any) -> d
 
 def versions() -> dict[str, str]:
     found = {}
-    for name in ("trl", "liger-kernel", "accelerate", "peft"):
+    for name in ("trl", "liger-kernel", "openvino-genai", "accelerate", "peft"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -180,6 +185,9 @@ def main() -> None:
         nargs=3,
         metavar=("TEACHER", "STUDENT", "DATA"),
         help="also time two model folders on a data file",
+    )
+    parser.add_argument(
+        "--gguf", nargs=2, metavar=("FILE", "DATA"), help="also time sampling of a GGUF file against OpenVINO"
     )
     arguments = parser.parse_args()
     path = HERE / "results.json"
@@ -199,12 +207,14 @@ def main() -> None:
         # the demo's models are made before anything is timed
         worker("rounds", "check")
     for group in arguments.only:
-        figures = measure_group(group, arguments.processes, arguments.pair)
+        figures = measure_group(group, arguments.processes, arguments.pair, arguments.gguf)
         if figures is not None:
             processes = 1 if group in ONCE else arguments.processes
             results[group] = {"environment": stamp, "processes": processes, "figures": figures}
             if group in OF_A_PAIR:
                 results[group]["pair"] = [Path(name).name for name in arguments.pair]
+            if group == "rival":
+                results[group]["pair"] = [Path(name).name for name in arguments.gguf]
             path.write_text(json.dumps(machines, indent=1) + "\n")
     report.write(machines, HERE)
     print(f"written to {HERE / 'README.md'}")

@@ -63,6 +63,10 @@ def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench import pair_peers
 
         return pair_peers.case(case, **options)
+    if group == "rival":
+        from experiments.bench import rival
+
+        return rival.case(case, **options)
     if group == "ends":
         from experiments.bench import ends
 
