@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import Any
 
-from mgsr.runtime.processor import prefer_quick_sorts
+from mgsr.runtime.processor import prefer_quick_sorts, rest_soon
 
 THREADS = 2
 
@@ -79,6 +79,7 @@ def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     # as the command line does
     prefer_quick_sorts()
+    rest_soon()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")

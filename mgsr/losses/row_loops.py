@@ -22,8 +22,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import config, njit, types
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
+
+from mgsr.runtime.processor import described, has_bf16_units
+
+if config.CPU_FEATURES is None and has_bf16_units() and "avx512f" in described().get("flags", "").split():
+    # LLVM takes half of an AVX-512 register on Intel's processors, as older ones then kept their clock
+    config.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
 
 BLOCK = 1024
 """Classes that are worked on at a time: what a core's first cache holds of three rows of two models."""

@@ -88,3 +88,13 @@ def prefer_quick_sorts(environ: MutableMapping[str, str] = os.environ) -> None:
     if zen_4:
         numpy = tuple(map(int, version("numpy").split(".")[:2]))
         environ.setdefault("NPY_DISABLE_CPU_FEATURES", "X86_V4" if numpy >= (2, 4) else "AVX512_SKX")
+
+
+def rest_soon(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Have PyTorch's threads sleep sooner after an operation: they spin for milliseconds otherwise.
+
+    Meanwhile they take the cores from the threads of the objective's loops (`mgsr.runtime.threads`), which took a
+    tenth longer for it. OpenMP looks at this when PyTorch is imported. A setting of the user's stays.
+    """
+    if "OMP_WAIT_POLICY" not in environ:
+        environ.setdefault("GOMP_SPINCOUNT", "50000")

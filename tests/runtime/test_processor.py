@@ -49,6 +49,16 @@ def test_other_processors_are_left_alone(other: dict[str, str], is_: pytest.Monk
     assert environ == {}
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "50000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_rest_soon_unless_the_user_says_otherwise(given: dict[str, str], found: str | None) -> None:
+    environ = dict(given)
+    processor.rest_soon(environ)
+    assert environ.get("GOMP_SPINCOUNT") == found
+
+
 def test_without_proc_the_platform_is_asked(is_: pytest.MonkeyPatch) -> None:
     is_.setattr(processor, "described", dict)
     is_.setattr(processor.platform, "processor", lambda: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD")
