@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mgsr.losses.projection import OutputLayer
 from mgsr.losses.teacher_topk import CachedRows, restored_logits
+from mgsr.runtime import devices
 
 
 class ModelRows:
@@ -48,26 +49,38 @@ class ModelRows:
             self._place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=hidden_NH.device)
             self._place_N[cached.rows] = torch.arange(len(cached.rows), device=hidden_NH.device)
 
-    def logits(self, rows: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[R, V]` of some rows, in `out` where it is given and no row cached, and states `[R, H]`."""
+    def cached_among(self, rows: Tensor) -> list[bool]:
+        """Which of some rows are cached: all that is ever looked at on a device."""
+        return [] if self._place_N is None else (self._place_N[rows] >= 0).tolist()
+
+    def logits(
+        self, rows: Tensor, out: Tensor | None = None, cached: Sequence[bool] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[R, V]` of some rows, in `out` where it is given and no row cached, and states `[R, H]`.
+
+        Args:
+            cached: what `cached_among` says of the rows; empty: none is.
+        """
         # picked tile by tile: copies of all rows would grow with N
         states = self.hidden_NH[rows].to(self.dtype)
-        place = None if self._place_N is None else self._place_N[rows]
-        if place is None or not bool((place >= 0).any()):
+        if self.cached is None or self._place_N is None or not any(cached):
             return self.layer.project(states, dtype=self.dtype, out=out), states
-        assert self.cached is not None
-        known = place >= 0
+        known, other = (
+            torch.tensor([i for i, has in enumerate(cached) if has is kept], dtype=torch.int64, device=rows.device)
+            for kept in (True, False)
+        )
+        place = self._place_N[rows[known]]
         restored = restored_logits(
-            self.cached.log_probs[place[known]].to(self.dtype),
-            self.cached.ids[place[known]],
-            self.cached.log_tail[place[known]].to(self.dtype),
+            self.cached.log_probs[place].to(self.dtype),
+            self.cached.ids[place],
+            self.cached.log_tail[place].to(self.dtype),
             self.width,
         )
-        if bool(known.all()):
+        if other.numel() == 0:
             return restored, states
         logits = states.new_empty(len(rows), self.width)
         logits[known] = restored
-        logits[~known] = self.layer.project(states[~known], dtype=self.dtype)
+        logits[other] = self.layer.project(states[other], dtype=self.dtype)
         return logits, states
 
 
@@ -143,7 +156,7 @@ def _graph_is_kept() -> bool:
 
 def _scaled_(grad: Tensor, factor: Tensor) -> Tensor:
     """grad * factor in place: nobody needs it again, and a copy would be as large as the output layer."""
-    if factor.device.type == "cpu" and float(factor) == 1.0:
+    if devices.reading_is_free(factor.device) and float(factor) == 1.0:
         return grad
     return grad.mul_(factor)
 
