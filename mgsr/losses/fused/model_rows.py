@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mgsr.losses.projection import OutputLayer
-from mgsr.losses.teacher_topk import CachedRows, restored_logits
+from mgsr.losses.teacher_topk import CachedRows, StoredRanking, restored_logits
 
 
 class ModelRows:
@@ -48,27 +48,40 @@ class ModelRows:
             self._place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=hidden_NH.device)
             self._place_N[cached.rows] = torch.arange(len(cached.rows), device=hidden_NH.device)
 
+    def stored(self, rows: Tensor) -> StoredRanking | None:
+        """The cached ranking of some rows; None where none of them is cached."""
+        if self._place_N is None or self.cached is None:
+            return None
+        place = self._place_N[rows]
+        inside = place >= 0
+        chosen = inside.nonzero().squeeze(1)
+        if not len(chosen):
+            return None
+        ids = self.cached.ids[place[chosen]]
+        return StoredRanking(chosen, ids, torch.where(inside, ids.shape[1], self.width))
+
     def logits(self, rows: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[R, V]` of some rows, in `out` where it is given and no row cached, and states `[R, H]`."""
+        """Logits `[R, V]` of some rows, in `out` where it is given, and states `[R, H]`."""
         # picked tile by tile: copies of all rows would grow with N
         states = self.hidden_NH[rows].to(self.dtype)
         place = None if self._place_N is None else self._place_N[rows]
         if place is None or not bool((place >= 0).any()):
             return self.layer.project(states, dtype=self.dtype, out=out), states
-        assert self.cached is not None
+        logits = states.new_empty(len(rows), self.width) if out is None else out
         known = place >= 0
-        restored = restored_logits(
-            self.cached.log_probs[place[known]].to(self.dtype),
-            self.cached.ids[place[known]],
-            self.cached.log_tail[place[known]].to(self.dtype),
-            self.width,
-        )
         if bool(known.all()):
-            return restored, states
-        logits = states.new_empty(len(rows), self.width)
-        logits[known] = restored
-        logits[~known] = self.layer.project(states[~known], dtype=self.dtype)
+            self._restored(place, logits)
+        else:
+            logits[known] = self._restored(place[known])
+            logits[~known] = self.layer.project(states[~known], dtype=self.dtype)
         return logits, states
+
+    def _restored(self, place: Tensor, out: Tensor | None = None) -> Tensor:
+        assert self.cached is not None
+        _, log_probs, ids, log_tail = self.cached
+        return restored_logits(
+            log_probs[place].to(self.dtype), ids[place], log_tail[place].to(self.dtype), self.width, out
+        )
 
 
 class StudentRows(ModelRows):

@@ -24,6 +24,7 @@ from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Workspace
+from mgsr.losses.teacher_topk import StoredRanking
 
 TILE_ELEMENTS = {"cpu": 15_100_000, "cuda": 131_000_000}
 """Logits per tile where no `tile_size` is given, by device type.
@@ -135,7 +136,7 @@ def run_tiles(
         if student.wants_gradient:
             # the gradient takes the logits' place, unless a soft cap reads them once more
             grad = logits if student.layer.softcap is None else room.take("gradient", *logits.shape)
-        tiles += _parts(logits, taught, grad, rows, (start, stop), bounds, options, part_size, room)
+        tiles += _parts(logits, taught, teacher, grad, rows, (start, stop), bounds, options, part_size, room)
         if grad is not None:
             student.pull(chosen, grad, logits, states)
     return tiles
@@ -144,6 +145,7 @@ def run_tiles(
 def _parts(
     logits: Tensor,
     taught: Tensor | None,
+    teacher: ModelRows | None,
     grad: Tensor | None,
     rows: ResponseRows,
     span: tuple[int, int],
@@ -167,7 +169,8 @@ def _parts(
         own = rows.some(first, last)
         out = None if grad is None else grad[first - start : last - start]
         theirs = None if taught is None else taught[here]
-        terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out)
+        stored = None if teacher is None else teacher.stored(rows.place[first:reach])
+        terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out, stored=stored)
         if out is not None and carried is not None:
             out[:1] += carried
         # the halo row's gradient waits for its own part, which still needs the logits there
@@ -189,6 +192,7 @@ def tile_terms(
     room: Workspace,
     *,
     grad: Tensor | None,
+    stored: StoredRanking | None = None,
 ) -> TileTerms:
     """The terms of one tile or part.
 
@@ -198,6 +202,7 @@ def tile_terms(
         start: place of its first row among the call's response rows.
         grad: `[R, V]`, takes the gradient to the logits of its own rows; None: it isn't wanted. It may be
             `student_logits` themselves, which are read for the last time before.
+        stored: which rows of the teacher come from a cache.
     """
     labels = rows.labels
     # without a teacher cross-entropy is alone, and always at temperature 1
@@ -212,6 +217,7 @@ def tile_terms(
         features=0 if bounds is None else bounds.features,
         collect=options.collect,
         loops=options.loops,
+        stored=stored,
     )
     factor = rows.truth.to(tile.log_q.dtype) * options.scales[0]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary

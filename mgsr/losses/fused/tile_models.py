@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import PairSummary
 from mgsr.losses.fused.rows import RowPair, softmax_of
 from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
 from mgsr.losses.ranking import top_classes
+from mgsr.losses.teacher_topk import StoredRanking
 
 
 class Tile(NamedTuple):
@@ -24,6 +26,7 @@ class Tile(NamedTuple):
         labels: `[R]`.
         log_p, log_q: `[R]`, of the labels at temperature 1; `log_p` where it was asked for.
         ranking: the teacher's most probable classes, where they were asked for.
+        stored: which rows of the teacher come from a cache; None: none.
         summary: what a clip network is told of them, likewise.
         p, q: `[R + halo, V]`, teacher and student of a halo row too; None where compiled loops do without.
         pair: the same rows for those loops, or None.
@@ -36,6 +39,7 @@ class Tile(NamedTuple):
     log_p: Tensor | None
     log_q: Tensor
     ranking: Ranking | None
+    stored: StoredRanking | None
     summary: PairSummary | None
     p: Tensor | None
     q: Tensor | None
@@ -54,6 +58,7 @@ class Tile(NamedTuple):
         features: int,
         collect: bool,
         loops: bool = False,
+        stored: StoredRanking | None = None,
     ) -> Tile:
         """Of logits `[R + halo, V]`; without a teacher the student stands in its place.
 
@@ -69,7 +74,7 @@ class Tile(NamedTuple):
             taught, own = None if taught is None else taught / temperature, own / temperature
         if depth and taught is not None:
             # all rows, the halo too: its most probable class is then known
-            values, ids = top_classes(taught, depth)
+            values, ids = _ranking(taught, depth, stored)
             best = ids[:, :1]
         p = q = pair = None
         if loops and taught is not None:
@@ -95,4 +100,19 @@ class Tile(NamedTuple):
             if features:
                 told = student.log_probs(ids[:count, :features])
                 summary = PairSummary(ranking.values[:, :features], told, teacher.entropy(), student.entropy())
-        return Tile(teacher, student, plain, labels, log_p, log_q, ranking, summary, p, q, pair, room)
+        return Tile(teacher, student, plain, labels, log_p, log_q, ranking, stored, summary, p, q, pair, room)
+
+
+def _ranking(taught: Tensor, depth: int, stored: StoredRanking | None) -> tuple[Tensor, Tensor]:
+    """The most probable classes of all rows, values and ids: at least `depth`, and one more than a cache knows."""
+    if stored is None:
+        return top_classes(taught, depth)
+    depth = min(taught.shape[1], max(depth, stored.ids.shape[1] + 1))
+    ids = torch.empty(len(taught), depth, dtype=torch.int64, device=taught.device)
+    ids[stored.rows] = stored.ids_to(depth)
+    others = torch.ones(len(taught), dtype=torch.bool, device=taught.device)
+    others[stored.rows] = False
+    left = others.nonzero().squeeze(1)
+    if len(left):
+        ids[left] = top_classes(taught, depth, left)[1]
+    return taught.gather(1, ids), ids
