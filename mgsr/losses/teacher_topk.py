@@ -1,7 +1,7 @@
 """A teacher's distribution from its k most probable classes and the mass of all others.
 
-The others share that mass evenly; in DAC-KL their quantile is 1, so that bounds below 1 clip them all into the rest
-bin, whose mass is known. At given bounds DAC-KL sees no difference as long as everything it keeps lies within the k
+The others share that mass evenly. In DAC-KL their quantile is 1: bounds below 1 clip them all into the rest bin,
+whose mass is known. At given bounds DAC-KL sees no difference as long as everything it keeps lies within the k
 classes; elsewhere, the teacher's entropy included, the error is measured by `cache_error`.
 
 Shapes: n cached rows, R rows of a tile, K classes kept, V classes.
