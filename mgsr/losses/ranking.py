@@ -2,7 +2,8 @@
 
 On a CPU numpy sorts: its vectorised sorts are several times quicker than torch's. A float32 value and its class
 fit into one 64-bit key, so that sorting keys breaks ties by class without further ado; which of them are among the
-largest a compiled loop finds (`ranking_loops`). float64 is sorted by value and mended where it ties.
+largest a compiled loop finds (`ranking_loops`). float64 is sorted by value and mended where it ties. On a GPU
+torch finds them, and nothing is looked at on the way.
 
 Shapes: R rows, V classes, K chosen classes.
 """
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mgsr.losses.kernel_check import kernels_do
+from mgsr.runtime import devices
 from mgsr.runtime.threads import in_shares
 
 HIGH = 1 if sys.byteorder == "little" else 0
@@ -30,7 +33,7 @@ def sort_classes(values_RV: Tensor) -> tuple[Tensor, Tensor]:
     tensor([[1, 3, 2, 0]])
     """
     values_RV = values_RV.detach()
-    if values_RV.device.type != "cpu" or values_RV.numel() == 0:
+    if not devices.reading_is_free(values_RV.device) or values_RV.numel() == 0:
         return values_RV.sort(dim=-1, descending=True, stable=True)
     if values_RV.dtype == torch.float32:
         ids = _smallest(_pack(values_RV, torch.arange(values_RV.shape[1])), values_RV.shape[1])
@@ -56,13 +59,16 @@ def top_classes(values_RV: Tensor, k: int, rows: Tensor | None = None) -> tuple[
     values_RV = values_RV.detach()
     width = values_RV.shape[-1]
     k = min(k, width)
-    if k < width and width > SORT_WIDTH and values_RV.device.type == "cpu" and values_RV.dtype == torch.float32:
+    free = devices.reading_is_free(values_RV.device)
+    if free and k < width and width > SORT_WIDTH and values_RV.dtype == torch.float32:
         return _top_packed(values_RV, k, torch.arange(len(values_RV)) if rows is None else rows)
     if rows is not None:
         values_RV = values_RV[rows]
     if k == width or width <= SORT_WIDTH:
         values, ids = sort_classes(values_RV)
         return values[:, :k], ids[:, :k]
+    if not free:
+        return _top_unread(values_RV, k)
     # by id first: equal values then come out by id
     ids, following = _largest(values_RV, k)
     values, order = sort_classes(values_RV.gather(1, ids))
@@ -79,11 +85,29 @@ def top_classes(values_RV: Tensor, k: int, rows: Tensor | None = None) -> tuple[
 
 def _largest(values_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Ids `[R, k]` of the k largest classes, ascending, and the (k + 1)-th largest value `[R]`; k < V."""
-    if values_RV.device.type == "cpu":
-        ids = torch.from_numpy(np.argpartition(-values_RV.numpy(), k, axis=-1)[:, : k + 1].copy())
-    else:
-        ids = values_RV.topk(k + 1, dim=-1).indices
+    ids = torch.from_numpy(np.argpartition(-values_RV.numpy(), k, axis=-1)[:, : k + 1].copy())
     return ids[:, :k].sort(dim=-1).values, values_RV.gather(1, ids[:, k:]).squeeze(1)
+
+
+def _top_unread(values_RV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Without looking at a value, so that a GPU is not waited for."""
+    values, ids = values_RV.topk(k, dim=-1, sorted=False)
+    # by id first: equal values then come out by id
+    ids, order = ids.sort(dim=-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(1, order)
+    # of those that equal the last one any may have come
+    above_R = (values > values[:, -1:]).sum(dim=-1)
+    if kernels_do(values_RV.device, values_RV.dtype):
+        from mgsr.losses.row_kernels import first_equal
+
+        first_equal(values_RV, values[:, -1], above_R, ids)
+        return values, ids
+    known = (values_RV == values[:, -1:]).cumsum(dim=-1, dtype=torch.int32)
+    places = torch.arange(k, device=ids.device, dtype=torch.int32) - above_R.unsqueeze(1)
+    first = torch.searchsorted(known, (places + 1).to(torch.int32).clamp_min_(1))
+    # a row of NaN equals nothing
+    return values, torch.where((places < 0) | (first >= values_RV.shape[1]), ids, first)
 
 
 def _pack(values: Tensor, ids: Tensor) -> Tensor:

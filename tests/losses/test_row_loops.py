@@ -11,7 +11,7 @@ import torch
 from mgsr.losses import ranking, tiled_objective
 from mgsr.losses.fused import rows as rows_module
 from mgsr.losses.fused import selection
-from mgsr.losses.fused.rows import RowPair, loops_do, softmax_of
+from mgsr.losses.fused.rows import RowPair, rows_by, softmax_of
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.ranking import top_classes
 from mgsr.losses.teacher_topk import CachedRows, top_of_logits
@@ -162,7 +162,7 @@ def test_the_mass_outside_is_summed_and_no_difference():
     teacher[:, 17], student[:, 17] = 30.0, 30.0
     # ties at the last class inside
     teacher[0, 100:400], teacher[1] = 2.0, 0.0
-    pair = RowPair(softmax_of(teacher), softmax_of(student))
+    pair = RowPair(softmax_of(teacher), softmax_of(student), torch.zeros(6, dtype=torch.bool), None)
     ids = top_classes(teacher, 200)[1]
     apart = torch.tensor([-1, -1, 5999, int(ids[3, -1]) + 1, 0, 350])
     apart = torch.where((ids == apart[:, None]).any(1), -1, apart)
@@ -216,9 +216,10 @@ def test_the_polynomial_of_exp_is_as_exact_as_float32():
 
 def test_where_loops_serve():
     cpu, wide = torch.device("cpu"), rows_module.LEAST_WIDTH
-    assert loops_do(cpu, torch.float32, wide, 256, "l2_squared", "hadamard")
-    assert not loops_do(cpu, torch.float64, wide, 256, "l2_squared", "hadamard")
-    assert not loops_do(cpu, torch.float32, wide - 1, 256, "l2_squared", "hadamard")
-    assert not loops_do(cpu, torch.float32, wide, 0, "l2_squared", "hadamard")
-    assert not loops_do(cpu, torch.float32, wide, 256, "l2", "hadamard")
-    assert not loops_do(torch.device("meta"), torch.float32, wide, 256, "l2_squared", "hadamard")
+    closed = "l2_squared", "hadamard"
+    assert rows_by(cpu, torch.float32, wide, 256, *closed) is rows_module
+    assert rows_by(cpu, torch.float64, wide, 256, *closed) is None
+    assert rows_by(cpu, torch.float32, wide - 1, 256, *closed) is None
+    assert rows_by(cpu, torch.float32, wide, 0, *closed) is None
+    assert rows_by(cpu, torch.float32, wide, 256, "l2", "hadamard") is None
+    assert rows_by(torch.device("meta"), torch.float32, wide, 256, *closed) is None

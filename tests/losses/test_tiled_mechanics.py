@@ -206,7 +206,7 @@ def test_the_teacher_gets_no_gradient():
 @pytest.mark.parametrize("part", [37, 150, 400, 5000])
 def test_tiles_in_parts_equal_one_tile(monkeypatch, part, softcap):
     """Spans cross the ends of parts and tiles; the gradient replaces logits that nothing reads again."""
-    monkeypatch.setattr(tile, "PART_ELEMENTS", part)
+    monkeypatch.setitem(tile.PART_ELEMENTS, "cpu", part)
     monkeypatch.setitem(tile.TILE_ELEMENTS, "cpu", 1)
     problem, net = Problem(rows=200, seed=4), network(objective="priced")
     options = {"clip": net, "sft_mask": problem.truth, "student_softcap": softcap, "collect_rows": True}

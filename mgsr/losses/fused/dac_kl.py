@@ -24,8 +24,9 @@ from mgsr.losses.clip_bounds import (
 )
 from mgsr.losses.fused.divergences import forward_kl_tile
 from mgsr.losses.fused.logit_gradient import Edge, LogitGradient, Part, TokenTerm
-from mgsr.losses.fused.selection import LEAST_EXACT, RowBounds, Selected, selected_rows
+from mgsr.losses.fused.selection import LEAST_EXACT, RowBounds, Selected, decided_at_once, selected_rows
 from mgsr.losses.fused.tile_models import Tile
+from mgsr.runtime import devices
 
 
 def dac_kl_tile(
@@ -49,14 +50,41 @@ def dac_kl_tile(
         zero = torch.zeros_like(term.loss).expand(4, -1) if learned else None
         return term._replace(bounds=given, bounds_grad=zero)
     lower, upper = (bound.detach().to(tile.teacher.logits.dtype) for bound in given)
+    return dac_kl_at(tile, bounds, lower, upper, coefficient, base, learned=learned)._replace(bounds=given)
+
+
+def dac_kl_at(
+    tile: Tile,
+    bounds: RowBounds,
+    lower: Tensor,
+    upper: Tensor,
+    coefficient: float | None,
+    base: Tensor | None,
+    *,
+    learned: bool,
+) -> TokenTerm:
+    """As `dac_kl_tile`, at given bounds `[R]`; `learned`: with their gradients.
+
+    Where nothing may be looked at, rows that take more than the ranked classes stay open.
+    """
+    assert tile.ranking is not None
     zero, parts = torch.zeros_like(lower), []
     loss, clipped, q_scale = zero.clone(), zero.clone(), zero.clone()
     to_bounds = zero.new_zeros((4, zero.numel())) if learned else None
     at_limits = zero.new_zeros((len(bounds.limits), zero.numel())) if bounds.limits else None
-    for rows, chosen, part in selected_rows(tile, tile.ranking, lower, upper, bounds.options, bounds.limits):
+    arguments = tile, tile.ranking, lower, upper, bounds.options, bounds.limits
+    open_R: Tensor | None = None
+    if devices.reading_is_free(lower.device):
+        groups = selected_rows(*arguments)
+    else:
+        ids, selection, open_R = decided_at_once(*arguments)
+        groups = iter([(None, ids, selection)])
+    for rows, chosen, part in groups:
         every = slice(None) if rows is None else rows
         edges = lower[every].unsqueeze(-1), upper[every].unsqueeze(-1)
         found = clipped_rows(part, *edges, bounds.options, bounds=learned)
+        if open_R is not None:
+            found = _without(found, open_R)
         loss[every], clipped[every] = found.loss, found.clipped
         if to_bounds is not None and found.bounds is not None:
             for row, values in zip(to_bounds, found.bounds, strict=True):
@@ -64,14 +92,16 @@ def dac_kl_tile(
         if at_limits is not None:
             for row, (low, high) in zip(at_limits, bounds.limits, strict=True):
                 limits = torch.full_like(edges[0], low), torch.full_like(edges[1], high)
-                row[every] = clipped_mass(part, *limits, bounds.options)
+                mass = clipped_mass(part, *limits, bounds.options)
+                row[every] = mass if open_R is None else mass.masked_fill(open_R, 0.0)
         if coefficient is not None:
             scale, one = _to_logits(part, rows, chosen, found, coefficient, None if base is None else base[every])
             q_scale[every] = scale
             parts.append(one)
     if coefficient is None and base is not None:
         q_scale = base
-    return TokenTerm(loss, LogitGradient(q_scale, parts), clipped, given, to_bounds, at_limits)
+    gradient = LogitGradient(q_scale, parts)
+    return TokenTerm(loss, gradient, clipped, bounds_grad=to_bounds, limits=at_limits, open=open_R)
 
 
 def _to_logits(
@@ -109,6 +139,13 @@ class ClippedRows(NamedTuple):
     total: Tensor
     ratio: Tensor
     bounds: tuple[Tensor, Tensor, Tensor, Tensor] | None
+
+
+def _without(found: ClippedRows, rows_R: Tensor) -> ClippedRows:
+    """0 in some rows, whatever was there."""
+    firsts = [value.masked_fill(rows_R if value.dim() == 1 else rows_R.unsqueeze(1), 0.0) for value in found[:5]]
+    own = found.bounds and tuple(value.masked_fill(rows_R, 0.0) for value in found.bounds)
+    return ClippedRows(*firsts, bounds=own)
 
 
 class RestBin(NamedTuple):
@@ -150,9 +187,9 @@ def clipped_rows(
     kept_p = weight * part.p
     difference = part.log_p - part.log_q
     loss = (kept_p * difference).sum(dim=-1)
-    if not bool(torch.isfinite(loss).all()):
-        # inf - inf or 0 * inf: a class without mass gives 0, whatever q is there. Only then, as comparing
-        # and filling takes many times as long as the arithmetic on a CPU. NaN is not <= 0 and goes through.
+    if not devices.reading_is_free(loss.device) or not bool(torch.isfinite(loss).all()):
+        # inf - inf or 0 * inf: a class without mass gives 0, whatever q is there. Only then on a CPU, where
+        # comparing and filling takes many times as long as the arithmetic. NaN is not <= 0 and goes through.
         difference = difference.masked_fill(kept_p <= 0, 0.0)
         loss = (kept_p * difference).sum(dim=-1)
     if normalised:
@@ -212,7 +249,7 @@ def _bound_gradients(
             edge.scatter_(1, part.target, 0.0)
         product = edge * slope
         value = product.sum(dim=-1)
-        if not bool(torch.isfinite(value).all()):
+        if not devices.reading_is_free(value.device) or not bool(torch.isfinite(value).all()):
             value = product.masked_fill(edge == 0, 0.0).sum(dim=-1)
         losses.append(value)
         if not normalised and part.target is not None:
@@ -222,10 +259,11 @@ def _bound_gradients(
 
 
 def _rest_bin(part: Selected, clipped: Tensor, rest_p: Tensor) -> RestBin:
-    """The rest bin; Q is summed plainly, or in log space as soon as one row's Q nears underflow."""
+    """The rest bin; Q is summed plainly, or in log space if one row's Q nears underflow or is not to be seen."""
     rest_q = _with_outside((clipped * part.q).sum(dim=-1), part.outside_q)
     present = rest_p > 0
-    if bool((present & ~(rest_q > LEAST_EXACT[rest_q.dtype])).any()):
+    free = devices.reading_is_free(rest_q.device)
+    if not free or bool((present & ~(rest_q > LEAST_EXACT[rest_q.dtype])).any()):
         return _rest_bin_in_log_space(part, clipped, rest_p)
     ratio = torch.where(present, rest_p / rest_q, torch.zeros_like(rest_p))
     log_ratio = torch.where(present, ratio, torch.ones_like(ratio)).log()

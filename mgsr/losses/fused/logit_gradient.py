@@ -61,7 +61,7 @@ class TokenTerm(NamedTuple):
 
     `clipped [R]` is the mass of the rest bin. `bounds`: lower and upper `[R]`, with their graph. `bounds_grad
     [4, R]`: dloss / dlower, dloss / dupper, dclipped / dlower, dclipped / dupper. `limits [2, R]`: the clipped
-    mass at two other pairs of bounds.
+    mass at two other pairs of bounds. `open [R]`: rows that are not decided yet, and are 0 here.
     """
 
     loss: Tensor
@@ -70,6 +70,7 @@ class TokenTerm(NamedTuple):
     bounds: tuple[Tensor, Tensor] | None = None
     bounds_grad: Tensor | None = None
     limits: Tensor | None = None
+    open: Tensor | None = None
 
 
 def add_up(q: Tensor, token: LogitGradient, span: LogitGradient | None, out: Tensor) -> Tensor | None:

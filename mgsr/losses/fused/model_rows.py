@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mgsr.losses.projection import OutputLayer
 from mgsr.losses.teacher_topk import CachedRows, StoredRanking, restored_logits
+from mgsr.runtime import devices
 
 
 class ModelRows:
@@ -48,40 +49,51 @@ class ModelRows:
             self._place_N = torch.full((len(hidden_NH),), -1, dtype=torch.int64, device=hidden_NH.device)
             self._place_N[cached.rows] = torch.arange(len(cached.rows), device=hidden_NH.device)
 
-    def stored(self, rows: Tensor) -> StoredRanking | None:
-        """The cached ranking of some rows; None where none of them is cached."""
-        if self._place_N is None or self.cached is None:
+    def cached_among(self, rows: Tensor) -> list[bool]:
+        """Which of some rows are cached: all that is ever looked at on a device."""
+        return [] if self._place_N is None else (self._place_N[rows] >= 0).tolist()
+
+    def stored(self, rows: Tensor, cached: Sequence[bool]) -> StoredRanking | None:
+        """The cached ranking of some rows, of which `cached` says which have one; None where none has."""
+        if self.cached is None or self._place_N is None or not any(cached):
             return None
-        place = self._place_N[rows]
-        inside = place >= 0
-        chosen = inside.nonzero().squeeze(1)
-        if not len(chosen):
-            return None
-        ids = self.cached.ids[place[chosen]]
+        chosen = _places(cached, True, rows.device)
+        ids = self.cached.ids[self._place_N[rows[chosen]]]
+        inside = torch.tensor(cached, device=rows.device)
         return StoredRanking(chosen, ids, torch.where(inside, ids.shape[1], self.width))
 
-    def logits(self, rows: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits `[R, V]` of some rows, in `out` where it is given, and states `[R, H]`."""
+    def logits(
+        self, rows: Tensor, out: Tensor | None = None, cached: Sequence[bool] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[R, V]` of some rows, in `out` where it is given, and states `[R, H]`.
+
+        Args:
+            cached: what `cached_among` says of the rows; empty: none is.
+        """
         # picked tile by tile: copies of all rows would grow with N
         states = self.hidden_NH[rows].to(self.dtype)
-        place = None if self._place_N is None else self._place_N[rows]
-        if place is None or not bool((place >= 0).any()):
+        if self.cached is None or self._place_N is None or not any(cached):
             return self.layer.project(states, dtype=self.dtype, out=out), states
         logits = states.new_empty(len(rows), self.width) if out is None else out
-        known = place >= 0
-        if bool(known.all()):
-            self._restored(place, logits)
-        else:
-            logits[known] = self._restored(place[known])
-            logits[~known] = self.layer.project(states[~known], dtype=self.dtype)
+        if all(cached):
+            self._restored(rows, logits)
+            return logits, states
+        known, other = (_places(cached, kind, rows.device) for kind in (True, False))
+        logits[known] = self._restored(rows[known])
+        logits[other] = self.layer.project(states[other], dtype=self.dtype)
         return logits, states
 
-    def _restored(self, place: Tensor, out: Tensor | None = None) -> Tensor:
-        assert self.cached is not None
+    def _restored(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        assert self.cached is not None and self._place_N is not None
+        place = self._place_N[rows]
         _, log_probs, ids, log_tail = self.cached
         return restored_logits(
             log_probs[place].to(self.dtype), ids[place], log_tail[place].to(self.dtype), self.width, out
         )
+
+
+def _places(flags: Sequence[bool], kind: bool, device: torch.device) -> Tensor:
+    return torch.tensor([i for i, flag in enumerate(flags) if flag is kind], dtype=torch.int64, device=device)
 
 
 class StudentRows(ModelRows):
@@ -156,7 +168,7 @@ def _graph_is_kept() -> bool:
 
 def _scaled_(grad: Tensor, factor: Tensor) -> Tensor:
     """grad * factor in place: nobody needs it again, and a copy would be as large as the output layer."""
-    if factor.device.type == "cpu" and float(factor) == 1.0:
+    if devices.reading_is_free(factor.device) and float(factor) == 1.0:
         return grad
     return grad.mul_(factor)
 

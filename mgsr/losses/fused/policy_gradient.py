@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mgsr.losses.fused.cross_entropy import cross_entropy_tile
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
+from mgsr.losses.fused.response_rows import check_labels, response_rows
 from mgsr.losses.fused.tile import rows_per_tile
 from mgsr.losses.fused.tiled_objective import check_inputs
 from mgsr.losses.log_probs import entropy
@@ -93,7 +94,10 @@ def policy_gradient_objective(
     teacher = None
     if teacher_weight is not None:
         teacher = OutputLayer(teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
-    width, dtype = check_inputs(states, layer, taught, teacher, labels_N, (*weights, 0.0), vocab_size, answers)
+    width, dtype = check_inputs(states, layer, taught, teacher, labels_N, (*weights, 0.0), vocab_size)
+    check_labels(
+        response_rows(labels_N, None, None).label_range if answers is None else answers.label_range, width
+    )
     truth_BT = is_ground_truth.bool().unsqueeze(-1) & (labels != IGNORED)
     written_BT = (labels != IGNORED) & ~truth_BT
     found = counts if counts is not None else (int(truth_BT.sum()), int(written_BT.sum()))

@@ -7,14 +7,19 @@ Shapes: R rows, the halo among them; V classes; r chosen rows, K chosen classes 
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mgsr.losses.fused import kernel_rows
 from mgsr.losses.fused.logit_gradient import LogitGradient
 from mgsr.losses.fused.workspace import Softmax
+from mgsr.losses.kernel_check import kernels_do
+from mgsr.runtime import devices
 from mgsr.runtime.threads import in_shares
 
 LEAST_WIDTH = 4096
@@ -23,10 +28,18 @@ COLUMNS = 4096
 """A thread's share of the classes ends at a multiple of this."""
 
 
-def loops_do(device: torch.device, dtype: torch.dtype, width: int, depth: int, norm: str, relation: str) -> bool:
-    """Whether compiled loops do: they know DAC-KL of ranked classes (`depth`), and the span's closed form."""
-    closed = relation == "hadamard" and norm == "l2_squared"
-    return closed and depth > 0 and device.type == "cpu" and dtype == torch.float32 and width >= LEAST_WIDTH
+def rows_by(
+    device: torch.device, dtype: torch.dtype, width: int, depth: int, norm: str, relation: str
+) -> ModuleType | None:
+    """What has `softmax_of` and `RowPair` that do without probabilities: this, `kernel_rows`, or nothing.
+
+    They know DAC-KL of ranked classes (`depth`), and the span's closed form.
+    """
+    if relation != "hadamard" or norm != "l2_squared" or depth == 0 or width < LEAST_WIDTH:
+        return None
+    if devices.reading_is_free(device):
+        return sys.modules[__name__] if dtype == torch.float32 else None
+    return kernel_rows if kernels_do(device, dtype) else None
 
 
 def _loops() -> Any:
@@ -53,10 +66,13 @@ class RowPair:
 
     Args:
         teacher, student: from `softmax_of`.
+        is_pair: entry i says that rows i, i + 1 are a pair; may be one shorter than R.
+        scale: factor on the span's gradient; None: it isn't wanted.
     """
 
-    def __init__(self, teacher: Softmax, student: Softmax) -> None:
-        self.student = student
+    def __init__(self, teacher: Softmax, student: Softmax, is_pair: Tensor, scale: float | None) -> None:
+        self.student, self._scale = student, scale
+        self._pairs = is_pair[: max(len(student.logits) - 1, 0)].numpy()
         self._arrays: list[np.ndarray] = []
         for side in (teacher, student):
             self._arrays += [side.logits.numpy(), side.base.numpy(), side.log_base.exp().numpy()]
@@ -78,16 +94,12 @@ class RowPair:
         in_shares(lambda first, stop: _loops().masses_outside(first, stop, *self._arrays, *arrays), len(last))
         return out[0], out[1]
 
-    def span(self, is_pair: Tensor, scale: float | None) -> tuple[Tensor, bool]:
-        """Sum over the pairs, and whether there is a gradient: scale * its own is part of `add_up` then.
-
-        Args:
-            is_pair: entry i says that rows i, i + 1 are a pair; may be one shorter than R.
-        """
+    def span(self) -> Tensor:
+        """Sum over the pairs; its gradient is part of `add_up` from here on, where it is wanted."""
         rows, width = self.student.logits.shape
-        pairs = is_pair[: rows - 1].numpy()
+        pairs, scale = self._pairs, self._scale
         if not pairs.any():
-            return self.student.logits.new_zeros(()), False
+            return self.student.logits.new_zeros(())
         self._factor[: len(pairs)][pairs] = -2.0 * (1.0 if scale is None else scale)
         count = torch.get_num_threads()
         sums = np.zeros((count, 2, rows))
@@ -100,14 +112,14 @@ class RowPair:
         value = torch.tensor(squares.sum(), dtype=torch.float32)
         if scale is None:
             self._factor[:] = 0.0
-            return value, False
+            return value
         shared = self._factor * products
         self._centre[:] = shared
         self._centre[1:] += shared[:-1]
-        return value, True
+        return value
 
-    def add_up(self, token: LogitGradient, out: Tensor) -> Tensor | None:
-        """The token term's and the span's gradient to the logits over the temperature.
+    def add_up(self, token: LogitGradient, labels: Tensor, factor: Tensor, out: Tensor) -> Tensor | None:
+        """The token term's and the span's gradient to the logits over the temperature, `factor` less at labels.
 
         The rows of `out [R, V]` are written, which may be the student's logits; a halo row's comes back.
         """
@@ -138,4 +150,5 @@ class RowPair:
                 stale = (owner if part.rows is None else owner[part.rows]) != place
                 part.values.masked_fill_(stale.unsqueeze(1), 0.0)
             part.add_to(out)
+        out.scatter_add_(1, labels.unsqueeze(1), -factor.unsqueeze(1))
         return halo if rows > count else None

@@ -18,9 +18,12 @@ from mgsr.losses.clip_bounds import RAMP_REACH, ClipOptions, ranked_quantile
 from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
 from mgsr.losses.ranking import top_classes
+from mgsr.runtime import devices
 
 DEPTHS = (256, 1024, 4096, 16384)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
+ONLY_DEPTH = 2048
+"""Classes selected where it is not to be asked which rows those cover; what is left then comes last of all."""
 LEAST_EXACT = {dtype: 1e8 * torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
 """Sums of probabilities below this may have lost parts to underflow."""
 LEAST_LEFT = 0.05
@@ -57,7 +60,8 @@ class RowBounds:
         else:
             raise ValueError(f"clip must be (lower, upper) or a module that returns them, got {clip!r}")
         self.features = int(getattr(clip, "summary_features", 0))
-        self.depth = 0 if self.keeps_all else max(DEPTHS[0], self.features)
+        first = DEPTHS[0] if devices.reading_is_free(kept_M.device) else ONLY_DEPTH
+        self.depth = 0 if self.keeps_all else max(first, self.features)
         self.price: Tensor | None = None
         self.limits: tuple[tuple[float, float], ...] = ()
         if getattr(clip, "objective", None) == "priced":
@@ -117,16 +121,11 @@ def selected_rows(
     A row may come again with more classes, the former among them: the later counts. Sorting the covered rows of
     a group out would cost more than to compute a few twice. Rows with all classes come in no other group.
     """
-    width = tile.teacher.logits.shape[-1]
-    target_R = ranking.ids[:, 0] if options.target == "argmax" else tile.labels
+    width, target_R = tile.teacher.logits.shape[-1], _target(tile, ranking, options)
     if ranking.ids.shape[-1] == width:
         yield None, None, _all_classes(tile, ranking, target_R, options, None)
         return
-    reach_R = upper_R
-    for _, high in limits:
-        reach_R = reach_R.clamp_min(high)
-    reach_R = reach_R + options.margin
-    empty_R = (lower_R >= 1.0 + options.margin) & (not limits)
+    reach_R, empty_R = _reach(lower_R, upper_R, options, limits)
     # where everything up to the end of the ranking may be kept, no selection can be enough
     needs_all_classes_R = ~(empty_R | (reach_R <= 1.0))
     left = (~needs_all_classes_R).nonzero().squeeze(1)
@@ -166,6 +165,41 @@ def selected_rows(
             None,
             _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options, rows),
         )
+
+
+def decided_at_once(
+    tile: Tile,
+    ranking: Ranking,
+    lower_R: Tensor,
+    upper_R: Tensor,
+    options: ClipOptions,
+    limits: tuple[tuple[float, float], ...] = (),
+) -> tuple[Tensor | None, Selected, Tensor | None]:
+    """All rows from their ranked classes: ids (None for all classes), selection, and for which rows it won't do.
+
+    Nothing is looked at on the way, so that a GPU is not waited for.
+    """
+    target_R = _target(tile, ranking, options)
+    if ranking.ids.shape[-1] == tile.teacher.logits.shape[-1]:
+        return None, _all_classes(tile, ranking, target_R, options, None), None
+    reach_R, empty_R = _reach(lower_R, upper_R, options, limits)
+    ids, part, exact_R = _most_probable(tile, None, ranking, target_R, options, None)
+    covered_R = (part.c[:, -1] >= reach_R) & (reach_R <= 1.0)
+    return ids, part, ~(exact_R & (covered_R | empty_R))
+
+
+def _target(tile: Tile, ranking: Ranking, options: ClipOptions) -> Tensor:
+    return ranking.ids[:, 0] if options.target == "argmax" else tile.labels
+
+
+def _reach(
+    lower_R: Tensor, upper_R: Tensor, options: ClipOptions, limits: tuple[tuple[float, float], ...]
+) -> tuple[Tensor, Tensor]:
+    """From which quantile on every class is clipped, and in which rows all are; `limits`: at those bounds too."""
+    reach_R = upper_R
+    for _, high in limits:
+        reach_R = reach_R.clamp_min(high)
+    return reach_R + options.margin, (lower_R >= 1.0 + options.margin) & (not limits)
 
 
 def _some(part: Selected, rows: Tensor) -> Selected:

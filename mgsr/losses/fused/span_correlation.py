@@ -9,12 +9,15 @@ Shapes: R rows of the tile (its last one may be the halo), P = number of pairs, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mgsr.losses.fused.logit_gradient import LogitGradient, Part
 from mgsr.losses.fused.workspace import Workspace
 from mgsr.losses.span_correlation import correlation_difference
+from mgsr.runtime import devices
 
 SEGMENT_ELEMENTS = 250_000
 """Probabilities of each model that are worked on at a time on a CPU: what a core's own cache holds."""
@@ -23,7 +26,7 @@ SEGMENT_ELEMENTS = 250_000
 def span_tile(
     p_RV: Tensor,
     q_RV: Tensor,
-    is_pair: Tensor,
+    is_pair: Sequence[bool],
     *,
     norm: str,
     relation: str,
@@ -37,9 +40,10 @@ def span_tile(
         is_pair: entry i says that rows i, i + 1 are a pair; may be one shorter than R.
         room: memory that the gradient's one part `[R, V]`, a, may lie in.
     """
-    left = is_pair.nonzero().squeeze(1)
-    if left.numel() == 0:
+    places = [place for place, paired in enumerate(is_pair) if paired]
+    if not places:
         return p_RV.new_zeros(()), None
+    left = torch.tensor(places, device=p_RV.device)
     if relation == "hadamard" and norm == "l2_squared":
         return _hadamard(p_RV, q_RV, left, scale, room)
     return _by_autograd(p_RV, q_RV, left, norm, relation, scale)
@@ -52,7 +56,7 @@ def _segments(left_P: Tensor, rows: int, width: int) -> list[tuple[int, int]]:
     joined up to `SEGMENT_ELEMENTS`, as a small operation costs more to call than to compute.
     """
     at_once = SEGMENT_ELEMENTS // width
-    if left_P.device.type != "cpu" or rows <= at_once:
+    if not devices.reading_is_free(left_P.device) or rows <= at_once:
         return [(0, rows)]
     found: list[tuple[int, int]] = []
     for left in left_P.tolist():
@@ -90,7 +94,7 @@ def _hadamard(
             continue
         factors = factor[first : stop - 1]
         # a row outside every pair may hold anything: 0 * nan must not reach its neighbours
-        if not bool(torch.isfinite(here).all()):
+        if not devices.reading_is_free(here.device) or not bool(torch.isfinite(here).all()):
             d.masked_fill_((factors == 0).unsqueeze(1), 0.0)
             in_pair = torch.zeros(stop - first, dtype=torch.bool, device=q.device)
             in_pair[:-1] |= factors != 0

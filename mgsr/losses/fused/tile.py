@@ -1,6 +1,6 @@
 """The three terms of a tile of rows from its logits, and their gradient to the student's logits.
 
-Tiles are made one after the other; on a CPU each is worked on in parts of a few rows.
+Tiles are made one after the other; where plain operations do the work, each is worked on in parts of a few rows.
 
 Shapes: N rows of a call, M response rows, R rows of a tile or part, V classes. The logits may hold one row more:
 the halo, which only takes part in the span pair that crosses the end.
@@ -9,7 +9,8 @@ the halo, which only takes part in the span pair that crosses the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,27 +21,30 @@ from mgsr.losses.fused.dac_kl import dac_kl_tile
 from mgsr.losses.fused.divergences import divergence_tile
 from mgsr.losses.fused.logit_gradient import LogitGradient, TokenTerm, add_up
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
+from mgsr.losses.fused.open_rows import OpenRows, close_rows
+from mgsr.losses.fused.response_rows import ResponseRows
 from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Workspace
 from mgsr.losses.teacher_topk import StoredRanking
 
-TILE_ELEMENTS = {"cpu": 15_100_000, "cuda": 131_000_000}
+TILE_ELEMENTS = {"cpu": 15_100_000, "cuda": 263_000_000}
 """Logits per tile where no `tile_size` is given, by device type.
 
-A GPU waits for the kernels of a small tile to be launched. On an H200 the three terms of 8,192 tokens over
-128,256 classes (hidden size 4,096, bfloat16) took 477 ms in tiles of 249 rows, 195 ms in tiles of 1,024 and
-157 ms in tiles of 2,048, and added 3.1, 5.3 and 8.6 GiB.
+A GPU waits for the kernels of a small tile to be launched, and reads and writes the gradient of the output layer
+once per tile. On an H200 the three terms of 8,192 tokens over 128,256 classes (hidden size 4,096, bfloat16) took
+477 ms in tiles of 249 rows, 195 ms in tiles of 1,024 and 157 ms in tiles of 2,048 before they were worked on in
+parts and by kernels, and added 3.1, 5.3 and 8.6 GiB.
 """
-PART_ELEMENTS = 2_600_000
-"""Logits that are worked on at a time on a CPU: what a core's cache holds."""
+PART_ELEMENTS = {"cpu": 2_600_000, "cuda": 33_000_000}
+"""Logits that are worked on at a time: what a CPU's core has cache for, and what a GPU has memory for to spare."""
 
 
 class TermOptions(NamedTuple):
     """What is computed, alike for every tile.
 
-    `scales`: weight over denominator of the three terms. `loops`: by compiled loops, see `rows`.
+    `scales`: weight over denominator of the three terms. `rows_by`: loops or kernels, see `rows.rows_by`.
     """
 
     scales: tuple[float, float, float]
@@ -50,33 +54,14 @@ class TermOptions(NamedTuple):
     span_norm: str
     span_relation: str
     collect: bool
-    loops: bool
-
-
-class ResponseRows(NamedTuple):
-    """What is known of the response rows besides their states, `[M]` each, or of some of them.
-
-    `place`: among the call's N rows. `truth`: on ground truth. `is_pair[i]`: i, i + 1 are a span pair; `pairs` are
-    the same in Python.
-    """
-
-    place: Tensor
-    labels: Tensor
-    truth: Tensor
-    is_pair: Tensor
-    pairs: Sequence[bool]
-
-    def some(self, first: int, stop: int) -> ResponseRows:
-        """Rows `first` to `stop`."""
-        parts: list[Any] = [part[first:stop] for part in self]
-        return ResponseRows(*parts)
+    rows_by: ModuleType | None
 
 
 class TileTerms(NamedTuple):
     """Sums over a tile, gradients and per-row values.
 
-    `halo_grad [1, V]`: the gradient to the halo row's logits, None without a halo. `bounds`, `bounds_grad`: see
-    `TokenTerm`.
+    `halo_grad [1, V]`: the gradient to the halo row's logits, None without a halo. `bounds`, `bounds_grad` and
+    `open`: see `TokenTerm`.
     """
 
     sft: Tensor
@@ -87,6 +72,7 @@ class TileTerms(NamedTuple):
     bounds: tuple[Tensor, Tensor] | None
     bounds_grad: Tensor | None
     stats: dict[str, Tensor]
+    open: Tensor | None
 
 
 def rows_per_tile(tile_size: int | None, count: int, width: int, device_type: str) -> int:
@@ -100,11 +86,11 @@ def rows_per_tile(tile_size: int | None, count: int, width: int, device_type: st
     return max(1, math.ceil(count / tiles))
 
 
-def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str, *, loops: bool = False) -> int:
-    """Rows of a tile that are worked on at a time: all of them, but on a CPU without compiled loops."""
-    if tile_size is not None or device_type != "cpu" or loops:
+def rows_per_part(tile_size: int | None, size: int, width: int, device_type: str, *, whole: bool = False) -> int:
+    """Rows of a tile that are worked on at a time; `whole`: all of them, by loops or kernels."""
+    if tile_size is not None or whole:
         return size
-    parts = max(1, round(size * width / PART_ELEMENTS))
+    parts = max(1, round(size * width / PART_ELEMENTS.get(device_type, PART_ELEMENTS["cpu"])))
     return max(1, math.ceil(size / parts))
 
 
@@ -115,12 +101,20 @@ def run_tiles(
     bounds: RowBounds | None,
     options: TermOptions,
     tile_size: int | None,
-) -> list[TileTerms]:
-    """All tiles in order; their gradients are pulled to the student's rows. Called without gradient tracking."""
+) -> tuple[list[TileTerms], OpenRows | None]:
+    """All tiles in order, and rows that came again, whose share is not in the tiles.
+
+    Their gradients are pulled to the student's rows. Called without gradient tracking.
+    """
     place_M, pairs, count = rows.place, rows.pairs, rows.place.numel()
     device, width = place_M.device, student.width
     size = rows_per_tile(tile_size, count, width, device.type)
-    part_size = rows_per_part(tile_size, size, width, device.type, loops=options.loops)
+    part_size = rows_per_part(tile_size, size, width, device.type, whole=options.rows_by is not None)
+    cached = [] if teacher is None else teacher.cached_among(place_M)
+
+    def ranked(first: int, stop: int) -> StoredRanking | None:
+        return None if teacher is None else teacher.stored(place_M[first:stop], cached[first:stop])
+
     tiles: list[TileTerms] = []
     room = Workspace(device, student.dtype)
     # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
@@ -131,21 +125,37 @@ def run_tiles(
         logits, states = student.logits(chosen, room.take("student logits", end - start, width))
         taught = None
         if teacher is not None:
-            taught, _ = teacher.logits(chosen, room.take("teacher logits", end - start, width))
+            memory = room.take("teacher logits", end - start, width)
+            taught, _ = teacher.logits(chosen, memory, cached[start:end])
         grad = None
         if student.wants_gradient:
             # the gradient takes the logits' place, unless a soft cap reads them once more
             grad = logits if student.layer.softcap is None else room.take("gradient", *logits.shape)
-        tiles += _parts(logits, taught, teacher, grad, rows, (start, stop), bounds, options, part_size, room)
+        tiles += _parts(logits, taught, ranked, grad, rows, (start, stop), bounds, options, part_size, room)
         if grad is not None:
             student.pull(chosen, grad, logits, states)
-    return tiles
+    left = None
+    terms = [(tile.open, tile.bounds) for tile in tiles if tile.open is not None and tile.bounds is not None]
+    if terms and teacher is not None and bounds is not None:
+        left = close_rows(
+            student,
+            teacher,
+            rows,
+            cached,
+            bounds,
+            terms,
+            room,
+            size=rows_per_part(None, size, width, device.type),
+            temperature=options.temperature,
+            scale=options.scales[1],
+        )
+    return tiles, left
 
 
 def _parts(
     logits: Tensor,
     taught: Tensor | None,
-    teacher: ModelRows | None,
+    ranked: Callable[[int, int], StoredRanking | None],
     grad: Tensor | None,
     rows: ResponseRows,
     span: tuple[int, int],
@@ -169,7 +179,7 @@ def _parts(
         own = rows.some(first, last)
         out = None if grad is None else grad[first - start : last - start]
         theirs = None if taught is None else taught[here]
-        stored = None if teacher is None else teacher.stored(rows.place[first:reach])
+        stored = ranked(first, reach)
         terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out, stored=stored)
         if out is not None and carried is not None:
             out[:1] += carried
@@ -207,6 +217,7 @@ def tile_terms(
     labels = rows.labels
     # without a teacher cross-entropy is alone, and always at temperature 1
     tau = 1.0 if teacher_logits is None else options.temperature
+    coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
     tile = Tile.of(
         teacher_logits,
         student_logits,
@@ -216,7 +227,9 @@ def tile_terms(
         depth=0 if bounds is None else bounds.depth,
         features=0 if bounds is None else bounds.features,
         collect=options.collect,
-        loops=options.loops,
+        rows_by=options.rows_by,
+        is_pair=rows.is_pair,
+        span_scale=coefficients[2],
         stored=stored,
     )
     factor = rows.truth.to(tile.log_q.dtype) * options.scales[0]
@@ -229,40 +242,40 @@ def tile_terms(
         token, span = TokenTerm(zero, LogitGradient(factor, []), zero), zero.sum()
     else:
         logits = teacher_logits[: labels.numel()], student_logits[: labels.numel()]
-        coefficients = [scale if grad is not None and scale != 0.0 else None for scale in options.scales]
         if bounds is not None:
             token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
         else:
             name, kwargs = options.divergence, options.divergence_kwargs
             token = divergence_tile(tile, logits, name, kwargs, tau, coefficients[1], base)
         if tile.pair is not None:
-            span, _ = tile.pair.span(rows.is_pair, coefficients[2])
+            span = tile.pair.span()
         else:
             assert tile.p is not None and tile.q is not None
             span, pull = span_tile(
                 tile.p,
                 tile.q,
-                rows.is_pair,
+                rows.pairs,
                 norm=options.span_norm,
                 relation=options.span_relation,
                 scale=coefficients[2],
                 room=room,
             )
         stats = _stats(tile, token) if tile.log_p is not None else {}
-    halo = None
+    halo, minus_labels = None, grad
     if grad is not None:
         if tile.pair is not None:
-            halo = tile.pair.add_up(token.gradient, grad)
+            at_labels = factor if base is not None else torch.zeros_like(factor)
+            halo = tile.pair.add_up(token.gradient, labels, at_labels, grad)
+            minus_labels = None if base is not None else grad
         else:
             assert tile.q is not None
             halo = add_up(tile.q, token.gradient, pull, grad)
         if tau != 1.0:
             grad.div_(tau).addcmul_(tile.plain.probs, factor.unsqueeze(1))
             halo = None if halo is None else halo.div_(tau)
-    sft = cross_entropy_tile(tile.log_q, rows.truth, labels, factor, grad)
-    return TileTerms(
-        sft, token.loss.sum(), span, token.clipped.sum(), halo, token.bounds, token.bounds_grad, stats
-    )
+    sft = cross_entropy_tile(tile.log_q, rows.truth, labels, factor, minus_labels)
+    sums = sft, token.loss.sum(), span, token.clipped.sum()
+    return TileTerms(*sums, halo, token.bounds, token.bounds_grad, stats, token.open)
 
 
 def _stats(tile: Tile, token: TokenTerm) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ Shapes: R rows, V classes, K most probable classes of each. The logits may hold 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import PairSummary
-from mgsr.losses.fused.rows import RowPair, softmax_of
 from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
 from mgsr.losses.ranking import top_classes
 from mgsr.losses.teacher_topk import StoredRanking
@@ -28,8 +28,8 @@ class Tile(NamedTuple):
         ranking: the teacher's most probable classes, where they were asked for.
         stored: which rows of the teacher come from a cache; None: none.
         summary: what a clip network is told of them, likewise.
-        p, q: `[R + halo, V]`, teacher and student of a halo row too; None where compiled loops do without.
-        pair: the same rows for those loops, or None.
+        p, q: `[R + halo, V]`, teacher and student of a halo row too; None where loops or kernels do without.
+        pair: the same rows for those loops or kernels (`rows.RowPair`), or None.
     """
 
     teacher: Softmax
@@ -43,7 +43,7 @@ class Tile(NamedTuple):
     summary: PairSummary | None
     p: Tensor | None
     q: Tensor | None
-    pair: RowPair | None
+    pair: Any
     room: Workspace
 
     @staticmethod
@@ -57,7 +57,9 @@ class Tile(NamedTuple):
         depth: int,
         features: int,
         collect: bool,
-        loops: bool = False,
+        rows_by: ModuleType | None = None,
+        is_pair: Tensor | None = None,
+        span_scale: float | None = None,
         stored: StoredRanking | None = None,
     ) -> Tile:
         """Of logits `[R + halo, V]`; without a teacher the student stands in its place.
@@ -66,7 +68,8 @@ class Tile(NamedTuple):
             depth: how many of the teacher's classes are ranked (all of a small vocabulary); 0: none.
             features: classes in the summary; 0: there is none.
             collect: whether `log_p` is wanted.
-            loops: by compiled loops, which need a teacher and float32 on a CPU.
+            rows_by: what makes `pair`, see `rows.rows_by`; it needs a teacher.
+            is_pair, span_scale: what it is told of the span, see `rows.RowPair`.
         """
         count, column, best = labels.numel(), labels.unsqueeze(1), None
         taught, own = teacher_logits, student_logits
@@ -77,10 +80,10 @@ class Tile(NamedTuple):
             values, ids = _ranking(taught, depth, stored)
             best = ids[:, :1]
         p = q = pair = None
-        if loops and taught is not None:
-            teacher = softmax_of(taught, None if best is None else values[:, 0])
-            student = softmax_of(own)
-            pair = RowPair(teacher, student)
+        if rows_by is not None and taught is not None:
+            teacher = rows_by.softmax_of(taught, None if best is None else values[:, 0])
+            student = rows_by.softmax_of(own)
+            pair = rows_by.RowPair(teacher, student, is_pair, span_scale)
         else:
             student = Softmax.of(own, best, out=room.take("student probabilities", *own.shape))
             teacher, q = student, student.probs

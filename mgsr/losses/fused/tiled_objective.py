@@ -21,21 +21,14 @@ from torch import Tensor
 from mgsr.losses.clip_bounds import Clip, ClipOptions
 from mgsr.losses.divergences import DIVERGENCES
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
-from mgsr.losses.fused.rows import loops_do
+from mgsr.losses.fused.open_rows import OpenRows
+from mgsr.losses.fused.response_rows import check_labels, check_rows, of_answers, response_rows
+from mgsr.losses.fused.rows import rows_by
 from mgsr.losses.fused.selection import RowBounds
-from mgsr.losses.fused.tile import ResponseRows, TermOptions, TileTerms, run_tiles
+from mgsr.losses.fused.tile import TermOptions, TileTerms, run_tiles
 from mgsr.losses.log_probs import compute_dtype
 from mgsr.losses.projection import OutputLayer
-from mgsr.losses.reduction import (
-    IGNORED,
-    AnswerRows,
-    LossTerms,
-    RowStats,
-    TermCounts,
-    span_pairs,
-    term_counts,
-    weighted_sum,
-)
+from mgsr.losses.reduction import AnswerRows, LossTerms, RowStats, TermCounts, weighted_sum
 from mgsr.losses.span_correlation import check_relation
 from mgsr.losses.teacher_topk import CachedRows
 
@@ -129,11 +122,13 @@ def tiled_objective(
         raise ValueError(f"divergence must be one of {', '.join(['dac_kl', *DIVERGENCES])}, got {divergence!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    width, dtype = check_inputs(
-        student_hidden, student, teacher_hidden, teacher, labels, weights, vocab_size, answers
-    )
-    rows = _response_rows(labels, span_ids, sft_mask) if answers is None else _of_answers(answers)
-    step = _denominators(counts, labels, span_ids, sft_mask)
+    width, dtype = check_inputs(student_hidden, student, teacher_hidden, teacher, labels, weights, vocab_size)
+    if answers is None:
+        rows, label_range, own_counts = response_rows(labels, span_ids, sft_mask)
+    else:
+        rows, label_range, own_counts = of_answers(answers)
+    check_labels(label_range, width)
+    step = own_counts if counts is None else _denominators(counts)
     sft, dac, pairs = (float(w) / count if count > 0 else 0.0 for w, count in zip(weights, step, strict=True))
     clipping = ClipOptions.of(clip, sharpness, ramp, quantile, target, form, keep_target)
     has_teacher = teacher is not None and teacher_hidden is not None
@@ -149,15 +144,15 @@ def tiled_objective(
         span_norm,
         span_relation,
         collect_rows and has_teacher,
-        loops_do(labels.device, dtype, width, depth, span_norm, span_relation),
+        rows_by(labels.device, dtype, width, depth, span_norm, span_relation),
     )
     own = StudentRows(student_hidden, student, width, dtype, product_dtype)
     taught = None
     if teacher is not None and teacher_hidden is not None:
         taught = ModelRows(teacher_hidden, teacher, width, dtype, product_dtype, cached)
     with torch.no_grad(), torch.autocast(student_hidden.device.type, enabled=False):
-        tiles = run_tiles(own, taught, rows, bounds, options, tile_size)
-    return _finish(tiles, own, bounds, options, weights, step, rows.place)
+        tiles, left = run_tiles(own, taught, rows, bounds, options, tile_size)
+    return _finish(tiles, left, own, bounds, options, weights, step, rows.place)
 
 
 def check_inputs(
@@ -168,7 +163,6 @@ def check_inputs(
     labels: Tensor,
     weights: Sequence[float],
     vocab_size: int | None,
-    answers: AnswerRows | None = None,
 ) -> tuple[int, torch.dtype]:
     """Refuse what doesn't fit together; returns the number of classes used, and the dtype of sums and losses."""
     if len(weights) != 3:
@@ -190,54 +184,19 @@ def check_inputs(
         )
     if not 0 < width <= min(widths):
         raise ValueError(f"vocab_size must lie between 1 and {min(widths)}, got {width}")
-    ends = _label_range(labels) if answers is None else answers.label_range
-    for label in ends:
-        if not 0 <= label < width:
-            raise ValueError(f"label {label} lies outside the {width} classes (and isn't {IGNORED})")
     states = [student_hidden] if teacher_hidden is None else [student_hidden, teacher_hidden]
     return width, compute_dtype(*states, *layers)
 
 
-def _label_range(labels: Tensor) -> tuple[int, int]:
-    found = labels[labels != IGNORED]
-    return (int(found.min()), int(found.max())) if found.numel() else (0, 0)
-
-
-def check_rows(name: str, tensor: Tensor | None, labels: Tensor) -> None:
-    if tensor is not None and tensor.shape[0] != labels.numel():
-        raise ValueError(f"{name} has {tensor.shape[0]} rows, labels {labels.numel()}")
-
-
-def _denominators(
-    counts: Sequence[float | Tensor] | None, labels: Tensor, span_ids: Tensor | None, sft_mask: Tensor | None
-) -> TermCounts:
-    if counts is None:
-        return term_counts(labels, span_ids, sft_mask)
+def _denominators(counts: Sequence[float | Tensor]) -> TermCounts:
     if len(counts) != 3:
         raise ValueError(f"counts must be three numbers (ground truth, response, pairs), got {len(counts)}")
     return TermCounts(*(float(count) for count in counts))
 
 
-def _of_answers(answers: AnswerRows) -> ResponseRows:
-    return ResponseRows(answers.place, answers.labels, answers.truth, answers.is_pair, answers.pairs)
-
-
-def _response_rows(labels: Tensor, span_ids: Tensor | None, sft_mask: Tensor | None) -> ResponseRows:
-    """What is known of the rows that are response tokens."""
-    check_rows("span_ids", span_ids, labels)
-    check_rows("sft_mask", sft_mask, labels)
-    response_N = labels != IGNORED
-    is_pair_N = torch.zeros_like(response_N)
-    if span_ids is not None and labels.numel() > 1:
-        is_pair_N[:-1] = span_pairs(span_ids, response_N)
-    truth_N = response_N if sft_mask is None else sft_mask.bool()
-    kept_M = response_N.nonzero().squeeze(1)
-    is_pair_M = is_pair_N[kept_M]
-    return ResponseRows(kept_M, labels[kept_M], truth_N[kept_M], is_pair_M, is_pair_M.tolist())
-
-
 def _finish(
     tiles: list[TileTerms],
+    left: OpenRows | None,
     student: StudentRows,
     bounds: RowBounds | None,
     options: TermOptions,
@@ -249,6 +208,8 @@ def _finish(
 
     def mean(name: str, count: float) -> Tensor:
         total = torch.stack([getattr(tile, name) for tile in tiles]).sum()
+        if left is not None and name in ("dac_kl", "clipped"):
+            total = total + (left.loss if name == "dac_kl" else left.clipped).sum()
         return total / count if count > 0 else torch.zeros_like(total)
 
     means = [mean(name, count) for name, count in zip(("sft", "dac_kl", "span"), counts, strict=True)]
@@ -266,6 +227,8 @@ def _finish(
             found = [tile.bounds_grad for tile in tiles if tile.bounds_grad is not None]
             # left out and not multiplied where the term has no weight: 0 * inf would be NaN
             scale, grads = options.scales[1], torch.cat(found, dim=1)
+            if left is not None and left.bounds_grad is not None:
+                grads = grads.index_copy(1, left.place, left.bounds_grad)
             grads = grads * scale if scale else torch.zeros_like(grads)
             priced = None if bounds.price is None else grads[2:] * bounds.price.to(student.dtype)
             known = [(b, grads[i], None if priced is None else priced[i]) for i, b in enumerate((lower, upper))]
@@ -273,6 +236,8 @@ def _finish(
     if not options.collect:
         return LossTerms(total, means[0], means[1], means[2], penalty)
     columns = {name: torch.cat([tile.stats[name] for tile in tiles]) for name in tiles[0].stats}
+    if left is not None:
+        columns = {name: left.put(name, column) for name, column in columns.items()}
     clipped_M = columns.pop("clipped")
     if lower is not None and upper is not None:
         columns |= {"lower": lower.detach(), "upper": upper.detach()}

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mgsr.runtime import devices
+
 RARE = 1e-8
 """A probability that log-probabilities are not measured from."""
 
@@ -112,11 +114,12 @@ class Softmax(NamedTuple):
         """Of logits over the temperature.
 
         Args:
-            probable_R1: a class of every row that is likely not to be rare; saves looking for the largest.
+            probable_R1: a class of every row that is likely not to be rare; saves looking for the largest, where
+                it may be asked whether it is.
             out: takes the probabilities.
         """
         probs_RV = torch.softmax(logits_RV, dim=-1, out=out)
-        if probable_R1 is not None:
+        if probable_R1 is not None and devices.reading_is_free(logits_RV.device):
             base, prob = (tensor.gather(1, probable_R1).squeeze(1) for tensor in (logits_RV, probs_RV))
             # further down the difference of logits, and below the smallest normal number p itself, round away
             rare = (~(prob > RARE)).nonzero().squeeze(1)
@@ -162,9 +165,9 @@ class Softmax(NamedTuple):
         if self.known_entropy is not None:
             return self.known_entropy
         shifted = self.logits - self.base.unsqueeze(1)
-        expected = torch.linalg.vecdot(self.probs, shifted)
-        if bool(torch.isnan(expected).any()):
+        free, lowest = devices.reading_is_free(shifted.device), torch.finfo(shifted.dtype).min
+        expected = torch.linalg.vecdot(self.probs, shifted if free else shifted.clamp_min_(lowest))
+        if free and bool(torch.isnan(expected).any()):
             # 0 * -inf
-            lowest = torch.finfo(shifted.dtype).min
             expected = torch.linalg.vecdot(self.probs, shifted.clamp_min_(lowest))
         return -(expected + self.log_base)
