@@ -4,7 +4,8 @@ Every term is one file with its equation and source: `cross_entropy`; `dac_kl` (
 its bounds in `clip_bounds`; `span_correlation` (eq. 10); `divergences`; `policy_gradient` (MiniLLM). They return
 values per token; `reduction` masks and averages them. What trains has the same names in `fused/`: the same
 numbers, from hidden states in tiles. `objective` puts weights on the terms (eq. 1). `log_probs`, `ranking`,
-`teacher_topk` and `projection` are what these stand on.
+`teacher_topk` and `projection` are what these stand on. `torch.compile(fullgraph=True)` takes `dac_kl`,
+`span_correlation` and every divergence; the tiles are not for it.
 
 A new divergence is a function in `divergences.py`, in `DIVERGENCES` too. It then trains under autograd, a tile
 at a time. For a configuration to name it, add it to `DIVERGENCE_NAMES` in `mgsr/config/schema.py`.

@@ -63,7 +63,7 @@ def check_clipping(sharpness: float, ramp: str, quantile: str, form: str) -> Non
     Raises:
         ValueError: with the offending value.
     """
-    if not (sharpness >= 0 and math.isfinite(sharpness)):
+    if not 0.0 <= sharpness < math.inf:
         raise ValueError(f"sharpness must be finite and at least 0, got {sharpness}")
     for name, value, known in (("ramp", ramp, RAMPS), ("quantile", quantile, QUANTILES), ("form", form, FORMS)):
         if value not in known:
@@ -136,6 +136,5 @@ def ranked_quantile(log_probs_RK: Tensor, quantile: str, width: int) -> Tensor:
         # in float64 first: rank / V then rounds exactly as a bound k / V that came as a Python float
         return (ranks / width).to(log_probs_RK.dtype).expand_as(log_probs_RK)
     # shifted by one, not cumsum - p: that would cancel for the top class
-    before = torch.zeros_like(log_probs_RK)
-    torch.cumsum(log_probs_RK[..., :-1].exp(), dim=-1, out=before[..., 1:])
-    return before
+    first = torch.zeros_like(log_probs_RK[..., :1])
+    return torch.cat([first, log_probs_RK[..., :-1].exp()], dim=-1).cumsum_(dim=-1)

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from mgsr.runtime import devices
+
 
 def check_logits(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> None:
     """Refuse logits over different vocabularies and a temperature that isn't positive.
@@ -23,7 +25,7 @@ def check_logits(teacher_logits: Tensor, student_logits: Tensor, temperature: fl
             f"teacher and student logits differ in width: {teacher_logits.shape[-1]} and "
             f"{student_logits.shape[-1]}; cut both to the shared vocabulary first"
         )
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not 0.0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
@@ -55,8 +57,8 @@ def kl_from_log_probs(log_a: Tensor, log_b: Tensor) -> Tensor:
     """
     a = log_a.exp()
     difference = log_a - log_b
-    if not _all_finite(log_a, log_b):
-        # inf - inf, or 0 * inf. Only then: `where` takes many times as long as the arithmetic on a CPU
+    if not _seen_finite(log_a, log_b):
+        # inf - inf, or 0 * inf. Not always: `where` takes many times as long as the arithmetic on a CPU
         difference = torch.where(a > 0, difference, torch.zeros_like(log_a))
     return (a * difference).sum(dim=-1)
 
@@ -68,7 +70,7 @@ def log_mixture(log_a: Tensor, log_b: Tensor, weight_a: float) -> Tensor:
     if weight_a == 1.0:
         return log_a
     left, right = log_a + math.log(weight_a), log_b + math.log1p(-weight_a)
-    if _all_finite(left, right):
+    if _seen_finite(left, right):
         return torch.logaddexp(left, right)
     absent = torch.isneginf(left) & torch.isneginf(right)
     mixed = torch.logaddexp(left.masked_fill(absent, 0.0), right.masked_fill(absent, 0.0))
@@ -78,12 +80,13 @@ def log_mixture(log_a: Tensor, log_b: Tensor, weight_a: float) -> Tensor:
 def entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
     """Entropy over the last dimension in nats; classes of probability 0 contribute 0."""
     value = (probs * log_probs).sum(dim=-1)
-    if bool(torch.isnan(value).any()):
+    if not devices.reading_is_free(value.device) or bool(torch.isnan(value).any()):
         # 0 * -inf
         value = (probs * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(dim=-1)
     return -value
 
 
-def _all_finite(*log_probs: Tensor) -> bool:
-    """False if a probability is exactly 0 (log -inf) or NaN, or there is none at all."""
-    return all(t.numel() > 0 and bool(t.detach().amin() > -math.inf) for t in log_probs)
+def _seen_finite(*log_probs: Tensor) -> bool:
+    """False if a probability is exactly 0 (log -inf) or NaN, there is none at all, or none may be looked at."""
+    free = all(devices.reading_is_free(t.device) for t in log_probs)
+    return free and all(t.numel() > 0 and bool(t.detach().amin() > -math.inf) for t in log_probs)

@@ -1,7 +1,8 @@
 """A teacher's distribution from its k most probable classes and the mass of all others.
 
-The others share that mass evenly. At given bounds DAC-KL sees no difference as long as everything it keeps lies
-within the k classes; elsewhere, the teacher's entropy included, the error is measured by `cache_error`.
+The others share that mass evenly. In DAC-KL their quantile is 1: bounds below 1 clip them all into the rest bin,
+whose mass is known. At given bounds DAC-KL sees no difference as long as everything it keeps lies within the k
+classes; elsewhere, the teacher's entropy included, the error is measured by `cache_error`.
 
 Shapes: n cached rows, R rows of a tile, K classes kept, V classes.
 """
@@ -31,6 +32,32 @@ class CachedRows(NamedTuple):
     log_tail: Tensor
 
 
+class StoredRanking(NamedTuple):
+    """Which of a tile's rows come from a cache, and their most probable classes.
+
+    Attributes:
+        rows: `[r]`, places among the tile's R rows.
+        ids: `[r, K]`, classes in descending order.
+        known: `[R]`, how many classes of a row are known: K, or all of one that is not cached.
+    """
+
+    rows: Tensor
+    ids: Tensor
+    known: Tensor
+
+    def ids_to(self, depth: int) -> Tensor:
+        """`[r, depth]`: behind the stored classes come the others, which tie, by smaller id; depth <= V."""
+        few = self.ids[:, :depth].long()
+        missing = depth - few.shape[1]
+        if missing == 0:
+            return few
+        # of the first `depth` ids at least so many are not among them
+        member = torch.zeros(len(few), depth + 1, dtype=torch.bool, device=few.device)
+        member.scatter_(1, few.clamp_max(depth), True)
+        others = member[:, :depth].sort(dim=-1, stable=True).indices
+        return torch.cat([few, others[:, :missing]], dim=-1)
+
+
 def top_of_logits(logits_RV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k largest log-probabilities, their classes and the log of the mass outside: `[R, K]`, `[R, K]`, `[R]`.
 
@@ -50,12 +77,14 @@ def top_of_logits(logits_RV: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return values, ids, log_tail
 
 
-def restored_logits(log_probs_RK: Tensor, ids_RK: Tensor, log_tail_R: Tensor, width: int) -> Tensor:
-    """Log-probabilities `[R, V]` with the tail spread evenly."""
+def restored_logits(
+    log_probs_RK: Tensor, ids_RK: Tensor, log_tail_R: Tensor, width: int, out: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities `[R, V]` with the tail spread evenly, in `out` where it is given."""
     others = width - ids_RK.shape[-1]
     share_R = log_tail_R - math.log(others) if others else torch.full_like(log_tail_R, -math.inf)
-    logits = share_R.unsqueeze(1).expand(-1, width).clone()
-    return logits.scatter_(1, ids_RK.long(), log_probs_RK.to(logits.dtype))
+    logits = log_tail_R.new_empty(len(share_R), width) if out is None else out
+    return logits.copy_(share_R.unsqueeze(1)).scatter_(1, ids_RK.long(), log_probs_RK.to(logits.dtype))
 
 
 def cache_error(logits_RV: Tensor, k: int) -> Tensor:

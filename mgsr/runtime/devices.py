@@ -217,5 +217,8 @@ def placed(device: torch.device, *models: Any) -> Iterator[None]:
 
 
 def reading_is_free(device: torch.device) -> bool:
-    """Whether a number there may be looked at without waiting for all the work that the device has been given."""
-    return device.type == "cpu"
+    """Whether a number there may be looked at without waiting for all the work that the device has been given.
+
+    Never in a function that is being compiled: its graph would end there.
+    """
+    return device.type == "cpu" and not torch.compiler.is_compiling()

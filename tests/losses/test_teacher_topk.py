@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mgsr.losses import CachedRows, cache_error, restored_logits, tiled_objective, top_of_logits
+from mgsr.losses.teacher_topk import StoredRanking
 from tests.losses.dense import Problem
 
 
@@ -83,3 +84,32 @@ def test_impossible_classes_and_a_wrong_k():
     for k in (0, 5):
         with pytest.raises(ValueError, match="within 1 and 4"):
             top_of_logits(logits, k)
+
+
+@pytest.mark.parametrize("k", [3, 8])
+def test_classes_outside_lie_in_the_rest_bin(k):
+    """Against numpy: bounds that would reach into the tail keep nothing of it, as only its mass is known."""
+    problem = Problem(rows=9, scale=0.5)
+    clip = (-1.0, 0.9)
+    got, _ = run(problem, clip, weights=(0.0, 1.0, 0.0), cached=cached(problem, k, torch.arange(9)))
+    p, q = (
+        (states @ weight.T).softmax(-1).detach().numpy()
+        for states, weight in ((problem.taught, problem.teacher), problem.arguments[:2])
+    )
+    losses = []
+    for taught, own in zip(p[problem.labels.numpy() >= 0], q[problem.labels.numpy() >= 0], strict=True):
+        top = np.argsort(-taught, kind="stable")[:k]
+        assert taught[top].sum() < 0.9 - 4 * 0.005
+        rest = 1 - taught[top].sum(), 1 - own[top].sum()
+        losses.append((taught[top] * np.log(taught[top] / own[top])).sum() + rest[0] * np.log(rest[0] / rest[1]))
+    assert float(got.dac_kl) == pytest.approx(np.mean(losses), rel=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 1000), st.integers(1, 9))
+def test_what_lies_behind_the_stored_classes_comes_by_id(k, seed, depth):
+    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    values, ids, tail = top_of_logits(logits, k)
+    ranking = StoredRanking(torch.arange(4), ids, torch.full((4,), k))
+    want = restored_logits(values, ids, tail, 9).sort(dim=-1, descending=True, stable=True).indices
+    assert ranking.ids_to(depth).tolist() == want[:, :depth].tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mgsr.losses.projection import OutputLayer
-from mgsr.losses.teacher_topk import CachedRows, restored_logits
+from mgsr.losses.teacher_topk import CachedRows, StoredRanking, restored_logits
 from mgsr.runtime import devices
 
 
@@ -53,10 +53,19 @@ class ModelRows:
         """Which of some rows are cached: all that is ever looked at on a device."""
         return [] if self._place_N is None else (self._place_N[rows] >= 0).tolist()
 
+    def stored(self, rows: Tensor, cached: Sequence[bool]) -> StoredRanking | None:
+        """The cached ranking of some rows, of which `cached` says which have one; None where none has."""
+        if self.cached is None or self._place_N is None or not any(cached):
+            return None
+        chosen = _places(cached, True, rows.device)
+        ids = self.cached.ids[self._place_N[rows[chosen]]]
+        inside = torch.tensor(cached, device=rows.device)
+        return StoredRanking(chosen, ids, torch.where(inside, ids.shape[1], self.width))
+
     def logits(
         self, rows: Tensor, out: Tensor | None = None, cached: Sequence[bool] = ()
     ) -> tuple[Tensor, Tensor]:
-        """Logits `[R, V]` of some rows, in `out` where it is given and no row cached, and states `[R, H]`.
+        """Logits `[R, V]` of some rows, in `out` where it is given, and states `[R, H]`.
 
         Args:
             cached: what `cached_among` says of the rows; empty: none is.
@@ -65,23 +74,26 @@ class ModelRows:
         states = self.hidden_NH[rows].to(self.dtype)
         if self.cached is None or self._place_N is None or not any(cached):
             return self.layer.project(states, dtype=self.dtype, out=out), states
-        known, other = (
-            torch.tensor([i for i, has in enumerate(cached) if has is kept], dtype=torch.int64, device=rows.device)
-            for kept in (True, False)
-        )
-        place = self._place_N[rows[known]]
-        restored = restored_logits(
-            self.cached.log_probs[place].to(self.dtype),
-            self.cached.ids[place],
-            self.cached.log_tail[place].to(self.dtype),
-            self.width,
-        )
-        if other.numel() == 0:
-            return restored, states
-        logits = states.new_empty(len(rows), self.width)
-        logits[known] = restored
+        logits = states.new_empty(len(rows), self.width) if out is None else out
+        if all(cached):
+            self._restored(rows, logits)
+            return logits, states
+        known, other = (_places(cached, kind, rows.device) for kind in (True, False))
+        logits[known] = self._restored(rows[known])
         logits[other] = self.layer.project(states[other], dtype=self.dtype)
         return logits, states
+
+    def _restored(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        assert self.cached is not None and self._place_N is not None
+        place = self._place_N[rows]
+        _, log_probs, ids, log_tail = self.cached
+        return restored_logits(
+            log_probs[place].to(self.dtype), ids[place], log_tail[place].to(self.dtype), self.width, out
+        )
+
+
+def _places(flags: Sequence[bool], kind: bool, device: torch.device) -> Tensor:
+    return torch.tensor([i for i, flag in enumerate(flags) if flag is kind], dtype=torch.int64, device=device)
 
 
 class StudentRows(ModelRows):

@@ -75,9 +75,8 @@ def close_rows(
             place = torch.tensor(some, device=lower_M.device)
             chosen = rows.place[place]
             logits, states = student.logits(chosen, room.take("student logits", len(some), student.width))
-            taught, _ = teacher.logits(
-                chosen, room.take("teacher logits", len(some), student.width), [cached[i] for i in some if cached]
-            )
+            known = [cached[i] for i in some if cached]
+            taught, _ = teacher.logits(chosen, room.take("teacher logits", len(some), student.width), known)
             grad = None
             if student.wants_gradient and scale != 0.0:
                 grad = logits if student.layer.softcap is None else room.take("gradient", *logits.shape)
@@ -85,6 +84,7 @@ def close_rows(
             tile = Tile.of(
                 taught, logits, rows.labels[place], room,
                 temperature=temperature, depth=student.width, features=0, collect=False,
+                stored=teacher.stored(chosen, known),
             )  # fmt: skip
             term = dac_kl_at(tile, bounds, *bound, None if grad is None else scale, None, learned=learned)
             if grad is not None:

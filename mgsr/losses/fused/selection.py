@@ -123,7 +123,7 @@ def selected_rows(
     """
     width, target_R = tile.teacher.logits.shape[-1], _target(tile, ranking, options)
     if ranking.ids.shape[-1] == width:
-        yield None, None, _all_classes(tile, ranking, target_R, options)
+        yield None, None, _all_classes(tile, ranking, target_R, options, None)
         return
     reach_R, empty_R = _reach(lower_R, upper_R, options, limits)
     # where everything up to the end of the ranking may be kept, no selection can be enough
@@ -160,7 +160,11 @@ def selected_rows(
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
         subtile = tile._replace(teacher=tile.teacher.rows(rows), student=tile.student.rows(rows))
         ranked = _ranked(subtile.teacher, None, width)
-        yield rows, None, _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options)
+        yield (
+            rows,
+            None,
+            _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options, rows),
+        )
 
 
 def decided_at_once(
@@ -177,7 +181,7 @@ def decided_at_once(
     """
     target_R = _target(tile, ranking, options)
     if ranking.ids.shape[-1] == tile.teacher.logits.shape[-1]:
-        return None, _all_classes(tile, ranking, target_R, options), None
+        return None, _all_classes(tile, ranking, target_R, options, None), None
     reach_R, empty_R = _reach(lower_R, upper_R, options, limits)
     ids, part, exact_R = _most_probable(tile, None, ranking, target_R, options, None)
     covered_R = (part.c[:, -1] >= reach_R) & (reach_R <= 1.0)
@@ -203,9 +207,20 @@ def _some(part: Selected, rows: Tensor) -> Selected:
     return Selected(*chosen)
 
 
-def _all_classes(tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions) -> Selected:
-    """Every class, in the order of the ids."""
-    ranked = ranked_quantile(ranking.values, options.quantile, ranking.values.shape[-1])
+def _quantiles(tile: Tile, ranking: Ranking, rows: Tensor | None, options: ClipOptions) -> Tensor:
+    """c of the ranked classes of some rows (None: all); 1 for those of a cached teacher that the cache lacks."""
+    c = ranked_quantile(ranking.values, options.quantile, tile.teacher.logits.shape[-1])
+    if tile.stored is None:
+        return c
+    known = tile.stored.known[: tile.labels.numel()] if rows is None else tile.stored.known[rows]
+    return c.masked_fill(torch.arange(c.shape[-1], device=c.device) >= known.unsqueeze(1), 1.0)
+
+
+def _all_classes(
+    tile: Tile, ranking: Ranking, target_R: Tensor, options: ClipOptions, rows: Tensor | None
+) -> Selected:
+    """Every class, in the order of the ids; `rows` says which of the tile's `tile` holds (None: all)."""
+    ranked = _quantiles(tile, ranking, rows, options)
     c = torch.empty_like(ranking.values).scatter_(-1, ranking.ids, ranked)
     target = target_R.unsqueeze(1) if options.keep_target else None
     teacher, student = tile.teacher, tile.student
@@ -233,7 +248,7 @@ def _most_probable(
     The last place goes to the target where that is further down: a row counts as covered only if the class of
     the last place is clipped, and everything behind it is clipped as well.
     """
-    c = ranked_quantile(ranking.values, options.quantile, tile.teacher.logits.shape[-1])
+    c = _quantiles(tile, ranking, rows, options)
     ids, target, log_p = ranking.ids, None, ranking.values
     last, apart = ids[:, -1], torch.full_like(target_R, -1)
     if options.keep_target:

@@ -9,6 +9,7 @@ the halo, which only takes part in the span pair that crosses the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from mgsr.losses.fused.selection import RowBounds
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Workspace
+from mgsr.losses.teacher_topk import StoredRanking
 
 TILE_ELEMENTS = {"cpu": 15_100_000, "cuda": 263_000_000}
 """Logits per tile where no `tile_size` is given, by device type.
@@ -109,6 +111,10 @@ def run_tiles(
     size = rows_per_tile(tile_size, count, width, device.type)
     part_size = rows_per_part(tile_size, size, width, device.type, whole=options.rows_by is not None)
     cached = [] if teacher is None else teacher.cached_among(place_M)
+
+    def ranked(first: int, stop: int) -> StoredRanking | None:
+        return None if teacher is None else teacher.stored(place_M[first:stop], cached[first:stop])
+
     tiles: list[TileTerms] = []
     room = Workspace(device, student.dtype)
     # without any row one empty tile still calls the clip module: its parameters then get a zero gradient
@@ -125,7 +131,7 @@ def run_tiles(
         if student.wants_gradient:
             # the gradient takes the logits' place, unless a soft cap reads them once more
             grad = logits if student.layer.softcap is None else room.take("gradient", *logits.shape)
-        tiles += _parts(logits, taught, grad, rows, (start, stop), bounds, options, part_size, room)
+        tiles += _parts(logits, taught, ranked, grad, rows, (start, stop), bounds, options, part_size, room)
         if grad is not None:
             student.pull(chosen, grad, logits, states)
     left = None
@@ -149,6 +155,7 @@ def run_tiles(
 def _parts(
     logits: Tensor,
     taught: Tensor | None,
+    ranked: Callable[[int, int], StoredRanking | None],
     grad: Tensor | None,
     rows: ResponseRows,
     span: tuple[int, int],
@@ -172,7 +179,8 @@ def _parts(
         own = rows.some(first, last)
         out = None if grad is None else grad[first - start : last - start]
         theirs = None if taught is None else taught[here]
-        terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out)
+        stored = ranked(first, reach)
+        terms = tile_terms(theirs, logits[here], own, bounds, first, options, room, grad=out, stored=stored)
         if out is not None and carried is not None:
             out[:1] += carried
         # the halo row's gradient waits for its own part, which still needs the logits there
@@ -194,6 +202,7 @@ def tile_terms(
     room: Workspace,
     *,
     grad: Tensor | None,
+    stored: StoredRanking | None = None,
 ) -> TileTerms:
     """The terms of one tile or part.
 
@@ -203,6 +212,7 @@ def tile_terms(
         start: place of its first row among the call's response rows.
         grad: `[R, V]`, takes the gradient to the logits of its own rows; None: it isn't wanted. It may be
             `student_logits` themselves, which are read for the last time before.
+        stored: which rows of the teacher come from a cache.
     """
     labels = rows.labels
     # without a teacher cross-entropy is alone, and always at temperature 1
@@ -220,6 +230,7 @@ def tile_terms(
         rows_by=options.rows_by,
         is_pair=rows.is_pair,
         span_scale=coefficients[2],
+        stored=stored,
     )
     factor = rows.truth.to(tile.log_q.dtype) * options.scales[0]
     # at temperature 1 cross-entropy's multiple of q goes into the same pass over the vocabulary

@@ -8,11 +8,13 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import PairSummary
 from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
 from mgsr.losses.ranking import top_classes
+from mgsr.losses.teacher_topk import StoredRanking
 
 
 class Tile(NamedTuple):
@@ -24,6 +26,7 @@ class Tile(NamedTuple):
         labels: `[R]`.
         log_p, log_q: `[R]`, of the labels at temperature 1; `log_p` where it was asked for.
         ranking: the teacher's most probable classes, where they were asked for.
+        stored: which rows of the teacher come from a cache; None: none.
         summary: what a clip network is told of them, likewise.
         p, q: `[R + halo, V]`, teacher and student of a halo row too; None where loops or kernels do without.
         pair: the same rows for those loops or kernels (`rows.RowPair`), or None.
@@ -36,6 +39,7 @@ class Tile(NamedTuple):
     log_p: Tensor | None
     log_q: Tensor
     ranking: Ranking | None
+    stored: StoredRanking | None
     summary: PairSummary | None
     p: Tensor | None
     q: Tensor | None
@@ -56,6 +60,7 @@ class Tile(NamedTuple):
         rows_by: ModuleType | None = None,
         is_pair: Tensor | None = None,
         span_scale: float | None = None,
+        stored: StoredRanking | None = None,
     ) -> Tile:
         """Of logits `[R + halo, V]`; without a teacher the student stands in its place.
 
@@ -72,7 +77,7 @@ class Tile(NamedTuple):
             taught, own = None if taught is None else taught / temperature, own / temperature
         if depth and taught is not None:
             # all rows, the halo too: its most probable class is then known
-            values, ids = top_classes(taught, depth)
+            values, ids = _ranking(taught, depth, stored)
             best = ids[:, :1]
         p = q = pair = None
         if rows_by is not None and taught is not None:
@@ -98,4 +103,19 @@ class Tile(NamedTuple):
             if features:
                 told = student.log_probs(ids[:count, :features])
                 summary = PairSummary(ranking.values[:, :features], told, teacher.entropy(), student.entropy())
-        return Tile(teacher, student, plain, labels, log_p, log_q, ranking, summary, p, q, pair, room)
+        return Tile(teacher, student, plain, labels, log_p, log_q, ranking, stored, summary, p, q, pair, room)
+
+
+def _ranking(taught: Tensor, depth: int, stored: StoredRanking | None) -> tuple[Tensor, Tensor]:
+    """The most probable classes of all rows, values and ids: at least `depth`, and one more than a cache knows."""
+    if stored is None:
+        return top_classes(taught, depth)
+    depth = min(taught.shape[1], max(depth, stored.ids.shape[1] + 1))
+    ids = torch.empty(len(taught), depth, dtype=torch.int64, device=taught.device)
+    ids[stored.rows] = stored.ids_to(depth)
+    others = torch.ones(len(taught), dtype=torch.bool, device=taught.device)
+    others[stored.rows] = False
+    left = others.nonzero().squeeze(1)
+    if len(left):
+        ids[left] = top_classes(taught, depth, left)[1]
+    return taught.gather(1, ids), ids
