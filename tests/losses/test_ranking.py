@@ -11,6 +11,7 @@ from mgsr.losses.fused import selection
 from mgsr.losses.fused.dac_kl import ramp_slope
 from mgsr.losses.log_probs import entropy
 from mgsr.losses.ranking import sort_classes, top_classes
+from tests.host_reads import HostReads, as_on_a_gpu
 
 
 def levels(rows, width, count, seed=0, dtype=torch.float32):
@@ -31,7 +32,10 @@ def test_sorting_puts_ties_in_the_order_of_their_ids(width, count, dtype):
 
 @pytest.mark.parametrize("k", [1, 2, 10, 63, 2999, 3000, 5000])
 @pytest.mark.parametrize("count", [1, 5, 300, 3000, 10**6])
-def test_the_top_is_the_beginning_of_the_full_order(k, count):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_top_is_the_beginning_of_the_full_order(monkeypatch, k, count, on_gpu):
+    if on_gpu:
+        as_on_a_gpu(monkeypatch)
     rows = levels(20, 3000, count, seed=k)
     values, ids = top_classes(rows, k)
     want = rows.sort(dim=-1, descending=True, stable=True)
@@ -50,6 +54,15 @@ def test_ties_inside_the_top_but_not_at_its_end():
     rows = -(torch.arange(3000.0) // 2).flip(0).expand(4, -1).contiguous()
     ids = top_classes(rows, 8)[1]
     assert ids[0].tolist() == [2998, 2999, 2996, 2997, 2994, 2995, 2992, 2993]
+
+
+def test_on_a_gpu_nothing_is_looked_at(monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    rows = levels(6, 3000, 5)
+    rows[2, 5] = math.nan
+    with HostReads() as reads:
+        _, ids = top_classes(rows, 50)
+    assert reads.found == [] and int(ids.min()) >= 0 and int(ids.max()) < 3000
 
 
 def test_absent_classes_and_nan_do_not_break_the_order():
