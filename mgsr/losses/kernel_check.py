@@ -39,7 +39,9 @@ def differences(device: torch.device, width: int = 5003, depth: int = 40) -> lis
 
     generator = torch.Generator().manual_seed(0)
     taught, own = (2 * torch.randn(6, width, generator=generator) for _ in range(2))
-    taught[1, 7:900], taught[2], own[3, :4200], taught[4, 11] = -3.0, taught[2].round(), -torch.inf, -torch.inf
+    taught[1, 7 : width // 2], taught[2] = -3.0, taught[2].round()
+    # more than one block of them
+    own[3, : width * 5 // 6], taught[4, 11] = -torch.inf, -torch.inf
     taught, own = taught.to(device), own.to(device)
     log_p, log_q = (torch.log_softmax(logits.double(), dim=-1) for logits in (taught, own))
     p, q = log_p.exp(), log_q.exp()
@@ -85,6 +87,7 @@ def differences(device: torch.device, width: int = 5003, depth: int = 40) -> lis
     # it takes the logits' place
     chosen = ids[:5].contiguous(), added
     halo = kernels.row_gradient(models, factor, scales, torch.stack([last, apart]), label, weight, own[:5], chosen)
+    assert halo is not None
     found["gradient"], found["gradient behind"] = (own[:5], gradient[:5]), (halo, gradient[5:])
     return [name for name, (mine, want) in found.items() if not _close(mine, want)]
 

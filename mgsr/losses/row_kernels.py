@@ -145,18 +145,18 @@ def _gradient_kernel(
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
     k = tl.program_id(0) * block + tl.arange(0, block)
-    there = k < width
     # a run of rows whose neighbours are pairs is one program's: `out` may be the logits, which are read before
-    begins = tl.load(factor + row - 1, mask=row > 0, other=0.0) == 0
+    going = tl.load(factor + row - 1, mask=row > 0, other=0.0) == 0
     f = tl.load(factor + row)
-    z = tl.load(teacher + row * width + k, mask=there & begins, other=-float("inf"))
-    q = _prob(tl.load(student + row * width + k, mask=there & begins, other=-float("inf")), s_peak, s_prob, row)
+    there = k < tl.where(going, width, 0)
+    z = tl.load(teacher + row * width + k, mask=there, other=-float("inf"))
+    own = tl.load(student + row * width + k, mask=there, other=-float("inf"))
     p = _prob(z, t_peak, t_prob, row)
+    q = _prob(own, s_peak, s_prob, row)
     g = tl.zeros([block], tl.float32)
-    going = begins
     while going:
         paired = f != 0
-        ahead = there & paired
+        ahead = k < tl.where(paired, width, 0)
         z_next = tl.load(teacher + (row + 1) * width + k, mask=ahead, other=-float("inf"))
         own = tl.load(student + (row + 1) * width + k, mask=ahead, other=-float("inf"))
         after = tl.where(paired, row + 1, row)
@@ -168,11 +168,10 @@ def _gradient_kernel(
         inside = _is_inside(z, k, edge, end, tl.load(apart + row))
         scale = tl.where(inside, tl.load(inside_scale + row), tl.load(outside_scale + row))
         value = q * (tl.where(paired, g + d * q_next, g) + scale)
-        own_row = row < count
-        f_label = tl.load(label_factor + row, mask=own_row, other=0.0)
-        value -= tl.where(k == tl.load(label + row, mask=own_row, other=-1), f_label, 0.0)
-        tl.store(out + row * width + k, value, mask=there & own_row)
-        tl.store(halo + k, value, mask=there & (row >= count))
+        f_label = tl.load(label_factor + row, mask=row < count, other=0.0)
+        value -= tl.where(k == tl.load(label + row, mask=row < count, other=-1), f_label, 0.0)
+        tl.store(out + row * width + k, value, mask=k < tl.where(row < count, width, 0))
+        tl.store(halo + k, value, mask=k < tl.where(row < count, 0, width))
         g = d * q
         z = z_next
         p = p_next

