@@ -36,7 +36,7 @@ class StoredRanking(NamedTuple):
     """Which of a tile's rows come from a cache, and their most probable classes.
 
     Attributes:
-        rows: `[r]`, places among the tile's R rows.
+        rows: `[r]`, places among the tile's R rows; `others`: those of the other rows.
         ids: `[r, K]`, classes in descending order.
         known: `[R]`, how many classes of a row are known: K, or all of one that is not cached.
     """
@@ -44,6 +44,7 @@ class StoredRanking(NamedTuple):
     rows: Tensor
     ids: Tensor
     known: Tensor
+    others: Tensor
 
     def ids_to(self, depth: int) -> Tensor:
         """`[r, depth]`: behind the stored classes come the others, which tie, by smaller id; depth <= V."""

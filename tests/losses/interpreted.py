@@ -77,11 +77,9 @@ CASES = {
     "one tile": {"clip": (0.1, 0.8), "tile_size": None},
     "all open": {"clip": (0.1, 1.0)},
     "label": {"clip": (0.05, 0.6), "target": "label"},
-    "no target": {"clip": (0.05, 0.6), "keep_target": False},
     "temperature": {"clip": (0.1, 0.8), "temperature": 2.5},
     "no span": {"clip": (0.1, 0.8), "weights": (1.0, 1.0, 0.0)},
     "network": {"clip": "network"},
-    "soft cap": {"clip": (0.1, 0.8), "student_softcap": 3.0},
 }
 
 
@@ -99,7 +97,7 @@ def test_the_objective(monkeypatch, case):
         torch.testing.assert_close(got[name], value, rtol=2e-5, atol=2e-5 * size, msg=lambda m, n=name: n + m)
 
 
-@pytest.mark.parametrize("kept", [8, 100])
+@pytest.mark.parametrize("kept", [8])
 def test_cached_rows_tie_outside_their_classes(monkeypatch, kept):
     problem = Problem(classes=300, dtype=torch.float32, rows=20)
     chosen = torch.arange(0, 20, 2)

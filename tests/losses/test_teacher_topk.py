@@ -110,6 +110,6 @@ def test_classes_outside_lie_in_the_rest_bin(k):
 def test_what_lies_behind_the_stored_classes_comes_by_id(k, seed, depth):
     logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     values, ids, tail = top_of_logits(logits, k)
-    ranking = StoredRanking(torch.arange(4), ids, torch.full((4,), k))
+    ranking = StoredRanking(torch.arange(4), ids, torch.full((4,), k), torch.arange(0))
     want = restored_logits(values, ids, tail, 9).sort(dim=-1, descending=True, stable=True).indices
     assert ranking.ids_to(depth).tolist() == want[:, :depth].tolist()

@@ -92,8 +92,7 @@ def dac_kl_at(
         if at_limits is not None:
             for row, (low, high) in zip(at_limits, bounds.limits, strict=True):
                 limits = torch.full_like(edges[0], low), torch.full_like(edges[1], high)
-                mass = clipped_mass(part, *limits, bounds.options)
-                row[every] = mass if open_R is None else mass.masked_fill(open_R, 0.0)
+                row[every] = clipped_mass(part, *limits, bounds.options)
         if coefficient is not None:
             scale, one = _to_logits(part, rows, chosen, found, coefficient, None if base is None else base[every])
             q_scale[every] = scale

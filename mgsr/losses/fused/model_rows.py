@@ -60,7 +60,8 @@ class ModelRows:
         chosen = _places(cached, True, rows.device)
         ids = self.cached.ids[self._place_N[rows[chosen]]]
         inside = torch.tensor(cached, device=rows.device)
-        return StoredRanking(chosen, ids, torch.where(inside, ids.shape[1], self.width))
+        known = torch.where(inside, ids.shape[1], self.width)
+        return StoredRanking(chosen, ids, known, _places(cached, False, rows.device))
 
     def logits(
         self, rows: Tensor, out: Tensor | None = None, cached: Sequence[bool] = ()

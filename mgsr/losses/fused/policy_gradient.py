@@ -113,11 +113,11 @@ def policy_gradient_objective(
             sums[0] = _cross_entropy(student, labels_N, _tiles(place, width, tile_size), scales[0])
         if weights[1] != 0:
             assert theirs is not None
-            behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype)
+            place = _places(written_BT) if answers is None else answers.written_place
+            behaviour_N = _behaviour(behaviour_log_probs, written_BT, dtype, place)
             work = PolicyWork(
                 labels_N, behaviour_N, scales[1], importance_clip, student.wants_gradient, collect_rows
             )
-            place = _places(written_BT) if answers is None else answers.written_place
             tiles = _tiles(place, width, tile_size)
             sums[1], rows = _policy(student, theirs, written_BT, tiles, work)
         means = [total / count if count > 0 else zero for total, count in zip(sums, found, strict=True)]
@@ -187,10 +187,10 @@ def _policy(
     return total, RowStats(index, *columns)
 
 
-def _behaviour(log_probs_BT: Tensor | None, written_BT: Tensor, dtype: torch.dtype) -> Tensor:
+def _behaviour(log_probs_BT: Tensor | None, written_BT: Tensor, dtype: torch.dtype, place: Tensor) -> Tensor:
     """log p~ of every row, `[N]`."""
     if log_probs_BT is None:
-        if bool(written_BT.any()):
+        if place.numel():
             raise ValueError("model-written responses need behaviour_log_probs, got None")
         return torch.zeros(written_BT.numel(), dtype=dtype, device=written_BT.device)
     if log_probs_BT.shape != written_BT.shape:

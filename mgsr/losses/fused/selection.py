@@ -22,6 +22,7 @@ from mgsr.runtime import devices
 
 DEPTHS = (256, 1024, 4096, 16384)
 """Classes selected at first, then for the rows which those don't cover; what is left takes a full sort."""
+Limits = tuple[tuple[float, float], ...]
 ONLY_DEPTH = 2048
 """Classes selected where it is not to be asked which rows those cover; what is left then comes last of all."""
 LEAST_EXACT = {dtype: 1e8 * torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
@@ -63,7 +64,7 @@ class RowBounds:
         first = DEPTHS[0] if devices.reading_is_free(kept_M.device) else ONLY_DEPTH
         self.depth = 0 if self.keeps_all else max(first, self.features)
         self.price: Tensor | None = None
-        self.limits: tuple[tuple[float, float], ...] = ()
+        self.limits: Limits = ()
         if getattr(clip, "objective", None) == "priced":
             self.price = self._module.price.detach()
             if collect:
@@ -112,7 +113,7 @@ def selected_rows(
     lower_R: Tensor,
     upper_R: Tensor,
     options: ClipOptions,
-    limits: tuple[tuple[float, float], ...] = (),
+    limits: Limits = (),
 ) -> Iterator[tuple[Tensor | None, Tensor | None, Selected]]:
     """Rows with the classes that decide them: (rows or None for all, ids or None for all classes, selection).
 
@@ -160,11 +161,8 @@ def selected_rows(
         rows = None if rest.numel() == lower_R.numel() else rest.sort().values
         subtile = tile._replace(teacher=tile.teacher.rows(rows), student=tile.student.rows(rows))
         ranked = _ranked(subtile.teacher, None, width)
-        yield (
-            rows,
-            None,
-            _all_classes(subtile, ranked, target_R if rows is None else target_R[rows], options, rows),
-        )
+        target_R = target_R if rows is None else target_R[rows]
+        yield rows, None, _all_classes(subtile, ranked, target_R, options, rows)
 
 
 def decided_at_once(
@@ -173,28 +171,22 @@ def decided_at_once(
     lower_R: Tensor,
     upper_R: Tensor,
     options: ClipOptions,
-    limits: tuple[tuple[float, float], ...] = (),
+    limits: Limits = (),
 ) -> tuple[Tensor | None, Selected, Tensor | None]:
-    """All rows from their ranked classes: ids (None for all classes), selection, and for which rows it won't do.
-
-    Nothing is looked at on the way, so that a GPU is not waited for.
-    """
+    """Without a look: ids (None for all classes), selection of all rows, and for which rows it won't do."""
     target_R = _target(tile, ranking, options)
     if ranking.ids.shape[-1] == tile.teacher.logits.shape[-1]:
         return None, _all_classes(tile, ranking, target_R, options, None), None
     reach_R, empty_R = _reach(lower_R, upper_R, options, limits)
     ids, part, exact_R = _most_probable(tile, None, ranking, target_R, options, None)
-    covered_R = (part.c[:, -1] >= reach_R) & (reach_R <= 1.0)
-    return ids, part, ~(exact_R & (covered_R | empty_R))
+    return ids, part, ~(exact_R & ((part.c[:, -1] >= reach_R) | empty_R))
 
 
 def _target(tile: Tile, ranking: Ranking, options: ClipOptions) -> Tensor:
     return ranking.ids[:, 0] if options.target == "argmax" else tile.labels
 
 
-def _reach(
-    lower_R: Tensor, upper_R: Tensor, options: ClipOptions, limits: tuple[tuple[float, float], ...]
-) -> tuple[Tensor, Tensor]:
+def _reach(lower_R: Tensor, upper_R: Tensor, options: ClipOptions, limits: Limits) -> tuple[Tensor, Tensor]:
     """From which quantile on every class is clipped, and in which rows all are; `limits`: at those bounds too."""
     reach_R = upper_R
     for _, high in limits:

@@ -113,9 +113,6 @@ def _ranking(taught: Tensor, depth: int, stored: StoredRanking | None) -> tuple[
     depth = min(taught.shape[1], max(depth, stored.ids.shape[1] + 1))
     ids = torch.empty(len(taught), depth, dtype=torch.int64, device=taught.device)
     ids[stored.rows] = stored.ids_to(depth)
-    others = torch.ones(len(taught), dtype=torch.bool, device=taught.device)
-    others[stored.rows] = False
-    left = others.nonzero().squeeze(1)
-    if len(left):
-        ids[left] = top_classes(taught, depth, left)[1]
+    if len(stored.others):
+        ids[stored.others] = top_classes(taught, depth, stored.others)[1]
     return taught.gather(1, ids), ids
