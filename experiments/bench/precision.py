@@ -109,6 +109,13 @@ def _batches(pair: Pair, count: int, rows: int, length: int) -> list[Batch]:
     return found
 
 
+class _Ready(list[Batch]):
+    """Batches that need no fetching ahead, which the module asks for."""
+
+    def prefetch(self) -> None:
+        """Nothing is left to do."""
+
+
 class _Clock(L.Callback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -154,7 +161,7 @@ def _fitted(pair: Pair, precision: str, batches: Sequence[Batch], lr: float) -> 
         precision=None if mixed else precision,
         plugins=[CastOnce(precision, "cpu")] if mixed else [],
     )
-    trainer.fit(module, torch.utils.data.DataLoader(list(batches), batch_size=None))
+    trainer.fit(module, torch.utils.data.DataLoader(_Ready(batches), batch_size=None))
     return clock
 
 
