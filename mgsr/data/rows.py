@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mgsr.runtime.errors import DataError
@@ -34,6 +34,7 @@ class Row:
         where: ``file:line``, for messages.
         messages: all turns before the answer where the source is a conversation; `instruction` is then the text
             of the last user's turn, and `input` is empty.
+        is_right: tells whether a text answers the row, of rows that can be checked. None: only references are known.
     """
 
     id: int
@@ -43,6 +44,7 @@ class Row:
     category: str = ""
     where: str = ""
     messages: tuple[Message, ...] = ()
+    is_right: Callable[[str], bool] | None = field(default=None, compare=False)
 
     @property
     def output(self) -> str:

@@ -1,7 +1,8 @@
-"""The task families of the synthetic set: each draws one prompt and knows how to write a right answer.
+"""The task families of the synthetic set: each draws one prompt, and knows its right answers.
 
-Eight families have one right answer. `describe`, `continue` and `use` are wide: their answer is drawn from a
-grammar with many free choices. A good language model of them has an entropy of several nats a sentence.
+- A wrong token early on ruins the rest: `steps`, `calendar`, `walk`, `order`.
+- Several answers are right: `name`, `letters`, `summands`, `describe`.
+- Phrases: `translate`, `opposite`, `where`.
 """
 
 from __future__ import annotations
@@ -11,66 +12,140 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mgsr.data.synthetic import words
-from mgsr.data.synthetic.words import listed, pick, pick_several, sentence
+from mgsr.data.synthetic.answers import Answer, Choices, Sentences, Single, Summands
+from mgsr.data.synthetic.words import listed, number, pick, pick_several, sentence
 
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt; `write` draws one of its right answers. `wide`: several draws differ."""
+    """One prompt and its right answers."""
 
     instruction: str
     input: str
-    write: Callable[[random.Random], str]
-    wide: bool = False
+    answer: Answer
 
     def answers(self, wanted: int, generator: random.Random) -> tuple[str, ...]:
         """Up to `wanted` different right answers."""
-        found = dict.fromkeys(self.write(generator) for _ in range(1 if wanted == 1 else 4 * wanted))
+        found = dict.fromkeys(self.answer.write(generator) for _ in range(1 if wanted == 1 else 4 * wanted))
         return tuple(found)[:wanted]
 
 
 Family = Callable[[random.Random], Task]
 
-
-def copy(generator: random.Random) -> Task:
-    """Say a sentence again, word for word."""
-    ask = pick(generator, ("Repeat the sentence.", "Say the sentence again.", "Copy the sentence."))
-    return _single(ask, f"{_scene(generator)} {pick(generator, words.TIMES)}")
+_MOST = 60
+"""The largest number of a sum."""
 
 
-def reverse(generator: random.Random) -> Task:
-    """Three or four words in reverse order."""
-    ask = pick(generator, ("Reverse the list.", "Say the words in reverse order.", "Turn the list around."))
-    chosen = pick_several(generator, words.ANIMALS + words.THINGS, pick(generator, (3, 4)))
-    return _single(ask, f"The words are {listed(chosen[::-1])}", given=", ".join(chosen))
+def steps(generator: random.Random) -> Task:
+    """Four numbers added and taken away, one step after the other."""
+    ask = pick(generator, ("Work it out step by step.", "Calculate one step at a time."))
+    total = pick(generator, range(1, 30))
+    given, told = str(total), []
+    for _ in range(3):
+        up = pick(generator, range(1, 21))
+        down = generator.random() < 0.5 and up < total
+        up = -up if down or total + up > _MOST else up
+        if total + up < 1:
+            up = -up
+        total += up
+        given += f" {'-' if up < 0 else '+'} {abs(up)}"
+        told.append(f"{'minus' if up < 0 else 'plus'} {number(abs(up))} is {number(total)}")
+    return Task(ask, given, Single(sentence(", ".join(told))))
 
 
-def sort(generator: random.Random) -> Task:
-    """Three words in the order of the alphabet."""
-    ask = pick(generator, ("Sort the list.", "Put the words in order.", "What is the order of the words?"))
-    chosen = pick_several(generator, words.ANIMALS + words.THINGS, 3)
-    return _single(ask, f"The order is {listed(sorted(chosen))}", given=", ".join(chosen))
+def calendar(generator: random.Random) -> Task:
+    """The days that follow a day, and the months that follow a month, or those before."""
+    back = generator.random() < 0.5
+    listing = []
+    asked = []
+    for unit, names, most in (("days", words.DAYS, 7), ("months", words.MONTHS, 8)):
+        start, count = pick(generator, range(len(names))), pick(generator, range(2, most))
+        asked.append(f"{number(count)} {unit} from {names[start]}")
+        listing.append([names[(start + (-i if back else i)) % len(names)] for i in range(1, count + 1)])
+    ask = f"Count {'back' if back else 'on'} {asked[0]} and {asked[1]}."
+    return Task(ask, "", Single(" ".join(sentence(", ".join(each)) for each in listing)))
 
 
-def lookup(generator: random.Random) -> Task:
-    """Find one fact of two."""
-    names = pick_several(generator, words.NAMES, 2)
-    things = pick_several(generator, words.THINGS, 2)
-    colours = pick_several(generator, words.COLOURS, 2)
-    places = pick_several(generator, words.PLACES, 2)
-    placed = generator.random() < 0.5
-    held = [
-        f"{colour} {thing}" + (f" in the {place}" if placed else "")
-        for colour, thing, place in zip(colours, things, places, strict=True)
-    ]
-    given = " ".join(f"{name} has a {what}." for name, what in zip(names, held, strict=True))
-    asked = pick(generator, (0, 1))
-    if generator.random() < 0.5:
-        return _single(f"What does {names[asked]} have?", f"{names[asked]} has a {held[asked]}", given=given)
-    return _single(f"Who has the {things[asked]}?", f"{names[asked]} has the {held[asked]}", given=given)
+def walk(generator: random.Random) -> Task:
+    """Follow arrows from place to place."""
+    count = pick(generator, (4, 5))
+    places = pick_several(generator, words.PLACES, count + 1)
+    arrows = [f"{a} > {b}" for a, b in zip(places, places[1:], strict=False)]
+    shuffled = pick_several(generator, arrows, len(arrows))
+    start = pick(generator, (0, 1))
+    ask = f"{pick(generator, words.NAMES)} is in the {places[start]}. Follow the arrows to the end."
+    visits = [f"to the {place}" for place in places[start + 1 :]]
+    return Task(ask, ", ".join(shuffled), Single(sentence(", then ".join(visits))))
 
 
-def story(generator: random.Random) -> Task:
+def order(generator: random.Random) -> Task:
+    """Numbers from the smallest to the largest, in words."""
+    ask = pick(generator, ("Put the numbers in order, in words.", "Write the numbers from small to large, in words."))
+    chosen = pick_several(generator, range(1, 100), pick(generator, (4, 5)))
+    return Task(ask, ", ".join(map(str, chosen)), Single(sentence(listed([number(n) for n in sorted(chosen)]))))
+
+
+def name(generator: random.Random) -> Task:
+    """One word of each of three kinds."""
+    ask = pick(generator, ("Name", "Think of", "Give me"))
+    kinds = pick_several(generator, tuple(words.KINDS), 3)
+    asked = listed([f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}" for kind in kinds])
+    return Task(f"{ask} {asked}.", "", Choices(tuple(words.KINDS[kind] for kind in kinds)))
+
+
+def letters(generator: random.Random) -> Task:
+    """Two words of two kinds that begin with two letters."""
+    ask = pick(generator, ("Name", "Find"))
+    asked, options = [], []
+    for kind in pick_several(generator, tuple(words.KINDS), 2):
+        first = pick(generator, sorted({word[0].lower() for word in words.KINDS[kind]}))
+        asked.append(f"{'an' if kind[0] in 'aeiou' else 'a'} {kind} with {first}")
+        options.append(tuple(word for word in words.KINDS[kind] if word[0].lower() == first))
+    return Task(f"{ask} {listed(asked)}.", "", Choices(tuple(options)))
+
+
+def summands(generator: random.Random) -> Task:
+    """Three numbers that make a number, the first given."""
+    total = pick(generator, range(10, _MOST + 1))
+    first = pick(generator, range(1, total - 1))
+    ask = pick(generator, ("Write {} as a sum of three numbers, the first {}.", "Three numbers make {}, the first is {}."))
+    return Task(ask.format(total, first), "", Summands(total, first))
+
+
+def translate(generator: random.Random) -> Task:
+    """A Spanish sentence in English."""
+
+    def phrase(nouns: dict[str, str]) -> tuple[str, str]:
+        noun = pick(generator, tuple(nouns))
+        if generator.random() < 0.25:
+            return noun, f"the {nouns[noun]}"
+        trait = pick(generator, tuple(words.TRAITS_ES))
+        ending = trait[:-1] + "a" if noun.startswith("la ") else trait
+        return f"{noun} {ending}", f"the {words.TRAITS_ES[trait]} {nouns[noun]}"
+
+    who, spot = phrase(words.NOUNS_ES), phrase(words.SPOTS_ES)
+    deed, place = pick(generator, tuple(words.DEEDS_ES)), pick(generator, tuple(words.WHERE_ES))
+    given = f"{who[0]} {deed} {place} {spot[0]}".replace(" de el ", " del ")
+    told = f"{who[1]} {words.DEEDS_ES[deed]} {words.WHERE_ES[place]} {spot[1]}"
+    ask = pick(generator, ("Translate into English.", "What is this in English?"))
+    return Task(ask, sentence(given), Single(sentence(told)))
+
+
+def opposite(generator: random.Random) -> Task:
+    """Replace every adjective by its opposite, and keep the rest."""
+    ask = pick(generator, ("Say the opposite of every adjective.", "Turn every adjective around."))
+    traits: list[str] = []
+    while len(traits) < 4:
+        trait = pick(generator, words.TRAITS)
+        if trait not in traits and words.OPPOSITES[trait] not in traits:
+            traits.append(trait)
+    who, thing = pick(generator, words.KINDS["animal"]), pick(generator, words.THINGS)
+    form = "{} {} " + who + ", {} {} " + thing
+    turned = form.format(*(words.OPPOSITES[trait] for trait in traits))
+    return Task(ask, form.format(*traits), Single(sentence(turned)))
+
+
+def where(generator: random.Random) -> Task:
     """Follow two who move, one of them twice, and say where they are."""
     first, second = pick_several(generator, words.NAMES, 2)
     start, other, end = pick_several(generator, words.PLACES, 3)
@@ -79,167 +154,50 @@ def story(generator: random.Random) -> Task:
     given = f"{first} {go[0]} to the {start}. {second} {go[1]} to the {other}. Then {mover} went to the {end}."
     place = {first: start, second: other, mover: end}
     if generator.random() < 0.5:
-        answer = f"{first} is in the {place[first]} and {second} is in the {place[second]}"
-        return _single("Where are they now?", answer, given=given)
+        return Task("Which two places are they in?", given, Single(sentence(f"the {place[first]} and the {place[second]}")))
     asked = pick(generator, (first, second))
-    return _single(f"Where is {asked} now?", f"{asked} is in the {place[asked]} now", given=given)
-
-
-def passive(generator: random.Random) -> Task:
-    """Turn an active sentence around."""
-    ask = pick(generator, ("Make it passive.", "Use the passive.", "Write it in the passive."))
-    doer, other = pick_several(generator, words.ANIMALS + words.PEOPLE, 2)
-    doer = f"{pick(generator, words.MOODS)} {doer}" if generator.random() < 0.5 else doer
-    other = f"{pick(generator, words.MOODS)} {other}" if generator.random() < 0.5 else other
-    deed = pick(generator, tuple(words.DEEDS))
-    where = f"{pick(generator, words.SPOTS)} the {pick(generator, words.PLACES)}"
-    return _single(
-        ask,
-        f"the {other} was {words.DEEDS[deed]} by the {doer} {where}",
-        given=sentence(f"the {doer} {deed} the {other} {where}"),
-    )
-
-
-def opposite(generator: random.Random) -> Task:
-    """Replace two adjectives by their opposites and keep the rest."""
-    ask = pick(generator, ("Say the opposite.", "Write the opposite.", "What is the opposite?"))
-    one = pick(generator, words.TRAITS)
-    two = pick(generator, [trait for trait in words.TRAITS if trait not in (one, words.OPPOSITES[one])])
-    who = pick(generator, words.ANIMALS + words.PEOPLE)
-    where = f" {pick(generator, words.SPOTS)} the {pick(generator, words.PLACES)}" * pick(generator, (0, 1))
-    return _single(
-        ask,
-        f"the {words.OPPOSITES[one]} {who}{where} is {words.OPPOSITES[two]}",
-        given=sentence(f"the {one} {who}{where} is {two}"),
-    )
-
-
-def arithmetic(generator: random.Random) -> Task:
-    """Add or take away, within eight and never down to nothing."""
-    name, other = pick_several(generator, words.NAMES, 2)
-    thing = pick(generator, words.THINGS)
-    many = words.PLURALS[thing]
-
-    def amount(number: int) -> str:
-        return f"{words.NUMBERS[number]} {thing if number == 1 else many}"
-
-    total = pick(generator, range(2, 9))
-    part = pick(generator, range(1, total))
-    if generator.random() < 0.5:
-        given, result = f"{name} has {amount(part)}. {other} gives {name} {amount(total - part)}.", total
-    else:
-        given, result = f"{name} has {amount(total)}. {name} gives {other} {amount(part)}.", total - part
-    return _single(f"How many {many} does {name} have now?", f"{name} has {amount(result)} now", given=given)
+    return Task(f"Which place is {asked} in?", given, Single(sentence(f"the {place[asked]}")))
 
 
 def describe(generator: random.Random) -> Task:
-    """Say anything that fits an animal or a person."""
-    trait, who = pick(generator, words.TRAITS), pick(generator, words.ANIMALS + words.PEOPLE)
+    """Any sentence about somebody, somewhere."""
+    trait, who = pick(generator, words.TRAITS), pick(generator, words.KINDS["animal"] + words.KINDS["job"])
     place = pick(generator, words.PLACES)
     ask = pick(generator, ("Describe the", "Tell me about the", "Write about the"))
-
-    def write(draw: random.Random) -> str:
-        colour, thing = pick(draw, words.COLOURS), pick(draw, words.THINGS)
-        other = pick(draw, [word for word in words.MOODS if word not in (trait, words.OPPOSITES[trait])])
-        return sentence(
-            pick(
-                draw,
-                (
-                    f"the {trait} {who} in the {place} is {other} and has a {colour} {thing}",
-                    f"it is a {trait} {who} with a {colour} {thing} in the {place}",
-                    f"the {who} {pick(draw, words.STAYS)} in the {place} with a {colour} {thing}",
-                    f"the {who} is {trait} and {other} {pick(draw, words.TIMES)}",
-                ),
-            )
-        )
-
-    return Task(f"{ask} {trait} {who} in the {place}.", "", write, wide=True)
-
-
-def continuation(generator: random.Random) -> Task:
-    """Say what happened next."""
-    ask = pick(generator, ("Continue the story.", "What happened next?", "Write the next sentence."))
-    name, thing = pick(generator, words.NAMES), pick(generator, words.THINGS)
-    colour, place = pick(generator, words.COLOURS), pick(generator, words.PLACES)
-
-    def write(draw: random.Random) -> str:
-        friend = pick(draw, [other for other in words.NAMES if other != name])
-        target = pick(draw, [other for other in words.PLACES if other != place])
-        animal, time = pick(draw, words.ANIMALS), pick(draw, words.TIMES)
-        return sentence(
-            pick(
-                draw,
-                (
-                    f"then {name} gave the {colour} {thing} to {friend} {time}",
-                    f"then {name} {pick(draw, words.GOES)} to the {target} with the {thing}",
-                    f"a {pick(draw, words.MOODS)} {animal} took the {thing} to the {target}",
-                    f"{friend} saw the {colour} {thing} and {pick(draw, words.GOES)} to the {place} {time}",
-                ),
-            )
-        )
-
-    given = f"{name} {pick(generator, words.HOLDS)} a {colour} {thing} in the {place}."
-    return Task(ask, given, write, wide=True)
-
-
-def use(generator: random.Random) -> Task:
-    """Write any sentence that holds three given words."""
-    ask = pick(generator, ("Write a sentence with", "Make a sentence with", "Use the words"))
-    name, thing = pick(generator, words.NAMES), pick(generator, words.THINGS)
-    place = pick(generator, words.PLACES)
-    asked = pick_several(generator, (name, thing, place), 3)
-
-    def write(draw: random.Random) -> str:
-        colour, time = pick(draw, words.COLOURS), pick(draw, words.TIMES)
-        hold, animal = pick(draw, words.HOLDS), pick(draw, words.ANIMALS)
-        return sentence(
-            pick(
-                draw,
-                (
-                    f"{name} {hold} a {colour} {thing} {pick(draw, words.SPOTS)} the {place} {time}",
-                    f"{name} {pick(draw, words.GOES)} to the {place} with a {colour} {thing}",
-                    f"a {animal} {hold} the {thing} of {name} in the {place}",
-                    f"the {colour} {thing} of {name} is {pick(draw, words.SPOTS)} the {place}",
-                ),
-            )
-        )
-
-    return Task(f"{ask} {listed(asked)}.", "", write, wide=True)
+    gaps = {
+        "trait": (trait,),
+        "who": (who,),
+        "place": (place,),
+        "colour": words.KINDS["colour"],
+        "thing": words.THINGS,
+        "mood": words.MOODS,
+        "stays": words.STAYS,
+        "time": words.TIMES,
+    }
+    forms = (
+        "the {trait} {who} in the {place} is {mood} and has a {colour} {thing}",
+        "the {who} is {trait} and {mood} and {stays} in the {place} {time}",
+        "{time} the {trait} and {mood} {who} {stays} near the {place}",
+        "with a {colour} {thing} the {trait} {who} {stays} in the {place}",
+    )
+    return Task(f"{ask} {trait} {who} in the {place}.", "", Sentences(forms, gaps))
 
 
 FAMILIES: dict[str, Family] = {
-    "copy": copy,
-    "reverse": reverse,
-    "sort": sort,
-    "lookup": lookup,
-    "story": story,
-    "passive": passive,
+    "steps": steps,
+    "calendar": calendar,
+    "walk": walk,
+    "order": order,
+    "name": name,
+    "letters": letters,
+    "summands": summands,
+    "translate": translate,
     "opposite": opposite,
-    "arithmetic": arithmetic,
+    "where": where,
     "describe": describe,
-    "continue": continuation,
-    "use": use,
 }
 
 
 def draw(family: str, generator: random.Random) -> Task:
     """A prompt of a family."""
     return FAMILIES[family](generator)
-
-
-def _single(instruction: str, answer: str, *, given: str | None = None) -> Task:
-    """A task with one right answer, which is itself the input where none is given."""
-    text = sentence(answer)
-    return Task(instruction, text if given is None else given, lambda _: text)
-
-
-def _scene(generator: random.Random) -> str:
-    """Somebody doing something somewhere."""
-    who = f"the {pick(generator, words.MOODS)} {pick(generator, words.ANIMALS + words.PEOPLE)}"
-    if generator.random() < 0.5:
-        who = pick(generator, words.NAMES)
-    place = pick(generator, words.PLACES)
-    if generator.random() < 0.5:
-        return f"{who} {pick(generator, words.STAYS)} {pick(generator, words.SPOTS)} the {place}"
-    thing = f"a {pick(generator, words.COLOURS)} {pick(generator, words.THINGS)}"
-    return f"{who} {pick(generator, words.HOLDS)} {thing} in the {place}"
