@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +12,9 @@ from mgsr.runtime.wording import plural
 
 # what a run begins with, by its name in metrics.json
 _BEGUN = {"teacher": "teacher", "sft_start": "start"}
+FLOORS = {"echo": "the prompt again", "constant": "one constant answer", "nearest": "nearest training answer"}
+"""What needs no model, by its name in metrics.json."""
+_CAPTION = "answered greedily; sampled: at the configured temperature, mean over sampling seeds"
 _NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
 
 
@@ -35,46 +38,52 @@ def run_table(metrics: Mapping[str, Any]) -> Table:
     """
     table = Table(title=f"{metrics['experiment']}/{metrics['arm']}, seed {metrics['seed']}")
     several = len(metrics["result"]) > 1
-    _add_columns(table, ["test set"] * several + ["model"])
+    _add_columns(table, ["test set"] * several + ["model"], metrics["result"].values())
     for name, figures in metrics["result"].items():
+        floors = (metrics.get("floors") or {}).get(name, {})
         models = [(word, (metrics.get(key) or {}).get(name)) for key, word in _BEGUN.items()]
+        models += [(FLOORS[floor], found) for floor, found in floors.items()]
         known = [(word, found) for word, found in [*models, (metrics["arm"], figures)] if found]
         for number, (word, found) in enumerate(known):
             table.add_row(*([name if number == 0 else ""] * several), word, *_figures(found))
         table.add_section()
-    over = next(iter(metrics["result"].values())).get("std_over") or "sampling seeds"
-    table.caption = f"std over {over}"
+    table.caption = _CAPTION
     return table
 
 
-def _add_columns(table: Table, names: Sequence[str]) -> None:
+def _add_columns(table: Table, names: Sequence[str], figures: Iterable[Mapping[str, Any]]) -> None:
+    checked = any("accuracy" in found for found in figures)
     for name in names:
         table.add_column(name)
-    for name in ("ROUGE-L", "std", "exact match", "distinct-2"):
+    right = "right" if checked else "exact match"
+    for name in ("ROUGE-L", "sampled", right, "sampled", "distinct-2"):
         table.add_column(name, justify="right")
 
 
 def _figures(value: Mapping[str, Any]) -> list[str]:
-    # not above: numpy is imported when the processor's instructions are chosen
-    from mgsr.evaluation.statistics import shown_std
-
+    sampled = value.get("sampled") or {}
     return [
         f"{value['rouge_l']:.2f}",
-        shown_std(value.get("rouge_l_std")),
-        _shown(value.get("exact_match"), ".1f", " %"),
+        _shown(sampled.get("rouge_l"), ".2f"),
+        _shown(_right(value), ".1f", " %"),
+        _shown(_right(sampled), ".1f", " %"),
         _shown(value.get("distinct_2"), ".3f"),
     ]
+
+
+def _right(value: Mapping[str, Any]) -> float | None:
+    """Share of right answers, or of exact matches where rows cannot be checked."""
+    return value.get("accuracy", value.get("exact_match"))
 
 
 def study_table(summary: Mapping[str, Any]) -> Table:
     """Test figures of every arm, and its distance to the baseline arm where several seeds allow one."""
     table = Table(title=f"{summary['study']}: test set, {plural(len(summary['seeds']), 'training seed')}")
-    _add_columns(table, ["model"])
-    for name, value in summary.items():
-        if name not in _NOT_ARMS:
-            table.add_row(_BEGUN.get(name, name), *_figures(value))
-    over = next(v["std_over"] or "sampling seeds" for k, v in summary.items() if k not in _NOT_ARMS)
-    caption = [f"std over {over}"]
+    shown = {name: value for name, value in summary.items() if name not in _NOT_ARMS}
+    _add_columns(table, ["model"], shown.values())
+    for name, value in shown.items():
+        table.add_row(_BEGUN.get(name, name), *_figures(value))
+    caption = [_CAPTION]
     scrg = summary.get("scrg")
     if scrg and {"disagreement_rate", "corrected_fraction"} <= scrg.keys():
         caption.append(
@@ -95,22 +104,14 @@ def _shown(value: float | None, form: str, unit: str = "") -> str:
 
 def evaluation_table(results: Mapping[str, Any]) -> Table:
     """Figures of one model on several sets."""
-    from mgsr.evaluation.statistics import shown_std
-
     table = Table(title="evaluation")
-    for name in ("set", "rows", "ROUGE-L", "std over seeds", "exact match", "distinct-2", "words"):
-        table.add_column(name, justify="left" if name == "set" else "right")
+    _add_columns(table, ["set"], results.values())
+    for name in ("words", "rows"):
+        table.add_column(name, justify="right")
     for name, value in results.items():
-        table.add_row(
-            name,
-            str(value["examples"]),
-            f"{value['rouge_l']:.2f}",
-            shown_std(value["rouge_l_std"]),
-            f"{value['exact_match']:.1f} %",
-            f"{value['distinct_2']:.3f}",
-            f"{value['mean_words']:.1f}",
-        )
-    table.caption = "\n".join(_exposure(name, v["exposure"]) for name, v in results.items() if "exposure" in v)
+        table.add_row(name, *_figures(value), f"{value['mean_words']:.1f}", str(value["examples"]))
+    lines = [_exposure(name, v["exposure"]) for name, v in results.items() if "exposure" in v]
+    table.caption = "\n".join([_CAPTION, *lines])
     return table
 
 

@@ -18,7 +18,7 @@ from mgsr.data.encoding import require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.row_files import read_rows
 from mgsr.data.splits import encode
-from mgsr.evaluation.exposure_bias import exposure
+from mgsr.evaluation.exposure_bias import exposure, exposure_seed
 from mgsr.evaluation.model_card import ASKED, as_it_was_asked
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
 from mgsr.models.from_config import configured_ends, frozen, quiet_transformers, teacher_dtype
@@ -120,8 +120,8 @@ def evaluate_files(
                 stop_ids=ends.stop_ids,
                 lead=ends.lead,
             )
-            say(f"{name}: {plural(len(examples), 'row')}, {plural(len(predictor.seeds), 'seed')}")
-            with progress(name, len(examples) * len(predictor.seeds), unit="responses") as advance:
+            say(f"{name}: {plural(len(examples), 'row')}, greedily and with {plural(len(predictor.seeds), 'seed')}")
+            with progress(name, len(examples) * predictor.times, unit="responses") as advance:
                 predictor.advance = advance
                 evaluation = evaluate(model, predictor)
             results[name] = evaluation.summary
@@ -185,7 +185,7 @@ def _exposure(
             student,
             teacher,
             [(example.id, example.prompt_ids) for example in examples],
-            seed=settings.seeds[0],
+            seed=exposure_seed(settings),
             eos_token_id=ends.stop_ids,
             pad_token_id=ends.pad_id,
             max_new_tokens=settings.max_new_tokens,

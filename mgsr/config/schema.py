@@ -118,14 +118,19 @@ class DataConfig:
 
 @dataclass
 class EvaluationConfig:
-    seeds: list[int] = key([10, 20, 30, 40, 50], "sampling seeds of the test", low=0, high=SEED)
+    seeds: list[int] = key(
+        [10, 20, 30, 40, 50],
+        "sampling seeds of the test sets, which are answered greedily as well (empty: greedily alone)",
+        low=0,
+        high=SEED,
+        when=".temperature",
+    )
     batch_size: int = key(64, "sequences written at once", low=1, high=LARGE)
     max_new_tokens: int = key(256, "tokens of a written response", low=1, high=LARGE)
-    temperature: float = key(1.0, "sampling temperature (0: greedy)", low=0.0, high=1e3)
+    temperature: float = key(1.0, "temperature of the sampled answers (0: greedy ones alone)", low=0.0, high=1e3)
     top_p: float = key(1.0, "nucleus of sampling", low=1e-6, high=1.0, when=".temperature")
     val_every_n_epochs: int = key(1, "epochs between two looks at the dev set", low=1, high=LARGE)
-    val_rows: int = key(0, "dev rows that val/rouge_l is measured on (0: all)", low=0, high=MANY)
-    val_seed: int = key(10, "sampling seed of val/rouge_l", low=0, high=SEED)
+    val_rows: int = key(0, "dev rows that val/rouge_l is measured on, greedily (0: all)", low=0, high=MANY)
     rouge_tokenizer: str = key(
         "published",
         "words that ROUGE sees: runs of a-z and 0-9, as published; or of letters and digits of any script",

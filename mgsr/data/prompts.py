@@ -8,7 +8,7 @@ writes such tokens itself: see `mgsr.data.chat`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -64,6 +64,7 @@ class Example:
         response_ids: the first reference, the end token included unless it was cut.
         references: every right answer, as text and never cut.
         category: the row's category.
+        is_right: see `Row`.
         where: the row's ``file:line``.
         prompt_truncated: part of the instruction or the input was cut.
         response_truncated: the response was cut, so no end token stands in it.
@@ -77,6 +78,7 @@ class Example:
     where: str = ""
     prompt_truncated: bool = False
     response_truncated: bool = False
+    is_right: Callable[[str], bool] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,7 @@ def encode_rows(
                 response_ids=response.ids,
                 references=row.references,
                 category=row.category,
+                is_right=row.is_right,
                 where=row.where,
                 prompt_truncated=prompt.truncated,
                 response_truncated=response.truncated,

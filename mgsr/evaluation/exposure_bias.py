@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from mgsr.config.schema import ExperimentConfig
+from mgsr.config.schema import EvaluationConfig, ExperimentConfig
 from mgsr.data.prompts import Example
 from mgsr.generation import LanguageModel
 from mgsr.models.stop_ids import TextEnds
@@ -203,6 +203,11 @@ def _scored(
     return [found[row] for row in range(len(prompts))]
 
 
+def exposure_seed(config: EvaluationConfig) -> int:
+    """The seed of both models' text: the first sampling seed, or 0 where there is none."""
+    return config.seeds[0] if config.seeds else 0
+
+
 def exposure_bias(
     config: ExperimentConfig,
     student: Any,
@@ -213,7 +218,7 @@ def exposure_bias(
     *,
     together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
-    """`exposure` on a test set, with the first sampling seed."""
+    """`exposure` on a test set."""
     say(f"{config.arm}: exposure bias on {plural(len(examples), 'prompt')}")
     device = working_device(config.trainer.accelerator)
     name, total = f"{config.arm}, exposure", 2 * len(examples[ranks.rank() :: ranks.world_size()])
@@ -222,7 +227,7 @@ def exposure_bias(
             student,
             teacher,
             [(example.id, example.prompt_ids) for example in examples],
-            seed=config.evaluation.seeds[0],
+            seed=exposure_seed(config.evaluation),
             eos_token_id=ends.stop_ids,
             pad_token_id=ends.pad_id,
             max_new_tokens=config.evaluation.max_new_tokens,

@@ -49,21 +49,21 @@ class Predictor:
     advance: Callable[[int], None] | None = None
     together: Callable[[], AbstractContextManager[Any]] = nullcontext
 
-    def write(self, model: PreTrainedModel, seed: int) -> list[str]:
-        """One response per example of this rank, in order."""
+    def write(self, model: PreTrainedModel, seed: int | None) -> list[str]:
+        """One response per example of this rank, in order; greedily where there is no seed."""
         prompts = [(e.id, e.prompt_ids) for e in self.mine]
         stop_ids = [require_eos(self.tokenizer)] if self.stop_ids is None else self.stop_ids
         ids = sample(
             model,
             prompts,
-            seed=seed,
+            seed=seed or 0,
             eos_token_id=stop_ids,
             pad_token_id=self.pad_token_id,
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
             temperature=self.config.temperature or 1.0,
             top_p=self.config.top_p,
-            greedy=self.config.temperature == 0,
+            greedy=seed is None,
             vocab_size=self.vocab_size,
             progress=self._after_batch,
             memory_key="evaluation.batch_size",
@@ -73,15 +73,20 @@ class Predictor:
 
     @property
     def seeds(self) -> list[int]:
-        """Sampling seeds of the test: greedy answers are the same at every seed."""
-        return self.config.seeds if self.config.temperature > 0 else self.config.seeds[:1]
+        """Sampling seeds of the test; none where it is answered greedily alone."""
+        return self.config.seeds if self.config.temperature > 0 else []
+
+    @property
+    def times(self) -> int:
+        """How often every example is answered."""
+        return 1 + len(self.seeds)
 
     @property
     def mine(self) -> Sequence[Example]:
         """This rank's examples."""
         return self.examples[ranks.rank() :: ranks.world_size()]
 
-    def write_all(self, model: PreTrainedModel, seed: int) -> tuple[list[str], list[float]]:
+    def write_all(self, model: PreTrainedModel, seed: int | None) -> tuple[list[str], list[float]]:
         """One response per example, of all ranks, and its ROUGE-L; every rank has to call this."""
         with self.together():
             texts = self.write(model, seed)
@@ -95,8 +100,8 @@ class Predictor:
             self.check()
 
     def __call__(self, model: PreTrainedModel) -> list[float]:
-        """ROUGE-L of this rank's dev examples, written at the dev seed."""
-        return self.scores(self.write(model, self.config.val_seed), self.mine)
+        """ROUGE-L of this rank's dev examples, answered greedily."""
+        return self.scores(self.write(model, None), self.mine)
 
     def scores(self, texts: Sequence[str], examples: Sequence[Example]) -> list[float]:
         """ROUGE-L of each text."""
@@ -106,16 +111,14 @@ class Predictor:
 
 @dataclass
 class Evaluation:
-    """What a model wrote on one set, over the sampling seeds.
+    """What a model wrote on one set, greedily and over the sampling seeds.
 
     Attributes:
-        rouge_l: seed -> ROUGE-L F x 100, mean over the set.
-        summary: the figures of `metrics.json`. `exact_match` is over all rows, `exact_match_by_category`
-            over the kinds of task that have one right answer (`kinds_of_one_answer`); both in percent.
-        predictions: one record per seed and example.
+        summary: the figures of `metrics.json`: those of `measures` for the greedy answers, `examples`, and under
+            `sampled` the same for the sampled ones.
+        predictions: one record per example and answer; the seed of greedy ones is None.
     """
 
-    rouge_l: dict[int, float]
     summary: dict[str, Any]
     predictions: list[dict[str, Any]]
 
@@ -170,50 +173,71 @@ def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Ro
 
 
 def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
-    """Write the predictor's examples once per sampling seed and score them against their references."""
+    """Answer the predictor's examples greedily, and once per sampling seed, and measure the answers."""
     examples, config = predictor.examples, predictor.config
-    scores: dict[int, float] = {}
-    matches: list[float] = []
-    records: list[dict[str, Any]] = []
-    by_category: dict[str, list[float]] = {}
-    matches_by_category: dict[str, list[float]] = {}
+    greedy = predictor.write_all(model, None)
+    sampled = {seed: predictor.write_all(model, seed) for seed in predictor.seeds}
+    records = [
+        {"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)}
+        for seed, (texts, scores) in [(None, greedy), *sampled.items()]
+        for text, example, score in zip(texts, examples, scores, strict=True)
+    ]
+
+    def summary() -> dict[str, Any]:
+        found = {**measures([greedy], examples, config), "examples": len(examples)}
+        if sampled:
+            means = {seed: sum(scores) / len(scores) for seed, (_, scores) in sampled.items()}
+            found["sampled"] = {
+                **measures(list(sampled.values()), examples, config),
+                "temperature": config.temperature,
+                # one seed has no spread, and JSON no NaN
+                "rouge_l_std": mean_std(list(means.values())).std if len(means) > 1 else None,
+                "rouge_l_by_seed": {str(seed): mean for seed, mean in means.items()},
+            }
+        return found
+
+    return Evaluation(ranks.agreed(summary() if ranks.is_first() else {}), records)
+
+
+Answers = tuple[Sequence[str], Sequence[float]]
+"""An answer to every example, and its ROUGE-L."""
+
+
+def measures(
+    answers: Sequence[Answers], examples: Sequence[Example], config: EvaluationConfig
+) -> dict[str, Any]:
+    """What is measured of answers, over all that an example has got.
+
+    `rouge_l`, `accuracy` (share of right answers, of the examples that can be checked) and `exact_match`, all in
+    per cent and by kind of task too; `distinct_1` to `distinct_3`, `self_bleu`, and `mean_words`. Exact match by
+    kind is told of the kinds that have one right answer (`kinds_of_one_answer`).
+    """
+    found: dict[str, dict[str, list[float]]] = {"rouge_l": {}, "accuracy": {}, "exact_match": {}}
+    for texts, scores in answers:
+        for text, example, score in zip(texts, examples, scores, strict=True):
+            kind = example.category or ALL
+            found["rouge_l"].setdefault(kind, []).append(score)
+            found["exact_match"].setdefault(kind, []).append(exact_match(text, example.references))
+            if example.is_right is not None:
+                found["accuracy"].setdefault(kind, []).append(100.0 * example.is_right(text))
     of_one_answer = kinds_of_one_answer(examples, config.one_answer)
-    for seed in predictor.seeds:
-        texts, each = predictor.write_all(model, seed)
-        scores[seed] = sum(each) / len(each)
-        for text, example, score in zip(texts, examples, each, strict=True):
-            by_category.setdefault(example.category or ALL, []).append(score)
-            match = exact_match(text, example.references)
-            matches.append(match)
-            matches_by_category.setdefault(example.category or ALL, []).append(match)
-            records.append({"seed": seed, "id": example.id, "prediction": text, "rouge_l": round(score, 4)})
-    mean, std, count = mean_std(list(scores.values()))
-    words = [record["prediction"].split() for record in records]
-    figures = ranks.agreed(_diversity(words, len(examples)) if ranks.is_first() else {})
-    summary = {
-        "rouge_l": mean,
-        # one seed has no spread, and JSON no NaN
-        "rouge_l_std": std if count > 1 else None,
-        "std_over": "sampling seeds",
-        "rouge_l_by_seed": {str(seed): score for seed, score in scores.items()},
-        "rouge_l_by_category": {name: sum(v) / len(v) for name, v in sorted(by_category.items())},
-        "exact_match": sum(matches) / len(matches),
-        "exact_match_by_category": {
-            name: sum(v) / len(v) for name, v in sorted(matches_by_category.items()) if name in of_one_answer
-        },
-        **figures,
-        "mean_words": sum(map(len, words)) / len(words),
-        "examples": len(examples),
-    }
-    return Evaluation(scores, summary, records)
-
-
-def _diversity(words: Sequence[Sequence[str]], of_one_seed: int) -> dict[str, float]:
-    figures = {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
-    if of_one_seed > 1:
-        # over one seed: several answers to one prompt resemble each other whatever the model is like
-        figures["self_bleu"] = self_bleu(words[:of_one_seed])
-    return figures
+    figures: dict[str, Any] = {}
+    for name, by_kind in found.items():
+        values = [value for each in by_kind.values() for value in each]
+        if not values:
+            continue
+        figures[name] = sum(values) / len(values)
+        figures[f"{name}_by_category"] = {
+            kind: sum(each) / len(each)
+            for kind, each in sorted(by_kind.items())
+            if name != "exact_match" or kind in of_one_answer
+        }
+    words = [text.split() for texts, _ in answers for text in texts]
+    figures |= {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
+    if len(examples) > 1:
+        # over one pass: several answers to one prompt resemble each other whatever the model is like
+        figures["self_bleu"] = self_bleu(words[: len(examples)])
+    return {**figures, "mean_words": sum(map(len, words)) / len(words)}
 
 
 def evaluate_tests(
@@ -240,9 +264,10 @@ def evaluate_tests(
             predictor = Predictor(
                 tokenizer, examples, config.evaluation, vocab_size, ends.pad_id, ends.stop_ids, ends.lead
             )
-            rows, seeds = len(examples), len(predictor.seeds)
-            say(f"{name}: answers {plural(rows, 'row')} of {set_name} with {plural(seeds, 'seed')}")
-            with progress(f"{name}, {set_name}", len(predictor.mine) * seeds, unit="responses") as advance:
+            seeds = f", and with {plural(len(predictor.seeds), 'seed')}" if predictor.seeds else ""
+            say(f"{name}: answers {plural(len(examples), 'row')} of {set_name} greedily{seeds}")
+            times = len(predictor.mine) * predictor.times
+            with progress(f"{name}, {set_name}", times, unit="responses") as advance:
                 predictor.advance, predictor.together = advance, together
                 written[set_name] = evaluate(model, predictor)
     return written

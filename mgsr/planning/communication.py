@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mgsr.config.schema import ExperimentConfig
 from mgsr.planning.model_size import Parts
-from mgsr.planning.plan_cost import Hardware, needs_teacher, passes_at_most, seeds_of
+from mgsr.planning.plan_cost import Hardware, answered_times, needs_teacher, passes_at_most
 from mgsr.planning.plan_memory import Model
 from mgsr.planning.workload import Stage, Text
 
@@ -149,7 +149,7 @@ def communication(
         )
     if placement == "sharded" and taught_by is not None:
         # its answers to the test sets: every token gathers all layers anew
-        answers = text.tests * (len(seeds_of(config)) + 1)
+        answers = text.tests * (answered_times(config) + 1)
         forwards = answers / world / config.evaluation.batch_size * config.evaluation.max_new_tokens
         seconds += forwards * gather(taught_by.parts.layers, world) / hardware.interconnect
     return sent, seconds

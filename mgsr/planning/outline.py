@@ -248,7 +248,8 @@ def _evaluation(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> 
     ]
     every = evaluation.val_every_n_epochs
     seen = min(len(rows.get("dev", ())), evaluation.val_rows or len(rows.get("dev", ())))
-    drawn = f"sampled with {plural(len(evaluation.seeds), 'seed')}" if evaluation.temperature else "greedily"
+    seeds = len(evaluation.seeds) if evaluation.temperature else 0
+    drawn = "greedily" + (f" and sampled with {plural(seeds, 'seed')}" if seeds else "")
     others = "its start and the teacher" if config.teacher.source else "its start"
     rhythm = "epoch" if every == 1 else plural(every, "epoch")
     return (

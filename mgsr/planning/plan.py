@@ -23,8 +23,8 @@ from mgsr.planning.plan_cost import (
     Phase,
     Speaker,
     answer_phases,
+    answered_times,
     main_phases,
-    seeds_of,
     sft_phase,
     worthwhile_tokens,
 )
@@ -217,9 +217,9 @@ def plan(
     working = memory_of(main, "student", config.train.gradient_checkpointing)
     answered = [
         answer_phases(config, speakers["student"], taught, text, hardware, world, seeds=seeds)
-        for seeds in (1, len(config.evaluation.seeds))
+        for seeds in (1, answered_times(config))
     ]
-    phases += answered[len(seeds_of(config)) > 1]
+    phases += answered[1]
     greedy, sampled = (sum(phase.seconds for phase in way) for way in answered)
     checkpoints = [saved(config, stage, sized, hardware) for stage in stages]
     busy = sum(phase.seconds for phase in phases) + sum(one.held for one in checkpoints)

@@ -228,9 +228,9 @@ def _decoding(
     return Phase(name, work, max(computing, moving), "compute" if computing >= moving else "memory bandwidth")
 
 
-def seeds_of(config: ExperimentConfig) -> list[int]:
-    """Sampling seeds of the test sets: the best token is the same at every one."""
-    return config.evaluation.seeds if config.evaluation.temperature > 0 else config.evaluation.seeds[:1]
+def answered_times(config: ExperimentConfig) -> int:
+    """How often every test row is answered: greedily, and once per sampling seed."""
+    return 1 + (len(config.evaluation.seeds) if config.evaluation.temperature > 0 else 0)
 
 
 def answer_phases(

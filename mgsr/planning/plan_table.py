@@ -73,10 +73,9 @@ def work_table(plan: Plan) -> Table:
         )
     work, seconds = (sum(p.work.total for p in plan.phases), sum(p.seconds for p in plan.phases))
     table.add_row("all", f"{work / 1e15:,.1f}", "", duration(seconds), "")
-    # sampled or greedily: whichever the configuration does not ask for is told for comparison
     table.caption = (
-        f"dev set and padding are not in it; test sets and exposure bias take {duration(plan.greedy)} greedily, "
-        f"{duration(plan.sampled)} with {plural(len(plan.config.evaluation.seeds), 'seed')}"
+        f"dev set and padding are not in it; test sets and exposure bias would take {duration(plan.greedy)} without "
+        f"sampled answers, and take {duration(plan.sampled)}"
     )
     return table
 

@@ -29,8 +29,9 @@ STUDENT, TEACHER, DATA, BASE, START = "student", "teacher.json", "data.json", "b
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
 _TEXT = Maybe((str, None))
-_SPREAD = {"rouge_l_std": Maybe((float, None)), "std_over": Maybe(str)}
-TEST_FIGURES = {"rouge_l": Between(0, 100), "examples": int, **_SPREAD}
+_PERCENT = Between(0, 100)
+_MEASURES = {"rouge_l": _PERCENT, "exact_match": _PERCENT, "accuracy": Maybe(_PERCENT)}
+TEST_FIGURES = {**_MEASURES, "examples": int, "sampled": Maybe({**_MEASURES, "rouge_l_std": (float, None)})}
 """Of a test set, what is shown of it."""
 SHAPES: dict[str, Any] = {
     METRICS: {"steps": int, "seed": int, "result": Each(TEST_FIGURES, 1)},

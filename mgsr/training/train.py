@@ -20,6 +20,7 @@ from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
+from mgsr.evaluation.floors import cached_floors
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
@@ -107,6 +108,7 @@ def _run(
     start = prepare_models(config, rows)
     on_first(lambda: keep_models(folder, config, start.teacher, start.student))
     metrics = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **start.figures}
+    metrics["floors"] = cached_floors(config, rows)
 
     done = _distil(config, rows, start, folder, device)
     # the student as it began may be another object, such as one in parts
