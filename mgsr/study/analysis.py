@@ -1,0 +1,208 @@
+"""The block model: every arm against the baseline, with simultaneous intervals and a verdict.
+
+    score ~ arm + block,    ordinary least squares, one spread for all arms
+
+A block is a training seed together with the student that it starts from. Arms of a family have simultaneous 95 %
+intervals (Dunnett 1955): the multivariate t distribution with the correlations that the model gives them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CONFIDENCE = 0.95
+POWER = 0.8
+WIDER = 2.0
+"""An arm whose residuals spread so many times as wide as the others' is analysed alone with the baseline."""
+DRAWS = 400_000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the baseline.
+
+    Attributes:
+        effect: arm minus baseline; `low`, `high`: its simultaneous interval, NaN where one block tells no spread.
+        blocks: in which both have run.
+        verdict: better, worse, equivalent or open; empty where there is no interval.
+        small: better or worse, and the whole interval lies within the margin.
+        detectable: the smallest effect that these blocks find with a power of 0.8.
+        alone: analysed without the other arms, as its spread is wider.
+    """
+
+    arm: str
+    effect: float
+    low: float
+    high: float
+    blocks: int
+    verdict: str
+    small: bool
+    detectable: float
+    alone: bool = False
+
+
+def compare(
+    scores: pd.DataFrame, baseline: str, margin: float, families: Sequence[Sequence[str]] = ()
+) -> dict[str, Comparison]:
+    """Every arm that some block connects with the baseline.
+
+    Args:
+        scores: columns `arm`, `block` and `score`, one row per run.
+        margin: what is no difference worth having, in the unit of the scores.
+        families: arms whose intervals are simultaneous among themselves; those in none are a family of their own.
+
+    Raises:
+        ValueError: no run of the baseline, or an arm that has run twice in a block.
+    """
+    if baseline not in set(scores["arm"]):
+        raise ValueError(f"no run of the baseline {baseline}")
+    if scores.duplicated(["arm", "block"]).any():
+        raise ValueError("an arm has run twice in a block")
+    arms = [arm for arm in dict.fromkeys(scores["arm"]) if arm != baseline]
+    wide = _wide(scores, baseline)
+    named = {arm for family in families for arm in family}
+    found: dict[str, Comparison] = {}
+    for family in [*families, [arm for arm in arms if arm not in named]]:
+        together = [arm for arm in family if arm in arms and arm not in wide]
+        if together:
+            pooled = scores[~scores["arm"].isin(wide)]
+            found |= _contrasts(pooled, baseline, together, margin)
+    for arm in wide:
+        found |= _contrasts(scores[scores["arm"].isin([arm, baseline])], baseline, [arm], margin, alone=True)
+    return {arm: found[arm] for arm in arms if arm in found}
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Least squares of `score ~ arm + block`; columns of the design are arms but the baseline, then blocks."""
+
+    arms: list[str]
+    effects: np.ndarray
+    covariance: np.ndarray
+    residuals: np.ndarray
+    freedom: int
+    estimable: dict[str, bool]
+
+
+def _fit(scores: pd.DataFrame, baseline: str) -> _Fit:
+    import statsmodels.api as sm
+
+    arms = [arm for arm in dict.fromkeys(scores["arm"]) if arm != baseline]
+    columns = [(scores["arm"] == arm).to_numpy(float) for arm in arms]
+    columns += [(scores["block"] == block).to_numpy(float) for block in dict.fromkeys(scores["block"])]
+    design = np.stack(columns, axis=1)
+    # the pseudo-inverse: blocks and arms that nothing connects leave the design without full rank
+    model = sm.OLS(scores["score"].to_numpy(float), design).fit()
+    spanned = np.linalg.pinv(design) @ design
+    estimable = {arm: bool(np.allclose(spanned[i], np.eye(len(spanned))[i], atol=1e-8)) for i, arm in enumerate(arms)}
+    freedom = int(round(model.df_resid))
+    spread = float(model.scale) if freedom > 0 else math.nan
+    size = len(arms)
+    return _Fit(
+        arms,
+        np.asarray(model.params)[:size],
+        spread * np.asarray(model.normalized_cov_params)[:size, :size],
+        np.asarray(model.resid),
+        freedom,
+        estimable,
+    )
+
+
+def _wide(scores: pd.DataFrame, baseline: str) -> list[str]:
+    """Arms whose residuals spread far wider than those of all the others, the widest first; never the baseline."""
+    found: list[str] = []
+    while True:
+        rest = scores[~scores["arm"].isin(found)]
+        fit = _fit(rest, baseline)
+        if len(fit.arms) < 2 or fit.freedom <= 0:
+            return found
+        squares = pd.Series(fit.residuals**2, index=rest["arm"].to_numpy())
+        spread = {arm: math.sqrt(squares[squares.index == arm].mean()) for arm in fit.arms}
+        widest = max(spread, key=spread.__getitem__)
+        others = math.sqrt(squares[squares.index != widest].mean())
+        if spread[widest] <= WIDER * others or math.isclose(spread[widest], 0.0, abs_tol=1e-12):
+            return found
+        found.append(widest)
+
+
+def _contrasts(
+    scores: pd.DataFrame, baseline: str, arms: Sequence[str], margin: float, *, alone: bool = False
+) -> dict[str, Comparison]:
+    fit = _fit(scores, baseline)
+    places = [fit.arms.index(arm) for arm in arms if fit.estimable[arm]]
+    if not places:
+        return {}
+    of_baseline = set(scores.loc[scores["arm"] == baseline, "block"])
+    errors = np.sqrt(np.diag(fit.covariance)[places])
+    critical = math.nan
+    if fit.freedom > 0 and (errors > 0).all():
+        correlation = fit.covariance[np.ix_(places, places)] / np.outer(errors, errors)
+        critical = critical_value(tuple(map(tuple, np.round(correlation, 6).tolist())), fit.freedom)
+    found = {}
+    for place, error in zip(places, errors, strict=True):
+        arm, effect = fit.arms[place], float(fit.effects[place])
+        half = critical * float(error)
+        low, high = effect - half, effect + half
+        verdict = verdict_of(low, high, margin)
+        found[arm] = Comparison(
+            arm,
+            effect,
+            low,
+            high,
+            len(of_baseline & set(scores.loc[scores["arm"] == arm, "block"])),
+            verdict,
+            verdict in ("better", "worse") and -margin <= low and high <= margin,
+            float(error) * (critical + float(stats.t.ppf(POWER, fit.freedom))) if fit.freedom > 0 else math.nan,
+            alone,
+        )
+    return found
+
+
+def verdict_of(low: float, high: float, margin: float) -> str:
+    """What an interval of a difference says.
+
+    >>> [verdict_of(*interval, 0.5) for interval in ((0.1, 2), (-2, -0.1), (-0.4, 0.3), (-0.4, 0.8))]
+    ['better', 'worse', 'equivalent', 'open']
+    """
+    if math.isnan(low):
+        return ""
+    if low > 0 or high < 0:
+        return "better" if low > 0 else "worse"
+    return "equivalent" if -margin <= low and high <= margin else "open"
+
+
+@lru_cache(maxsize=256)
+def critical_value(correlation: tuple[tuple[float, ...], ...], freedom: int) -> float:
+    """c with P(max |T_i| <= c) = 0.95 for a multivariate t with these correlations; from a fixed random state.
+
+    >>> round(critical_value(((1.0,),), 10), 3)
+    2.228
+    """
+    if len(correlation) == 1:
+        return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, freedom))
+    draws = stats.multivariate_t(
+        np.zeros(len(correlation)), np.array(correlation), df=freedom, allow_singular=True
+    ).rvs(DRAWS, random_state=np.random.default_rng(0))
+    return float(np.quantile(np.abs(draws).max(axis=1), CONFIDENCE))
+
+
+def seeds_needed(spread: float, margin: float, arms: int = 1) -> int:
+    """Blocks with which the half width of an interval is expected to be at most 0.7 of the margin.
+
+    Args:
+        spread: standard deviation of a run within its block, from pilot seeds on the dev set.
+        arms: of the family; intervals are taken as wide as Bonferroni's, which are a little wider than Dunnett's.
+    """
+    for blocks in range(2, 1000):
+        freedom = (blocks - 1) * arms
+        critical = stats.t.ppf(1.0 - (1.0 - CONFIDENCE) / (2.0 * arms), freedom)
+        if critical * spread * math.sqrt(2.0 / blocks) <= 0.7 * margin:
+            return blocks
+    return 1000

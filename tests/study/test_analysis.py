@@ -1,0 +1,126 @@
+"""The block model against textbooks, scipy and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mgsr.study.analysis import Comparison, compare, critical_value, seeds_needed, verdict_of
+
+
+def frame(scores: dict[str, dict[int, float]]) -> pd.DataFrame:
+    rows = [(arm, block, score) for arm, by_block in scores.items() for block, score in by_block.items()]
+    return pd.DataFrame(rows, columns=["arm", "block", "score"])
+
+
+def drawn(seed: int, effects: dict[str, float], blocks: int, spread: float = 1.0, between: float = 5.0) -> pd.DataFrame:
+    draw = np.random.default_rng(seed)
+    levels = draw.normal(0, between, blocks)
+    return frame({a: {b: 50 + levels[b] + e + draw.normal(0, spread) for b in range(blocks)} for a, e in effects.items()})
+
+
+def test_one_arm_is_the_paired_t_interval() -> None:
+    scores = drawn(0, {"base": 0.0, "arm": 1.0}, 6)
+    (found,) = compare(scores, "base", 0.5).values()
+    wide = scores.pivot(index="block", columns="arm", values="score")
+    test = stats.ttest_rel(wide["arm"], wide["base"])
+    interval = test.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert found.effect == pytest.approx((wide["arm"] - wide["base"]).mean()) and found.blocks == 6
+
+
+def test_critical_values_are_dunnetts() -> None:
+    """Dunnett's table, two-sided, 5 %: k = 1, 2, 3, 5 comparisons of equal sizes."""
+    for arms, freedom, want in ((2, 10, 2.57), (3, 20, 2.54), (5, 30, 2.66), (2, 60, 2.27)):
+        correlation = tuple(tuple(1.0 if i == j else 0.5 for j in range(arms)) for i in range(arms))
+        assert critical_value(correlation, freedom) == pytest.approx(want, abs=0.02)
+
+
+def test_intervals_of_a_family_hold_together_in_95_of_100() -> None:
+    effects = {"base": 0.0, "a": 0.3, "b": -0.2, "c": 0.0, "d": 1.0}
+    held = 0
+    for seed in range(400):
+        found = compare(drawn(seed, effects, 5), "base", 0.5)
+        held += all(found[arm].low <= effects[arm] <= found[arm].high for arm in found)
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_families_apart_have_intervals_of_their_own() -> None:
+    scores = drawn(1, {"base": 0.0, "asked": 0.5, "b": 0.0, "c": 0.0, "d": 0.0}, 6)
+    together = compare(scores, "base", 0.5)["asked"]
+    apart = compare(scores, "base", 0.5, [["asked"]])["asked"]
+    assert apart.effect == pytest.approx(together.effect)
+    assert apart.high - apart.low < together.high - together.low
+
+
+def test_missing_runs_are_filled_by_the_model() -> None:
+    """Blocks of unlike levels: the mean of what is there would be off by the level."""
+    scores = frame({"base": {0: 10.0, 1: 20.0, 2: 31.0}, "a": {0: 11.0, 1: 21.5}, "b": {1: 19.0, 2: 30.5}})
+    found = compare(scores, "base", 0.5)
+    assert found["a"].effect == pytest.approx(1.25, abs=0.2) and found["a"].blocks == 2
+    assert found["b"].effect == pytest.approx(-0.75, abs=0.2)
+
+
+def test_an_arm_that_nothing_connects_has_no_comparison() -> None:
+    scores = frame({"base": {0: 1.0, 1: 2.0, 2: 3.5}, "a": {0: 2.0, 1: 3.1, 2: 4.4}, "b": {7: 9.0, 8: 9.5}})
+    assert set(compare(scores, "base", 0.5)) == {"a"}
+    # a third arm connects them
+    linked = pd.concat([scores, frame({"a": {7: 8.0}})])
+    assert set(compare(linked, "base", 0.5)) == {"a", "b"}
+
+
+def test_an_arm_that_swings_is_alone_and_does_not_widen_the_others() -> None:
+    scores = drawn(3, {"base": 0.0, "a": 0.0, "b": 0.0, "c": 0.0}, 8, spread=0.3)
+    swings = scores["arm"] == "c"
+    scores.loc[swings, "score"] += np.random.default_rng(5).normal(0, 8.0, int(swings.sum()))
+    found = compare(scores, "base", 0.5)
+    assert found["c"].alone and not found["a"].alone
+    without = compare(scores[~swings], "base", 0.5)
+    assert found["a"].high - found["a"].low == pytest.approx(without["a"].high - without["a"].low, rel=1e-6)
+
+
+def test_one_block_tells_no_spread() -> None:
+    (found,) = compare(frame({"base": {0: 1.0}, "a": {0: 3.0}}), "base", 0.5).values()
+    assert found.effect == pytest.approx(2.0) and math.isnan(found.low) and found.verdict == ""
+
+
+def test_equal_scores_are_no_error() -> None:
+    (found,) = compare(frame({"base": {0: 1.0, 1: 1.0}, "a": {0: 1.0, 1: 1.0}}), "base", 0.5).values()
+    assert found.effect == pytest.approx(0.0, abs=1e-12)
+
+
+def test_verdicts() -> None:
+    assert verdict_of(-0.5, 0.5, 0.5) == "equivalent"
+    assert verdict_of(math.nan, math.nan, 0.5) == ""
+    scores = drawn(4, {"base": 0.0, "a": 0.2}, 40, spread=0.05)
+    found = compare(scores, "base", 0.5)["a"]
+    assert found.verdict == "better" and found.small
+    assert isinstance(found, Comparison)
+
+
+def test_the_detectable_effect_is_detected_four_times_in_five() -> None:
+    known = compare(drawn(0, {"base": 0.0, "a": 0.0, "b": 0.0}, 6), "base", 0.5)["a"]
+    # of the true spread 1, not of what these draws happened to have
+    correlation = ((1.0, 0.5), (0.5, 1.0))
+    effect = (critical_value(correlation, 10) + stats.t.ppf(0.8, 10)) * math.sqrt(2 / 6)
+    assert known.detectable == pytest.approx(effect, rel=0.5)
+    seen = sum(compare(drawn(s, {"base": 0.0, "a": effect, "b": 0.0}, 6), "base", 0.5)["a"].low > 0 for s in range(300))
+    assert 0.7 <= seen / 300 <= 0.9
+
+
+def test_seeds_needed_give_the_half_width() -> None:
+    blocks = seeds_needed(0.5, 1.0)
+    half = stats.t.ppf(0.975, blocks - 1) * 0.5 * math.sqrt(2 / blocks)
+    assert half <= 0.7 < stats.t.ppf(0.975, blocks - 2) * 0.5 * math.sqrt(2 / (blocks - 1))
+
+
+def test_what_cannot_be_analysed_is_refused() -> None:
+    with pytest.raises(ValueError, match="no run of the baseline"):
+        compare(frame({"a": {0: 1.0}}), "base", 0.5)
+    twice = pd.concat([frame({"base": {0: 1.0}}), frame({"base": {0: 2.0}})])
+    with pytest.raises(ValueError, match="twice"):
+        compare(twice, "base", 0.5)
