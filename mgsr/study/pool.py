@@ -1,0 +1,192 @@
+"""The pool of recorded runs: one file per run, whatever study asked for it. A study is a view on the pool.
+
+    <pool>/<configuration>-<seed>-<start>.json
+
+The first part is the fingerprint of the configuration (names, places and cosmetics aside), of the data's content,
+and of the numerics version; the last is that of the student that the run began with. The same run made twice
+counts once: the first one stays.
+
+A file holds the run's metrics, its curves thinned to `POINTS`, and what its numbers came from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mgsr
+from mgsr.config.load import filled, fingerprint, flat_tree
+from mgsr.config.schema import DataConfig, ExperimentConfig
+from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
+from mgsr.runtime.errors import DataError
+from mgsr.runtime.files import write_atomically
+from mgsr.runtime.json_files import Each, read_json
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, NEUTRAL, SHAPES, START, read_run_file
+
+POINTS = 200
+CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
+NAMES = ("experiment", "arm", "seed")
+FILE = re.compile(r"([0-9a-f]{12})-(\d+)-([0-9a-f]{1,8})\.json")
+RESULT = {
+    "config": str,
+    "data": str,
+    "seed": int,
+    "start": Each((str, None)),
+    "settings": dict,
+    "environment": SHAPES[ENVIRONMENT],
+    "metrics": SHAPES[METRICS],
+    "curves": Each({"steps": list, "values": list}),
+    "first": {"study": str, "arm": str},
+}
+"""What a file of the pool has to hold."""
+ASIDE = {*NAMES, *NEUTRAL, "evaluation.one_answer", "data.train", "data.dev", "data.test", "data.test_sets"}
+"""Keys without a part in a fingerprint: they change no figure, or stand for files that count by their content."""
+
+
+class Key(NamedTuple):
+    """What a run is known by, before it has begun."""
+
+    config: str
+    seed: int
+
+
+def settings_of(config: ExperimentConfig) -> dict[str, Any]:
+    """The keys of a configuration that have a part in the numbers and are not at their default."""
+    tree, defaults = flat_tree(asdict(config)), flat_tree(asdict(ExperimentConfig()))
+    return {name: _plain(value) for name, value in tree.items() if name not in ASIDE and value != defaults[name]}
+
+
+def key_of(config: ExperimentConfig) -> Key:
+    """The run's fingerprint and seed; data files count by their content."""
+    settings = settings_of(config)
+    if config.clip.run:
+        # whose bounds they are, not where that file lies
+        settings["clip.run"] = Path(config.clip.run).name
+    names = sorted(config.data.test_sets)
+    return Key(fingerprint(settings, names, data_of(config), mgsr.NUMERICS_VERSION), config.seed)
+
+
+def data_of(config: ExperimentConfig) -> str:
+    """Fingerprint of all rows."""
+    return _data_of(json.dumps(asdict(config.data), sort_keys=True))
+
+
+@lru_cache(maxsize=32)
+def _data_of(content: str) -> str:
+    data = filled(DataConfig, flat_tree(json.loads(content), "data."), "data.")
+    return fingerprint({name: rows_fingerprint(read_split(data, name)) for name in (*SPLITS, *sorted(data.test_sets))})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: infinities as YAML writes them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
+    return value
+
+
+def collect(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
+    """The pool's content for a finished run, from its run folder.
+
+    Raises:
+        DataError: a file of the folder is broken, or missing.
+    """
+    metrics = read_run_file(folder, METRICS)
+    return {
+        "config": key_of(config).config,
+        "data": data_of(config),
+        "seed": config.seed,
+        "start": read_run_file(folder, START),
+        "settings": settings_of(config),
+        "environment": read_run_file(folder, ENVIRONMENT),
+        "metrics": _rounded({name: value for name, value in metrics.items() if name not in NAMES}),
+        "curves": read_curves(folder),
+        "first": {"study": config.experiment, "arm": config.arm},
+    }
+
+
+def record(pool: Path, result: Mapping[str, Any]) -> Path:
+    """Add a run, unless it is there."""
+    path = pool / f"{result['config']}-{result['seed']}-{result['start']['student'][:8]}.json"
+    if not path.exists():
+        text = json.dumps(result, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        write_atomically(path, text + "\n")
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One file.
+
+    Raises:
+        DataError: it is broken, or no result.
+    """
+    remedy = "restore it, or delete it to have it run again"
+    result = read_json(path, RESULT, remedy)
+    name = FILE.fullmatch(path.name)
+    if name is None or (name[1], int(name[2])) != (result["config"], result["seed"]):
+        raise DataError(f"{path}: holds run {result['config']}, seed {result['seed']}; {remedy}")
+    return result
+
+
+def find(pools: Iterable[Path], key: Key) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """All recorded runs of a key, one per start; of two pools the first counts."""
+    starts = set()
+    for pool in pools:
+        for path in sorted(pool.glob(f"{key.config}-{key.seed}-*.json")):
+            start = path.stem.rpartition("-")[2]
+            if start not in starts:
+                starts.add(start)
+                yield path, read(path)
+
+
+def seeds_in(pools: Iterable[Path], config: str) -> list[int]:
+    """Seeds that a configuration has been recorded with."""
+    return sorted({int(found[2]) for pool in pools for path in pool.glob(f"{config}-*.json") if (found := FILE.fullmatch(path.name))})
+
+
+# ---- curves
+
+
+def read_curves(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Curves of a run from TensorBoard's events: name -> `steps` and `values`; of a step seen twice, the last."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    curves = {}
+    for name in sorted(events.Tags()["scalars"]):
+        if name.startswith(CURVES):
+            seen = {point.step: point.value for point in events.Scalars(name) if math.isfinite(point.value)}
+            points = sorted(seen.items())
+            kept = [points[i] for i in _thinned(len(points), POINTS)]
+            curves[name] = {"steps": [s for s, _ in kept], "values": [_significant(v, 5) for _, v in kept]}
+    return curves
+
+
+def _thinned(count: int, points: int) -> Sequence[int]:
+    """At most so many indices, evenly spread, the first and the last among them.
+
+    >>> _thinned(5, 3)
+    [0, 2, 4]
+    """
+    if count <= points:
+        return range(count)
+    return sorted({round(i * (count - 1) / (points - 1)) for i in range(points)})
+
+
+def _significant(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def _rounded(value: Any) -> Any:
+    """Eight significant digits, all the way down: what is beyond is noise in a diff."""
+    if isinstance(value, float):
+        # JSON has no nan
+        return _significant(value, 8) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
