@@ -1,10 +1,10 @@
 """The pool of recorded runs: one file per run, whatever study asked for it. A study is a view on the pool.
 
-    <pool>/<configuration>-<seed>-<start>.json
+    <pool>/<configuration>-<data>-<seed>-<start>.json
 
-The first part is the fingerprint of the configuration (names, places and cosmetics aside), of the data's content,
-and of the numerics version; the last is that of the student that the run began with. The same run made twice
-counts once: the first one stays.
+The parts are fingerprints: of the configuration (names, places and cosmetics aside) with the numerics version; of
+the content of all rows; and of the student that the run began with. The same run made twice counts once: the first
+one stays.
 
 A file holds the run's metrics, its curves thinned to `POINTS`, and what its numbers came from.
 """
@@ -32,7 +32,7 @@ from mgsr.training.run_folder import ENVIRONMENT, METRICS, NEUTRAL, SHAPES, STAR
 POINTS = 200
 CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
 NAMES = ("experiment", "arm", "seed")
-FILE = re.compile(r"([0-9a-f]{12})-(\d+)-([0-9a-f]{1,8})\.json")
+FILE = re.compile(r"([0-9a-f]{12})-([0-9a-f]{8})-(\d+)-([0-9a-f]{8})\.json")
 RESULT = {
     "config": str,
     "data": str,
@@ -45,12 +45,13 @@ RESULT = {
     "first": {"study": str, "arm": str},
 }
 """What a file of the pool has to hold."""
+REMEDY = "restore it, or delete it to have it run again"
 ASIDE = {*NAMES, *NEUTRAL, "evaluation.one_answer", "data.train", "data.dev", "data.test", "data.test_sets"}
 """Keys without a part in a fingerprint: they change no figure, or stand for files that count by their content."""
 
 
 class Key(NamedTuple):
-    """What a run is known by, before it has begun."""
+    """What a run is known by before it has begun, its data aside: a report needs no rows."""
 
     config: str
     seed: int
@@ -63,17 +64,17 @@ def settings_of(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def key_of(config: ExperimentConfig) -> Key:
-    """The run's fingerprint and seed; data files count by their content."""
+    """The run's fingerprint and seed."""
     settings = settings_of(config)
     if config.clip.run:
         # whose bounds they are, not where that file lies
         settings["clip.run"] = Path(config.clip.run).name
     names = sorted(config.data.test_sets)
-    return Key(fingerprint(settings, names, data_of(config), mgsr.NUMERICS_VERSION), config.seed)
+    return Key(fingerprint(settings, names, mgsr.NUMERICS_VERSION), config.seed)
 
 
 def data_of(config: ExperimentConfig) -> str:
-    """Fingerprint of all rows."""
+    """Fingerprint of all rows; files count by their content."""
     return _data_of(json.dumps(asdict(config.data), sort_keys=True))
 
 
@@ -110,9 +111,15 @@ def collect(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
+def path_in(pool: Path, result: Mapping[str, Any]) -> Path:
+    """Where a run is recorded."""
+    start = fingerprint(result["start"]["student"])[:8]
+    return pool / f"{result['config']}-{result['data'][:8]}-{result['seed']}-{start}.json"
+
+
 def record(pool: Path, result: Mapping[str, Any]) -> Path:
     """Add a run, unless it is there."""
-    path = pool / f"{result['config']}-{result['seed']}-{result['start']['student'][:8]}.json"
+    path = path_in(pool, result)
     if not path.exists():
         text = json.dumps(result, sort_keys=True, ensure_ascii=False, allow_nan=False)
         write_atomically(path, text + "\n")
@@ -125,28 +132,26 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is broken, or no result.
     """
-    remedy = "restore it, or delete it to have it run again"
-    result = read_json(path, RESULT, remedy)
-    name = FILE.fullmatch(path.name)
-    if name is None or (name[1], int(name[2])) != (result["config"], result["seed"]):
-        raise DataError(f"{path}: holds run {result['config']}, seed {result['seed']}; {remedy}")
+    result = read_json(path, RESULT, REMEDY)
+    if path.name != path_in(path.parent, result).name:
+        raise DataError(f"{path}: holds run {result['config']}, seed {result['seed']}; {REMEDY}")
     return result
 
 
-def find(pools: Iterable[Path], key: Key) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """All recorded runs of a key, one per start; of two pools the first counts."""
-    starts = set()
+def find(pools: Iterable[Path], key: Key) -> Iterator[dict[str, Any]]:
+    """All recorded runs of a key, one per data and start; of two pools the first counts."""
+    seen = set()
     for pool in pools:
-        for path in sorted(pool.glob(f"{key.config}-{key.seed}-*.json")):
-            start = path.stem.rpartition("-")[2]
-            if start not in starts:
-                starts.add(start)
-                yield path, read(path)
+        for path in sorted(pool.glob(f"{key.config}-*-{key.seed}-*.json")):
+            if FILE.fullmatch(path.name) and path.name not in seen:
+                seen.add(path.name)
+                yield read(path)
 
 
 def seeds_in(pools: Iterable[Path], config: str) -> list[int]:
     """Seeds that a configuration has been recorded with."""
-    return sorted({int(found[2]) for pool in pools for path in pool.glob(f"{config}-*.json") if (found := FILE.fullmatch(path.name))})
+    names = (FILE.fullmatch(path.name) for pool in pools for path in pool.glob(f"{config}-*.json"))
+    return sorted({int(name[3]) for name in names if name})
 
 
 # ---- curves

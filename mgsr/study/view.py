@@ -1,0 +1,163 @@
+"""A study as a view on the pool: which recorded run is which arm's, and their figures as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mgsr.runtime.errors import UserError
+from mgsr.study import pool
+from mgsr.study.analysis import Comparison, compare
+from mgsr.study.study import Study
+
+Result = Mapping[str, Any]
+Reader = Callable[[Result], float | None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run under its arm's name; `block`: its seed and the student that it began with."""
+
+    arm: str
+    seed: int
+    block: str
+    result: Result
+
+
+@dataclass(frozen=True)
+class View:
+    """Recorded runs of a study, all of the same rows.
+
+    Attributes:
+        runs: of declared seeds, in the order of the arms.
+        undeclared: arm -> seeds that were recorded and not declared: no figure is made of them.
+        other_data: runs that were left out, as their rows were others.
+    """
+
+    study: Study
+    runs: tuple[Run, ...]
+    undeclared: Mapping[str, Sequence[int]]
+    other_data: int = 0
+
+    @property
+    def arms(self) -> list[str]:
+        """Those that have run."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({run.seed for run in self.runs})
+
+    @property
+    def test_sets(self) -> list[str]:
+        """`test` first."""
+        return sorted(self.runs[0].result["metrics"]["result"], key=lambda name: name != "test")
+
+    def of(self, arm: str) -> list[Run]:
+        return [run for run in self.runs if run.arm == arm]
+
+    def frame(self, read: Reader) -> pd.DataFrame:
+        """Columns arm, block, seed and score; runs without the figure are left out."""
+        rows = [(run.arm, run.block, run.seed, read(run.result)) for run in self.runs]
+        known = [row for row in rows if row[3] is not None]
+        return pd.DataFrame(known, columns=["arm", "block", "seed", "score"])
+
+    def compared(self, read: Reader, margin: float) -> dict[str, Comparison]:
+        """Every arm against the baseline; empty where the baseline has no such figure."""
+        frame = self.frame(read)
+        if self.study.baseline not in set(frame["arm"]):
+            return {}
+        return compare(frame, self.study.baseline, margin, [self.study.asked] if self.study.asked else [])
+
+    def mean(self, arm: str, read: Reader) -> float | None:
+        """Over the runs that have the figure."""
+        values = [value for run in self.of(arm) if (value := read(run.result)) is not None]
+        return sum(values) / len(values) if values else None
+
+    @cached_property
+    def missing(self) -> list[str]:
+        """Arms with the declared seeds that they lack."""
+        found = []
+        for arm in self.study.arms:
+            absent = [seed for seed in self.study.seeds if seed not in {run.seed for run in self.of(arm)}]
+            if absent:
+                found.append(f"{arm}: {'no run' if not self.of(arm) else ', '.join(map(str, absent))}")
+        return found
+
+
+def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> View:
+    """Find a study's runs.
+
+    Args:
+        overrides: words of a command line, which the runs had too.
+
+    Raises:
+        UserError: there is none.
+    """
+    found: list[Run] = []
+    undeclared: dict[str, list[int]] = {}
+    for arm in study.arms:
+        known = pool.key_of(study.config(arm, 0, overrides)).config
+        extra = [seed for seed in pool.seeds_in(pools, known) if study.seeds and seed not in study.seeds]
+        if extra:
+            undeclared[arm] = extra
+        seeds = study.seeds or pool.seeds_in(pools, known)
+        for seed in seeds:
+            key = pool.key_of(study.config(arm, seed, overrides))
+            for result in pool.find(pools, key):
+                found.append(Run(arm, seed, block_of(result), result))
+    if not found:
+        raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {study.name}")
+    data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
+    same = [run for run in found if run.result["data"] == data]
+    return View(study, tuple(same), undeclared, len(found) - len(same))
+
+
+def block_of(result: Result) -> str:
+    """The seed and the student that a run began with."""
+    return f"{result['seed']}/{str(result['start']['student'])[:12]}"
+
+
+# ---- figures of a run
+
+
+def rouge_l(test_set: str = "test", *, sampled: bool = False) -> Reader:
+    """ROUGE-L of greedy answers, or of sampled ones."""
+    return _of_set(test_set, "rouge_l", sampled)
+
+
+def right(test_set: str = "test", *, sampled: bool = False) -> Reader:
+    """Share of right answers; exact match where rows cannot be checked."""
+    accuracy, exact = _of_set(test_set, "accuracy", sampled), _of_set(test_set, "exact_match", sampled)
+
+    def read(result: Result) -> float | None:
+        found = accuracy(result)
+        return exact(result) if found is None else found
+
+    return read
+
+
+def _of_set(test_set: str, name: str, sampled: bool) -> Reader:
+    def read(result: Result) -> float | None:
+        figures = result["metrics"]["result"].get(test_set, {})
+        return (figures.get("sampled") or {} if sampled else figures).get(name)
+
+    return read
+
+
+def figure(*path: str) -> Reader:
+    """A figure of `metrics.json` by its place, as in `figure("exposure", "teacher_perplexity")`."""
+
+    def read(result: Result) -> float | None:
+        value: Any = result["metrics"]
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    return read
