@@ -9,8 +9,8 @@ intervals (Dunnett 1955): the multivariate t distribution with the correlations 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,21 +23,25 @@ WIDER = 2.0
 """An arm whose residuals spread so many times as wide as the others' is analysed alone with the baseline."""
 DRAWS = 400_000
 
+Sides = tuple[Sequence[str], Sequence[str]]
+"""Arms whose mean is compared with that of others."""
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the baseline.
+    """An arm against the baseline, or several arms against others.
 
     Attributes:
+        name: of the arm, or of the contrast.
         effect: arm minus baseline; `low`, `high`: its simultaneous interval, NaN where one block tells no spread.
-        blocks: in which both have run.
+        blocks: in which all of them have run.
         verdict: better, worse, equivalent or open; empty where there is no interval.
         small: better or worse, and the whole interval lies within the margin.
         detectable: the smallest effect that these blocks find with a power of 0.8.
         alone: analysed without the other arms, as its spread is wider.
     """
 
-    arm: str
+    name: str
     effect: float
     low: float
     high: float
@@ -70,13 +74,24 @@ def compare(
     named = {arm for family in families for arm in family}
     found: dict[str, Comparison] = {}
     for family in [*families, [arm for arm in arms if arm not in named]]:
-        together = [arm for arm in family if arm in arms and arm not in wide]
-        if together:
-            pooled = scores[~scores["arm"].isin(wide)]
-            found |= _contrasts(pooled, baseline, together, margin)
+        together = {arm: ([arm], [baseline]) for arm in family if arm in arms and arm not in wide}
+        pooled = scores[~scores["arm"].isin(wide)]
+        found |= _contrasts(pooled, baseline, together, margin)
     for arm in wide:
-        found |= _contrasts(scores[scores["arm"].isin([arm, baseline])], baseline, [arm], margin, alone=True)
+        pair = scores[scores["arm"].isin([arm, baseline])]
+        found |= {name: replace(one, alone=True) for name, one in _contrasts(pair, baseline, {arm: ([arm], [baseline])}, margin).items()}
     return {arm: found[arm] for arm in arms if arm in found}
+
+
+def contrast(scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float) -> dict[str, Comparison]:
+    """Mean of some arms minus mean of others, by name; all of them simultaneous.
+
+    Args:
+        sides: name -> (arms with, arms without). Left out where an arm has not run.
+    """
+    there = set(scores["arm"])
+    known = {name: both for name, both in sides.items() if {*both[0], *both[1]} <= there}
+    return _contrasts(scores, baseline, known, margin)
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class _Fit:
     covariance: np.ndarray
     residuals: np.ndarray
     freedom: int
-    estimable: dict[str, bool]
+    spanned: np.ndarray
 
 
 def _fit(scores: pd.DataFrame, baseline: str) -> _Fit:
@@ -98,21 +113,13 @@ def _fit(scores: pd.DataFrame, baseline: str) -> _Fit:
     columns = [(scores["arm"] == arm).to_numpy(float) for arm in arms]
     columns += [(scores["block"] == block).to_numpy(float) for block in dict.fromkeys(scores["block"])]
     design = np.stack(columns, axis=1)
-    # the pseudo-inverse: blocks and arms that nothing connects leave the design without full rank
+    # by the pseudo-inverse: blocks and arms that nothing connects leave the design without full rank
     model = sm.OLS(scores["score"].to_numpy(float), design).fit()
-    spanned = np.linalg.pinv(design) @ design
-    estimable = {arm: bool(np.allclose(spanned[i], np.eye(len(spanned))[i], atol=1e-8)) for i, arm in enumerate(arms)}
     freedom = int(round(model.df_resid))
     spread = float(model.scale) if freedom > 0 else math.nan
-    size = len(arms)
-    return _Fit(
-        arms,
-        np.asarray(model.params)[:size],
-        spread * np.asarray(model.normalized_cov_params)[:size, :size],
-        np.asarray(model.resid),
-        freedom,
-        estimable,
-    )
+    covariance = spread * np.asarray(model.normalized_cov_params)
+    spanned = np.linalg.pinv(design) @ design
+    return _Fit(arms, np.asarray(model.params), covariance, np.asarray(model.resid), freedom, spanned)
 
 
 def _wide(scores: pd.DataFrame, baseline: str) -> list[str]:
@@ -133,34 +140,45 @@ def _wide(scores: pd.DataFrame, baseline: str) -> list[str]:
 
 
 def _contrasts(
-    scores: pd.DataFrame, baseline: str, arms: Sequence[str], margin: float, *, alone: bool = False
+    scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float
 ) -> dict[str, Comparison]:
-    fit = _fit(scores, baseline)
-    places = [fit.arms.index(arm) for arm in arms if fit.estimable[arm]]
-    if not places:
+    if not sides:
         return {}
-    of_baseline = set(scores.loc[scores["arm"] == baseline, "block"])
-    errors = np.sqrt(np.diag(fit.covariance)[places])
+    fit = _fit(scores, baseline)
+    vectors = {}
+    for name, both in sides.items():
+        vector = np.zeros(len(fit.effects))
+        for sign, some in zip((1.0, -1.0), both, strict=True):
+            for arm in some:
+                if arm != baseline:
+                    vector[fit.arms.index(arm)] += sign / len(some)
+        # of what the design does not span there is no estimate
+        if np.allclose(vector @ fit.spanned, vector, atol=1e-8):
+            vectors[name] = vector
+    if not vectors:
+        return {}
+    weights = np.stack(list(vectors.values()))
+    covariance = weights @ fit.covariance @ weights.T
+    errors = np.sqrt(np.diag(covariance))
     critical = math.nan
     if fit.freedom > 0 and (errors > 0).all():
-        correlation = fit.covariance[np.ix_(places, places)] / np.outer(errors, errors)
-        critical = critical_value(tuple(map(tuple, np.round(correlation, 6).tolist())), fit.freedom)
+        correlation = np.round(covariance / np.outer(errors, errors), 6)
+        critical = critical_value(tuple(map(tuple, correlation.tolist())), fit.freedom)
+    ran = {arm: set(scores.loc[scores["arm"] == arm, "block"]) for arm in dict.fromkeys(scores["arm"])}
     found = {}
-    for place, error in zip(places, errors, strict=True):
-        arm, effect = fit.arms[place], float(fit.effects[place])
-        half = critical * float(error)
+    for (name, vector), error in zip(vectors.items(), errors, strict=True):
+        effect, half = float(vector @ fit.effects), critical * float(error)
         low, high = effect - half, effect + half
         verdict = verdict_of(low, high, margin)
-        found[arm] = Comparison(
-            arm,
+        found[name] = Comparison(
+            name,
             effect,
             low,
             high,
-            len(of_baseline & set(scores.loc[scores["arm"] == arm, "block"])),
+            len(set.intersection(*(ran[arm] for side in sides[name] for arm in side))),
             verdict,
             verdict in ("better", "worse") and -margin <= low and high <= margin,
             float(error) * (critical + float(stats.t.ppf(POWER, fit.freedom))) if fit.freedom > 0 else math.nan,
-            alone,
         )
     return found
 

@@ -68,7 +68,7 @@ def key_of(config: ExperimentConfig) -> Key:
     settings = settings_of(config)
     if config.clip.run:
         # whose bounds they are, not where that file lies
-        settings["clip.run"] = Path(config.clip.run).name
+        settings["clip.run"] = Path(config.clip.run).name.partition("-")[0]
     names = sorted(config.data.test_sets)
     return Key(fingerprint(settings, names, mgsr.NUMERICS_VERSION), config.seed)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mgsr.study.analysis import Comparison, compare, critical_value, seeds_needed, verdict_of
+from mgsr.study.analysis import Comparison, compare, contrast, critical_value, seeds_needed, verdict_of
 
 
 def frame(scores: dict[str, dict[int, float]]) -> pd.DataFrame:
@@ -124,3 +124,13 @@ def test_what_cannot_be_analysed_is_refused() -> None:
     twice = pd.concat([frame({"base": {0: 1.0}}), frame({"base": {0: 2.0}})])
     with pytest.raises(ValueError, match="twice"):
         compare(twice, "base", 0.5)
+
+
+def test_a_factor_is_the_difference_of_means() -> None:
+    effects = {"full": 2.0, "no_a": 0.0, "no_b": 1.5, "none": 0.2}
+    scores = drawn(6, effects, 6, spread=0.1)
+    sides = {"a": (["full", "no_b"], ["no_a", "none"]), "gone": (["full"], ["never_run"])}
+    (found,) = contrast(scores, "full", sides, 0.5).values()
+    wide = scores.pivot(index="block", columns="arm", values="score").mean()
+    assert found.effect == pytest.approx((wide["full"] + wide["no_b"] - wide["no_a"] - wide["none"]) / 2)
+    assert found.low < 1.65 < found.high and found.verdict == "better" and found.blocks == 6
