@@ -1,4 +1,4 @@
-"""`mgsr ablate`: arms x seeds. What is complete is skipped, what was begun goes on, nothing is mixed."""
+"""`mgsr ablate`: arms x seeds. What is recorded is skipped, what was begun goes on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -19,30 +20,19 @@ import torch
 
 import mgsr
 from mgsr.config.load import dump, fingerprint
-from mgsr.config.schema import ExperimentConfig
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, RunInterruptedError, UserError
 from mgsr.runtime.files import write_atomically
+from mgsr.runtime.processor import usable_cores
 from mgsr.runtime.progress import Advance, progress, say
 from mgsr.runtime.wording import duration, plural
-from mgsr.study.collect import collect
-from mgsr.study.machines import agree_on_threads, threads_of, torch_threads
-from mgsr.study.results import (
-    hashes,
-    of_commit,
-    other_hashes,
-    other_keys,
-    plain,
-    read_result,
-    recorded,
-    ways_out,
-    write_result,
-)
-from mgsr.study.starting_models import refuse_other_start
-from mgsr.study.study import Study, result_path
+from mgsr.study import pool
+from mgsr.study.study import Study
 from mgsr.study.study_keys import refuse_unknown_arm
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
+from mgsr.study.view import block_of
 from mgsr.study.written_study import baseline_of, write_study
 from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
 from mgsr.training.train import prepare, train
@@ -50,13 +40,12 @@ from mgsr.training.train import prepare, train
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed."""
+    """One arm with one seed, and what is recorded of it."""
 
     arm: str
     seed: int
     config: ExperimentConfig
-    hashes: dict[str, str]
-    path: Path
+    recorded: tuple[dict[str, Any], ...]
 
     @property
     def folder(self) -> Path:
@@ -65,7 +54,7 @@ class Run:
 
 def run_study(
     study: Study,
-    seeds: Sequence[int],
+    seeds: Sequence[int] = (),
     overrides: Sequence[str] = (),
     *,
     arms: Sequence[str] = (),
@@ -75,124 +64,99 @@ def run_study(
     """Run every arm with every seed.
 
     Args:
+        seeds: empty: those that the study declares, or 0.
         arms: only these (empty: all).
         jobs: runs side by side, each a process of its own with its share of the processor or a device.
-        record: read and write result files where the study has its own; otherwise under the run root, and beside
-            them the study as it was run, for `mgsr report`.
+        record: read and write the pool beside the study's folder; otherwise the one below the run root, and beside
+            the runs the study as it was run, for `mgsr report`.
 
     Returns:
         The summary that is written to `<run_root>/<study>/metrics.json`.
 
     Raises:
-        UserError: a result or a begun run comes from another numerics version, another configuration, other data
-            or another number of threads.
+        UserError: an arm reads other data than the others, or a begun run comes from another numerics version.
     """
     refuse_unknown_arm(study.path, arms, study.arms)
     # in the order of the study, whatever was typed first
     arms = [arm for arm in study.arms if arm in arms or not arms]
-    runs = _plan(study, seeds, overrides, arms, record)
-    folder = Path(runs[0].config.run_root) / study.name
-    agree_on_threads(study, [(run.config, run.path) for run in runs], jobs)
-    done = {(run.arm, run.seed): result for run in runs if (result := _complete(run, study, record)) is not None}
-    pending = [run for run in runs if (run.arm, run.seed) not in done]
-    for run in pending:
-        _refuse_other_numerics(run)
-    if runs[0].path.parents[1] == folder / "results":
-        write_study(study, folder, arms, overrides)
+    seeds = list(seeds or study.seeds or (0,))
+    root = Path(study.base_config(overrides).run_root)
+    place = study.pool(root, record=record)
+    _check(study, seeds[0], overrides, arms)
+    if undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]:
+        say(f"{study.name}: {plural(len(undeclared), 'seed')} not declared in {study.path}: in no verdict")
+    if not record:
+        write_study(study, root / study.name, arms, overrides, seeds)
     if len(arms) > 1 and baseline_of(study, arms) != study.baseline:
         say(f"{study.name}: compared with `{arms[0]}`, as `{study.baseline}` is not among these arms")
-    if done:
-        say(f"{study.name}: {len(done)} of {plural(len(runs), 'run')} complete already")
-    # runs that were recorded elsewhere get TensorBoard events: their folders have none
-    complete = [run for run in runs if (run.arm, run.seed) in done]
-    if written := [run for run in complete if write_events(run.folder, run.config, done[run.arm, run.seed])]:
-        say(f"{study.name}: TensorBoard events of {plural(len(written), 'run')} written from their results")
-    # an arm that reads another's result comes after it
-    reads = [run for run in pending if any("{results}" in str(v) for v in study.arms[run.arm].values())]
-    run_all(study, [run for run in pending if run not in reads], jobs, first=len(done), total=len(runs))
-    run_all(study, reads, jobs, first=len(runs) - len(reads), total=len(runs))
-    for run in pending:
-        found = read_result(run.path)
-        assert found is not None
-        done[run.arm, run.seed] = found
-    metrics: dict[str, dict[int, dict[str, Any]]] = {run.arm: {} for run in runs}
-    for (arm, seed), result in done.items():
-        metrics[arm][seed] = result["metrics"]
-    summary = summarise(study, metrics)
-    write_atomically(folder / "metrics.json", json.dumps(summary, indent=2) + "\n")
-    write_layout(folder / "layout")
+    # an arm that reads another's result comes after it; the baseline comes last, for every start that others have
+    first = [arm for arm in arms if not study.needs(arm) and arm != study.baseline]
+    later = [arm for arm in arms if study.needs(arm)]
+    base = [study.baseline] if study.baseline in arms else []
+    runs: list[Run] = []
+    total = len(arms) * len(seeds)
+    for group in (first, base, later):
+        found = [_run(study, arm, seed, overrides, place) for seed in seeds for arm in group]
+        starts = {run.seed: _starts(runs, run.seed) for run in found}
+        pending = [
+            run for run in found if not run.recorded or (run.arm in base and not _starts([run], run.seed) >= starts[run.seed])
+        ]
+        run_all(study, pending, jobs, place, first=len(runs) + len(found) - len(pending), total=total)
+        runs += [_run(study, run.arm, run.seed, overrides, place) for run in found]
+    for run in runs:
+        write_events(run.folder, run.config, run.recorded[0])
+    summary = summarise(study, arms, [(run.arm, run.seed, run.recorded) for run in runs])
+    write_atomically(root / study.name / "metrics.json", json.dumps(summary, indent=2) + "\n")
+    write_layout(root / study.name / "layout")
     return summary
 
 
-def _plan(
-    study: Study, seeds: Sequence[int], overrides: Sequence[str], arms: Sequence[str], record: bool
-) -> list[Run]:
-    """All runs, their configurations checked: a bad arm is refused before the first one has run for an hour."""
-    base = study.base_config(overrides)
-    root = Path(base.run_root)
-    runs: list[Run] = []
-    same: dict[str, str] = {}
-    for seed in seeds:
-        for arm in arms:
-            folder = study.results if record else root / study.name / "results"
-            config = study.config(arm, seed, overrides, folder)
-            found = hashes(config, base)
-            if seed == seeds[0] and found["data"] != same.setdefault("data", found["data"]):
-                raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
-            runs.append(Run(arm, seed, config, found, result_path(folder, arm, seed)))
-    return runs
+def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str]) -> None:
+    """Refuse, before the first run has run for an hour, an arm that cannot run or has other data."""
+    data: dict[str, str] = {}
+    for arm in arms:
+        config = study.config(arm, seed, overrides, {name: name for name in study.arms})
+        data[arm] = pool.data_of(config)
+        if data[arm] != data[arms[0]]:
+            raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
 
 
-def _complete(run: Run, study: Study, record: bool) -> dict[str, Any] | None:
-    """The run's result where it is there, or where another study has recorded the very same run."""
-    result = read_result(run.path)
-    if result is not None:
-        changed = other_hashes(result, run.hashes)
-        if changed:
-            keys = other_keys(result, run.folder, run.config, study.arms[run.arm])
-            raise UserError(
-                f"{run.path}: comes from another {', '.join(changed)}{keys}{of_commit(result['environment'])}; "
-                f"results are never mixed: {ways_out(run.path, run.folder, result, changed, record)}"
-            )
-        return result
-    if record:
-        for other in recorded(study.home.parent):
-            if _is_same_run(run, other):
-                mine = {**other, "study": study.name, "arm": run.arm, "overrides": plain(study.arms[run.arm])}
-                refuse_other_start(run.path.parents[1], mine)
-                write_result(run.path, mine)
-                say(f"{study.name}: {run.arm}, seed {run.seed}: the same run as {other['study']}/{other['arm']}")
-                return mine
-    return None
+def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Path) -> Run:
+    """The run as it stands, with what is recorded of it on the same rows."""
+    others = {}
+    for name in study.needs(arm):
+        for result in pool.find([place], pool.key_of(study.config(name, seed, overrides))):
+            others.setdefault(name, str(pool.path_in(place, result)))
+    config = study.config(arm, seed, overrides, others)
+    data = pool.data_of(config)
+    same = (result for result in pool.find([place], pool.key_of(config)) if result["data"] == data)
+    return Run(arm, seed, config, tuple(same))
 
 
-def _is_same_run(run: Run, result: Mapping[str, Any]) -> bool:
-    environment = result["environment"]
-    return (
-        not other_hashes(result, run.hashes)
-        and numerics_of(environment) == mgsr.NUMERICS_VERSION
-        and environment.get("threads", run.config.trainer.threads) == run.config.trainer.threads
-    )
+def _starts(runs: Sequence[Run], seed: int) -> set[str]:
+    return {block_of(result) for run in runs if run.seed == seed for result in run.recorded}
 
 
 def _refuse_other_numerics(run: Run) -> None:
     """A begun run goes on only with the numerics version that it began with."""
     if not (run.folder / ENVIRONMENT).exists():
         return
-    begun = read_run_file(run.folder, ENVIRONMENT)
-    version = numerics_of(begun)
+    version = numerics_of(read_run_file(run.folder, ENVIRONMENT))
     if version != mgsr.NUMERICS_VERSION:
         raise UserError(
-            f"{run.folder}: begun with numerics version {version}{of_commit(begun)}, here it is "
-            f"{mgsr.NUMERICS_VERSION}; take the code of that version, or delete the folder to run it anew"
+            f"{run.folder}: begun with numerics version {version}, here it is {mgsr.NUMERICS_VERSION}; take the code "
+            "of that version, or delete the folder to run it anew"
         )
 
 
-def run_all(study: Study, pending: Sequence[Run], jobs: int, *, first: int = 0, total: int | None = None) -> None:
-    """Run them and write their result files, `jobs` side by side; `first` runs of `total` are complete."""
+def run_all(study: Study, pending: Sequence[Run], jobs: int, place: Path, *, first: int, total: int) -> None:
+    """Run and record them, `jobs` side by side; `first` runs of `total` are complete."""
+    if first:
+        say(f"{study.name}: {first} of {plural(total, 'run')} complete already")
     if not pending:
         return
-    total = first + len(pending) if total is None else total
+    for run in pending:
+        _refuse_other_numerics(run)
     several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
     if several and jobs > 1:
         raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")
@@ -201,7 +165,7 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int, *, first: int = 0, 
         remove_events(run.folder)
     with progress(study.name, total, unit="runs", first=first, every=0.0 if jobs > 1 else 10.0) as advance:
         if jobs > 1:
-            _side_by_side(study, pending, jobs, advance)
+            _side_by_side(study, pending, jobs, place, advance)
             return
         for number, run in enumerate(pending, first + 1):
             say(f"[{number}/{total}] {study.name}: {run.arm}, seed {run.seed}")
@@ -210,7 +174,7 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int, *, first: int = 0, 
             else:
                 with torch_threads():
                     train(run.config, resume=(run.folder / "config.yaml").exists())
-            _record(study, run)
+            _record(study, run, place)
             advance(1)
 
 
@@ -224,7 +188,7 @@ def _prepare(runs: Sequence[Run]) -> None:
         prepare(run.config)
 
 
-def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, advance: Advance) -> None:
+def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, place: Path, advance: Advance) -> None:
     """Each run takes a device that is free; where there are fewer than jobs, several share one."""
     devices, failed, lock = _devices(), Event(), Lock()
     free: SimpleQueue[str | None] = SimpleQueue()
@@ -237,7 +201,7 @@ def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, advance: Adva
         device = free.get()
         try:
             _in_process(run, jobs, device)
-            _record(study, run)
+            _record(study, run, place)
         except BaseException:
             failed.set()
             raise
@@ -251,16 +215,30 @@ def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, advance: Adva
             pass
 
 
-def _record(study: Study, run: Run) -> None:
-    result = collect(run.folder, study.name, run.arm, study.arms[run.arm], run.hashes)
-    begun = numerics_of(result["environment"])
-    if begun != mgsr.NUMERICS_VERSION:
-        here = mgsr.NUMERICS_VERSION
-        raise UserError(f"{run.folder}: begun with numerics version {begun}, here it is {here}; delete it")
-    refuse_other_start(run.path.parents[1], result)
-    write_result(run.path, result)
-    rouge, seconds = result["metrics"]["result"]["test"]["rouge_l"], result["metrics"]["seconds"]
-    say(f"{study.name}: {run.arm}, seed {run.seed}: test ROUGE-L {rouge:.2f}, {duration(seconds)}")
+def _record(study: Study, run: Run, place: Path) -> None:
+    _refuse_other_numerics(run)
+    result = pool.collect(run.folder, run.config)
+    pool.record(place, result)
+    test, seconds = result["metrics"]["result"]["test"], result["metrics"]["seconds"]
+    right = f", {test['accuracy']:.1f} % right" if "accuracy" in test else ""
+    say(f"{study.name}: {run.arm}, seed {run.seed}: ROUGE-L {test['rouge_l']:.2f}{right}, {duration(seconds)}")
+
+
+def threads_of(trainer: TrainerConfig, jobs: int) -> int:
+    """CPU threads of a run: as configured; alone, torch's choice; otherwise its share of the processor."""
+    if trainer.threads or jobs * trainer.devices == 1:
+        return trainer.threads or min(torch.get_num_threads(), usable_cores())
+    return max(1, usable_cores() // (jobs * trainer.devices))
+
+
+@contextmanager
+def torch_threads() -> Iterator[None]:
+    """Whatever number of threads is set inside, torch has its own again behind it."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _devices() -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,6 @@ from typing import Any
 
 import yaml
 
-import mgsr
 from mgsr.config.carried_over import refuse_carried_over
 from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_words
 from mgsr.config.load import config_of, keep_inside, merged
@@ -21,24 +19,36 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.config.shipped import as_typed, is_packed, located, shipped
 from mgsr.config.yaml_reader import YAML, line_of, nodes_of, pairs_of, read_yaml, text_of, words_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
-from mgsr.study.study_keys import read_answer, read_arguments, read_contrasts, read_looks, read_typed
+from mgsr.study.study_keys import (
+    read_arguments,
+    read_asked,
+    read_contrasts,
+    read_margin,
+    read_seeds,
+    read_settings,
+    read_typed,
+)
 
 STUDY_KEYS = (
     "study",
     "base",
     "arms",
     "baseline",
-    "contrasts",
     "question",
-    "answer",
-    "looks",
+    "asked",
+    "seeds",
+    "margin",
+    "contrasts",
+    "settings",
     "arguments",
     "typed",
 )
 FIXED = ("experiment", "arm", "seed")
 _MODELS_AND_DATA = ("data", "teacher", "student")
-RESERVED = ("study", "seeds", "teacher", "sft_start", "scrg", "paired_difference", "results", "layout")
+RESERVED = ("study", "seeds", "teacher", "sft_start", "floors", "comparisons", "layout")
 """Names that a summary or a folder of a study has use for."""
+POOL = "results"
+"""Folder of recorded runs."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +60,10 @@ class Study:
         baseline: the arm that the others are compared with.
         contrasts: name -> (arms with, arms without): a factor's effect is the difference of the two means.
         question: what the study is to answer, in words.
-        answer: how its report begins: `part` that `arm` removes, `where` (the data, in words), and perhaps
-            `also` (what another arm does, in words -> that arm) and `elsewhere` (a list of `study`, `arm` and
-            `sets`): the same in other studies.
-        looks: how often verdicts were looked at with the seeds of then, open ones being given more: every p is
-            multiplied by it.
+        asked: the arms that answer it; their intervals are simultaneous among themselves.
+        seeds: declared before the first run; no verdict rests on others. Empty: all that are recorded.
+        margin: ROUGE-L that is no difference worth having.
+        settings: the question elsewhere, in words -> (study, arm): more rows of the report's plot.
         arguments: what a command line has to say besides, such as files that the base leaves to the user; a
             report prints it with its commands, so that file names are stand-ins (`TRAIN.jsonl`).
         path: of its YAML file.
@@ -71,42 +80,52 @@ class Study:
     baseline: str
     contrasts: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)
     question: str = ""
-    answer: dict[str, Any] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    margin: float = 0.5
+    settings: dict[str, tuple[str, str]] = field(default_factory=dict)
     path: Path = Path("study.yaml")
-    looks: int = 1
     arguments: tuple[str, ...] = ()
     places: dict[str, dict[str, str]] = field(default_factory=dict)
     typed: dict[str, str] = field(default_factory=dict)
 
     @property
     def home(self) -> Path:
-        """Where results and report lie: beside the file, but of an installed study below the working folder."""
+        """Where the report lies: beside the file, but of an installed study below the working folder."""
         return Path(ExperimentConfig().run_root, self.name) if is_packed(self.path) else self.path.parent
 
-    @property
-    def results(self) -> Path:
-        """Where small result files are recorded: `results/<arm>/seed=<n>.json`."""
-        return self.home / "results"
+    def pool(self, run_root: str | Path | None = None, *, record: bool = True) -> Path:
+        """Where its runs are recorded: beside its folder, or (not `record`, or an installed study) below the run
+        root."""
+        root = Path(ExperimentConfig().run_root if run_root is None else run_root)
+        return self.path.parent.parent / POOL if record and not is_packed(self.path) else root / POOL
 
     def config(
-        self, arm: str, seed: int, overrides: Sequence[str] = (), results: Path | None = None
+        self, arm: str, seed: int, overrides: Sequence[str] = (), recorded: Mapping[str, str] | None = None
     ) -> ExperimentConfig:
         """The configuration of one run: base, then the command line, then the arm.
 
-        `{seed}` and `{results}` in an arm's values stand for the seed and for the folder of the result files.
+        `{seed}` in an arm's values stands for the seed, and `{run:ARM}` for the recorded run of another arm.
+
+        Args:
+            recorded: arm -> path of its run with this seed, of those that are recorded.
 
         Raises:
             ConfigError: an override of experiment, arm or seed, which the study sets itself; any other mistake.
         """
         self._refuse_fixed(overrides)
         own = {"arm": Said(arm, str(self.path)), "seed": Said(seed, COMMAND_LINE)}
-        filled = {"seed={seed}.json": result_path(Path(), "", seed).name, "{seed}": str(seed)}
-        filled["{results}"] = str(results or self.results)
+        filled = {"{seed}": str(seed), **{f"{{run:{name}}}": path for name, path in (recorded or {}).items()}}
         base = self.base_layer()
         layer = merged(base, own, *read_words(overrides), self._arm(arm, filled))
         keep_inside(layer)
         refuse_carried_over(base, layer)
         return config_of(layer)
+
+    def needs(self, arm: str) -> list[str]:
+        """Other arms whose recorded runs this one reads."""
+        values = [str(value) for value in self.arms[arm].values()]
+        return [name for name in self.arms if any(f"{{run:{name}}}" in value for value in values)]
 
     def _arm(self, arm: str, filled: Mapping[str, str]) -> Layer:
         values = layer_of_tree({name: _filled(value, filled) for name, value in self.arms[arm].items()})
@@ -143,22 +162,6 @@ class Study:
         fixed = [o for o in overrides if o.partition("=")[0] in FIXED]
         if fixed:
             raise ConfigError(f"`{fixed[0]}`: a study sets experiment, arm and seed itself")
-
-
-def result_path(folder: Path, arm: str, seed: int, numerics: int | None = None) -> Path:
-    """Where a run is recorded; `numerics` is a version, None the code's."""
-    version = mgsr.NUMERICS_VERSION if numerics is None else numerics
-    return folder / arm / (f"seed={seed}.json" if version == 1 else f"seed={seed}.numerics={version}.json")
-
-
-def seed_of(path: Path) -> int | None:
-    """The seed in a result file's name, of any numerics version; None where there is none.
-
-    >>> seed_of(Path("results/full/seed=3.numerics=2.json"))
-    3
-    """
-    found = re.fullmatch(r"seed=(\d+)(\.numerics=\d+)?\.json", path.name)
-    return None if found is None else int(found[1])
 
 
 def _filled(value: Any, places: Mapping[str, str]) -> Any:
@@ -206,9 +209,11 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         baseline,
         read_contrasts(path, tree.get("contrasts") or {}, flat),
         str(tree.get("question") or ""),
-        read_answer(path, tree.get("answer") or {}, flat),
+        read_asked(path, tree.get("asked") or [], flat),
+        read_seeds(path, tree.get("seeds") or []),
+        read_margin(path, tree.get("margin", "0.5")),
+        read_settings(path, tree.get("settings") or {}),
         path,
-        read_looks(path, tree.get("looks", "1")),
         read_arguments(path, tree.get("arguments") or []),
         {arm: {name: said.place for name, said in layer.items()} for arm, layer in layers.items()},
         read_typed(path, tree.get("typed") or {}),
@@ -224,8 +229,9 @@ def _on(study: Study, base: str) -> Study:
         name=f"{study.name}-{place.stem}",
         base=str(place),
         question="",
-        answer={},
-        looks=1,
+        asked=(),
+        seeds=(),
+        settings={},
         arguments=(),
         typed={"study": as_typed(study.path, "study"), "config": as_typed(place, "config")},
     )
@@ -243,7 +249,7 @@ def as_run(study: Study, overrides: Sequence[str]) -> Study:
     named = {**study.typed, "base": shlex.join([as_typed(study.base, "config"), *words])}
     if as_typed(study.path, "study") not in shipped("study"):
         return replace(study, typed=named)
-    return replace(study, question="", answer={}, looks=1, arguments=(), typed=named)
+    return replace(study, question="", asked=(), seeds=(), settings={}, arguments=(), typed=named)
 
 
 def _base(path: Path, word: str) -> str:
@@ -275,7 +281,7 @@ def _arms(path: str | Path, arms: yaml.Node | None) -> dict[str, Layer]:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{here} must be a mapping of keys to values")
         for inner in nodes_of(node):
-            if isinstance(inner, yaml.ScalarNode) and any(word in inner.value for word in ("{seed}", "{results}")):
+            if isinstance(inner, yaml.ScalarNode) and any(word in inner.value for word in ("{seed}", "{run:")):
                 inner.tag = LATER
         found[arm] = layer_of(node, partial(_place, path, arm))
         taken = [name for name in FIXED if name in found[arm]]

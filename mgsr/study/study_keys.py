@@ -1,4 +1,4 @@
-"""What the keys of a study take: looks, arguments, contrasts and the answer that its report begins with."""
+"""What the keys of a study take."""
 
 from __future__ import annotations
 
@@ -8,15 +8,43 @@ from typing import Any
 
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
-ANSWER_KEYS = ("part", "arm", "where", "also", "elsewhere")
-MOST_LOOKS = 100
 TYPED = ("study", "base", "folder", "config")
 
 
-def read_looks(path: str | Path, value: Any) -> int:
-    if not isinstance(value, str) or not value.isdecimal() or not 1 <= int(value[:9]) <= MOST_LOOKS:
-        raise ConfigError(f"{path}: `looks` takes a number of looks at the verdicts, from 1 to {MOST_LOOKS}")
-    return int(value)
+def read_asked(path: str | Path, value: Any, arms: Mapping[str, Any]) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(f"{path}: `asked` takes a list of arms, as in [removed]")
+    for arm in map(str, value):
+        if arm not in arms:
+            raise ConfigError(f"{path}: `asked` names {arm}, which is no arm{did_you_mean(arm, arms)}")
+    return tuple(map(str, value))
+
+
+def read_seeds(path: str | Path, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(str(seed).isdecimal() for seed in value):
+        raise ConfigError(f"{path}: `seeds` takes a list of training seeds, as in [0, 1, 2]")
+    found = tuple(int(seed) for seed in value)
+    if len(set(found)) < len(found):
+        raise ConfigError(f"{path}: `seeds` names a seed twice; leave one out")
+    return found
+
+
+def read_margin(path: str | Path, value: Any) -> float:
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        margin = -1.0
+    if not 0 < margin <= 100:
+        raise ConfigError(f"{path}: `margin` takes a difference in ROUGE-L, such as 0.5")
+    return margin
+
+
+def read_settings(path: str | Path, value: Any) -> dict[str, tuple[str, str]]:
+    named = isinstance(value, Mapping) and all(isinstance(word, str) and word.count("/") == 1 for word in value.values())
+    if not named:
+        raise ConfigError(f"{path}: `settings` maps words to study/arm, as in {{real text: real_text/no_scrg}}")
+    pairs = {str(name): word.split("/") for name, word in value.items()}
+    return {name: (study, arm) for name, (study, arm) in pairs.items()}
 
 
 def read_arguments(path: str | Path, value: Any) -> tuple[str, ...]:
@@ -65,29 +93,3 @@ def read_contrasts(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict
                 )
         found[str(name)] = (list(map(str, sides["with"])), list(map(str, sides["without"])))
     return found
-
-
-def read_answer(path: str | Path, tree: Any, arms: Mapping[str, Any]) -> dict[str, Any]:
-    if not tree:
-        return {}
-    known = isinstance(tree, Mapping) and set(tree) <= set(ANSWER_KEYS) and {"part", "arm", "where"} <= set(tree)
-    if not known:
-        raise ConfigError(f"{path}: `answer` takes part, arm, where and perhaps also and elsewhere")
-    also = tree.get("also") or {}
-    if not isinstance(also, Mapping):
-        raise ConfigError(f"{path}: `answer.also` maps words to arms")
-    for arm in map(str, (tree["arm"], *also.values())):
-        if arm not in arms:
-            raise ConfigError(f"{path}: `answer` names {arm}, which is no arm{did_you_mean(arm, arms)}")
-    others = tree.get("elsewhere") or []
-    others = [others] if isinstance(others, Mapping) else others
-    if not isinstance(others, list) or not all(map(_is_elsewhere, others)):
-        raise ConfigError(f"{path}: `answer.elsewhere` takes study, arm and sets, or a list of them")
-    return {**tree, "elsewhere": others}
-
-
-def _is_elsewhere(other: Any) -> bool:
-    named = isinstance(other, Mapping) and set(other) == {"study", "arm", "sets"}
-    if not named or not isinstance(other["sets"], Mapping):
-        return False
-    return all(isinstance(word, str) for word in (other["study"], other["arm"], *other["sets"].values()))
