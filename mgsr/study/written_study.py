@@ -2,7 +2,7 @@
 
     <run_root>/<study>/study.yaml            the arms that have run, and what was typed
     <run_root>/<study>/base.yaml             what they have in common, as it was then
-    <run_root>/<study>/results/              as beside any study
+    <run_root>/results/                      the pool of recorded runs, of all studies below this root
 
 Another base makes other results, so that what a study's own file says of its results is not taken over.
 """
@@ -18,21 +18,27 @@ import yaml
 from mgsr.config.layers import read_words
 from mgsr.config.load import merged
 from mgsr.config.shipped import as_typed
+from mgsr.config.yaml_reader import read_yaml, words_of
 from mgsr.runtime.files import write_atomically
 from mgsr.study.study import FIXED, Study
 
 FILE, BASE = "study.yaml", "base.yaml"
 
 
-def write_study(study: Study, folder: Path, arms: Sequence[str], overrides: Sequence[str] = ()) -> None:
+def write_study(
+    study: Study, folder: Path, arms: Sequence[str], overrides: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> None:
     """Write both files.
 
     Args:
         folder: of the study's runs.
-        arms: that are run now; those with results there count too.
+        arms, seeds: that are run now; those of an earlier command stay.
         overrides: of the command line.
     """
-    kept = [arm for arm in study.arms if arm in arms or any((folder / "results" / arm).glob("seed=*.json"))]
+    earlier = read_yaml(folder / FILE) if (folder / FILE).exists() else None
+    known = {} if earlier is None else words_of(earlier, str(folder / FILE))
+    kept = [arm for arm in study.arms if arm in arms or arm in (known.get("arms") or {})]
+    declared = sorted({*seeds, *map(int, known.get("seeds") or ())})
     base = merged(study.base_layer(), *read_words(overrides))
     typed = {"study": as_typed(study.path, "study"), "base": as_typed(study.base, "config"), **study.typed}
     tree = {
@@ -40,6 +46,9 @@ def write_study(study: Study, folder: Path, arms: Sequence[str], overrides: Sequ
         "question": study.question,
         "base": BASE,
         "baseline": baseline_of(study, kept),
+        "asked": [arm for arm in study.asked if arm in kept],
+        "seeds": declared,
+        "margin": study.margin,
         "arms": {arm: study.arms[arm] for arm in kept},
         "contrasts": {
             name: {"with": sides[0], "without": sides[1]}

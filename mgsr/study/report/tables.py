@@ -1,0 +1,162 @@
+"""The tables of a report, as rows of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgsr.study.analysis import Comparison
+from mgsr.study.report.words import interval, shown, signed
+from mgsr.study.view import Reader, View, figure, right, rouge_l
+
+FLOORS = {"echo": "floor: the prompt again", "constant": "floor: one constant answer", "nearest": "floor: nearest training answer"}
+BEGUN = {"sft_start": "start", "teacher": "teacher"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """`verdicts`: the column that has verdicts, which a page colours."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: str = ""
+    verdicts: int | None = None
+
+
+def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) -> Table:
+    """Floors, what runs begin with, and every arm: at most eight columns."""
+    checked = any("accuracy" in run.result["metrics"]["result"].get(test_set, {}) for run in view.runs)
+    header = ["", "ROUGE-L", "difference", "95 % interval", "verdict", "sampled", "right, %" if checked else "exact, %", "tokens, M"]
+    rows = [
+        [name, shown(value.get("rouge_l")), "", "", "", *_sampled(value), _right(value), ""]
+        for name, value in _begun(view, test_set)
+    ]
+    for arm in view.arms:
+        one = compared.get(arm)
+        difference = ["", "", "baseline" if arm == view.study.baseline else ""]
+        if one is not None:
+            difference = [signed(one.effect), interval(one), _verdict(one)]
+        rows.append(
+            [
+                arm,
+                shown(view.mean(arm, rouge_l(test_set))),
+                *difference,
+                shown(view.mean(arm, rouge_l(test_set, sampled=True))),
+                shown(view.mean(arm, right(test_set)), 1),
+                shown(view.mean(arm, tokens), 2),
+            ]
+        )
+    return Table(f"On {test_set}", header, rows, verdicts=4)
+
+
+def _verdict(one: Comparison) -> str:
+    return f"{one.verdict}, by less than the margin" if one.small else one.verdict
+
+
+def _begun(view: View, test_set: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Floors of the first run, and the mean of what runs of the baseline begin with."""
+    runs = view.of(view.study.baseline) or list(view.runs)
+    floors = (runs[0].result["metrics"].get("floors") or {}).get(test_set, {})
+    found: list[tuple[str, Mapping[str, Any]]] = [(FLOORS[name], value) for name, value in floors.items()]
+    for name, word in BEGUN.items():
+        tests = [t for run in runs if (t := (run.result["metrics"].get(name) or {}).get(test_set))]
+        if tests:
+            found.append((word, _means(tests)))
+    return found
+
+
+def _means(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names = ("rouge_l", "accuracy", "exact_match")
+    found: dict[str, Any] = {n: sum(t[n] for t in tests) / len(tests) for n in names if all(n in t for t in tests)}
+    sampled = [test["sampled"] for test in tests if test.get("sampled")]
+    return {**found, **({"sampled": _means(sampled)} if sampled else {})}
+
+
+def _sampled(value: Mapping[str, Any]) -> list[str]:
+    return [shown((value.get("sampled") or {}).get("rouge_l"))]
+
+
+def _right(value: Mapping[str, Any]) -> str:
+    return shown(value.get("accuracy", value.get("exact_match")), 1)
+
+
+def tokens(result: Mapping[str, Any]) -> float | None:
+    """Millions of tokens that a run has read and written, of both models, looks at the dev set aside."""
+    costs = result["metrics"].get("costs") or {}
+    counted = [value for name, value in costs.items() if name.startswith("tokens_") and name != "tokens_validation"]
+    return sum(counted) / 1e6 if counted else None
+
+
+WHY: dict[str, tuple[Reader, int]] = {
+    "ExAccErr at the end, %": (figure("exposure", "ex_acc_err_at_end"), 1),
+    "perplexity of answers under the teacher": (figure("exposure", "teacher_perplexity"), 2),
+    "distinct-2 of greedy answers": (figure("result", "test", "distinct_2"), 3),
+    "ROUGE-L that a correction gains": (figure("corrections", "rouge_l_gain"), 2),
+    "share of corrections that raise ROUGE-L": (figure("corrections", "rouge_l_raised"), 2),
+    "tokens on which the models disagree": (figure("scrg", "disagreement_rate"), 3),
+    "dev loss at the end, nats": (figure("val", "loss"), 3),
+    "factor of the divergence": (figure("divergence_factor"), 3),
+    "seconds of training": (figure("seconds_training"), 0),
+}
+"""What may explain a difference."""
+
+
+def why_table(view: View) -> Table:
+    """Means of every arm."""
+    known = {
+        name: (read, digits)
+        for name, (read, digits) in WHY.items()
+        if any(view.mean(arm, read) is not None for arm in view.arms)
+    }
+    rows = [[arm, *(shown(view.mean(arm, read), digits) for read, digits in known.values())] for arm in view.arms]
+    return Table("What may explain it", ["", *known], rows)
+
+
+def other_measures(view: View, test_set: str) -> Table:
+    """Differences of the measures without a verdict, with their simultaneous intervals."""
+    measures = {
+        "ROUGE-L, sampled": rouge_l(test_set, sampled=True),
+        "right, %": right(test_set),
+        "right, sampled, %": right(test_set, sampled=True),
+    }
+    rows = []
+    for name, read in measures.items():
+        for arm, one in view.compared(read, view.study.margin).items():
+            rows.append([arm, name, signed(one.effect), interval(one)])
+    return Table(f"Other measures on {test_set}", ["", "measure", "difference", "95 % interval"], rows)
+
+
+def kinds_table(view: View, test_set: str, name: str) -> Table:
+    """A measure by kind of task, greedily; `name`: rouge_l or accuracy."""
+    kinds: dict[str, None] = {}
+    for run in view.runs:
+        kinds.update(dict.fromkeys(run.result["metrics"]["result"].get(test_set, {}).get(f"{name}_by_category", {})))
+    rows = [
+        [arm, *(shown(view.mean(arm, figure("result", test_set, f"{name}_by_category", kind)), 1) for kind in kinds)]
+        for arm in view.arms
+    ]
+    title = {"rouge_l": "ROUGE-L", "accuracy": "Right answers, %,"}[name]
+    return Table(f"{title} by kind of task on {test_set}", ["", *kinds], rows if len(kinds) > 1 else [])
+
+
+def arms_table(view: View) -> Table:
+    """What every arm overrides, and its seeds."""
+    rows = [
+        [arm, " ".join(f"{key}={value}" for key, value in view.study.arms[arm].items()), _seeds(view, arm)]
+        for arm in view.arms
+    ]
+    return Table("Arms", ["", "overrides", "training seeds"], rows)
+
+
+def _seeds(view: View, arm: str) -> str:
+    return ", ".join(str(run.seed) for run in view.of(arm))
+
+
+def all_tables(view: View) -> list[Table]:
+    """What stands under the fold."""
+    found = [why_table(view)]
+    for name in view.test_sets:
+        found += [other_measures(view, name), kinds_table(view, name, "accuracy"), kinds_table(view, name, "rouge_l")]
+    return [table for table in [*found, arms_table(view)] if table.rows]

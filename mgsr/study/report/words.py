@@ -1,0 +1,67 @@
+"""Verdicts and figures in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from mgsr.study.analysis import Comparison
+
+
+def sentence(subject: str, found: Comparison | None, baseline: str, seeds: int) -> str:
+    """What a comparison says of the question, in one or two short sentences."""
+    if found is None:
+        return f"{subject}: no run can be compared with {baseline} yet."
+    effect = f"{signed(found.effect)} ROUGE-L against {baseline}"
+    if not found.verdict:
+        return f"{subject}: {effect}, with one training seed. That tells no spread, and so no verdict."
+    said = f"{subject}: {effect}, 95 % interval {interval(found)}, {counted(seeds, 'training seed')}."
+    return f"{said} {verdict_in_words(found)}"
+
+
+def verdict_in_words(found: Comparison) -> str:
+    """
+    >>> verdict_in_words(Comparison("a", 0.1, -0.3, 0.4, 5, "equivalent", False, 0.5))
+    'Equivalent: the whole interval lies within the margin.'
+    """
+    if found.verdict == "equivalent":
+        return "Equivalent: the whole interval lies within the margin."
+    if found.verdict == "open":
+        return f"Open: with so many seeds an effect of {found.detectable:.2f} would have been found four times in five."
+    small = ", by less than the margin" if found.small else ""
+    return f"{found.verdict.capitalize()}{small}."
+
+
+def signed(value: float) -> str:
+    """
+    >>> signed(0.126), signed(-1.0)
+    ('+0.13', '-1.00')
+    """
+    return f"{value:+.2f}"
+
+
+def interval(found: Comparison) -> str:
+    """The interval, or nothing where there is none."""
+    return "" if math.isnan(found.low) else f"{signed(found.low)} to {signed(found.high)}"
+
+
+def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
+    """A figure of a table; empty where there is none."""
+    return "" if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "seed"), counted(3, "seed")
+    ('1 seed', '3 seeds')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    some: Sequence[str] = list(words)
+    return some[0] if len(some) == 1 else f"{', '.join(some[:-1])} and {some[-1]}"
