@@ -1,0 +1,91 @@
+"""README.md and report.html of a study, and the index over several; laid out by the templates beside this file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mgsr.runtime.errors import UserError
+from mgsr.runtime.files import write_atomically
+from mgsr.study.report.content import Content, content_of
+from mgsr.study.report.tables import Table
+from mgsr.study.study import Study
+from mgsr.study.view import look
+
+MARK = "<!-- written by mgsr report -->"
+
+
+def report(study: Study, *, place: Path | None = None, out: Path | None = None) -> Path:
+    """Write a study's report.
+
+    Args:
+        place: the pool (None: the study's own).
+        out: folder of the report (None: the study's home).
+
+    Raises:
+        UserError: nothing is recorded, or a README that was written by hand stands there.
+    """
+    folder = study.home if out is None else out
+    path = folder / "README.md"
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        raise UserError(f"{path}: was written by hand and stays; choose another folder with --out")
+    pool = study.pool() if place is None else place
+    found = content_of(look(study, [pool]), folder, pool)
+    for name, (_, svg) in found.plots.items():
+        write_atomically(folder / name, svg)
+    write_atomically(folder / "report.html", filled("report.html.j2", found))
+    write_atomically(path, filled("report.md.j2", found))
+    return path
+
+
+def filled(template: str, content: Content, **more: Any) -> str:
+    """A template with a report's content in it."""
+    text = _environment().get_template(template).render(content=content, mark=MARK, **more)
+    return text.rstrip() + "\n"
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    found = Environment(
+        loader=PackageLoader("mgsr.study.report"),
+        # of a page everything is escaped that comes from a file
+        autoescape=select_autoescape(["html.j2"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters |= {"markdown": markdown, "inline": inline, "bare": bare}
+    return found
+
+
+def markdown(table: Table) -> str:
+    """A table in Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(table.header), "|" + "---|" * len(table.header), *map(line, table.rows)])
+
+
+def inline(text: str) -> Any:
+    """Escaped, with `code` as Markdown has it."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def bare(svg: str, name: str) -> Any:
+    """SVG to stand inside HTML: no prologue, and ids of its own, as several plots share one document."""
+    from markupsafe import Markup
+
+    body = svg[svg.index("<svg") :]
+    prefix = re.sub(r"\W", "_", name)
+    body = re.sub(r'\bid="', f'id="{prefix}-', body)
+    body = re.sub(r'href="#', f'href="#{prefix}-', body)
+    return Markup(re.sub(r"url\(#", f"url(#{prefix}-", body))
