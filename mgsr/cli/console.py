@@ -15,7 +15,7 @@ _BEGUN = {"teacher": "teacher", "sft_start": "start"}
 FLOORS = {"echo": "the prompt again", "constant": "one constant answer", "nearest": "nearest training answer"}
 """What needs no model, by its name in metrics.json."""
 _CAPTION = "answered greedily; sampled: at the configured temperature, mean over sampling seeds"
-_NOT_ARMS = ("study", "seeds", "scrg", "paired_difference")
+_NOT_ARMS = ("study", "seeds", "floors", "comparisons")
 
 
 def console() -> Console:
@@ -79,21 +79,17 @@ def _right(value: Mapping[str, Any]) -> float | None:
 def study_table(summary: Mapping[str, Any]) -> Table:
     """Test figures of every arm, and its distance to the baseline arm where several seeds allow one."""
     table = Table(title=f"{summary['study']}: test set, {plural(len(summary['seeds']), 'training seed')}")
-    shown = {name: value for name, value in summary.items() if name not in _NOT_ARMS}
+    shown = {FLOORS[name]: value for name, value in summary.get("floors", {}).items()}
+    shown |= {name: value for name, value in summary.items() if name not in _NOT_ARMS}
     _add_columns(table, ["model"], shown.values())
     for name, value in shown.items():
         table.add_row(_BEGUN.get(name, name), *_figures(value))
     caption = [_CAPTION]
-    scrg = summary.get("scrg")
-    if scrg and {"disagreement_rate", "corrected_fraction"} <= scrg.keys():
-        caption.append(
-            f"SCRG: student and teacher disagree on {100 * scrg['disagreement_rate']:.1f} % of tokens, "
-            f"{100 * scrg['corrected_fraction']:.1f} % of sequences corrected"
-        )
-    for name, d in summary.get("paired_difference", {}).items():
-        caption.append(
-            f"{name}: {d['mean']:+.2f} ROUGE-L, 95% interval {d['low']:+.2f} to {d['high']:+.2f} (paired t)"
-        )
+    for name, found in summary.get("comparisons", {}).items():
+        interval = ""
+        if found["low"] is not None:
+            interval = f", 95 % interval {found['low']:+.2f} to {found['high']:+.2f}: {found['verdict']}"
+        caption.append(f"{name}: {found['effect']:+.2f} ROUGE-L{interval}")
     table.caption = "\n".join(caption)
     return table
 

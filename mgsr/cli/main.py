@@ -137,19 +137,19 @@ def _ablate(arguments: argparse.Namespace) -> None:
         why = str(stop) if isinstance(stop, RunInterruptedError) else "stopped by Ctrl-C"
         more = f"{why}; all runs go on with: mgsr {shlex.join(arguments.words)}"
         raise RunInterruptedError(more, getattr(stop, "exit_code", 130) - 128) from None
-    root = study.config(study.baseline, arguments.seeds[0], arguments.overrides).run_root
+    root = study.base_config(arguments.overrides).run_root
     show(study_table(summary))
     print(f"figures    {root}/{study.name}/metrics.json")
     print(f"runs       {root}/{study.name}/<arm>/seed=<n>/ (config, checkpoints, rounds of text, predictions)")
     print(f"curves     tensorboard --logdir {root}/{study.name}")
     if arguments.record:
-        print(f"recorded   {study.results}")
+        print(f"recorded   {study.pool()}")
     print(f"report     mgsr report {arguments.study if arguments.record else f'{root}/{study.name}'}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
     check_study(arguments.study, arguments.command)
-    from mgsr.study.report.write_report import report
+    from mgsr.study.report.write import report
     from mgsr.study.study import load_study
 
     study = load_study(arguments.study)
@@ -157,7 +157,7 @@ def _report(arguments: argparse.Namespace) -> None:
         # of an installed study, as it was run here
         study = load_study(study.home)
     places = [None if path is None else Path(path) for path in (arguments.results, arguments.out)]
-    written = report(study, results=places[0], out=places[1])
+    written = report(study, place=places[0], out=places[1])
     print(f"written to {written} and {written.with_name('report.html')}")
 
 

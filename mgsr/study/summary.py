@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from mgsr.study import view
@@ -32,12 +34,15 @@ def summarise(
         summary[arm] = _mean([run.result["metrics"]["result"]["test"] for run in looked.of(arm)])
     base = baseline_of(study, looked.arms)
     if len(looked.arms) > 1:
-        from dataclasses import asdict, replace
-
         of_base = replace(looked, study=replace(study, baseline=base, asked=()))
         compared = of_base.compared(view.rouge_l(), study.margin)
-        summary["comparisons"] = {f"{arm} - {base}": asdict(one) for arm, one in compared.items()}
+        summary["comparisons"] = {f"{arm} - {base}": _plain(asdict(one)) for arm, one in compared.items()}
     return summary
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
 
 
 def _mean(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
