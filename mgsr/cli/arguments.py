@@ -153,7 +153,7 @@ def build_parser() -> Parser:
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, or a name: scrg (mgsr config --list)")
     ablate.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
-        "--seeds", nargs="+", type=_SEED, default=[0], metavar="N", help="training seeds (default: 0)"
+        "--seeds", nargs="+", type=_SEED, default=[], metavar="N", help="training seeds (default: the study's, or 0)"
     )
     ablate.add_argument(
         "--config", metavar="CONFIG", help="your models and data as the base; results stay below run_root"
@@ -166,8 +166,8 @@ def build_parser() -> Parser:
     ablate.add_argument(
         "--record",
         action="store_true",
-        help="read and write small result files in results/ beside the study (of an installed one, in "
-        "runs/STUDY/results); recorded runs are skipped",
+        help="read and write the pool of recorded runs beside the study's folder, not the one below run_root; "
+        "recorded runs are skipped",
     )
 
     report = command(
@@ -176,9 +176,9 @@ def build_parser() -> Parser:
         REPORT_HELP,
         "STUDY [--results FOLDER] [--out FOLDER]",
     )
-    report.add_argument("study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, or a name: scrg")
+    report.add_argument("study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, a name (scrg), or a folder of studies")
     report.add_argument(
-        "--results", metavar="FOLDER", help="where the result files are (default: beside the study)"
+        "--results", metavar="FOLDER", help="the pool of recorded runs (default: beside the study's folder)"
     )
     report.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the study)")
 

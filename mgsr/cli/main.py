@@ -148,6 +148,10 @@ def _ablate(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.study)
+    if folder.is_dir() and not (folder / "study.yaml").exists() and any(folder.glob("*/study.yaml")):
+        _report_all(folder)
+        return
     check_study(arguments.study, arguments.command)
     from mgsr.study.report.write import report
     from mgsr.study.study import load_study
@@ -159,6 +163,17 @@ def _report(arguments: argparse.Namespace) -> None:
     places = [None if path is None else Path(path) for path in (arguments.results, arguments.out)]
     written = report(study, place=places[0], out=places[1])
     print(f"written to {written} and {written.with_name('report.html')}")
+
+
+def _report_all(folder: Path) -> None:
+    """Every study in a folder, and the index over them."""
+    from mgsr.study.report.write import INDEX, index
+    from mgsr.study.study import load_study
+
+    left = index(folder, [load_study(path) for path in sorted(folder.glob("*/study.yaml"))])
+    print(f"written to {folder / INDEX}")
+    if left:
+        print(f"nothing recorded of {', '.join(left)}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

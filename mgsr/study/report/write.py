@@ -15,6 +15,7 @@ from mgsr.study.report.tables import Table
 from mgsr.study.study import Study
 from mgsr.study.view import look
 
+INDEX = "README.md"
 MARK = "<!-- written by mgsr report -->"
 
 
@@ -41,7 +42,30 @@ def report(study: Study, *, place: Path | None = None, out: Path | None = None) 
     return path
 
 
-def filled(template: str, content: Content, **more: Any) -> str:
+def index(folder: Path, studies: Sequence[Study]) -> list[str]:
+    """Reports of all studies in a folder, and README.md over them; names of those that nothing is recorded of.
+
+    Studies that ask something come first, in the order of `studies`.
+    """
+    entries, unrecorded = [], []
+    for study in sorted(studies, key=lambda study: not study.asked):
+        try:
+            written = report(study)
+        except UserError as error:
+            if "nothing is recorded" not in str(error):
+                raise
+            unrecorded.append(study.name)
+            continue
+        view = look(study, [study.pool()])
+        entries.append((study, written.parent.name, content_of(view, study.home, study.pool()).answers))
+    path = folder / INDEX
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        raise UserError(f"{path}: was written by hand and stays; move it away")
+    write_atomically(path, filled("index.md.j2", entries=entries))
+    return unrecorded
+
+
+def filled(template: str, content: Content | None = None, **more: Any) -> str:
     """A template with a report's content in it."""
     text = _environment().get_template(template).render(content=content, mark=MARK, **more)
     return text.rstrip() + "\n"
