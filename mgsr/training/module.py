@@ -145,6 +145,7 @@ class DistillationModule(L.LightningModule):
         # a gradient of a sharded model exists only in parts, and only after backward
         if due and not self.placement.sharded:
             self._log_term_norms(batch_idx)
+        self.objective.progress = self.global_step / self.total_steps
         self._seed_dropout(batch_idx)
         terms = self.losses(batch, self._teacher_states(batch), self._wants_rows(batch, first))
         self.step_metrics.add(batch, terms)
