@@ -49,6 +49,11 @@ class ObjectiveConfig:
         "arguments of the divergence by name; a pair [a, b] goes from a to b over the steps",
         when=".kind=multi_granularity",
     )
+    match_gradient: bool = key(
+        False,
+        "scale the divergence: at the start its gradient to the student's logits is as large as forward KL's",
+        when=".kind=multi_granularity .w_dac",
+    )
     divergence_weight: float = key(
         0.5, "weight of symmetric_kl", low=0.0, high=1.0, when=".divergence=symmetric_kl"
     )
@@ -145,7 +150,7 @@ class ScrgConfig:
     enabled: bool = key(True, "train on student-written text too (off: ground truth only)")
     text: str = key(
         "student",
-        "who writes: the student; the teacher; both, mixed (MiniLLM) or interleaved (SKD); a RoundWriter of your own",
+        "who writes: the student; the teacher; both, mixed (MiniLLM) or interleaved (SKD); a class of your own",
         choices=("student", "teacher", "mixed", "interleaved"),
         imports=True,
     )

@@ -66,6 +66,8 @@ class Objective:
         clip_network: the trained part of the clipping, if there is one.
         has_idle_parameters: whether some trained parameters never get a gradient: those of a clip network
             without weight.
+        factor: on the weight of the divergence, 1 unless it is to be as strong as another (`match`).
+        match: whether `factor` is measured when training begins.
         progress: share of the training that is done, 0 to 1. An option of the divergence that is a pair of numbers
             goes from the one to the other with it.
     """
@@ -78,11 +80,18 @@ class Objective:
         divergence_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.divergence_options = dict(divergence_options or {})
-        self.weights, self.clip, self.options = weights, clip, options
+        self.factor, self.match = 1.0, False
+        self._weights, self.clip, self.options = weights, clip, options
         self.progress = 0.0
         self.needs_teacher = weights[1] > 0 or weights[2] > 0
         self.clip_network: nn.Module | None = clip if isinstance(clip, nn.Module) else None
         self.has_idle_parameters = self.clip_network is not None and not weights[1]
+
+    @property
+    def weights(self) -> Weights:
+        """Of cross-entropy, divergence and span correlation, as they enter the sum."""
+        sft, divergence, span = self._weights
+        return sft, divergence * self.factor, span
 
     def __call__(
         self,
@@ -134,7 +143,9 @@ class Objective:
             return {}
         return {
             "divergence_kwargs": {
-                name: value[0] + (value[1] - value[0]) * self.progress if isinstance(value, (list, tuple)) else value
+                name: value[0] + (value[1] - value[0]) * self.progress
+                if isinstance(value, (list, tuple))
+                else value
                 for name, value in given.items()
             }
         }

@@ -210,7 +210,9 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     if objective.tile_size:
         options["tile_size"] = objective.tile_size
     weights = objective.w_sft, objective.w_dac, objective.w_span
-    return Objective(weights, clip, options, divergence_options(objective))
+    built = Objective(weights, clip, options, divergence_options(objective))
+    built.match = objective.match_gradient and built.weights[1] > 0
+    return built
 
 
 def build_minillm(config: ExperimentConfig) -> MiniLLMObjective:

@@ -118,7 +118,8 @@ class DistillationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what adapters stand on is frozen, and known by its fingerprint
         checkpoint["state_dict"] = models.without_base(checkpoint["state_dict"], self.student, "student.")
-        checkpoint["figures"] = {"latest": dict(self.latest), "skipped": self.skipped} | self.step_metrics.state()
+        own = {"latest": dict(self.latest), "skipped": self.skipped, "factor": self.objective.factor}
+        checkpoint["figures"] = own | self.step_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
@@ -126,6 +127,7 @@ class DistillationModule(L.LightningModule):
         use_fused(checkpoint["optimizer_states"], takes_fused(self.trainer))
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
+        self.objective.factor = float(figures.get("factor", 1.0))
         self.step_metrics.load(figures)
 
     def on_fit_start(self) -> None:

@@ -199,6 +199,8 @@ def _figures(job: Job) -> dict[str, Any]:
     """What the training itself showed: rounds of text, clipping bounds, dev figures."""
     trainer, data = job.module.trainer, job.data
     figures: dict[str, Any] = {"steps": trainer.global_step}
+    if job.module.objective.match:
+        figures["divergence_factor"] = job.module.objective.factor
     if job.module.skipped:
         figures["steps_left_out"] = job.module.skipped
     latest = job.module.latest

@@ -76,9 +76,12 @@ def alpha_mixture(p: np.ndarray, q: np.ndarray, alpha: float, lam: float, of: st
 
 def concrete_score(difference: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
     width = len(difference)
-    return sum(
-        first[i] * second[j] * (difference[i] - difference[j]) ** 2 for i in range(width) for j in range(width)
-    ) / 4
+    return (
+        sum(
+            first[i] * second[j] * (difference[i] - difference[j]) ** 2 for i in range(width) for j in range(width)
+        )
+        / 4
+    )
 
 
 def entropy_aware(p: np.ndarray, q: np.ndarray, threshold: float, alpha: float) -> float:

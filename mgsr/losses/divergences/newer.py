@@ -159,12 +159,15 @@ def concrete_score(
             raise ValueError(f"{name} must be student or teacher, got {word!r}")
         weights.append(log_p.exp() if word == "teacher" else torch.softmax(student.detach() / tau, dim=-1))
     w, u = weights
-    present = ~(torch.isneginf(teacher) & torch.isneginf(student))
-    d = torch.where(present, student - teacher, 0.0)
+    # classes without weight have no part, nor have those that both lack
+    counted = ((w > 0) | (u > 0)) & ~(torch.isneginf(teacher) & torch.isneginf(student))
+    d = torch.where(counted, student - teacher, 0.0)
+    infinite = torch.isinf(d)
+    d = d.masked_fill(infinite, 0.0)
     # the differences stay as they are, and the squares lose fewer digits
-    d = d - _times(u, d.detach()).sum(dim=-1, keepdim=True)
-    squares, firsts, seconds = _times(u + w, d * d).sum(dim=-1), _times(w, d).sum(dim=-1), _times(u, d).sum(dim=-1)
-    return (squares - 2.0 * firsts * seconds) / 4.0
+    d = torch.where(counted, d - (u * d.detach()).sum(dim=-1, keepdim=True), 0.0)
+    value = (((u + w) * d * d).sum(dim=-1) - 2.0 * (w * d).sum(dim=-1) * (u * d).sum(dim=-1)) / 4.0
+    return value.masked_fill(infinite.any(dim=-1), math.inf)
 
 
 def entropy_aware(
@@ -177,7 +180,7 @@ def entropy_aware(
 ) -> Tensor:
     """Reverse KL, and the forward KL where the teacher is unsure (EOPD, 2026, arXiv 2603.07079).
 
-        KL(q || p) + alpha KL(p || q) where the entropy of p, in nats, is above `threshold`
+    KL(q || p) + alpha KL(p || q) where the entropy of p, in nats, is above `threshold`
     """
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
     unsure = entropy(log_p, log_p.exp()) > threshold
