@@ -270,8 +270,8 @@ def divergence_factor(
     mine, theirs = reduce(squares).sqrt().tolist()
     if not (mine > 0 and theirs > 0 and math.isfinite(mine) and math.isfinite(theirs)):
         raise UserError(
-            f"`objective.match_gradient`: at the start the divergence's gradient has the norm {mine:g}, and that of "
-            f"forward KL {theirs:g}; set objective.match_gradient=false"
+            f"`objective.match_gradient`: at the start the gradient has the norm {mine:g}, and that of forward KL "
+            f"{theirs:g}; set objective.match_gradient=false"
         )
     return theirs / mine
 
