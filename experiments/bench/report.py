@@ -132,6 +132,22 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
     ]
 
 
+def _counted(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+    rows = [
+        [name, *(f"{runs[kind][0][what]:.0f}" for what in ("passes", "reads") for kind in ("kernels", "plain"))]
+        for name, runs in figures.items()
+    ]
+    header = ["", "passes, kernels", "passes, plain operations", "reads, kernels", "reads, plain operations"]
+    return [
+        "### What a GPU would do, counted on the CPU",
+        "",
+        "Passes over a tile's logits in one call of the objective, products of matrices aside, and how often the host",
+        "waits for a value in a call and its backward. No time was taken: kernels run in Triton's interpreter.",
+        "",
+        *table(header, rows),
+    ]
+
+
 def _ends(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     lines, header, rows = ends.told(figures)
     return [*lines, *table(header, rows)]
@@ -217,6 +233,7 @@ def _rival(gguf: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
 
 
 SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = {
+    "counted": _counted,
     "objective": report_objective.told,
     "text_objective": report_objective.told,
     "growth": report_objective.growth,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from mgsr.runtime.environment import environment
 
 HERE = Path(__file__).parent
 GROUPS = (
+    "counted",
     "objective",
     "text_objective",
     "growth",
@@ -43,7 +45,7 @@ GROUPS = (
 )
 OF_A_PAIR = ("text_objective", "pair", "precision", "pair_step", "pair_peers")
 """Need `--pair`."""
-ONCE = ("flips", "precision")
+ONCE = ("flips", "precision", "counted")
 """One process each: text does not change from one to the next, or the process repeats by itself."""
 OBJECTIVE = (
     "mgsr",
@@ -59,14 +61,15 @@ TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 CLASSES = (8192, 32768, 50257, 128256)
 
 
-def worker(group: str, case: str, **options: Any) -> dict[str, Any]:
-    """The figures of one process.
+def worker(group: str, case: str, *, setting: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
+    """The figures of one process; `setting`: of its environment.
 
     Raises:
         RuntimeError: it failed; its last lines are in the message.
     """
     command = [sys.executable, "-m", "experiments.bench.worker", group, case, json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **(setting or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{group} {case}: {' | '.join(done.stderr.strip().splitlines()[-3:])}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -117,6 +120,17 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None, gguf: 
         return None if pair is None else measure_pair(group, processes, pair)
     if group == "rival":
         return None if gguf is None else interleaved("rival", RIVALS, processes, gguf=gguf[0], data=gguf[1])
+    if group == "counted":
+        from experiments.bench.counted import CASES
+
+        interpreted = {"kernels": {"TRITON_INTERPRET": "1"}, "plain": {}}
+        return {
+            name: {
+                kind: [worker("counted", name, setting=setting, kernels=kind == "kernels")]
+                for kind, setting in interpreted.items()
+            }
+            for name in CASES
+        }
     if group == "objective":
         return objective(processes)
     if group == "growth":

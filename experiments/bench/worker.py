@@ -69,6 +69,10 @@ def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
         from experiments.bench import rival
 
         return rival.case(case, **options)
+    if group == "counted":
+        from experiments.bench import counted
+
+        return counted.case(case, **options)
     if group == "ends":
         from experiments.bench import ends
 

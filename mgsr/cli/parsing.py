@@ -12,6 +12,7 @@ from pathlib import Path
 from mgsr.cli.arguments import Parser, build_parser
 from mgsr.cli.hints import hint_at_rest, hint_at_word
 from mgsr.cli.streams import tell
+from mgsr.config.layers import NAMED
 from mgsr.runtime.errors import did_you_mean
 
 # a dash is no part of a key, but of what people type: the key that is meant is named where keys are read
@@ -61,7 +62,7 @@ def _say_of_repeated(overrides: Sequence[str]) -> None:
     last = {word.partition("=")[0]: word for word in overrides}
     for name, word in last.items():
         earlier = [one for one in overrides if one.partition("=")[0] == name and one != word]
-        if earlier and name != "data.test_sets" and os.environ.get("RANK", "0") == "0":
+        if earlier and name not in NAMED and os.environ.get("RANK", "0") == "0":
             tell(f"`{name}` is given more than once; the last holds: {word}")
 
 

@@ -28,6 +28,7 @@ def key(
     low: float | None = None,
     high: float | None = None,
     path: bool = False,
+    imports: bool = False,
     when: str = "",
 ) -> Any:
     """A config field with its one-line explanation and the values it takes (checked by `load_config`).
@@ -35,10 +36,12 @@ def key(
     Args:
         low, high: of the number, or of every number of the list; each number has both.
         path: it may name a file or a folder.
+        imports: it takes `package.module:name` too, in place of a choice.
         when: `other.key=a|b`, without which it has no effect (`other.key`: any value but 0, false and empty;
             `.key` is one of the same section; several conditions stand apart by a space).
     """
     metadata = {"help": help, "choices": choices, "low": low, "high": high, "path": path, "when": when}
+    metadata["imports"] = imports
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -93,6 +96,8 @@ def describe(config: Any, prefix: str = "") -> Iterator[tuple[str, str, Any, str
             yield from describe(value, f"{name}.")
             continue
         choices = item.metadata["choices"]
+        if item.metadata["imports"]:
+            choices = (*choices, "package.module:name")
         generic = isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is not None
         kind = str(hint).replace("typing.", "") if generic else hint.__name__
         yield name, " | ".join(map(str, choices)) if choices else kind, value, item.metadata["help"]

@@ -21,8 +21,8 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.config.yaml_reader import YAML, at, compose, line_of, pairs_of, read_yaml, repeated_key, shown, text_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
-NAMED = "data.test_sets"
-"""The mapping whose names are the user's own."""
+NAMED = ("data.test_sets", "objective.divergence_options")
+"""The mappings whose names are the user's own."""
 
 LATER = "!later"
 """The tag of a value that is filled in later, and read again then."""
@@ -86,7 +86,7 @@ def layer_of(top: yaml.MappingNode, place_of: Callable[[yaml.Node], str]) -> Lay
     layer: Layer = {}
     try:
         for name, node, place in _leaves(top, "", place_of):
-            if name in layer and (name != NAMED or layer[name].value.keys() & node.keys()):
+            if name in layer and (name not in NAMED or layer[name].value.keys() & node.keys()):
                 raise ConfigError(f"{at(place)}`{name}` is given twice, dotted and in a section; leave one out")
             layer[name] = Said({**layer[name].value, **node} if name in layer else node, place)
     except RecursionError:
@@ -96,7 +96,7 @@ def layer_of(top: yaml.MappingNode, place_of: Callable[[yaml.Node], str]) -> Lay
 
 def _word(override: str, name: str, text: str) -> yaml.Node:
     """The value of a word of the command line; what a key of words is given needs no quotes."""
-    kind = _TYPES.get(name, str if name.startswith(f"{NAMED}.") else None)
+    kind = _TYPES.get(name, str if name.startswith(f"{NAMED[0]}.") else None)
     try:
         node = compose(text)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -128,8 +128,9 @@ def _leaves(
             yield from _leaves(node, f"{full}.", place_of)
         elif kind is not None:
             yield full, _value(node, kind, full, place), place
-        elif full.startswith(f"{NAMED}."):
-            yield NAMED, {full.removeprefix(f"{NAMED}."): _value(node, str, full, place)}, place
+        elif named := next((each for each in NAMED if full.startswith(f"{each}.")), None):
+            (kind,) = typing.get_args(_TYPES[named])[1:]
+            yield named, {full.removeprefix(f"{named}."): _value(node, kind, full, place)}, place
         else:
             raise ConfigError(f"{at(place)}{_unknown(full)}")
 
@@ -167,10 +168,14 @@ def _value(node: yaml.Node, kind: Any, name: str, place: str) -> Any:
         return _value(node, plain[0], name, place)
     if origin is dict:
         if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{at(place)}`{name}` takes names and values, as in {{vicuna: vicuna.jsonl}}")
+            example = "{vicuna: vicuna.jsonl}" if plain[1] is str else "{alpha: 0.2, beta: 0.7}"
+            raise ConfigError(f"{at(place)}`{name}` takes names and values, as in {example}")
         return {
-            (own := text_of(key, place)): _value(each, str, f"{name}.{own}", place) for key, each in pairs_of(node)
+            (own := text_of(key, place)): _value(each, plain[1], f"{name}.{own}", place)
+            for key, each in pairs_of(node)
         }
+    if kind is Any:
+        return _argument(node, name, place)
     if origin is list:
         if not isinstance(node, yaml.SequenceNode):
             raise ConfigError(f"{at(place)}`{name}` takes a list, as in [a, b]")
@@ -183,6 +188,17 @@ def _value(node: yaml.Node, kind: Any, name: str, place: str) -> Any:
         raise ConfigError(f"{at(place)}`{name}` is {text[:LONGEST_NUMBER]!r}; it takes {takes}") from None
     except LookupError:
         raise ConfigError(f"{at(place)}`{name}` is {text!r}: write the value itself, not a reference") from None
+
+
+def _argument(node: yaml.Node, name: str, place: str) -> Any:
+    """A number, a truth value, a word, or a list of two numbers."""
+    if isinstance(node, yaml.SequenceNode):
+        pair = _value(node, list[float], name, place)
+        if len(pair) != 2:
+            raise ConfigError(f"{at(place)}`{name}` takes one value, or a pair such as [0.8, 0.0]")
+        return pair
+    word = _value(node, float | str, name, place)
+    return _BOOLEANS.get(word.lower(), word) if isinstance(word, str) else word
 
 
 def _scalar(text: str, kinds: Sequence[type]) -> Any:

@@ -71,7 +71,7 @@ def merged(*layers: Layer) -> Layer:
     found: Layer = {}
     for layer in layers:
         for name, said in layer.items():
-            if name == NAMED and said.value and name in found:
+            if name in NAMED and said.value and name in found:
                 said = Said({**found[name].value, **said.value}, said.place)
             found[name] = said
     return found
@@ -147,7 +147,7 @@ def flat_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"scrg": {"passes": 3}}` or `{"scrg.passes": 3}` as `{"scrg.passes": 3}`."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, Mapping) and f"{prefix}{name}" != NAMED:
+        if isinstance(value, Mapping) and f"{prefix}{name}" not in NAMED:
             flat.update(flat_tree(value, f"{prefix}{name}."))
         else:
             flat[f"{prefix}{name}"] = value

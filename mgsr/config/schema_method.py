@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from mgsr.config.keys import INFINITE, LARGE, MANY, key
 
@@ -15,6 +16,13 @@ DIVERGENCE_NAMES = (
     "skewed_forward_kl",
     "skewed_reverse_kl",
     "total_variation",
+    "todi",
+    "alpha_beta",
+    "adaptive_kl",
+    "alpha_mixture",
+    "concrete_score",
+    "entropy_aware",
+    "veto",
 )
 
 
@@ -30,7 +38,21 @@ class ObjectiveConfig:
     w_span: float = key(1.0, "weight of span correlation", low=0.0, high=1e6)
     temperature: float = key(1.0, "softmax temperature of the two teacher terms", low=1e-3, high=1e3)
     divergence: str = key(
-        "dac_kl", "token-level divergence", choices=DIVERGENCE_NAMES, when=".kind=multi_granularity"
+        "dac_kl",
+        "token-level divergence, or a function of your own",
+        choices=DIVERGENCE_NAMES,
+        imports=True,
+        when=".kind=multi_granularity",
+    )
+    divergence_options: dict[str, Any] = key(
+        {},
+        "arguments of the divergence by name; a pair [a, b] goes from a to b over the steps",
+        when=".kind=multi_granularity",
+    )
+    match_gradient: bool = key(
+        False,
+        "scale the divergence: at the start its gradient to the student's logits is as large as forward KL's",
+        when=".kind=multi_granularity .w_dac",
     )
     divergence_weight: float = key(
         0.5, "weight of symmetric_kl", low=0.0, high=1.0, when=".divergence=symmetric_kl"
@@ -128,8 +150,9 @@ class ScrgConfig:
     enabled: bool = key(True, "train on student-written text too (off: ground truth only)")
     text: str = key(
         "student",
-        "who writes: the student; the teacher; both, mixed (MiniLLM); or interleaved (SKD)",
+        "who writes: the student; the teacher; both, mixed (MiniLLM) or interleaved (SKD); a class of your own",
         choices=("student", "teacher", "mixed", "interleaved"),
+        imports=True,
     )
     passes: int = key(
         1,

@@ -9,6 +9,7 @@ from mgsr.config.keys import value_of, walk
 from mgsr.config.origin import COMMAND_LINE, where
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError, did_you_mean
+from mgsr.runtime.import_path import IMPORT_PATH
 
 
 def check_values(config: ExperimentConfig) -> None:
@@ -24,9 +25,11 @@ def check_values(config: ExperimentConfig) -> None:
 
 def _check_value(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     choices, low, high = meta["choices"], meta["low"], meta["high"]
-    if choices and value not in choices:
+    own = meta["imports"] and isinstance(value, str) and IMPORT_PATH.fullmatch(value)
+    if choices and value not in choices and not own:
         raise ConfigError(
             f"`{name}` is {value!r}; it takes {' | '.join(map(str, choices))}"
+            + (" | package.module:name" if meta["imports"] else "")
             + (did_you_mean(value, choices) if isinstance(value, str) else ""),
             name,
         )

@@ -7,8 +7,8 @@ numbers, from hidden states in tiles. `objective` puts weights on the terms (eq.
 `teacher_topk` and `projection` are what these stand on. `torch.compile(fullgraph=True)` takes `dac_kl`,
 `span_correlation` and every divergence; the tiles are not for it.
 
-A new divergence is a function in `divergences.py`, in `DIVERGENCES` too. It then trains under autograd, a tile
-at a time. For a configuration to name it, add it to `DIVERGENCE_NAMES` in `mgsr/config/schema.py`.
+A divergence of your own is a function like those in `divergences/`; a configuration names it by its import path.
+It trains under autograd, a tile at a time.
 
 Never here: files, configurations, batches, models, Lightning. Begin with `dac_kl.py`, then `fused/__init__.py`.
 """
@@ -18,13 +18,20 @@ from mgsr.losses.cross_entropy import cross_entropy
 from mgsr.losses.dac_kl import DacKL, dac_kl
 from mgsr.losses.divergences import (
     DIVERGENCES,
+    adaptive_kl,
+    alpha_beta,
+    alpha_mixture,
+    concrete_score,
+    entropy_aware,
     forward_kl,
     jensen_shannon,
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
     symmetric_kl,
+    todi,
     total_variation,
+    veto,
 )
 from mgsr.losses.fused.policy_gradient import clipped_surrogate, policy_gradient_objective
 from mgsr.losses.fused.tiled_objective import tiled_objective
@@ -62,11 +69,16 @@ __all__ = [
     "Targets",
     "TermCounts",
     "Weights",
+    "adaptive_kl",
     "align_predictions",
+    "alpha_beta",
+    "alpha_mixture",
     "cache_error",
     "clipped_surrogate",
+    "concrete_score",
     "cross_entropy",
     "dac_kl",
+    "entropy_aware",
     "forward_kl",
     "global_mean",
     "jensen_shannon",
@@ -84,6 +96,8 @@ __all__ = [
     "symmetric_kl",
     "term_counts",
     "tiled_objective",
+    "todi",
     "top_of_logits",
     "total_variation",
+    "veto",
 ]

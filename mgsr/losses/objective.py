@@ -20,6 +20,7 @@ Shapes: B sequences, T positions, H hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -58,19 +59,39 @@ class Objective:
     Args:
         clip: DAC-KL's bounds, see `tiled_objective`.
         options: its further keyword arguments, the same for every call.
+        divergence_options: those of the divergence.
 
     Attributes:
         needs_teacher: whether a term of the teacher's has weight.
         clip_network: the trained part of the clipping, if there is one.
         has_idle_parameters: whether some trained parameters never get a gradient: those of a clip network
             without weight.
+        factor: on the weight of the divergence, 1 unless it is to be as strong as another (`match`).
+        match: whether `factor` is measured when training begins.
+        progress: share of the training that is done, 0 to 1. An option of the divergence that is a pair of numbers
+            goes from the one to the other with it.
     """
 
-    def __init__(self, weights: Weights, clip: Any, options: dict[str, Any]) -> None:
-        self.weights, self.clip, self.options = weights, clip, options
+    def __init__(
+        self,
+        weights: Weights,
+        clip: Any,
+        options: dict[str, Any],
+        divergence_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.divergence_options = dict(divergence_options or {})
+        self.factor, self.match = 1.0, False
+        self._weights, self.clip, self.options = weights, clip, options
+        self.progress = 0.0
         self.needs_teacher = weights[1] > 0 or weights[2] > 0
         self.clip_network: nn.Module | None = clip if isinstance(clip, nn.Module) else None
         self.has_idle_parameters = self.clip_network is not None and not weights[1]
+
+    @property
+    def weights(self) -> Weights:
+        """Of cross-entropy, divergence and span correlation, as they enter the sum."""
+        sft, divergence, span = self._weights
+        return sft, divergence * self.factor, span
 
     def __call__(
         self,
@@ -83,6 +104,7 @@ class Objective:
         weights: Weights | None = None,
         vocab_size: int | None = None,
         collect_rows: bool = False,
+        watch: Callable[[Tensor], None] | None = None,
     ) -> LossTerms:
         """Terms of one micro-batch, each over the denominator of its whole optimiser step.
 
@@ -91,6 +113,7 @@ class Objective:
             weights: in place of the configured ones, as for the gradient norm of one term.
             vocab_size: number of token ids that teacher and student share.
             collect_rows: keep per-token figures for logging.
+            watch: see `tiled_objective`.
         """
         if weights is not None and not weights[1] and not weights[2]:
             # cross-entropy alone, as for its gradient norm: nothing of the teacher enters
@@ -109,7 +132,23 @@ class Objective:
             collect_rows=collect_rows,
             **layers,
             **self.options,
+            **self._scheduled(),
+            **({} if watch is None else {"watch": watch}),
         )
+
+    def _scheduled(self) -> dict[str, Any]:
+        """The divergence's options at this point of the training."""
+        given = self.divergence_options
+        if not given:
+            return {}
+        return {
+            "divergence_kwargs": {
+                name: value[0] + (value[1] - value[0]) * self.progress
+                if isinstance(value, (list, tuple))
+                else value
+                for name, value in given.items()
+            }
+        }
 
     def terms(
         self, targets: Targets, student: Tensor, teacher: Tensor | None, weights: Weights, **arguments: Any

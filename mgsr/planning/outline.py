@@ -226,7 +226,7 @@ def _text(config: ExperimentConfig, main: Stage) -> str:
 
 def _writer(scrg: ScrgConfig) -> str:
     if scrg.text != "student":
-        return _WRITERS[scrg.text]
+        return _WRITERS.get(scrg.text, f"{scrg.text} writes")
     if not scrg.passes:
         return "the student writes"
     return f"SCRG, the student writes and the teacher corrects {plural(scrg.passes, 'token')} of each"

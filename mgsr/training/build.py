@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import mgsr
+from mgsr.config.own_functions import class_of, divergence_of, divergence_options
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
@@ -17,7 +18,7 @@ from mgsr.evaluation.test_set import Predictor
 from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
-from mgsr.rounds.writer import WRITERS
+from mgsr.rounds.writer import WRITERS, RoundWriter
 from mgsr.runtime.devices import product_dtype, working_device
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
@@ -103,7 +104,7 @@ def build_job(
         seed=config.seed,
         placement=config.teacher.placement,
     )
-    writer = WRITERS[config.scrg.text](
+    writer = writer_class(config)(
         config,
         module.placement,
         student.tokenizer,
@@ -145,6 +146,15 @@ def build_job(
     return Job(module, data, stop, length, report)
 
 
+def writer_class(config: ExperimentConfig) -> type[RoundWriter]:
+    """Who writes the text of rounds.
+
+    Raises:
+        ConfigError: a class of the user's own cannot be imported, or is no `RoundWriter`.
+    """
+    return class_of(config.scrg.text, WRITERS, RoundWriter, "scrg.text")
+
+
 def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[float, float] | None) -> Any:
     """The clip network, or a pair of fixed bounds; None where the token level is another loss, without bounds.
 
@@ -183,15 +193,8 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     objective, clip_config = config.objective, config.clip
     device = working_device(config.trainer.accelerator)
     top_k = clip_config.mode == "top_k"
-    divergence = {
-        "symmetric_kl": {"weight": objective.divergence_weight},
-        "jensen_shannon": {"beta": objective.beta},
-        "skewed_forward_kl": {"alpha": objective.alpha},
-        "skewed_reverse_kl": {"alpha": objective.alpha},
-    }
     options: dict[str, Any] = {
-        "divergence": objective.divergence,
-        "divergence_kwargs": divergence.get(objective.divergence),
+        "divergence": divergence_of(objective),
         "temperature": objective.temperature,
         # top-k is a hard mask on rank
         "sharpness": 0.0 if top_k else clip_config.sharpness,
@@ -206,7 +209,10 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     }
     if objective.tile_size:
         options["tile_size"] = objective.tile_size
-    return Objective((objective.w_sft, objective.w_dac, objective.w_span), clip, options)
+    weights = objective.w_sft, objective.w_dac, objective.w_span
+    built = Objective(weights, clip, options, divergence_options(objective))
+    built.match = objective.match_gradient and built.weights[1] > 0
+    return built
 
 
 def build_minillm(config: ExperimentConfig) -> MiniLLMObjective:

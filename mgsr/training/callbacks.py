@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,14 @@ from mgsr.evaluation.test_set import Predictor
 from mgsr.rounds.render import markdown_revision
 from mgsr.rounds.store import RoundEntry, read_manifest, round_folders
 from mgsr.runtime.meter import Meter, added, overall
-from mgsr.runtime.progress import Tracker
+from mgsr.runtime.progress import Tracker, say
 from mgsr.runtime.ranks import gathered, is_first
 from mgsr.training.checkpoint import BestCheckpoint, ResumePoint
 from mgsr.training.datamodule import DistillationDataModule
 from mgsr.training.launch import StopRequest
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length
+from mgsr.training.step_metrics import MATCHED_BATCHES, divergence_factor
 
 
 class Validation(L.Callback):
@@ -51,6 +54,25 @@ class Mixture(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if loss is not None and not trainer.sanity_checking and isinstance(data, DistillationDataModule):
             data.mixture.observe_dev_loss(float(loss))
+
+
+class MatchGradient(L.Callback):
+    """Makes the divergence as strong as forward KL before the first step, see `objective.match_gradient`."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # a run that is taken up has it from its checkpoint
+        if not isinstance(pl_module, DistillationModule) or not pl_module.objective.match or trainer.global_step:
+            return
+        objective, strategy = pl_module.objective, trainer.strategy
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        placement = pl_module.placement
+        with placement.whole() as student, torch.no_grad():
+            student.eval()
+            batches = map(strategy.batch_to_device, islice(loader, MATCHED_BATCHES))
+            read = ((b, *placement.student_states(b, plain=True), *placement.teacher_states(b)) for b in batches)
+            several = partial(strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else torch.clone
+            objective.factor = divergence_factor(objective, read, pl_module.vocab_size, several)
+        say(f"objective.match_gradient: the divergence is weighted by {objective.factor:.4g}")
 
 
 class RoundLog(L.Callback):
@@ -260,6 +282,7 @@ def build_callbacks(
         Mixture(),
         RoundLog(tokenizer, config),
         CostLog(),
+        MatchGradient(),
         LetGo(),
         Validation(val_every_n_epochs, length.epochs),
         *best,

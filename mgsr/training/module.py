@@ -118,7 +118,8 @@ class DistillationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # what adapters stand on is frozen, and known by its fingerprint
         checkpoint["state_dict"] = models.without_base(checkpoint["state_dict"], self.student, "student.")
-        checkpoint["figures"] = {"latest": dict(self.latest), "skipped": self.skipped} | self.step_metrics.state()
+        own = {"latest": dict(self.latest), "skipped": self.skipped, "factor": self.objective.factor}
+        checkpoint["figures"] = own | self.step_metrics.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = models.with_base(checkpoint["state_dict"], self.student, "student.")
@@ -126,6 +127,7 @@ class DistillationModule(L.LightningModule):
         use_fused(checkpoint["optimizer_states"], takes_fused(self.trainer))
         figures = checkpoint["figures"]
         self.latest, self.skipped = dict(figures["latest"]), int(figures["skipped"])
+        self.objective.factor = float(figures.get("factor", 1.0))
         self.step_metrics.load(figures)
 
     def on_fit_start(self) -> None:
@@ -145,6 +147,7 @@ class DistillationModule(L.LightningModule):
         # a gradient of a sharded model exists only in parts, and only after backward
         if due and not self.placement.sharded:
             self._log_term_norms(batch_idx)
+        self.objective.progress = self.global_step / self.total_steps
         self._seed_dropout(batch_idx)
         terms = self.losses(batch, self._teacher_states(batch), self._wants_rows(batch, first))
         self.step_metrics.add(batch, terms)

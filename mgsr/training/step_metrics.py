@@ -9,6 +9,7 @@ import math
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mgsr.data.collate import Batch
-from mgsr.losses import LossTerms, Objective, Weights
+from mgsr.losses import LossTerms, Objective, OutputLayer, Weights
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.runtime import devices
+from mgsr.runtime.errors import UserError
 from mgsr.runtime.ranks import gathered, is_first
 
 TERMS = ("sft", "dac_kl", "span")
@@ -227,6 +229,51 @@ def term_gradient_norms(
         norms[name] = torch.stack([g.float().square().sum() for g in whole]).sum().sqrt()
     # read at once
     return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True)) if norms else {}
+
+
+MATCHED_BATCHES = 20
+"""Dev batches that `divergence_factor` is measured on."""
+
+
+def divergence_factor(
+    objective: Objective,
+    read: Iterable[tuple[Batch, Tensor, OutputLayer, Tensor, OutputLayer]],
+    vocab_size: int,
+    reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> float:
+    """What makes the divergence's gradient to the student's logits as large as the forward KL's.
+
+    Norms are over all batches, each batch's gradient that of its mean over tokens.
+
+    Args:
+        read: batches with the student's and the teacher's last hidden states and output layers.
+        reduce: adds sums up over the ranks.
+
+    Raises:
+        UserError: one of the two has no gradient, or none that is finite.
+    """
+    own = Objective((0.0, 1.0, 0.0), objective.clip, objective.options, objective.divergence_options)
+    like = Objective((0.0, 1.0, 0.0), None, {**objective.options, "divergence": "forward_kl"})
+    squares = torch.zeros(2, dtype=torch.float64)
+    for batch, hidden, layer, taught, teacher in read:
+        fixed = replace(layer, weight=layer.weight.detach())
+        for i, one in enumerate((own, like)):
+            found: list[Tensor] = []
+
+            def watch(gradient: Tensor, found: list[Tensor] = found) -> None:
+                found.append(gradient.double().square().sum())
+
+            with torch.enable_grad():
+                states = hidden.detach().requires_grad_()
+                one(batch.targets, states, fixed, taught, teacher, vocab_size=vocab_size, watch=watch)
+            squares[i] += torch.stack(found).sum().cpu()
+    mine, theirs = reduce(squares).sqrt().tolist()
+    if not (mine > 0 and theirs > 0 and math.isfinite(mine) and math.isfinite(theirs)):
+        raise UserError(
+            f"`objective.match_gradient`: at the start the gradient has the norm {mine:g}, and that of forward KL "
+            f"{theirs:g}; set objective.match_gradient=false"
+        )
+    return theirs / mine
 
 
 def gradient_norm(part: nn.Module, device: torch.device) -> Tensor:

@@ -33,7 +33,7 @@ from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.build import Job, build_job, mean_bounds
+from mgsr.training.build import Job, build_job, mean_bounds, writer_class
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
 from mgsr.training.fsdp import phase_of, working
@@ -75,6 +75,7 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)
     mean_bounds(config)
+    writer_class(config)
     folder = run_folder(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
@@ -200,6 +201,8 @@ def _figures(job: Job) -> dict[str, Any]:
     """What the training itself showed: rounds of text, clipping bounds, dev figures."""
     trainer, data = job.module.trainer, job.data
     figures: dict[str, Any] = {"steps": trainer.global_step}
+    if job.module.objective.match:
+        figures["divergence_factor"] = job.module.objective.factor
     if job.module.skipped:
         figures["steps_left_out"] = job.module.skipped
     latest = job.module.latest

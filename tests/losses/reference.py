@@ -40,6 +40,60 @@ def divergence(name: str, p: np.ndarray, q: np.ndarray, value: float) -> float:
     return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
 
 
+def todi(p: np.ndarray, q: np.ndarray) -> float:
+    shares = [a / (a + b) for a, b in zip(p, q, strict=True)]
+    return sum(
+        s * a * math.log(a / b) + (1 - s) * b * math.log(b / a) for s, a, b in zip(shares, p, q, strict=True)
+    )
+
+
+def alpha_beta(p: np.ndarray, q: np.ndarray, alpha: float, beta: float) -> float:
+    both = alpha + beta
+    terms = [
+        a**alpha * b**beta - alpha / both * a**both - beta / both * b**both for a, b in zip(p, q, strict=True)
+    ]
+    return -sum(terms) / (alpha * beta)
+
+
+def adaptive_kl(p: np.ndarray, q: np.ndarray, mu: float) -> float:
+    order, mass, gaps = sorted(range(len(p)), key=lambda k: (-p[k], k)), 0.0, [0.0, 0.0]
+    for rank, k in enumerate(order):
+        mass += p[k]
+        gaps[0 if rank == 0 or mass <= mu else 1] += abs(p[k] - q[k])
+    head = gaps[0] / sum(gaps) if sum(gaps) else 0.5
+    return head * kl(p, q) + (1 - head) * kl(q, p)
+
+
+def alpha_mixture(p: np.ndarray, q: np.ndarray, alpha: float, lam: float, of: str) -> float:
+    if alpha == 1:
+        r = p**lam * q ** (1 - lam)
+    else:
+        power = (1 - alpha) / 2
+        r = (lam * p**power + (1 - lam) * q**power) ** (1 / power)
+    r = r / r.sum()
+    return kl(p, r) if of == "forward_kl" else alpha_beta(p, r, 0.2, 0.7)
+
+
+def concrete_score(difference: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
+    width = len(difference)
+    return (
+        sum(
+            first[i] * second[j] * (difference[i] - difference[j]) ** 2 for i in range(width) for j in range(width)
+        )
+        / 4
+    )
+
+
+def entropy_aware(p: np.ndarray, q: np.ndarray, threshold: float, alpha: float) -> float:
+    unsure = -sum(a * math.log(a) for a in p if a > 0) > threshold
+    return kl(q, p) + (alpha * kl(p, q) if unsure else 0.0)
+
+
+def veto(p: np.ndarray, q: np.ndarray, beta: float) -> float:
+    mixed = p * q**beta
+    return kl(mixed / mixed.sum(), q)
+
+
 def ramp(x: float, kind: str) -> float:
     def sigmoid(y: float) -> float:
         return 1 / (1 + math.exp(-y)) if y > -700 else 0.0

@@ -7,7 +7,8 @@ Identities, with a = dL/dlog q up to a multiple of q (which falls out of a - q *
     symmetric KL        a = -weight p + (1 - weight) q log(q / p)
     Jensen-Shannon      a = (1 - beta) q log(q / m),                m = beta p + (1 - beta) q
     skewed forward KL   a = -(1 - alpha) p q / m,                   m = alpha p + (1 - alpha) q
-    skewed reverse KL   a = q log(q / m) - alpha q^2 / m,           m = (1 - alpha) p + alpha q
+    skewed reverse KL   a = q log(q / m) - alpha q^2 / m,           m = (1 - alpha) p + alpha q; without the
+                        second term where no gradient goes through m
     total variation     a = q sign(q - p) / 2
 
 Where a class has probability 0 in one model the sums may be infinite or no number: such a tile goes through the
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mgsr.losses.divergences import DIVERGENCES, check_share
+from mgsr.losses.divergences import DIVERGENCES, Divergence, check_share
 from mgsr.losses.fused.logit_gradient import LogitGradient, Part, TokenTerm
 from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Softmax
@@ -51,21 +52,22 @@ def forward_kl_tile(tile: Tile, coefficient: float | None, base: Tensor | None) 
 def divergence_tile(
     tile: Tile,
     logits: tuple[Tensor, Tensor],
-    name: str,
+    divergence: str | Divergence,
     options: dict[str, Any],
     temperature: float,
     coefficient: float | None,
     base: Tensor | None,
 ) -> TokenTerm:
-    """A divergence by its name, see `forward_kl_tile`; `logits` are the teacher's and the student's, `[R, V]`."""
-    if name == "forward_kl" and not options:
+    """A divergence, or one by its name, see `forward_kl_tile`; `logits` are teacher's and student's, `[R, V]`."""
+    if divergence == "forward_kl" and not options:
         return forward_kl_tile(tile, coefficient, base)
-    form = CLOSED_FORMS.get(name)
+    function = DIVERGENCES[divergence] if isinstance(divergence, str) else divergence
+    form = CLOSED_FORMS.get(divergence) if isinstance(divergence, str) else None
     if form is None:
-        return _by_autograd(logits, name, options, temperature, coefficient, base)
+        return _by_autograd(logits, function, options, temperature, coefficient, base)
     loss, a = form(tile.teacher, tile.student, **options)
     if not bool(torch.isfinite(loss).all()):
-        return _by_autograd(logits, name, options, temperature, coefficient, base)
+        return _by_autograd(logits, function, options, temperature, coefficient, base)
     return _term(loss, a, coefficient, base)
 
 
@@ -83,7 +85,7 @@ def _term(loss: Tensor, a: Tensor, coefficient: float | None, base: Tensor | Non
 
 def _by_autograd(
     logits: tuple[Tensor, Tensor],
-    name: str,
+    function: Divergence,
     options: dict[str, Any],
     temperature: float,
     coefficient: float | None,
@@ -91,10 +93,17 @@ def _by_autograd(
 ) -> TokenTerm:
     with torch.enable_grad():
         student = logits[1].detach().requires_grad_(coefficient is not None)
-        loss = DIVERGENCES[name](logits[0], student, temperature=temperature, **options)
+        loss = function(logits[0], student, temperature=temperature, **options)
+    if not isinstance(loss, Tensor) or loss.shape != logits[1].shape[:-1]:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"a divergence of logits {list(logits[1].shape)} has to return one value per token, "
+            f"{list(logits[1].shape[:-1])}, not {shape}"
+        )
     parts = []
     if coefficient is not None:
         (grad,) = torch.autograd.grad(loss, student, torch.full_like(loss, coefficient))
+        grad = grad.to(loss.dtype)
         # the gradient to the logits over the temperature is wanted
         parts = [Part(None, None, grad * temperature)]
     loss = loss.detach()
@@ -158,7 +167,9 @@ def _skewed_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1
     return loss, torch.mul(p, q).div_(m.clamp_min_(torch.finfo(m.dtype).tiny)).mul_(alpha - 1.0)
 
 
-def _skewed_reverse_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1) -> tuple[Tensor, Tensor]:
+def _skewed_reverse_kl(
+    teacher: Softmax, student: Softmax, *, alpha: float = 0.1, detach: bool = False
+) -> tuple[Tensor, Tensor]:
     check_share("alpha", alpha)
     if alpha == 0.0:
         return _reverse_kl(teacher, student)
@@ -166,6 +177,8 @@ def _skewed_reverse_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1
     m = torch.lerp(p, q, alpha)
     a = _share(q, p, m, 1.0 - alpha).clamp_min_(_LOWEST).mul_(q)
     loss = a.sum(dim=-1)
+    if detach:
+        return loss, a
     return loss, a.sub_(torch.mul(q, q).div_(m.clamp_min_(torch.finfo(m.dtype).tiny)), alpha=alpha)
 
 

@@ -8,7 +8,7 @@ Shapes: N rows of a call, R rows of a tile, V classes, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,8 +111,10 @@ class StudentRows(ModelRows):
         width: int,
         dtype: torch.dtype,
         product_dtype: torch.dtype | None,
+        watch: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__(hidden_NH, layer, width, dtype, product_dtype)
+        self._watch = watch
         self._inputs = hidden_NH, layer.weight, layer.bias
         to_hidden, to_weight, to_bias = (
             torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in self._inputs
@@ -131,6 +133,8 @@ class StudentRows(ModelRows):
 
     def pull(self, rows: Tensor, grad_logits: Tensor, logits: Tensor, states: Tensor) -> None:
         """Hand the gradient of a tile's logits on to hidden states, weight and bias; overwrites `grad_logits`."""
+        if self._watch is not None:
+            self._watch(grad_logits)
         to_weight, to_bias = (None if t is None else t[: self.width] for t in (self._grad_weight, self._grad_bias))
         to_states = self.layer.pull(
             grad_logits,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mgsr.losses.divergences import Divergence
 from mgsr.losses.fused.cross_entropy import cross_entropy_tile
 from mgsr.losses.fused.dac_kl import dac_kl_tile
 from mgsr.losses.fused.divergences import divergence_tile
@@ -48,7 +49,7 @@ class TermOptions(NamedTuple):
     """
 
     scales: tuple[float, float, float]
-    divergence: str
+    divergence: str | Divergence
     divergence_kwargs: dict[str, Any]
     temperature: float
     span_norm: str
@@ -245,8 +246,8 @@ def tile_terms(
         if bounds is not None:
             token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
         else:
-            name, kwargs = options.divergence, options.divergence_kwargs
-            token = divergence_tile(tile, logits, name, kwargs, tau, coefficients[1], base)
+            which, kwargs = options.divergence, options.divergence_kwargs
+            token = divergence_tile(tile, logits, which, kwargs, tau, coefficients[1], base)
         if tile.pair is not None:
             span = tile.pair.span()
         else:

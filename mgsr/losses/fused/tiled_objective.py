@@ -12,14 +12,14 @@ Shapes: N rows, M rows that are response tokens, V classes, H_S and H_T the hidd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import Clip, ClipOptions
-from mgsr.losses.divergences import DIVERGENCES
+from mgsr.losses.divergences import DIVERGENCES, Divergence
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.open_rows import OpenRows
 from mgsr.losses.fused.response_rows import check_labels, check_rows, of_answers, response_rows
@@ -47,7 +47,7 @@ def tiled_objective(
     counts: Sequence[float | Tensor] | None = None,
     tile_size: int | None = None,
     product_dtype: torch.dtype | None = None,
-    divergence: str = "dac_kl",
+    divergence: str | Divergence = "dac_kl",
     divergence_kwargs: dict[str, Any] | None = None,
     temperature: float = 1.0,
     sharpness: float | None = None,
@@ -68,6 +68,7 @@ def tiled_objective(
     cached: CachedRows | None = None,
     collect_rows: bool = False,
     answers: AnswerRows | None = None,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> LossTerms:
     """Cross-entropy, DAC-KL and span correlation of N rows; hidden state n predicts `labels[n]`.
 
@@ -90,7 +91,8 @@ def tiled_objective(
         tile_size: rows per tile; None: what keeps a tile's logits at a few million.
         product_dtype: torch.bfloat16: the factors of the matrix products are rounded to it; sums, softmaxes and
             losses stay in float32. None: so on a GPU under bfloat16 autocast or with bfloat16 output layers.
-        divergence: "dac_kl", or a name in `DIVERGENCES` that takes its place (`clip` is then not read).
+        divergence: "dac_kl", or what takes its place (`clip` is then not read): a name in `DIVERGENCES`, or a
+            function like those.
         divergence_kwargs: further arguments of that divergence.
         temperature: of the two teacher terms; cross-entropy is always at 1.
         sharpness: None takes the clip module's, or 0.005.
@@ -105,6 +107,7 @@ def tiled_objective(
         collect_rows: fill `rows` with per-row statistics.
         answers: the rows that count, as `labels`, `span_ids` and `sft_mask` have them, where they are known; these
             are then not looked at, which a GPU would be waited for.
+        watch: sees the gradient to the student's logits, tile by tile, `[R, V]`.
 
     Returns:
         `LossTerms`: means of the three terms (whatever their weights), their weighted sum, and w_dac * price *
@@ -118,7 +121,7 @@ def tiled_objective(
     if teacher_weight is not None:
         teacher = OutputLayer(teacher_weight, teacher_bias, teacher_scale, teacher_softcap)
     check_relation(span_norm, span_relation)
-    if divergence != "dac_kl" and divergence not in DIVERGENCES:
+    if isinstance(divergence, str) and divergence not in ("dac_kl", *DIVERGENCES):
         raise ValueError(f"divergence must be one of {', '.join(['dac_kl', *DIVERGENCES])}, got {divergence!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -146,7 +149,7 @@ def tiled_objective(
         collect_rows and has_teacher,
         rows_by(labels.device, dtype, width, depth, span_norm, span_relation),
     )
-    own = StudentRows(student_hidden, student, width, dtype, product_dtype)
+    own = StudentRows(student_hidden, student, width, dtype, product_dtype, watch)
     taught = None
     if teacher is not None and teacher_hidden is not None:
         taught = ModelRows(teacher_hidden, teacher, width, dtype, product_dtype, cached)

@@ -1,17 +1,10 @@
-"""Divergences between a teacher's and a student's next-token distribution.
+"""The divergences of the literature up to DistiLLM: p is the teacher's softmax, q the student's.
 
-Every function reads logits, works in log space and returns one value per token; mask and average with
-`mgsr.losses.global_mean`. Shapes: `...` any leading shape (usually B sequences, T positions), V classes. p is the
-teacher's softmax, q the student's, both at `temperature`; there is no temperature**2 factor.
-
-Fused twin: `fused/divergences.py`, with a closed form of each. One that has none there is trained by its function
-here, under autograd, a tile of tokens at a time.
+Shapes: `...` any leading shape (usually B sequences, T positions), V classes. Fused twin: `fused/divergences.py`,
+with a closed form of each.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,18 +98,27 @@ def skewed_forward_kl(
 
 
 def skewed_reverse_kl(
-    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 0.1,
+    detach: bool = False,
 ) -> Tensor:
     """KL(q || (1 - alpha) * p + alpha * q) of every token, in nats (DistiLLM, Ko et al. 2024).
 
     At `alpha` 0 it is the reverse KL. Other arguments, result and errors as in `forward_kl`.
+
+    Args:
+        detach: no gradient goes through the q of the mixture, as in the code of DistiLLM-2 (Ko et al. 2025,
+            arXiv 2503.07067).
 
     Raises:
         ValueError: `alpha` lies outside [0, 1].
     """
     check_share("alpha", alpha)
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
-    return kl_from_log_probs(log_q, log_mixture(log_q, log_p, alpha))
+    return kl_from_log_probs(log_q, log_mixture(log_q.detach() if detach else log_q, log_p, alpha))
 
 
 def total_variation(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -140,15 +142,3 @@ def check_share(name: str, value: float, *, open_interval: bool = False) -> None
     if not (0.0 < value < 1.0 if open_interval else 0.0 <= value <= 1.0):
         interval = "strictly between 0 and 1" if open_interval else "between 0 and 1"
         raise ValueError(f"{name} must lie {interval}, got {value}")
-
-
-DIVERGENCES: dict[str, Callable[..., Any]] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "symmetric_kl": symmetric_kl,
-    "jensen_shannon": jensen_shannon,
-    "skewed_forward_kl": skewed_forward_kl,
-    "skewed_reverse_kl": skewed_reverse_kl,
-    "total_variation": total_variation,
-}
-"""Divergences by the name that a configuration uses."""

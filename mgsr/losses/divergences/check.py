@@ -1,0 +1,52 @@
+"""Whether a function can be trained on as a divergence, tried on three classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mgsr.runtime.errors import did_you_mean
+
+
+def check_divergence(function: Any, options: Mapping[str, Any]) -> None:
+    """Call a divergence once, with every option at both of its ends.
+
+    Args:
+        options: its arguments by name; a pair of numbers is a schedule.
+
+    Raises:
+        ValueError: it is no function, has no such argument or refuses one, returns something else than one value
+            per token, or no gradient reaches the student's logits.
+    """
+    if not callable(function):
+        raise ValueError(f"is no function but {type(function).__name__}")
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD][2:]
+    own = [name for name in known if name != "temperature"]
+    for name in options:
+        if name not in own and not takes_any:
+            told = f"it has {', '.join(own)}" if own else "it has none"
+            raise ValueError(f"has no option {name!r}; {told}{did_you_mean(name, own)}")
+    pairs = {name: value for name, value in options.items() if isinstance(value, (list, tuple))}
+    for end in (0, 1) if pairs else (0,):
+        _call(function, {**options, **{name: value[end] for name, value in pairs.items()}})
+
+
+def _call(function: Any, options: Mapping[str, Any]) -> None:
+    teacher = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.5, 0.0]])
+    student = torch.tensor([[0.5, 0.0, 1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    try:
+        loss = function(teacher, student, temperature=1.0, **options)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"fails on logits [2, 3]: {type(error).__name__}: {error}") from error
+    if not isinstance(loss, torch.Tensor) or loss.shape != (2,):
+        shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+        raise ValueError(f"has to return one value per token: of logits [2, 3] [2], not {shape}")
+    if not loss.requires_grad:
+        raise ValueError("has no gradient to the student's logits, its second argument")

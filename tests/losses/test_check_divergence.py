@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from mgsr.losses import DIVERGENCES, forward_kl
+from mgsr.losses.divergences.check import check_divergence
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_one_of_ours_passes(name):
+    check_divergence(DIVERGENCES[name], {})
+
+
+def double(teacher, student, *, temperature=1.0, by=2.0, sign="plus"):
+    if by > 3:
+        raise ValueError(f"by must be at most 3, got {by}")
+    return by * forward_kl(teacher, student, temperature=temperature)
+
+
+def test_options_are_tried_at_both_ends_of_a_schedule():
+    check_divergence(double, {"by": [1.0, 3.0]})
+    for schedule in ([4.0, 1.0], [1.0, 4.0]):
+        with pytest.raises(ValueError, match="by must be at most 3, got 4"):
+            check_divergence(double, {"by": schedule})
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        (3, {}, "is no function but int"),
+        (double, {"bye": 1.0}, "has no option 'bye'; it has by, sign; did you mean `by`?"),
+        (forward_kl, {"by": 1.0}, "has no option 'by'; it has none"),
+        (lambda t, s, temperature: (t - s).sum(), {}, r"one value per token: of logits \[2, 3\] \[2\], not \[\]"),
+        (lambda t, s, temperature: 1.0, {}, "not float"),
+        (lambda t, s, temperature: (t - s.detach()).sum(-1), {}, "no gradient to the student's logits"),
+        (lambda t, s: (t - s).sum(-1), {}, "fails on logits .2, 3.: TypeError"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(function, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_divergence(function, options)
+
+
+def test_what_takes_any_option_is_given_it():
+    seen = {}
+
+    def takes_any(teacher, student, *, temperature=1.0, **options):
+        seen.update(options)
+        return forward_kl(teacher, student)
+
+    check_divergence(takes_any, {"anything": "goes"})
+    assert seen == {"anything": "goes"}

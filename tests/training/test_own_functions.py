@@ -1,0 +1,238 @@
+"""Divergences and writers of a user's own, options of divergences, and gradients made as large as forward KL's."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mgsr.cli.main import main
+from mgsr.config.load import dump, load_config
+from mgsr.config.schema import ExperimentConfig
+from mgsr.losses import DIVERGENCES, Objective, dac_kl, forward_kl
+from mgsr.losses.objective import Targets
+from mgsr.losses.projection import OutputLayer
+from mgsr.losses.reduction import TermCounts
+from mgsr.runtime.errors import ConfigError
+from mgsr.study.collect import read_curves
+from mgsr.training.build import build_objective, writer_class
+from mgsr.training.callbacks import CostLog
+from mgsr.training.run_folder import run_folder
+from mgsr.training.step_metrics import divergence_factor
+from mgsr.training.train import train
+from tests.reading import weights
+
+Make = Callable[..., ExperimentConfig]
+EXACT = ("teacher.dtype=float64", "student.dtype=float64", "trainer.precision=64-true")
+PLUGIN = '''
+from mgsr.losses import forward_kl
+from mgsr.rounds.writer import UnrevisedWriter
+
+number = 3
+seen = []
+
+
+def scaled(teacher_logits, student_logits, *, temperature=1.0, by=1.0):
+    seen.append(by)
+    return by * forward_kl(teacher_logits, student_logits, temperature=temperature)
+
+
+def summed(teacher_logits, student_logits, *, temperature=1.0):
+    return forward_kl(teacher_logits, student_logits).sum()
+
+
+class Echo(UnrevisedWriter):
+    """Says the prompt's first two tokens again."""
+
+    def unrevised(self, prompts, round_):
+        return [list(ids[:2]) for _, ids in prompts], [{} for _ in prompts], 1
+'''
+
+
+@pytest.fixture(autouse=True)
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "my_own.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "my_own", raising=False)
+    import my_own
+
+    return my_own
+
+
+def curves_of(config: ExperimentConfig) -> dict[str, Any]:
+    train(config)
+    return read_curves(run_folder(config))
+
+
+def test_a_divergence_of_ones_own_trains_as_the_same_one_of_ours(make_config: Make) -> None:
+    words = ("train.epochs=1", "scrg.enabled=false", *EXACT)
+    mine = make_config("arm=mine", "objective.divergence=my_own:scaled", *words)
+    ours = make_config("arm=ours", "objective.divergence=forward_kl", *words)
+    both = [curves_of(config)["train/loss"]["values"] for config in (mine, ours)]
+    assert both[0] == pytest.approx(both[1], rel=1e-9)
+    for name, weight in weights(run_folder(mine)).items():
+        torch.testing.assert_close(weight, weights(run_folder(ours))[name], rtol=1e-7, atol=1e-9)
+
+
+def test_a_pair_goes_from_one_value_to_the_other_over_all_steps(make_config: Make, plugin: Any) -> None:
+    words = ("objective.divergence=my_own:scaled", "objective.divergence_options={by: [2.0, 1.0]}")
+    config = make_config("train.max_steps=4", "scrg.enabled=false", "objective.w_span=0", *words)
+    config.trainer.grad_norm_every_n_steps = 10**6
+    train(config)
+    # the check tries both ends; then step by step, every tile alike
+    assert plugin.seen[:2] == [2.0, 1.0]
+    steps = list(dict.fromkeys(plugin.seen[2:]))
+    assert [by for by in steps if by != 2.0] == [1.75, 1.5, 1.25]
+
+
+def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
+    config = make_config("scrg.text=my_own:Echo", "mixture.student_fraction=1.0", "train.epochs=1")
+    metrics = train(config)
+    assert metrics["steps"] == 4 and metrics["scrg"]["rounds"] == 1
+    entries = [
+        json.loads(line)
+        for path in (run_folder(config) / "scrg").rglob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    revised = [entry.get("revised", entry) for entry in entries]
+    written = [entry for entry in revised if "response_ids" in entry]
+    assert written and all(entry["response_ids"] == entry["prompt_ids"][:2] for entry in written)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["objective.divergence=my_own:nothing"], "my_own has no nothing"),
+        (["objective.divergence=no_such_module:f"], "no module no_such_module here"),
+        (["objective.divergence=my_own:number"], "is no function but int"),
+        (["objective.divergence=my_own:summed"], "one value per token"),
+        (["objective.divergence=my_own:scaled", "objective.divergence_options={bye: 1}"], "did you mean `by`"),
+        (
+            ["objective.divergence=alpha_beta", "objective.divergence_options={alpha: 0}"],
+            "must be finite and not 0",
+        ),
+        (["objective.divergence=veto", "objective.divergence_options={beta: [0.8, 1.0]}"], "beta must be below 1"),
+        (["objective.divergence_options={beta: 1}"], "none of dac_kl's"),
+        (["objective.divergence=my_own"], "it takes dac_kl | forward_kl"),
+        (["objective.divergence_options={by: [1, 2, 3]}"], "one value, or a pair"),
+        (["scrg.text=my_own:number"], "derived from mgsr.rounds.writer.RoundWriter"),
+        (["scrg.text=my_own:Other"], "my_own has no Other"),
+        (["objective.match_gradient=true", "objective.w_dac=0"], "a divergence with weight"),
+        (["objective.match_gradient=true", "teacher.placement=cpu"], "teacher.placement=replicated"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_is_written(
+    words: list[str], told: str, tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tiny_file), f"run_root={tmp_path}/runs", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mgsr: ") and error.count("\n") == 1 and told in error, error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_are_read_from_files_words_and_dumps(tiny_file: Path, tmp_path: Path) -> None:
+    given = "objective.divergence_options={alpha: 0.2, detach: true, of: forward_kl, beta: [0.8, 0]}"
+    config = load_config(tiny_file, [given, "objective.divergence_options.alpha=0.3"])
+    wanted = {"alpha": 0.3, "detach": True, "of": "forward_kl", "beta": [0.8, 0.0]}
+    assert config.objective.divergence_options == wanted
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load_config(tmp_path / "again.yaml") == config
+    assert (
+        load_config(tmp_path / "again.yaml", ["objective.divergence_options={}"]).objective.divergence_options
+        == {}
+    )
+
+
+def test_older_keys_are_the_same_options(tiny_file: Path) -> None:
+    words = ["objective.divergence=jensen_shannon", "objective.beta=0.3"]
+    assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.3}
+    words.append("objective.divergence_options.beta=0.4")
+    assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.4}
+
+
+def test_our_own_writers_have_names(tiny_file: Path) -> None:
+    assert writer_class(load_config(tiny_file, ["scrg.text=mixed"])).__name__ == "MixingWriter"
+    with pytest.raises(ConfigError, match="interleaved"):
+        load_config(tiny_file, ["scrg.text=interleave"])
+
+
+class OfABatch:
+    """As much of a batch as the measurement reads."""
+
+    def __init__(self, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 7, (2, 5), generator=draw)
+        labels[0, :2] = -100
+        truth = torch.ones(2, dtype=torch.bool)
+        count = int((labels[:, 1:] != -100).sum())
+        spans = torch.full((2, 5), -1)
+        self.targets = Targets(labels, spans, truth, TermCounts(count, count, 0))
+        self.states = [torch.randn(2, 5, 4, dtype=torch.float64, generator=draw) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "todi", "dac_kl"])
+def test_the_factor_makes_gradients_to_the_logits_equally_large(name: str) -> None:
+    draw = torch.Generator().manual_seed(9)
+    layers = [OutputLayer(torch.randn(7, 4, dtype=torch.float64, generator=draw)) for _ in range(2)]
+    batches = [OfABatch(seed) for seed in range(3)]
+    clip = (0.1, 0.9) if name == "dac_kl" else None
+    objective = Objective((1.0, 0.5, 1.0), clip, {"divergence": name, "sharpness": 0.05})
+    read = [(b, b.states[0], layers[0], b.states[1], layers[1]) for b in batches]
+    factor = divergence_factor(objective, read, 7)  # type: ignore[arg-type]
+
+    def norm(divergence: Callable[..., Any]) -> float:
+        total = 0.0
+        for batch in batches:
+            counted = batch.targets.labels[:, 1:] != -100
+            logits = (batch.states[0][:, :-1] @ layers[0].weight.T).requires_grad_()
+            taught = batch.states[1][:, :-1] @ layers[1].weight.T
+            (grad,) = torch.autograd.grad(divergence(taught, logits)[counted].mean(), logits)
+            total += float(grad.square().sum())
+        return math.sqrt(total)
+
+    own = DIVERGENCES.get(name) or (lambda t, s: dac_kl(t, s, 0.1, 0.9, sharpness=0.05).loss)
+    assert factor == pytest.approx(norm(forward_kl) / norm(own), rel=1e-9)
+
+
+def test_a_matched_run_says_its_factor_and_keeps_it(make_config: Make) -> None:
+    words = ("objective.divergence=jensen_shannon", "objective.match_gradient=true", *EXACT)
+    short = ("train.epochs=2", "scrg.enabled=false", "trainer.checkpoint_every_n_steps=2")
+    metrics = train(make_config("arm=matched", *words, *short))
+    factor = metrics["divergence_factor"]
+    # Jensen-Shannon's gradient is a good deal smaller
+    assert factor > 1.5
+    by_hand = make_config("arm=by_hand", words[0], f"objective.w_dac={factor!r}", *EXACT, *short)
+    again = train(by_hand)
+    assert "divergence_factor" not in again
+    assert again["result"]["test"]["rouge_l"] == pytest.approx(metrics["result"]["test"]["rouge_l"])
+    assert again["val"]["loss"] == pytest.approx(metrics["val"]["loss"], rel=1e-9)
+
+
+class Stop(Exception):
+    """The end of a run that nobody asked for."""
+
+
+def test_a_resumed_run_has_the_factor_of_its_start(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("objective.divergence=jensen_shannon", "objective.match_gradient=true", "scrg.enabled=false")
+    short = ("train.epochs=2", "trainer.checkpoint_every_n_steps=2", *EXACT)
+    whole = train(make_config("arm=whole", *words, *short))
+    config = make_config("arm=stopped", *words, *short)
+
+    def stop_at_5(self: Any, trainer: Any, module: Any, *args: Any) -> None:
+        if trainer.global_step == 5 and module.objective.match:
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CostLog, "on_train_batch_start", stop_at_5)
+        with pytest.raises(Stop):
+            train(config)
+    # by now the student is another, and so would a factor be
+    resumed = train(config, resume=True)
+    assert resumed["divergence_factor"] == whole["divergence_factor"]
+    assert resumed["val"]["loss"] == pytest.approx(whole["val"]["loss"], rel=1e-9)
