@@ -150,8 +150,8 @@ class ScrgConfig:
     enabled: bool = key(True, "train on student-written text too (off: ground truth only)")
     text: str = key(
         "student",
-        "who writes: the student; the teacher; both, mixed (MiniLLM) or interleaved (SKD); a class of your own",
-        choices=("student", "teacher", "mixed", "interleaved"),
+        "who writes: the student; the teacher; both, mixed (MiniLLM), interleaved (SKD) or switched (SSD); your class",
+        choices=("student", "teacher", "mixed", "interleaved", "switched"),
         imports=True,
     )
     passes: int = key(
@@ -187,6 +187,29 @@ class ScrgConfig:
         low=1,
         high=LARGE,
         when=".text=interleaved",
+    )
+    switch: str = key(
+        "threshold",
+        "text switched: the teacher takes over where JSD is above a threshold, or KL far above its recent mean",
+        choices=("threshold", "recent_mean"),
+        when=".text=switched",
+    )
+    switch_threshold: float = key(
+        0.3,
+        "switch threshold: JSD in nats, at most 0.69",
+        low=0.0,
+        high=1.0,
+        when=".switch=threshold .text=switched",
+    )
+    switch_factor: float = key(
+        3.0,
+        "switch recent_mean: so many times the mean",
+        low=0.0,
+        high=1e6,
+        when=".switch=recent_mean .text=switched",
+    )
+    switch_window: int = key(
+        5, "switch recent_mean: tokens of the mean", low=1, high=LARGE, when=".switch=recent_mean .text=switched"
     )
     every_n_epochs: int = key(1, "epochs that train on one round of text", low=1, high=LARGE)
     max_new_tokens: int = key(256, "tokens of a written response", low=1, high=LARGE)

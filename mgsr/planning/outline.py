@@ -210,6 +210,7 @@ _WRITERS = {
     "teacher": "the teacher writes",
     "mixed": "student and teacher write together",
     "interleaved": "the student writes, the teacher replaces tokens as it does",
+    "switched": "the student begins, the teacher takes over where the two part",
 }
 
 

@@ -18,7 +18,8 @@ from mgsr.evaluation.test_set import Predictor
 from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
-from mgsr.rounds.writer import WRITERS, RoundWriter
+from mgsr.rounds.unrevised import WRITERS
+from mgsr.rounds.writer import RoundWriter
 from mgsr.runtime.devices import product_dtype, working_device
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError

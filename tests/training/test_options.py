@@ -32,6 +32,8 @@ Make = Callable[..., ExperimentConfig]
         ["scrg.text=teacher", "scrg.cross_entropy=true"],
         ["scrg.text=mixed"],
         ["scrg.text=interleaved", "scrg.interleaved_top_k=2"],
+        ["scrg.text=switched", "scrg.switch_threshold=0.05"],
+        ["scrg.text=switched", "scrg.switch=recent_mean", "scrg.switch_window=2", "scrg.switch_factor=1.0"],
         ["mixture.kind=linear", "scrg.every_n_epochs=2"],
         ["mixture.kind=adaptive", "mixture.student_fraction_start=0.5", "mixture.replay_capacity=5"],
         ["clip.objective=priced"],
