@@ -150,7 +150,7 @@ class ScrgConfig:
     enabled: bool = key(True, "train on student-written text too (off: ground truth only)")
     text: str = key(
         "student",
-        "who writes: the student; the teacher; both, mixed (MiniLLM), interleaved (SKD) or switched (SSD); your class",
+        "who writes: student; teacher; both, mixed (MiniLLM), interleaved (SKD) or switched (SSD); your class",
         choices=("student", "teacher", "mixed", "interleaved", "switched"),
         imports=True,
     )
