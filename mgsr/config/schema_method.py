@@ -49,6 +49,14 @@ class ObjectiveConfig:
         "arguments of the divergence by name; a pair [a, b] goes from a to b over the steps",
         when=".kind=multi_granularity",
     )
+    written_divergence: str = key(
+        "",
+        "another divergence on student-written text (empty: the same; not beside dac_kl)",
+        choices=("", *DIVERGENCE_NAMES[1:]),
+        imports=True,
+        when=".kind=multi_granularity",
+    )
+    written_options: dict[str, Any] = key({}, "its arguments by name", when=".written_divergence")
     match_gradient: bool = key(
         False,
         "scale the divergence: at the start its gradient to the student's logits is as large as forward KL's",
@@ -150,8 +158,8 @@ class ScrgConfig:
     enabled: bool = key(True, "train on student-written text too (off: ground truth only)")
     text: str = key(
         "student",
-        "who writes: student; teacher; both, mixed (MiniLLM), interleaved (SKD) or switched (SSD); your class",
-        choices=("student", "teacher", "mixed", "interleaved", "switched"),
+        "who writes: student, teacher, each half of the prompts (paired), or both: mixed, interleaved, switched",
+        choices=("student", "teacher", "paired", "mixed", "interleaved", "switched"),
         imports=True,
     )
     passes: int = key(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
 from mgsr.rounds.writer import Extra, RevisingWriter, RoundWriter, Unrevised, UnrevisedWriter
+from mgsr.runtime.rng import draw_bits
 from mgsr.scrg import Prefix, Prompt
 from mgsr.scrg.switch import divergences, first_above, first_above_recent
 
@@ -19,6 +20,29 @@ class TeacherWriter(UnrevisedWriter):
             return teacher.write(prompts, seed=self.config.seed, round=round_), [{} for _ in prompts], 1
         finally:
             teacher.release()
+
+
+class PairingWriter(UnrevisedWriter):
+    """One half of the prompts by the teacher, the other by the student; in the next round the other way around.
+
+    So every prompt has text of both in two rounds (as DistiLLM-2 wants it, Ko et al. 2025, arXiv 2503.07067). Who
+    begins with the teacher is drawn by example.
+    """
+
+    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
+        seed = self.config.seed
+        taught = [(draw_bits(seed, 0, example) + round_) % 2 == 0 for example, _ in prompts]
+        student = self.models.in_turn(self.student, self.device)
+        teacher = self.models.in_turn(_needed(self.teacher), self.device)
+        texts: dict[int, list[int]] = {}
+        for writer, wanted in ((student, False), (teacher, True)):
+            rows = [row for row, by_teacher in enumerate(taught) if by_teacher is wanted]
+            if rows:
+                written = writer.write([prompts[row] for row in rows], seed=seed, round=round_)
+                texts.update(zip(rows, written, strict=True))
+            writer.release()
+        extra: Extra = [{"by_teacher": True} if by_teacher else {} for by_teacher in taught]
+        return [texts[row] for row in range(len(prompts))], extra, 1
 
 
 class MixingWriter(UnrevisedWriter):
@@ -91,6 +115,7 @@ class SwitchingWriter(UnrevisedWriter):
 WRITERS: dict[str, type[RoundWriter]] = {
     "student": RevisingWriter,
     "teacher": TeacherWriter,
+    "paired": PairingWriter,
     "mixed": MixingWriter,
     "interleaved": InterleavingWriter,
     "switched": SwitchingWriter,

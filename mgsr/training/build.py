@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import mgsr
-from mgsr.config.own_functions import class_of, divergence_of, divergence_options
+from mgsr.config.own_functions import class_of, divergence_of, divergence_options, written_divergence_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
@@ -196,6 +196,8 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     top_k = clip_config.mode == "top_k"
     options: dict[str, Any] = {
         "divergence": divergence_of(objective),
+        "written_divergence": written_divergence_of(objective),
+        "written_kwargs": objective.written_options,
         "temperature": objective.temperature,
         # top-k is a hard mask on rank
         "sharpness": 0.0 if top_k else clip_config.sharpness,
