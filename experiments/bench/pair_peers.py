@@ -63,7 +63,7 @@ def mgsr_gkd(config: ExperimentConfig) -> dict[str, Any]:
     # timed anew each time: a finished run would only be read
     shutil.rmtree(run_folder(config), ignore_errors=True)
     metrics = train(config)
-    return {"seconds": [metrics["seconds_training"]], "tokens": metrics["tokens_training"]}
+    return {"seconds": [metrics["seconds_training"]], "tokens": metrics["costs"]["tokens_training"]}
 
 
 def trl_gkd(config: ExperimentConfig) -> dict[str, Any]:

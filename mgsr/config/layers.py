@@ -21,7 +21,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.config.yaml_reader import YAML, at, compose, line_of, pairs_of, read_yaml, repeated_key, shown, text_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
-NAMED = ("data.test_sets", "objective.divergence_options")
+NAMED = ("data.test_sets", "objective.divergence_options", "objective.written_options")
 """The mappings whose names are the user's own."""
 
 LATER = "!later"

@@ -22,6 +22,18 @@ def divergence_of(objective: ObjectiveConfig) -> str | Callable[..., Any]:
     return name if name in DIVERGENCE_NAMES else imported(name, "objective.divergence")
 
 
+def written_divergence_of(objective: ObjectiveConfig) -> str | Callable[..., Any] | None:
+    """The divergence on student-written text; None where it is the same.
+
+    Raises:
+        ConfigError: as `divergence_of`.
+    """
+    name = objective.written_divergence
+    if not name:
+        return None
+    return name if name in DIVERGENCE_NAMES else imported(name, "objective.written_divergence")
+
+
 def divergence_options(objective: ObjectiveConfig) -> dict[str, Any]:
     """Its arguments: what `objective.divergence_options` says, and older keys where that says nothing."""
     older: dict[str, dict[str, Any]] = {

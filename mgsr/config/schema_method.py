@@ -49,6 +49,14 @@ class ObjectiveConfig:
         "arguments of the divergence by name; a pair [a, b] goes from a to b over the steps",
         when=".kind=multi_granularity",
     )
+    written_divergence: str = key(
+        "",
+        "another divergence on student-written text (empty: the same; not beside dac_kl)",
+        choices=("", *DIVERGENCE_NAMES[1:]),
+        imports=True,
+        when=".kind=multi_granularity",
+    )
+    written_options: dict[str, Any] = key({}, "its arguments by name", when=".written_divergence")
     match_gradient: bool = key(
         False,
         "scale the divergence: at the start its gradient to the student's logits is as large as forward KL's",
@@ -150,8 +158,8 @@ class ScrgConfig:
     enabled: bool = key(True, "train on student-written text too (off: ground truth only)")
     text: str = key(
         "student",
-        "who writes: the student; the teacher; both, mixed (MiniLLM) or interleaved (SKD); a class of your own",
-        choices=("student", "teacher", "mixed", "interleaved"),
+        "who writes: student, teacher, each half of the prompts (paired), or both: mixed, interleaved, switched",
+        choices=("student", "teacher", "paired", "mixed", "interleaved", "switched"),
         imports=True,
     )
     passes: int = key(
@@ -187,6 +195,29 @@ class ScrgConfig:
         low=1,
         high=LARGE,
         when=".text=interleaved",
+    )
+    switch: str = key(
+        "threshold",
+        "text switched: the teacher takes over where JSD is above a threshold, or KL far above its recent mean",
+        choices=("threshold", "recent_mean"),
+        when=".text=switched",
+    )
+    switch_threshold: float = key(
+        0.3,
+        "switch threshold: JSD in nats, at most 0.69",
+        low=0.0,
+        high=1.0,
+        when=".switch=threshold .text=switched",
+    )
+    switch_factor: float = key(
+        3.0,
+        "switch recent_mean: so many times the mean",
+        low=0.0,
+        high=1e6,
+        when=".switch=recent_mean .text=switched",
+    )
+    switch_window: int = key(
+        5, "switch recent_mean: tokens of the mean", low=1, high=LARGE, when=".switch=recent_mean .text=switched"
     )
     every_n_epochs: int = key(1, "epochs that train on one round of text", low=1, high=LARGE)
     max_new_tokens: int = key(256, "tokens of a written response", low=1, high=LARGE)

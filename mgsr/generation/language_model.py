@@ -154,6 +154,14 @@ class LanguageModel:
                 raise ValueError(f"example {prefix.example_id} has nothing to continue from: use write")
         return self._write(list(prefixes), seed=seed, round=round, pass_=pass_)
 
+    def take_over(self, prefixes: Sequence[Prefix], *, seed: int, round: int, pass_: int) -> list[list[int]]:
+        """Whole responses that begin as another model has begun them, perhaps with no token yet.
+
+        The draws carry `pass_` in their keys, which has to be another one than that model's.
+        """
+        self.release()
+        return self._write(list(prefixes), seed=seed, round=round, pass_=pass_, own=False)
+
     def release(self) -> None:
         """Let go of the kept cache and states."""
         self._kept = KeptText()
@@ -227,19 +235,23 @@ class LanguageModel:
         for example_id, prompt_ids in prompts:
             self._check_length(example_id, len(prompt_ids), self.max_new_tokens)
 
-    def _write(self, prefixes: list[Prefix], *, seed: int, round: int, pass_: int) -> list[list[int]]:
+    def _write(
+        self, prefixes: list[Prefix], *, seed: int, round: int, pass_: int, own: bool = True
+    ) -> list[list[int]]:
         self.check_room((prefix.example_id, prefix.prompt_ids) for prefix in prefixes)
         results = [list(prefix.response_ids) for prefix in prefixes]
         full = self.max_new_tokens
         rows = [i for i, text in enumerate(results) if len(text) < full and not {*text[-1:]} & {*self.eos_ids}]
         # Kept rows are found by example id, so ids that occur twice rule keeping out.
-        keep = len(rows) <= self.batch_size and len({prefixes[row].example_id for row in rows}) == len(rows)
+        keep = (
+            own and len(rows) <= self.batch_size and len({prefixes[row].example_id for row in rows}) == len(rows)
+        )
         rows.sort(key=lambda row: len(prefixes[row].prompt_ids) + len(results[row]))
         with evaluating(self.model):
             for batch in self._cut(rows):
                 chosen, whole = [prefixes[row] for row in batch], keep and len(batch) == len(rows)
                 try:
-                    written = self._write_batch(chosen, whole, seed=seed, round=round, pass_=pass_)
+                    written = self._write_batch(chosen, whole, own, seed=seed, round=round, pass_=pass_)
                 except RuntimeError as error:
                     self._batches.halve(error)
                     continue
@@ -255,7 +267,7 @@ class LanguageModel:
         return [rows] * bool(rows) if whole else self._batches.of(rows)
 
     def _write_batch(
-        self, prefixes: list[Prefix], keep: bool, *, seed: int, round: int, pass_: int
+        self, prefixes: list[Prefix], keep: bool, own: bool, *, seed: int, round: int, pass_: int
     ) -> list[list[int]]:
         """The new tokens of one batch."""
         reach("generation.batch")
@@ -269,7 +281,7 @@ class LanguageModel:
             self.body, self.head, texts, room=width, pad_id=self.pad_id, vocab_size=self.vocab_size, cache=cache
         )
         obstacle = self._obstacle(reader, max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens)
-        if pass_ > 0 and cache is None:
+        if own and pass_ > 0 and cache is None:
             self._say_once(obstacle or "the last call did not write them, or wrote several batches")
         decoded = decode(
             [reader],

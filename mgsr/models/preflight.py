@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
 from mgsr.config.origin import about
-from mgsr.config.own_functions import divergence_of, divergence_options
+from mgsr.config.own_functions import divergence_of, divergence_options, written_divergence_of
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
@@ -126,21 +126,28 @@ def _check_objective(config: ExperimentConfig) -> None:
     if objective.kind != "multi_granularity" or not objective.w_dac:
         return
     if objective.divergence == "dac_kl":
+        if objective.written_divergence:
+            raise ConfigError(
+                "`objective.written_divergence` stands beside another divergence than dac_kl; set "
+                "objective.divergence too",
+                *("objective.written_divergence", "objective.divergence"),
+            )
         if objective.divergence_options:
             raise ConfigError(
                 "`objective.divergence_options` are none of dac_kl's, which has the section `clip`",
                 "objective.divergence_options",
             )
         return
-    try:
-        found = divergence_of(objective)
-        check_divergence(DIVERGENCES[found] if isinstance(found, str) else found, divergence_options(objective))
-    except ValueError as error:
-        raise ConfigError(
-            f"`objective.divergence`: {objective.divergence}: {error}",
-            "objective.divergence",
-            "objective.divergence_options",
-        ) from None
+    both = {"divergence": (divergence_of(objective), divergence_options(objective))}
+    written = written_divergence_of(objective)
+    if written is not None:
+        both["written_divergence"] = (written, objective.written_options)
+    for key, (found, options) in both.items():
+        try:
+            check_divergence(DIVERGENCES[found] if isinstance(found, str) else found, options)
+        except ValueError as error:
+            name = getattr(objective, key)
+            raise ConfigError(f"`objective.{key}`: {name}: {error}", f"objective.{key}") from None
 
 
 def _check_tokenizers(config: ExperimentConfig) -> None:

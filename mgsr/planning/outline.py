@@ -208,8 +208,10 @@ def _training(config: ExperimentConfig, main: Stage, world: int) -> str:
 
 _WRITERS = {
     "teacher": "the teacher writes",
+    "paired": "the student writes to one half of the prompts, the teacher to the other, in turns",
     "mixed": "student and teacher write together",
     "interleaved": "the student writes, the teacher replaces tokens as it does",
+    "switched": "the student begins, the teacher takes over where the two part",
 }
 
 

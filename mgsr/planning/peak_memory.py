@@ -168,7 +168,7 @@ def generation_added(config: ExperimentConfig, student: ModelSize, teacher: Mode
     if not config.scrg.enabled:
         return 0
     length = config.data.max_prompt_length + config.scrg.max_new_tokens
-    joint = config.scrg.text not in ("student", "teacher")
+    joint = config.scrg.text not in ("student", "teacher", "paired")
     cache = rows * length * student.kv_per_token
     corrected = cache if config.scrg.text == "student" and config.scrg.passes else 0
     other = rows * length * teacher.kv_per_token if teacher and (joint or config.scrg.text == "teacher") else 0

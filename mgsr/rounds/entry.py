@@ -16,7 +16,8 @@ class RoundEntry:
 
     Attributes:
         behaviour_log_probs: of teacher-mixed text, log-probability of each token under the mixture.
-        replaced: of interleaved text, positions at which the teacher's draw stands.
+        replaced: of interleaved and switched text, positions at which the teacher's draw stands.
+        by_teacher: the teacher wrote all of it, where the round has text of both.
     """
 
     revised: RevisedSequence
@@ -25,6 +26,7 @@ class RoundEntry:
     response: str = ""
     behaviour_log_probs: tuple[float, ...] = ()
     replaced: tuple[int, ...] = ()
+    by_teacher: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         record = asdict(self.revised)
@@ -33,6 +35,8 @@ class RoundEntry:
             record["behaviour_log_probs"] = list(self.behaviour_log_probs)
         if self.replaced:
             record["replaced"] = list(self.replaced)
+        if self.by_teacher:
+            record["by_teacher"] = True
         return record
 
     @staticmethod
@@ -49,6 +53,7 @@ class RoundEntry:
             str(record.get("response", "")),
             tuple(float(x) for x in record.get("behaviour_log_probs", ())),
             tuple(record.get("replaced", ())),
+            record.get("by_teacher", False) is True,
         )
         revised = entry.revised
         _require_ids((revised.example_id, *revised.prompt_ids, *revised.rollout_ids, *revised.response_ids))
@@ -59,14 +64,17 @@ class RoundEntry:
         return entry
 
     def training_sequence(self, *, cross_entropy: bool = False) -> TrainingSequence:
-        """What the student trains on; `cross_entropy`: as on ground truth, for text a teacher has written."""
+        """What the student trains on; `cross_entropy`: as on ground truth, for text a teacher has written.
+
+        Beside the student's own text the teacher's always counts so.
+        """
         revised = self.revised
         return TrainingSequence(
             example_id=revised.example_id,
             prompt_ids=tuple(revised.prompt_ids),
             response_ids=tuple(revised.response_ids),
             span_ids=self.span_ids,
-            is_ground_truth=cross_entropy,
+            is_ground_truth=cross_entropy or self.by_teacher,
             behaviour_log_probs=self.behaviour_log_probs,
         )
 

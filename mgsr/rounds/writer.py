@@ -1,4 +1,4 @@
-"""Who writes the text of a round: the configuration bound to SCRG or to what stands in its place."""
+"""Who writes the text of a round: the configuration bound to SCRG. What stands in its place is `unrevised`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mgsr import models
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.annotate import Annotation
 from mgsr.data.encoding import decode
-from mgsr.generation import InterleavedWriter, LanguageModel, MixedWriter
+from mgsr.generation import LanguageModel
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
 from mgsr.rounds.store import RoundEntry
@@ -209,55 +209,6 @@ class UnrevisedWriter(RoundWriter):
     @abstractmethod
     def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
         """What the models write to one batch of prompts."""
-
-
-class TeacherWriter(UnrevisedWriter):
-    """The teacher's own text."""
-
-    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
-        teacher = self.models.in_turn(self.teacher, self.device)
-        try:
-            return teacher.write(prompts, seed=self.config.seed, round=round_), [{} for _ in prompts], 1
-        finally:
-            teacher.release()
-
-
-class MixingWriter(UnrevisedWriter):
-    """Tokens drawn from the mixture of both models (MiniLLM)."""
-
-    together = True
-
-    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
-        mixer = MixedWriter(self.student, _needed(self.teacher), alpha=self.config.scrg.mixed_alpha)
-        written = mixer.write_mixed(prompts, seed=self.config.seed, round=round_)
-        more = [{"behaviour_log_probs": text.behaviour_log_probs} for text in written]
-        return [text.response_ids for text in written], more, 2
-
-
-class InterleavingWriter(UnrevisedWriter):
-    """The student's text, in which the teacher replaces unlikely tokens as they are written (Speculative KD)."""
-
-    together = True
-
-    def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
-        pair = InterleavedWriter(self.student, _needed(self.teacher), top_k=self.config.scrg.interleaved_top_k)
-        written = pair.write_interleaved(prompts, seed=self.config.seed, round=round_)
-        more = [{"replaced": tuple(i for i, there in enumerate(text.replaced) if there)} for text in written]
-        return [text.response_ids for text in written], more, 2
-
-
-WRITERS: dict[str, type[RoundWriter]] = {
-    "student": RevisingWriter,
-    "teacher": TeacherWriter,
-    "mixed": MixingWriter,
-    "interleaved": InterleavingWriter,
-}
-"""By `scrg.text`."""
-
-
-def _needed(teacher: LanguageModel | None) -> LanguageModel:
-    assert teacher is not None, "checked with the configuration"
-    return teacher
 
 
 def _vllm_engine(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import mgsr
-from mgsr.config.own_functions import class_of, divergence_of, divergence_options
+from mgsr.config.own_functions import class_of, divergence_of, divergence_options, written_divergence_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
@@ -18,7 +18,8 @@ from mgsr.evaluation.test_set import Predictor
 from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
-from mgsr.rounds.writer import WRITERS, RoundWriter
+from mgsr.rounds.unrevised import WRITERS
+from mgsr.rounds.writer import RoundWriter
 from mgsr.runtime.devices import product_dtype, working_device
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
@@ -195,6 +196,8 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     top_k = clip_config.mode == "top_k"
     options: dict[str, Any] = {
         "divergence": divergence_of(objective),
+        "written_divergence": written_divergence_of(objective),
+        "written_kwargs": objective.written_options,
         "temperature": objective.temperature,
         # top-k is a hard mask on rank
         "sharpness": 0.0 if top_k else clip_config.sharpness,

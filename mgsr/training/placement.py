@@ -226,6 +226,10 @@ class InTurn:
         self._turn()
         return self._writer.continue_from(*args, **kwargs)
 
+    def take_over(self, *args: Any, **kwargs: Any) -> list[list[int]]:
+        self._turn()
+        return self._writer.take_over(*args, **kwargs)
+
     def score(self, *args: Any, **kwargs: Any) -> HiddenLogits:
         self._turn()
         scores = self._writer.score(*args, **kwargs)

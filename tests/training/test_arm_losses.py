@@ -21,7 +21,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import Annotation
 from mgsr.losses import LossTerms, MiniLLMObjective
 from mgsr.models.clip_network import ClipNetwork
-from mgsr.rounds.writer import WRITERS
+from mgsr.rounds.unrevised import WRITERS
 from mgsr.training.placement import Placement
 from tests.losses import reference
 from tests.scrg.tiny import next_logits, prompts, tiny

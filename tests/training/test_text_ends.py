@@ -122,7 +122,7 @@ def texts(folder: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, shard.read_text().splitlines())
 
 
-@pytest.mark.parametrize("text", ["student", "teacher", "mixed", "interleaved"])
+@pytest.mark.parametrize("text", ["student", "teacher", "mixed", "interleaved", "switched", "paired"])
 def test_written_text_ends_at_any_stop_and_training_text_at_one(file: Path, capsys: Capture, text: str) -> None:
     ran = run(file, capsys, f"scrg.text={text}", f"arm={text}", "scrg.teacher_token=argmax")
     assert "answers end with `<eos>` (id 1); written text ends at `<eos>` (id 1), `<|turn|>` (id 2)" in ran.said

@@ -31,6 +31,9 @@ from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Softmax
 from mgsr.losses.log_probs import kl_from_log_probs
 
+Named = tuple[str | Divergence, dict[str, Any]]
+"""A divergence, or its name, and its options."""
+
 ClosedForm = Callable[..., tuple[Tensor, Tensor]]
 """Teacher, student and options -> the divergence `[R]`, and a `[R, V]` in memory of its own."""
 
@@ -69,6 +72,29 @@ def divergence_tile(
     if not bool(torch.isfinite(loss).all()):
         return _by_autograd(logits, function, options, temperature, coefficient, base)
     return _term(loss, a, coefficient, base)
+
+
+def divergences_tile(
+    tile: Tile,
+    logits: tuple[Tensor, Tensor],
+    truth_R: Tensor,
+    of_truth: Named,
+    of_written: Named,
+    temperature: float,
+    coefficient: float | None,
+    base: Tensor | None,
+) -> TokenTerm:
+    """One divergence on rows of ground truth, and another on written text, see `divergence_tile`."""
+    rest = temperature, coefficient, None
+    both = [divergence_tile(tile, logits, *named, *rest) for named in (of_truth, of_written)]
+    loss = torch.where(truth_R, both[0].loss, both[1].loss)
+    scale = torch.where(truth_R, *(term.gradient.q_scale for term in both))
+    parts = []
+    for term, others in zip(both, (~truth_R, truth_R), strict=True):
+        # not multiplied: 0 * inf would be no number
+        mine = (part.values.masked_fill_(others.unsqueeze(1), 0.0) for part in term.gradient.parts)
+        parts += [Part(None, None, values) for values in mine]
+    return TokenTerm(loss, LogitGradient(scale if base is None else scale + base, parts), torch.zeros_like(loss))
 
 
 def _term(loss: Tensor, a: Tensor, coefficient: float | None, base: Tensor | None) -> TokenTerm:

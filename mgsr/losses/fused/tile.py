@@ -19,7 +19,7 @@ from torch import Tensor
 from mgsr.losses.divergences import Divergence
 from mgsr.losses.fused.cross_entropy import cross_entropy_tile
 from mgsr.losses.fused.dac_kl import dac_kl_tile
-from mgsr.losses.fused.divergences import divergence_tile
+from mgsr.losses.fused.divergences import Named, divergence_tile, divergences_tile
 from mgsr.losses.fused.logit_gradient import LogitGradient, TokenTerm, add_up
 from mgsr.losses.fused.model_rows import ModelRows, StudentRows
 from mgsr.losses.fused.open_rows import OpenRows, close_rows
@@ -45,12 +45,14 @@ PART_ELEMENTS = {"cpu": 2_600_000, "cuda": 33_000_000}
 class TermOptions(NamedTuple):
     """What is computed, alike for every tile.
 
-    `scales`: weight over denominator of the three terms. `rows_by`: loops or kernels, see `rows.rows_by`.
+    `written`: the divergence on written text, None for the same as on ground truth. `scales`: weight over
+    denominator of the three terms. `rows_by`: loops or kernels, see `rows.rows_by`.
     """
 
     scales: tuple[float, float, float]
     divergence: str | Divergence
     divergence_kwargs: dict[str, Any]
+    written: Named | None
     temperature: float
     span_norm: str
     span_relation: str
@@ -246,8 +248,11 @@ def tile_terms(
         if bounds is not None:
             token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
         else:
-            which, kwargs = options.divergence, options.divergence_kwargs
-            token = divergence_tile(tile, logits, which, kwargs, tau, coefficients[1], base)
+            named, rest = (options.divergence, options.divergence_kwargs), (tau, coefficients[1], base)
+            if options.written is None:
+                token = divergence_tile(tile, logits, *named, *rest)
+            else:
+                token = divergences_tile(tile, logits, rows.truth, named, options.written, *rest)
         if tile.pair is not None:
             span = tile.pair.span()
         else:

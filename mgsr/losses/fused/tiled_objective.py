@@ -49,6 +49,8 @@ def tiled_objective(
     product_dtype: torch.dtype | None = None,
     divergence: str | Divergence = "dac_kl",
     divergence_kwargs: dict[str, Any] | None = None,
+    written_divergence: str | Divergence | None = None,
+    written_kwargs: dict[str, Any] | None = None,
     temperature: float = 1.0,
     sharpness: float | None = None,
     ramp: str = "clipped",
@@ -94,6 +96,8 @@ def tiled_objective(
         divergence: "dac_kl", or what takes its place (`clip` is then not read): a name in `DIVERGENCES`, or a
             function like those.
         divergence_kwargs: further arguments of that divergence.
+        written_divergence: another one for the rows outside `sft_mask`, with `written_kwargs`; None: the same. Not
+            beside "dac_kl".
         temperature: of the two teacher terms; cross-entropy is always at 1.
         sharpness: None takes the clip module's, or 0.005.
         ramp, quantile, keep_target, form: see `dac_kl`.
@@ -123,6 +127,10 @@ def tiled_objective(
     check_relation(span_norm, span_relation)
     if isinstance(divergence, str) and divergence not in ("dac_kl", *DIVERGENCES):
         raise ValueError(f"divergence must be one of {', '.join(['dac_kl', *DIVERGENCES])}, got {divergence!r}")
+    if written_divergence is not None and (divergence == "dac_kl" or written_divergence == "dac_kl"):
+        raise ValueError("written_divergence stands beside another divergence than dac_kl")
+    if isinstance(written_divergence, str) and written_divergence not in DIVERGENCES:
+        raise ValueError(f"written_divergence must be one of {', '.join(DIVERGENCES)}, got {written_divergence!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     width, dtype = check_inputs(student_hidden, student, teacher_hidden, teacher, labels, weights, vocab_size)
@@ -143,6 +151,7 @@ def tiled_objective(
         (sft, dac, pairs),
         divergence,
         dict(divergence_kwargs or {}),
+        None if written_divergence is None else (written_divergence, dict(written_kwargs or {})),
         temperature,
         span_norm,
         span_relation,
