@@ -153,7 +153,12 @@ def build_parser() -> Parser:
     ablate.add_argument("study", metavar="STUDY", help="a YAML file, or a name: scrg (mgsr config --list)")
     ablate.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="overrides for every arm")
     ablate.add_argument(
-        "--seeds", nargs="+", type=_SEED, default=[], metavar="N", help="training seeds (default: the study's, or 0)"
+        "--seeds",
+        nargs="+",
+        type=_SEED,
+        default=[],
+        metavar="N",
+        help="training seeds (default: the study's, or 0)",
     )
     ablate.add_argument(
         "--config", metavar="CONFIG", help="your models and data as the base; results stay below run_root"
@@ -176,7 +181,9 @@ def build_parser() -> Parser:
         REPORT_HELP,
         "STUDY [--results FOLDER] [--out FOLDER]",
     )
-    report.add_argument("study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, a name (scrg), or a folder of studies")
+    report.add_argument(
+        "study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, a name (scrg), or a folder of studies"
+    )
     report.add_argument(
         "--results", metavar="FOLDER", help="the pool of recorded runs (default: beside the study's folder)"
     )

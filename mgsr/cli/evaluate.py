@@ -120,7 +120,9 @@ def evaluate_files(
                 stop_ids=ends.stop_ids,
                 lead=ends.lead,
             )
-            say(f"{name}: {plural(len(examples), 'row')}, greedily and with {plural(len(predictor.seeds), 'seed')}")
+            say(
+                f"{name}: {plural(len(examples), 'row')}, greedily and with {plural(len(predictor.seeds), 'seed')}"
+            )
             with progress(name, len(examples) * predictor.times, unit="responses") as advance:
                 predictor.advance = advance
                 evaluation = evaluate(model, predictor)

@@ -34,7 +34,7 @@ class Row:
         where: ``file:line``, for messages.
         messages: all turns before the answer where the source is a conversation; `instruction` is then the text
             of the last user's turn, and `input` is empty.
-        is_right: tells whether a text answers the row, of rows that can be checked. None: only references are known.
+        is_right: tells whether a text answers the row; None: only references are known.
     """
 
     id: int

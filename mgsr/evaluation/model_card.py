@@ -68,7 +68,9 @@ def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | N
         f"| {name} | {value['rouge_l']:.2f} | {_sampled(value)} | {_percent(value)} | {value['examples']} |"
         for name, value in metrics.get("result", {}).items()
     ]
-    table = "\n".join(["| test set | ROUGE-L, greedy | ROUGE-L, sampled | right | rows |", "|---|---|---|---|---|", *rows])
+    table = "\n".join(
+        ["| test set | ROUGE-L, greedy | ROUGE-L, sampled | right | rows |", "|---|---|---|---|---|", *rows]
+    )
     objective, scrg = config.objective, config.scrg
     made = (
         f"text written by {scrg.text}, {plural(scrg.passes, 'correction')} per sequence"

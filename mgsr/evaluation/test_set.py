@@ -203,9 +203,7 @@ Answers = tuple[Sequence[str], Sequence[float]]
 """An answer to every example, and its ROUGE-L."""
 
 
-def measures(
-    answers: Sequence[Answers], examples: Sequence[Example], config: EvaluationConfig
-) -> dict[str, Any]:
+def measures(answers: Sequence[Answers], examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Any]:
     """What is measured of answers, over all that an example has got.
 
     `rouge_l`, `accuracy` (share of right answers, of the examples that can be checked) and `exact_match`, all in

@@ -79,11 +79,16 @@ def compare(
         found |= _contrasts(pooled, baseline, together, margin)
     for arm in wide:
         pair = scores[scores["arm"].isin([arm, baseline])]
-        found |= {name: replace(one, alone=True) for name, one in _contrasts(pair, baseline, {arm: ([arm], [baseline])}, margin).items()}
+        found |= {
+            name: replace(one, alone=True)
+            for name, one in _contrasts(pair, baseline, {arm: ([arm], [baseline])}, margin).items()
+        }
     return {arm: found[arm] for arm in arms if arm in found}
 
 
-def contrast(scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float) -> dict[str, Comparison]:
+def contrast(
+    scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float
+) -> dict[str, Comparison]:
     """Mean of some arms minus mean of others, by name; all of them simultaneous.
 
     Args:
@@ -115,7 +120,7 @@ def _fit(scores: pd.DataFrame, baseline: str) -> _Fit:
     design = np.stack(columns, axis=1)
     # by the pseudo-inverse: blocks and arms that nothing connects leave the design without full rank
     model = sm.OLS(scores["score"].to_numpy(float), design).fit()
-    freedom = int(round(model.df_resid))
+    freedom = round(model.df_resid)
     spread = float(model.scale) if freedom > 0 else math.nan
     covariance = spread * np.asarray(model.normalized_cov_params)
     spanned = np.linalg.pinv(design) @ design

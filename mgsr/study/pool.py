@@ -81,7 +81,9 @@ def data_of(config: ExperimentConfig) -> str:
 @lru_cache(maxsize=32)
 def _data_of(content: str) -> str:
     data = filled(DataConfig, flat_tree(json.loads(content), "data."), "data.")
-    return fingerprint({name: rows_fingerprint(read_split(data, name)) for name in (*SPLITS, *sorted(data.test_sets))})
+    return fingerprint(
+        {name: rows_fingerprint(read_split(data, name)) for name in (*SPLITS, *sorted(data.test_sets))}
+    )
 
 
 def _plain(value: Any) -> Any:

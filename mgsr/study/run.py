@@ -99,7 +99,9 @@ def run_study(
         found = [_run(study, arm, seed, overrides, place) for seed in seeds for arm in group]
         starts = {run.seed: _starts(runs, run.seed) for run in found}
         pending = [
-            run for run in found if not run.recorded or (run.arm in base and not _starts([run], run.seed) >= starts[run.seed])
+            run
+            for run in found
+            if not run.recorded or (run.arm in base and not _starts([run], run.seed) >= starts[run.seed])
         ]
         run_all(study, pending, jobs, place, first=len(runs) + len(found) - len(pending), total=total)
         runs += [_run(study, run.arm, run.seed, overrides, place) for run in found]
@@ -144,8 +146,8 @@ def _refuse_other_numerics(run: Run) -> None:
     version = numerics_of(read_run_file(run.folder, ENVIRONMENT))
     if version != mgsr.NUMERICS_VERSION:
         raise UserError(
-            f"{run.folder}: begun with numerics version {version}, here it is {mgsr.NUMERICS_VERSION}; take the code "
-            "of that version, or delete the folder to run it anew"
+            f"{run.folder}: begun with numerics version {version}, here it is {mgsr.NUMERICS_VERSION}; take the "
+            "code of that version, or delete the folder to run it anew"
         )
 
 

@@ -40,7 +40,9 @@ def read_margin(path: str | Path, value: Any) -> float:
 
 
 def read_settings(path: str | Path, value: Any) -> dict[str, tuple[str, str]]:
-    named = isinstance(value, Mapping) and all(isinstance(word, str) and word.count("/") == 1 for word in value.values())
+    named = isinstance(value, Mapping) and all(
+        isinstance(word, str) and word.count("/") == 1 for word in value.values()
+    )
     if not named:
         raise ConfigError(f"{path}: `settings` maps words to study/arm, as in {{real text: real_text/no_scrg}}")
     pairs = {str(name): word.split("/") for name, word in value.items()}

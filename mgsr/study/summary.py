@@ -42,7 +42,9 @@ def summarise(
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN."""
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()}
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()
+    }
 
 
 def _mean(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,10 +17,14 @@ def frame(scores: dict[str, dict[int, float]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "block", "score"])
 
 
-def drawn(seed: int, effects: dict[str, float], blocks: int, spread: float = 1.0, between: float = 5.0) -> pd.DataFrame:
+def drawn(
+    seed: int, effects: dict[str, float], blocks: int, spread: float = 1.0, between: float = 5.0
+) -> pd.DataFrame:
     draw = np.random.default_rng(seed)
     levels = draw.normal(0, between, blocks)
-    return frame({a: {b: 50 + levels[b] + e + draw.normal(0, spread) for b in range(blocks)} for a, e in effects.items()})
+    return frame(
+        {a: {b: 50 + levels[b] + e + draw.normal(0, spread) for b in range(blocks)} for a, e in effects.items()}
+    )
 
 
 def test_one_arm_is_the_paired_t_interval() -> None:
@@ -108,7 +112,9 @@ def test_the_detectable_effect_is_detected_four_times_in_five() -> None:
     correlation = ((1.0, 0.5), (0.5, 1.0))
     effect = (critical_value(correlation, 10) + stats.t.ppf(0.8, 10)) * math.sqrt(2 / 6)
     assert known.detectable == pytest.approx(effect, rel=0.5)
-    seen = sum(compare(drawn(s, {"base": 0.0, "a": effect, "b": 0.0}, 6), "base", 0.5)["a"].low > 0 for s in range(300))
+    seen = sum(
+        compare(drawn(s, {"base": 0.0, "a": effect, "b": 0.0}, 6), "base", 0.5)["a"].low > 0 for s in range(300)
+    )
     assert 0.7 <= seen / 300 <= 0.9
 
 

@@ -1,12 +1,12 @@
 """A procedural instruction set: small enough for a tiny model on a CPU, real enough English for phrases.
 
-Eleven families of tasks over some six hundred words, from exact (sums, translation) to wide open (describe), every
-row drawn from a seed. Every row knows whether an answer is right. `families` has one function per family of tasks,
-`answers` the kinds of right answers, `words` the vocabulary and the draws from it, and this file the rows: which
-family comes next, and which split a prompt belongs to.
+Eleven families of tasks over some six hundred words, from exact (sums, translation) to wide open (describe),
+every row drawn from a seed. Every row knows whether an answer is right. `families` has one function per family of
+tasks, `answers` the kinds of right answers, `words` the vocabulary and the draws from it, and this file the rows:
+which family comes next, and which split a prompt belongs to.
 
-Nothing here reads a file or knows a tokenizer. A change of a word or of a draw changes every number of the demo and
-of the studies, and what the shipped teacher knows.
+Nothing here reads a file or knows a tokenizer. A change of a word or of a draw changes every number of the demo
+and of the studies, and what the shipped teacher knows.
 
 Begin with `generate_rows`; a new family goes into `families`.
 """

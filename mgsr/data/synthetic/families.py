@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mgsr.data.synthetic import words
 from mgsr.data.synthetic.answers import Answer, Choices, Sentences, Single, Summands
@@ -70,7 +71,7 @@ def walk(generator: random.Random) -> Task:
     """Follow arrows from place to place."""
     count = pick(generator, (4, 5))
     places = pick_several(generator, words.PLACES, count + 1)
-    arrows = [f"{a} > {b}" for a, b in zip(places, places[1:], strict=False)]
+    arrows = [f"{a} > {b}" for a, b in pairwise(places)]
     shuffled = pick_several(generator, arrows, len(arrows))
     start = pick(generator, (0, 1))
     ask = f"{pick(generator, words.NAMES)} is in the {places[start]}. Follow the arrows to the end."
@@ -80,7 +81,9 @@ def walk(generator: random.Random) -> Task:
 
 def order(generator: random.Random) -> Task:
     """Numbers from the smallest to the largest, in words."""
-    ask = pick(generator, ("Put the numbers in order, in words.", "Write the numbers from small to large, in words."))
+    ask = pick(
+        generator, ("Put the numbers in order, in words.", "Write the numbers from small to large, in words.")
+    )
     chosen = pick_several(generator, range(1, 100), pick(generator, (4, 5)))
     return Task(ask, ", ".join(map(str, chosen)), Single(sentence(listed([number(n) for n in sorted(chosen)]))))
 
@@ -108,7 +111,9 @@ def summands(generator: random.Random) -> Task:
     """Three numbers that make a number, the first given."""
     total = pick(generator, range(10, _MOST + 1))
     first = pick(generator, range(1, total - 1))
-    ask = pick(generator, ("Write {} as a sum of three numbers, the first {}.", "Three numbers make {}, the first is {}."))
+    ask = pick(
+        generator, ("Write {} as a sum of three numbers, the first {}.", "Three numbers make {}, the first is {}.")
+    )
     return Task(ask.format(total, first), "", Summands(total, first))
 
 
@@ -154,7 +159,9 @@ def where(generator: random.Random) -> Task:
     given = f"{first} {go[0]} to the {start}. {second} {go[1]} to the {other}. Then {mover} went to the {end}."
     place = {first: start, second: other, mover: end}
     if generator.random() < 0.5:
-        return Task("Which two places are they in?", given, Single(sentence(f"the {place[first]} and the {place[second]}")))
+        return Task(
+            "Which two places are they in?", given, Single(sentence(f"the {place[first]} and the {place[second]}"))
+        )
     asked = pick(generator, (first, second))
     return Task(f"Which place is {asked} in?", given, Single(sentence(f"the {place[asked]}")))
 

@@ -49,7 +49,12 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
     elsewhere = _elsewhere(study, place)
     subjects = [arm for arm in study.asked if arm in view.arms]
     answers = [
-        sentence(f"`{arm}`" + ("" if name == "test" else f" on {name}"), found.get(arm), study.baseline, _seeds(view, arm))
+        sentence(
+            f"`{arm}`" + ("" if name == "test" else f" on {name}"),
+            found.get(arm),
+            study.baseline,
+            _seeds(view, arm),
+        )
         for arm in subjects
         for name, found in compared.items()
     ]
@@ -92,7 +97,9 @@ def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
         if arms:
             said.append(f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {words} `{baseline}`.")
     left = sum(one.verdict in ("open", "") for one in compared.values())
-    return " ".join([*said, *([f"{counted(left, 'comparison')} {'is' if left == 1 else 'are'} open."] if left else [])])
+    return " ".join(
+        [*said, *([f"{counted(left, 'comparison')} {'is' if left == 1 else 'are'} open."] if left else [])]
+    )
 
 
 def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
@@ -119,7 +126,7 @@ def _plots(
     order = [*first, *(arm for arm in view.arms if arm not in first and arm != study.baseline)]
     rows = [_row(arm, view, arm, readers) for arm in order]
     rows[len(first) : len(first)] = [_row(label, other, arm, readers) for label, other, arm in elsewhere]
-    caption = f"Difference to {study.baseline} with simultaneous 95 % intervals and a dot per seed; the margin is shaded."
+    caption = f"Difference to {study.baseline}: simultaneous 95 % intervals, a dot per seed, the margin shaded."
     drawn = {"forest.svg": (caption, plots.forest(rows, ("greedy", "temperature 1"), study.margin))}
     for label, name in plots.CURVES.items():
         file = name.replace("/", "-") + ".svg"
@@ -145,7 +152,9 @@ def _why(view: View, subjects: Sequence[str]) -> list[str]:
     for name, (read, digits) in WHY.items():
         arms = [view.study.baseline, *subjects]
         values = {arm: value for arm in arms if (value := view.mean(arm, read)) is not None}
-        if view.study.baseline in values and (len(values) > 1 or name.startswith(("ROUGE-L that", "share of corr"))):
+        if view.study.baseline in values and (
+            len(values) > 1 or name.startswith(("ROUGE-L that", "share of corr"))
+        ):
             lines.append(f"{name}: " + ", ".join(f"{arm} {shown(value, digits)}" for arm, value in values.items()))
     return lines[:5]
 
@@ -167,8 +176,8 @@ def _scope(view: View) -> list[str]:
     torches = dict.fromkeys(str(e.get("torch")) for e in environments)
     base = study.typed.get("base") or as_typed(study.base, "config")
     lines = [
-        f"Base `{base}`, {counted(len(view.runs), 'run')} of {counted(len(view.seeds), 'training seed')}: one teacher and one "
-        "set of rows; a seed changes the student's start, the order, sampling and dropout.",
+        f"Base `{base}`, {counted(len(view.runs), 'run')} of {counted(len(view.seeds), 'training seed')}. "
+        "There is one teacher and one set of rows; a seed changes the student's start, the order, sampling and dropout.",
         f"Margin {study.margin:g} ROUGE-L. Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
     if view.missing:

@@ -10,7 +10,11 @@ from mgsr.study.analysis import Comparison
 from mgsr.study.report.words import interval, shown, signed
 from mgsr.study.view import Reader, View, figure, right, rouge_l
 
-FLOORS = {"echo": "floor: the prompt again", "constant": "floor: one constant answer", "nearest": "floor: nearest training answer"}
+FLOORS = {
+    "echo": "floor: the prompt again",
+    "constant": "floor: one constant answer",
+    "nearest": "floor: nearest training answer",
+}
 BEGUN = {"sft_start": "start", "teacher": "teacher"}
 
 
@@ -28,7 +32,16 @@ class Table:
 def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) -> Table:
     """Floors, what runs begin with, and every arm: at most eight columns."""
     checked = any("accuracy" in run.result["metrics"]["result"].get(test_set, {}) for run in view.runs)
-    header = ["", "ROUGE-L", "difference", "95 % interval", "verdict", "sampled", "right, %" if checked else "exact, %", "tokens, M"]
+    header = [
+        "",
+        "ROUGE-L",
+        "difference",
+        "95 % interval",
+        "verdict",
+        "sampled",
+        "right, %" if checked else "exact, %",
+        "tokens, M",
+    ]
     rows = [
         [name, shown(value.get("rouge_l")), "", "", "", *_sampled(value), _right(value), ""]
         for name, value in _begun(view, test_set)
@@ -85,7 +98,9 @@ def _right(value: Mapping[str, Any]) -> str:
 def tokens(result: Mapping[str, Any]) -> float | None:
     """Millions of tokens that a run has read and written, of both models, looks at the dev set aside."""
     costs = result["metrics"].get("costs") or {}
-    counted = [value for name, value in costs.items() if name.startswith("tokens_") and name != "tokens_validation"]
+    counted = [
+        value for name, value in costs.items() if name.startswith("tokens_") and name != "tokens_validation"
+    ]
     return sum(counted) / 1e6 if counted else None
 
 
@@ -132,9 +147,14 @@ def kinds_table(view: View, test_set: str, name: str) -> Table:
     """A measure by kind of task, greedily; `name`: rouge_l or accuracy."""
     kinds: dict[str, None] = {}
     for run in view.runs:
-        kinds.update(dict.fromkeys(run.result["metrics"]["result"].get(test_set, {}).get(f"{name}_by_category", {})))
+        kinds.update(
+            dict.fromkeys(run.result["metrics"]["result"].get(test_set, {}).get(f"{name}_by_category", {}))
+        )
     rows = [
-        [arm, *(shown(view.mean(arm, figure("result", test_set, f"{name}_by_category", kind)), 1) for kind in kinds)]
+        [
+            arm,
+            *(shown(view.mean(arm, figure("result", test_set, f"{name}_by_category", kind)), 1) for kind in kinds),
+        ]
         for arm in view.arms
     ]
     title = {"rouge_l": "ROUGE-L", "accuracy": "Right answers, %,"}[name]
@@ -158,5 +178,9 @@ def all_tables(view: View) -> list[Table]:
     """What stands under the fold."""
     found = [why_table(view)]
     for name in view.test_sets:
-        found += [other_measures(view, name), kinds_table(view, name, "accuracy"), kinds_table(view, name, "rouge_l")]
+        found += [
+            other_measures(view, name),
+            kinds_table(view, name, "accuracy"),
+            kinds_table(view, name, "rouge_l"),
+        ]
     return [table for table in [*found, arms_table(view)] if table.rows]

@@ -27,7 +27,7 @@ def verdict_in_words(found: Comparison) -> str:
     if found.verdict == "equivalent":
         return "Equivalent: the whole interval lies within the margin."
     if found.verdict == "open":
-        return f"Open: with so many seeds an effect of {found.detectable:.2f} would have been found four times in five."
+        return f"Open: so many seeds would have found an effect of {found.detectable:.2f} four times in five."
     small = ", by less than the margin" if found.small else ""
     return f"{found.verdict.capitalize()}{small}."
 

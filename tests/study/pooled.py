@@ -1,0 +1,91 @@
+"""A pool of made-up results: what a study's report is tested on without running anything."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgsr.config.schema import ExperimentConfig
+from mgsr.study import pool
+from mgsr.study.study import Study, load_study
+
+STUDY = """
+study: made_up
+question: Does the part help?
+base: base
+baseline: full
+asked: [removed]
+seeds: [0, 1, 2, 3, 4]
+margin: 0.5
+arms:
+  full: {}
+  removed: {objective.w_span: 0.0}
+  other: {scrg.passes: 3}
+"""
+BASE = "data: {train: synthetic}\nteacher: {source: init}\nstudent: {source: init}\n"
+
+
+def study_in(folder: Path, text: str = STUDY, name: str = "made_up") -> Study:
+    """A study in a folder of its own, beside a pool."""
+    home = folder / name
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "study.yaml").write_text(text)
+    (home / "base.yaml").write_text(BASE)
+    (folder / "results").mkdir(exist_ok=True)
+    (home / "study.yaml").write_text(text.replace("base: base", "base: base.yaml"))
+    return load_study(home / "study.yaml")
+
+
+def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16, **more: Any) -> dict[str, Any]:
+    """A result of a run that never was."""
+    measures = {"rouge_l": rouge_l, "exact_match": rouge_l / 2, "accuracy": rouge_l / 2, "distinct_2": 0.5}
+    test = {
+        **measures,
+        "rouge_l_by_category": {"one": rouge_l, "two": rouge_l - 1},
+        "accuracy_by_category": {"one": 1.0, "two": 2.0},
+        "examples": 10,
+        "sampled": {**measures, "rouge_l": rouge_l - 5, "rouge_l_std": 0.1},
+    }
+    floor = {"rouge_l": 12.0, "exact_match": 0.0, "accuracy": 0.0}
+    metrics = {
+        "steps": 10,
+        "seed": config.seed,
+        "result": {"test": test},
+        "teacher": {"test": {**test, "rouge_l": 80.0}},
+        "sft_start": {"test": {**test, "rouge_l": 40.0}},
+        "floors": {"test": {"echo": floor, "constant": floor, "nearest": floor}},
+        "exposure": {"ex_acc_err_at_end": 20.0, "teacher_perplexity": 3.0},
+        "costs": {"tokens_training": 2_000_000, "tokens_validation": 7, "tokens_generation": 500_000},
+        "val": {"loss": 1.5},
+    }
+    return {
+        "config": pool.key_of(config).config,
+        "data": "d" * 16,
+        "seed": config.seed,
+        "start": {"teacher": "t" * 16, "student": start},
+        "settings": pool.settings_of(config),
+        "environment": {
+            "cpu": "Some processor",
+            "torch": "2.13.0",
+            "threads": 1,
+            "commit": "0" * 40,
+            "numerics": 2,
+        },
+        "metrics": metrics,
+        "curves": {"val/rouge_l": {"steps": [0, 10], "values": [40.0, rouge_l]}},
+        "first": {"study": config.experiment, "arm": config.arm},
+        **more,
+    }
+
+
+def fill(study: Study, effects: Mapping[str, float], seeds: Sequence[int] = range(5), spread: float = 0.2) -> None:
+    """Record runs: level of the seed, effect of the arm, and noise."""
+    draw = random.Random(0)
+    level = {seed: 50 + draw.gauss(0, 3) for seed in seeds}
+    for arm, effect in effects.items():
+        for seed in seeds:
+            config = study.config(arm, seed)
+            score = level[seed] + effect + draw.gauss(0, spread)
+            pool.record(study.pool(), result_of(config, score, start=f"student-{seed}"))

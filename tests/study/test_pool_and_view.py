@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mgsr.runtime.errors import DataError, UserError
+from mgsr.study import pool
+from mgsr.study.view import look, right, rouge_l
+from tests.study.pooled import STUDY, fill, result_of, study_in
+
+
+def test_the_same_run_counts_once_and_the_first_stays(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    config = study.config("full", 0)
+    first = pool.record(study.pool(), result_of(config, 50.0))
+    assert pool.record(study.pool(), result_of(config, 99.0)) == first
+    (found,) = pool.find([study.pool()], pool.key_of(config))
+    assert found["metrics"]["result"]["test"]["rouge_l"] == 50.0
+    # another start is another run, and so are other rows
+    pool.record(study.pool(), result_of(config, 60.0, start="another"))
+    pool.record(study.pool(), result_of(config, 70.0, data="e" * 16))
+    assert len(list(pool.find([study.pool()], pool.key_of(config)))) == 3
+
+
+def test_a_name_or_a_place_changes_no_key_and_a_setting_does(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    full = study.config("full", 0)
+    other = study_in(tmp_path, STUDY.replace("full", "all_parts"), "other").config(
+        "all_parts", 0, ["run_root=elsewhere"]
+    )
+    assert pool.key_of(full) == pool.key_of(other)
+    assert pool.key_of(full) != pool.key_of(study.config("removed", 0))
+    assert pool.key_of(full) != pool.key_of(study.config("full", 1))
+    assert pool.key_of(full) == pool.key_of(study.config("full", 0, ["trainer.threads=1"]))
+    # a value that is written out and is the default is no setting
+    assert pool.key_of(full) == pool.key_of(study.config("full", 0, ["scrg.passes=1"]))
+
+
+def test_another_numerics_version_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0})
+    monkeypatch.setattr("mgsr.NUMERICS_VERSION", 99)
+    with pytest.raises(UserError, match="nothing is recorded"):
+        look(study, [study.pool()])
+
+
+def test_a_file_that_is_broken_or_moved_is_refused(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    path = pool.record(study.pool(), result_of(study.config("full", 0), 50.0))
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "seed": 1}))
+    with pytest.raises(DataError, match="holds run"):
+        look(study, [study.pool()])
+    del content["metrics"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="metrics"):
+        look(study, [study.pool()])
+
+
+def test_two_studies_share_a_run_without_a_copy(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0})
+    text = (
+        STUDY.replace("study: made_up", "study: second")
+        .replace("removed:", "no_span:")
+        .replace("[removed]", "[no_span]")
+    )
+    second = study_in(tmp_path, text, "second")
+    assert {run.arm for run in look(second, [second.pool()]).runs} == {"full", "no_span"}
+    assert len(list(study.pool().iterdir())) == 10
+
+
+def test_only_declared_seeds_make_figures(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0}, seeds=range(7))
+    view = look(study, [study.pool()])
+    assert view.seeds == [0, 1, 2, 3, 4] and view.undeclared == {"full": [5, 6], "removed": [5, 6]}
+    assert len(view.frame(rouge_l())) == 10
+    assert view.missing == ["other: no run"]
+
+
+def test_runs_of_other_rows_are_left_out(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0})
+    pool.record(study.pool(), result_of(study.config("full", 0), 10.0, data="e" * 16))
+    view = look(study, [study.pool()])
+    assert view.other_data == 1 and len(view.runs) == 10
+
+
+def test_a_block_is_a_seed_with_its_start(tmp_path: Path) -> None:
+    """An arm that another machine ran is compared where its own start has the baseline too."""
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0}, seeds=range(4), spread=0.01)
+    pool.record(study.pool(), result_of(study.config("removed", 4), 10.0, start="made elsewhere"))
+    view = look(study, [study.pool()])
+    found = view.compared(rouge_l(), 0.5)["removed"]
+    assert found.blocks == 4 and found.effect == pytest.approx(-1.0, abs=0.05)
+    pool.record(study.pool(), result_of(study.config("full", 4), 11.0, start="made elsewhere"))
+    assert look(study, [study.pool()]).compared(rouge_l(), 0.5)["removed"].blocks == 5
+
+
+def test_figures_of_a_run(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    result = result_of(study.config("full", 0), 50.0)
+    assert (rouge_l()(result), rouge_l(sampled=True)(result), right()(result)) == (50.0, 45.0, 25.0)
+    assert rouge_l("absent")(result) is None
+    del result["metrics"]["result"]["test"]["accuracy"]
+    result["metrics"]["result"]["test"]["exact_match"] = 7.0
+    assert right()(result) == 7.0

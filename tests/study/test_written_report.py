@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mgsr.cli.main import main
+from mgsr.runtime.errors import UserError
+from mgsr.study.report.write import MARK, index, report
+from tests.study.pooled import STUDY, fill, study_in
+
+
+def written(folder: Path, effects: dict[str, float], text: str = STUDY, **options: object) -> tuple[str, str]:
+    study = study_in(folder, text)
+    fill(study, effects, **options)  # type: ignore[arg-type]
+    path = report(study)
+    return path.read_text(), path.with_name("report.html").read_text()
+
+
+def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
+    page, html = written(tmp_path, {"full": 0.0, "removed": -2.0, "other": 0.05})
+    first = next(line for line in page.splitlines() if line.startswith("**"))
+    assert re.match(
+        r"\*\*`removed`: -[12]\.\d\d ROUGE-L against full, 95 % interval .*, 5 training seeds\. Worse\.\*\*", first
+    )
+    assert "Does the part help?" in page and "![" in page
+    # a screen: the sentence, the plot, one table of at most eight columns
+    table = next(line for line in page.splitlines() if line.startswith("| "))
+    assert table.count("|") - 1 <= 8
+    assert page.count("\n## ") <= 4 and len(page.split()) < 500
+    assert "floor: the prompt again | 12.00" in page and "teacher | 80.00" in page and "start | 40.00" in page
+    assert '<td class="worse">worse</td>' in html and "<details>" in html and "<script src" not in html
+
+
+@pytest.mark.parametrize(
+    ("effect", "spread", "said"),
+    [
+        (0.0, 0.05, "Equivalent: the whole interval lies within the margin."),
+        (0.3, 0.05, "Better, by less than the margin."),
+        (0.0, 3.0, r"Open: so many seeds would have found an effect of \d+\.\d\d four times in five."),
+    ],
+)
+def test_verdicts_in_words(tmp_path: Path, effect: float, spread: float, said: str) -> None:
+    page, _ = written(tmp_path, {"full": 0.0, "removed": effect}, spread=spread)
+    assert re.search(said, page)
+
+
+def test_one_seed_has_no_verdict(tmp_path: Path) -> None:
+    page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, STUDY.replace("[0, 1, 2, 3, 4]", "[0]"), seeds=[0])
+    assert "with one training seed. That tells no spread, and so no verdict." in page
+
+
+def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
+    text = STUDY.replace("asked: [removed]\n", "")
+    page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0, "other": 2.0}, text)
+    assert "`other` is better than `full`. `removed` is worse than `full`." in page
+
+
+def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
+    page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, seeds=range(6))
+    assert "Declared and not recorded: other: no run." in page
+    assert "Recorded and not declared, in no figure: full, seeds 5." in page
+
+
+def test_a_second_writing_changes_nothing(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -2.0})
+    before = {path.name: path.read_bytes() for path in report(study).parent.iterdir() if path.is_file()}
+    report(study)
+    assert before == {path.name: path.read_bytes() for path in study.home.iterdir() if path.is_file()}
+
+
+def test_what_was_written_by_hand_stays(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0})
+    (study.home / "README.md").write_text("Mine.")
+    with pytest.raises(UserError, match="by hand"):
+        report(study)
+
+
+def test_names_of_arms_are_no_html(tmp_path: Path) -> None:
+    text = STUDY.replace("other:", '"<b>":')
+    _, html = written(tmp_path, {"full": 0.0, "removed": -2.0, "<b>": 0.0}, text)
+    assert "<td><b></td>" not in html and "&lt;b&gt;" in html
+
+
+def test_factors_are_told_by_contrasts(tmp_path: Path) -> None:
+    text = (
+        STUDY.replace("asked: [removed]\n", "")
+        + "contrasts:\n  the part: {with: [full, other], without: [removed]}\n"
+    )
+    page, _ = written(tmp_path, {"full": 1.0, "other": 1.0, "removed": 0.0}, text)
+    assert re.search(r"\*\*the part: \+[01]\.\d\d ROUGE-L against without it", page)
+
+
+def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
+    other = study_in(tmp_path, STUDY.replace("study: made_up", "study: far"), "far")
+    fill(other, {"full": 0.0, "removed": -1.0})
+    study = study_in(tmp_path, STUDY + "settings: {on other text: far/removed, not yet: never/removed}\n")
+    report(study)
+    svg = (study.home / "forest.svg").read_text()
+    assert "on other text" in svg and "not yet" not in svg
+
+
+def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -2.0})
+    study_in(
+        tmp_path,
+        STUDY.replace("study: made_up", "study: empty")
+        .replace("scrg.passes: 3", "scrg.passes: 4")
+        .replace("full: {}", "full: {train.lr: 1.0}")
+        .replace("{objective.w_span: 0.0}", "{train.lr: 2.0}"),
+        "empty",
+    )
+    assert main(["report", str(tmp_path)]) == 0
+    assert "nothing recorded of empty" in capsys.readouterr().out
+    page = (tmp_path / "README.md").read_text()
+    assert MARK in page and "[made_up](made_up/README.md)" in page and "ROUGE-L against full" in page
+    assert index(tmp_path, [study]) == []
