@@ -206,6 +206,7 @@ def _precision(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str
         "",
         *own_command(pair, "precision"),
         f"Teacher {pair[0]}, student {pair[1]}, text of {pair[2]}. One process each, the two in turn within it, medians.",
+        "Of the first three steps of a run, and of the first round and scoring, no time is taken.",
         "Master weights, AdamW and the sums of the objective are float32 in both.",
         f"Over {len(wide)} steps of 4 x 48 tokens the two losses differ by at most {100 * worst:.2f} %.",
         "",
