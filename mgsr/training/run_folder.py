@@ -155,10 +155,12 @@ def _take_up(
 
 
 def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
-    """Whether more epochs leave what is behind as it is: no round is half used, no share depends on the end."""
+    """Whether more epochs leave what is behind as it is: no round is half used, nothing else depends on the end."""
     whole_rounds = there.train.epochs % there.scrg.every_n_epochs == 0 or not there.scrg.enabled
     longer = config.train.epochs > there.train.epochs and not there.train.max_steps
-    return longer and whole_rounds and there.mixture.kind != "linear"
+    options = {**there.objective.divergence_options, **there.objective.written_options}
+    scheduled = there.mixture.kind == "linear" or any(isinstance(value, list) for value in options.values())
+    return longer and whole_rounds and not scheduled
 
 
 def told_keys(names: Sequence[str], before: ExperimentConfig, now: ExperimentConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import pytest
 import torch
 
 from mgsr.cli.main import main
-from mgsr.config.load import dump, load_config
+from mgsr.config.load import dump, fingerprint, load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.losses import DIVERGENCES, Objective, dac_kl, forward_kl
 from mgsr.losses.objective import Targets
 from mgsr.losses.projection import OutputLayer
 from mgsr.losses.reduction import TermCounts
+from mgsr.rounds.entry import RoundEntry
+from mgsr.rounds.round import LATER, Rounds
 from mgsr.runtime.errors import ConfigError
+from mgsr.scrg import RevisedSequence
 from mgsr.study.collect import read_curves
 from mgsr.training.build import build_objective, writer_class
 from mgsr.training.callbacks import CostLog
@@ -85,10 +89,10 @@ def test_a_pair_goes_from_one_value_to_the_other_over_all_steps(make_config: Mak
     config = make_config("train.max_steps=4", "scrg.enabled=false", "objective.w_span=0", *words)
     config.trainer.grad_norm_every_n_steps = 10**6
     train(config)
-    # the check tries both ends; then step by step, every tile alike
-    assert plugin.seen[:2] == [2.0, 1.0]
-    steps = list(dict.fromkeys(plugin.seen[2:]))
-    assert [by for by in steps if by != 2.0] == [1.75, 1.5, 1.25]
+    # the check tries both ends and the middle; then step by step, every tile alike
+    assert plugin.seen[:3] == [2.0, 1.5, 1.0]
+    steps = list(dict.fromkeys(plugin.seen[3:]))
+    assert steps == pytest.approx([2.0, 5 / 3, 4 / 3, 1.0])
 
 
 def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
@@ -123,7 +127,12 @@ def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
         (["objective.divergence_options={by: [1, 2, 3]}"], "one value, or a pair"),
         (["scrg.text=my_own:number"], "derived from mgsr.rounds.writer.RoundWriter"),
         (["scrg.text=my_own:Other"], "my_own has no Other"),
-        (["objective.match_gradient=true", "objective.w_dac=0"], "a divergence with weight"),
+        (["scrg.text=mgsr.rounds.writer:UnrevisedWriter"], "has to have the method unrevised"),
+        (["objective.written_divergence=veto"], "beside another divergence than dac_kl"),
+        (
+            ["objective.divergence=todi", "objective.written_divergence=veto", "objective.written_options={b: 1}"],
+            "has no option 'b'",
+        ),
         (["objective.match_gradient=true", "teacher.placement=cpu"], "teacher.placement=replicated"),
     ],
 )
@@ -137,10 +146,12 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 
 
 def test_options_are_read_from_files_words_and_dumps(tiny_file: Path, tmp_path: Path) -> None:
-    given = "objective.divergence_options={alpha: 0.2, detach: true, of: forward_kl, beta: [0.8, 0]}"
+    given = "objective.divergence_options={alpha: 0.2, detach: true, of: forward_kl, beta: [0.8, 0], k: 5}"
     config = load_config(tiny_file, [given, "objective.divergence_options.alpha=0.3"])
-    wanted = {"alpha": 0.3, "detach": True, "of": "forward_kl", "beta": [0.8, 0.0]}
+    wanted = {"alpha": 0.3, "detach": True, "of": "forward_kl", "beta": [0.8, 0.0], "k": 5}
     assert config.objective.divergence_options == wanted
+    # a whole number stays one
+    assert isinstance(config.objective.divergence_options["k"], int)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load_config(tmp_path / "again.yaml") == config
     assert (
@@ -154,6 +165,70 @@ def test_older_keys_are_the_same_options(tiny_file: Path) -> None:
     assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.3}
     words.append("objective.divergence_options.beta=0.4")
     assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.4}
+
+
+def test_options_on_written_text_are_scheduled_too(make_config: Make) -> None:
+    words = ("objective.divergence=todi", "objective.written_divergence=veto", "train.epochs=1")
+    config = make_config(*words, "objective.written_options={beta: [0.8, 0.0]}")
+    objective = build_objective(config, None)
+    objective.progress = 0.5
+    assert objective._scheduled() == {"written_kwargs": {"beta": 0.4}}
+    assert math.isfinite(train(config)["val"]["loss"])
+
+
+def test_older_keys_reach_the_divergence_on_written_text(tiny_file: Path) -> None:
+    words = ["objective.divergence=skewed_forward_kl", "objective.written_divergence=skewed_reverse_kl"]
+    objective = build_objective(load_config(tiny_file, [*words, "objective.alpha=0.3"]), None)
+    assert objective.divergence_options == objective.written_options == {"alpha": 0.3}
+
+
+def test_a_divergence_of_no_weight_is_not_looked_for(make_config: Make) -> None:
+    words = ("objective.divergence=no_such_module:f", "objective.w_dac=0", "scrg.enabled=false")
+    assert train(make_config("train.epochs=1", *words))["steps"] == 4
+
+
+def test_paired_text_changes_hands_from_round_to_round(make_config: Make) -> None:
+    words = ("scrg.text=paired", "mixture.student_fraction=1.0", "train.epochs=2", "objective.w_sft=0")
+    config = make_config(*words)
+    train(config)
+    by_round = []
+    for path in sorted((run_folder(config) / "scrg").glob("round=*")):
+        lines = [line for shard in sorted(path.glob("shard-*.jsonl")) for line in shard.read_text().splitlines()]
+        entries = map(json.loads, lines)
+        by_round.append({entry["example_id"]: entry.get("by_teacher", False) for entry in entries})
+    first, second = by_round
+    assert first.keys() == second.keys() and len(first) == 32
+    assert all(first[example] is not second[example] for example in first)
+    assert 8 < sum(first.values()) < 24
+
+
+def test_the_teachers_half_counts_as_ground_truth() -> None:
+    revised = RevisedSequence(1, (5, 6), (7, 8), (7, 8), (), "not_searched", 0, 0)
+    entry = RoundEntry(revised, (-1, -1), by_teacher=True)
+    again = RoundEntry.from_dict(json.loads(json.dumps(entry.to_dict())))
+    assert again == entry and again.training_sequence().is_ground_truth
+    assert not RoundEntry(revised, (-1, -1)).training_sequence().is_ground_truth
+
+
+def test_rounds_of_before_the_new_keys_keep_theirs(make_config: Make) -> None:
+    def key(*words: str) -> str:
+        rounds = object.__new__(Rounds)
+        rounds.config, rounds.seed, rounds.steps_per_epoch = make_config(*words), 0, 4
+        return rounds.key(0, [])
+
+    tree = asdict(make_config())
+    tree["teacher"].pop("placement")
+    for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
+        tree.pop(name)
+    for name in ("epochs", "max_steps", "max_nonfinite_steps", "micro_batch_size", "gradient_checkpointing"):
+        tree["train"].pop(name)
+    for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
+        tree["scrg"].pop(name)
+    for section, names in LATER.items():
+        for name in names:
+            tree[section].pop(name)
+    assert key() == fingerprint(tree, 0, 0, [])
+    assert key("scrg.switch_window=7") != key()
 
 
 def test_our_own_writers_have_names(tiny_file: Path) -> None:
@@ -192,7 +267,7 @@ def test_the_factor_makes_gradients_to_the_logits_equally_large(name: str) -> No
             counted = batch.targets.labels[:, 1:] != -100
             logits = (batch.states[0][:, :-1] @ layers[0].weight.T).requires_grad_()
             taught = batch.states[1][:, :-1] @ layers[1].weight.T
-            (grad,) = torch.autograd.grad(divergence(taught, logits)[counted].mean(), logits)
+            (grad,) = torch.autograd.grad(divergence(taught, logits)[counted].sum(), logits)
             total += float(grad.square().sum())
         return math.sqrt(total)
 
@@ -216,6 +291,15 @@ def test_a_matched_run_says_its_factor_and_keeps_it(make_config: Make) -> None:
 
 class Stop(Exception):
     """The end of a run that nobody asked for."""
+
+
+@pytest.mark.parametrize("micro", [1, 3])
+def test_the_factor_does_not_hang_on_micro_batches(make_config: Make, micro: int) -> None:
+    words = ("objective.divergence=jensen_shannon", "objective.match_gradient=true", "scrg.enabled=false", *EXACT)
+    short = ("train.epochs=1", "train.max_steps=1", "data.synthetic.dev_rows=9")
+    whole = train(make_config("arm=whole", *words, *short))
+    parts = train(make_config("arm=parts", f"train.micro_batch_size={micro}", *words, *short))
+    assert parts["divergence_factor"] == pytest.approx(whole["divergence_factor"], rel=1e-9)
 
 
 def test_a_resumed_run_has_the_factor_of_its_start(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
