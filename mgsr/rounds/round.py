@@ -34,7 +34,6 @@ from mgsr.runtime.ranks import agreed, barrier
 from mgsr.runtime.wording import plural
 from mgsr.scrg import Prompt
 
-
 LATER = {
     "objective": ("divergence_options", "written_divergence", "written_options", "match_gradient"),
     "scrg": ("switch", "switch_threshold", "switch_factor", "switch_window"),

@@ -163,7 +163,7 @@ def check_match(config: ExperimentConfig) -> None:
     if measured and (config.trainer.strategy == "fsdp2" or config.teacher.placement != "replicated"):
         raise ConfigError(
             "`objective.match_gradient` measures whole models on the device when a run begins; set "
-            "trainer.strategy=ddp teacher.placement=replicated until the first checkpoint, or match_gradient=false",
+            "trainer.strategy=ddp teacher.placement=replicated until the first checkpoint, or leave it out",
             *("objective.match_gradient", "trainer.strategy", "teacher.placement"),
         )
 

@@ -155,7 +155,7 @@ def _take_up(
 
 
 def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
-    """Whether more epochs leave what is behind as it is: no round is half used, nothing else depends on the end."""
+    """Whether more epochs leave what is behind as it is: no round is half used, nothing hangs on the end."""
     whole_rounds = there.train.epochs % there.scrg.every_n_epochs == 0 or not there.scrg.enabled
     longer = config.train.epochs > there.train.epochs and not there.train.max_steps
     options = {**there.objective.divergence_options, **there.objective.written_options}

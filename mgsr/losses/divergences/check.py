@@ -10,7 +10,6 @@ import torch
 
 from mgsr.runtime.errors import did_you_mean
 
-
 CLASSES = 1024
 """As many as a function may need that takes the most probable ones."""
 
