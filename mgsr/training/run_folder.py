@@ -158,9 +158,8 @@ def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
     """Whether more epochs leave what is behind as it is: no round is half used, nothing hangs on the end."""
     whole_rounds = there.train.epochs % there.scrg.every_n_epochs == 0 or not there.scrg.enabled
     longer = config.train.epochs > there.train.epochs and not there.train.max_steps
-    options = {**there.objective.divergence_options, **there.objective.written_options}
-    scheduled = there.mixture.kind == "linear" or any(isinstance(value, list) for value in options.values())
-    return longer and whole_rounds and not scheduled
+    options = (*there.objective.divergence_options.values(), *there.objective.written_options.values())
+    return longer and whole_rounds and there.mixture.kind != "linear" and list not in map(type, options)
 
 
 def told_keys(names: Sequence[str], before: ExperimentConfig, now: ExperimentConfig) -> str:
