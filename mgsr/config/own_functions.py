@@ -70,6 +70,6 @@ def class_of(name: str, known: Mapping[str, Class], base: Class, key: str) -> Cl
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"`{key}`: {name} has to be a class derived from {base.__module__}.{base.__name__}", key)
     if inspect.isabstract(found):
-        lacks = ", ".join(sorted(found.__abstractmethods__))
+        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(f"`{key}`: {name} has to have the method {lacks}", key)
     return found  # type: ignore[return-value]

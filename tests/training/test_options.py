@@ -39,7 +39,7 @@ Make = Callable[..., ExperimentConfig]
             "objective.w_sft=0",
             "objective.divergence=skewed_forward_kl",
             "objective.written_divergence=skewed_reverse_kl",
-            "objective.written_options={detach: true}",
+            "objective.written_options.detach=true",
         ],
         ["scrg.text=switched", "scrg.switch=recent_mean", "scrg.switch_window=2", "scrg.switch_factor=1.0"],
         ["mixture.kind=linear", "scrg.every_n_epochs=2"],
