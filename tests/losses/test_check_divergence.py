@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from mgsr.losses import DIVERGENCES, forward_kl
@@ -37,6 +39,9 @@ def test_options_are_tried_at_both_ends_of_a_schedule():
         ),
         (lambda t, s, temperature: 1.0, {}, "not float"),
         (lambda t, s, temperature: (t - s.detach()).sum(-1), {}, "no gradient to the student's logits"),
+        (lambda t, s, temperature: (t - s).sum(-1) * float("nan"), {}, "infinite or no number"),
+        (lambda t, s, temperature: (s - s).sum(-1).sqrt(), {}, "infinite or no number"),
+        (lambda t, s, temperature: sys.exit(7), {}, "fails on logits .2, 1024.: SystemExit"),
         (lambda t, s: (t - s).sum(-1), {}, "fails on logits .2, 1024.: TypeError"),
     ],
 )

@@ -48,10 +48,14 @@ def _call(function: Any, options: Mapping[str, Any]) -> None:
         loss = function(teacher, student, temperature=1.0, **options)
     except ValueError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"fails on logits [2, {CLASSES}]: {type(error).__name__}: {error}") from error
     if not isinstance(loss, torch.Tensor) or loss.shape != (2,):
         shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise ValueError(f"has to return one value per token: of logits [2, {CLASSES}] [2], not {shape}")
-    if not loss.requires_grad:
+    found = torch.autograd.grad(loss.sum(), student, allow_unused=True) if loss.requires_grad else (None,)
+    gradient = found[0]
+    if gradient is None:
         raise ValueError("has no gradient to the student's logits, its second argument")
+    if not bool(torch.isfinite(loss).all()) or not bool(torch.isfinite(gradient).all()):
+        raise ValueError("gives a value or a gradient that is infinite or no number on ordinary logits")
