@@ -37,7 +37,8 @@ def told(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> l
         "the other way around, which is quicker there and gives the same sums (`mgsr/losses/projection.py`).",
         "",
         *table(["", "s", "range", "added MiB", "mgsr / row, time", "mgsr / row, memory"], rows),
-        "Liger in all its settings, one process each; the fastest of each kind stands above.",
+        "Liger in all its settings, one process each. The fastest of each kind was measured again for the table",
+        "above.",
         "What its compiler takes is in neither column.",
         "",
         *table(

@@ -149,16 +149,6 @@ def _check_objective(config: ExperimentConfig) -> None:
             f"{_LEAST_TEMPERATURE}",
             "evaluation.temperature",
         )
-    if config.objective.match_gradient and (
-        config.trainer.strategy == "fsdp2"
-        or config.teacher.placement != "replicated"
-        or not config.objective.w_dac
-    ):
-        raise ConfigError(
-            "`objective.match_gradient` measures whole models on the device, and a divergence with weight; set it "
-            "false, or trainer.strategy=ddp teacher.placement=replicated",
-            *("objective.match_gradient", "trainer.strategy", "teacher.placement", "objective.w_dac"),
-        )
     taught = config.objective.w_dac > 0 or config.objective.w_span > 0
     if scrg.backend == "vllm" and (scrg.text != "student" or config.student.lora.r):
         raise ConfigError(

@@ -100,4 +100,5 @@ def describe(config: Any, prefix: str = "") -> Iterator[tuple[str, str, Any, str
             choices = (*choices, "package.module:name")
         generic = isinstance(hint, types.GenericAlias) or typing.get_origin(hint) is not None
         kind = str(hint).replace("typing.", "") if generic else hint.__name__
-        yield name, " | ".join(map(str, choices)) if choices else kind, value, item.metadata["help"]
+        shown = [str(choice) for choice in choices if choice != ""]
+        yield name, " | ".join(shown) if shown else kind, value, item.metadata["help"]

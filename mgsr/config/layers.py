@@ -198,6 +198,8 @@ def _argument(node: yaml.Node, name: str, place: str) -> Any:
             raise ConfigError(f"{at(place)}`{name}` takes one value, or a pair such as [0.8, 0.0]")
         return pair
     word = _value(node, float | str, name, place)
+    if isinstance(word, float) and re.fullmatch(r"[-+]?[0-9]+", node.value):
+        return int(word)
     return _BOOLEANS.get(word.lower(), word) if isinstance(word, str) else word
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -13,47 +14,62 @@ Class = TypeVar("Class", bound=type)
 
 
 def divergence_of(objective: ObjectiveConfig) -> str | Callable[..., Any]:
-    """The token-level divergence, as `mgsr.losses.tiled_objective` takes it.
+    """The token-level divergence, as `mgsr.losses.tiled_objective` takes it; of no weight, one of ours.
 
     Raises:
         ConfigError: a function of the user's own cannot be imported.
     """
-    name = objective.divergence
-    return name if name in DIVERGENCE_NAMES else imported(name, "objective.divergence")
+    if not objective.w_dac and objective.divergence != "dac_kl":
+        return "forward_kl"
+    return _named(objective.divergence, "objective.divergence")
 
 
 def written_divergence_of(objective: ObjectiveConfig) -> str | Callable[..., Any] | None:
-    """The divergence on student-written text; None where it is the same.
+    """The divergence on written text; None where it is the same, or has no weight.
 
     Raises:
         ConfigError: as `divergence_of`.
     """
     name = objective.written_divergence
-    if not name:
-        return None
-    return name if name in DIVERGENCE_NAMES else imported(name, "objective.written_divergence")
+    return _named(name, "objective.written_divergence") if name and objective.w_dac else None
+
+
+def _named(name: str, key: str) -> str | Callable[..., Any]:
+    return name if name in DIVERGENCE_NAMES else imported(name, key)
 
 
 def divergence_options(objective: ObjectiveConfig) -> dict[str, Any]:
     """Its arguments: what `objective.divergence_options` says, and older keys where that says nothing."""
-    older: dict[str, dict[str, Any]] = {
+    return {**_older(objective, objective.divergence), **objective.divergence_options}
+
+
+def written_options(objective: ObjectiveConfig) -> dict[str, Any]:
+    """As `divergence_options`, of the divergence on written text."""
+    return {**_older(objective, objective.written_divergence), **objective.written_options}
+
+
+def _older(objective: ObjectiveConfig, name: str) -> dict[str, Any]:
+    known: dict[str, dict[str, Any]] = {
         "symmetric_kl": {"weight": objective.divergence_weight},
         "jensen_shannon": {"beta": objective.beta},
         "skewed_forward_kl": {"alpha": objective.alpha},
         "skewed_reverse_kl": {"alpha": objective.alpha},
     }
-    return {**older.get(objective.divergence, {}), **objective.divergence_options}
+    return known.get(name, {})
 
 
 def class_of(name: str, known: Mapping[str, Class], base: Class, key: str) -> Class:
     """A class by its name, or of the user's own by its import path.
 
     Raises:
-        ConfigError: it cannot be imported, or is no subclass of `base`.
+        ConfigError: it cannot be imported, is no subclass of `base`, or lacks methods that one needs.
     """
     if name in known:
         return known[name]
     found = imported(name, key)
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ConfigError(f"`{key}`: {name} has to be a class derived from {base.__module__}.{base.__name__}", key)
+    if inspect.isabstract(found):
+        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ConfigError(f"`{key}`: {name} has to have the method {lacks}", key)
     return found  # type: ignore[return-value]

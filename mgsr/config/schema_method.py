@@ -47,14 +47,14 @@ class ObjectiveConfig:
     divergence_options: dict[str, Any] = key(
         {},
         "arguments of the divergence by name; a pair [a, b] goes from a to b over the steps",
-        when=".kind=multi_granularity",
+        when=".kind=multi_granularity .w_dac",
     )
     written_divergence: str = key(
         "",
-        "another divergence on student-written text (empty: the same; not beside dac_kl)",
+        "another divergence on text that is no ground truth (empty: the same; not beside dac_kl)",
         choices=("", *DIVERGENCE_NAMES[1:]),
         imports=True,
-        when=".kind=multi_granularity",
+        when=".kind=multi_granularity .w_dac scrg.enabled",
     )
     written_options: dict[str, Any] = key({}, "its arguments by name", when=".written_divergence")
     match_gradient: bool = key(

@@ -55,7 +55,11 @@ def starting_file(overrides: Sequence[str] = ()) -> str:
 
 def _lines(config: ExperimentConfig, told: set[str]) -> Iterator[str]:
     leaves = {name: (kind, value, text) for name, kind, value, text in describe(config)}
-    more = [name for name in leaves if any(name == one or name.startswith(f"{one}.") for one in told)]
+    more = [
+        name
+        for name in leaves
+        if any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in told)
+    ]
     tree: dict[str, Any] = {}
     for name in (*_FIRST, *more):
         branch = tree

@@ -28,7 +28,7 @@ def _check_value(name: str, value: Any, meta: Mapping[str, Any]) -> None:
     own = meta["imports"] and isinstance(value, str) and IMPORT_PATH.fullmatch(value)
     if choices and value not in choices and not own:
         raise ConfigError(
-            f"`{name}` is {value!r}; it takes {' | '.join(map(str, choices))}"
+            f"`{name}` is {value!r}; it takes {' | '.join(str(choice) for choice in choices if choice != '')}"
             + (" | package.module:name" if meta["imports"] else "")
             + (did_you_mean(value, choices) if isinstance(value, str) else ""),
             name,

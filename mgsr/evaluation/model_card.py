@@ -73,10 +73,16 @@ def model_card(config: ExperimentConfig, metrics: dict[str, Any], base: Base | N
     )
     objective, scrg = config.objective, config.scrg
     made = (
-        f"text written by {scrg.text}, {plural(scrg.passes, 'correction')} per sequence"
+        f"text written by {scrg.text}"
+        + (f", {plural(scrg.passes, 'correction')} per sequence" * (scrg.text == "student"))
         if scrg.enabled
         else "ground truth only"
     )
+    divergence = objective.divergence
+    if objective.written_divergence:
+        divergence += f" ({objective.written_divergence} on written text)"
+    if "divergence_factor" in metrics:
+        divergence += f", its gradient matched by the factor {metrics['divergence_factor']:.4g},"
     kept = f"- low-rank adapters on `{base.location}`{_at(base)} (SHA-256 {base.content})\n" if base else ""
     return f"""---
 library_name: {"peft" if base else "transformers"}
@@ -90,7 +96,7 @@ A student distilled from `{config.teacher.source or "no teacher"}` with mgsr {__
 *Multi-Granularity Semantic Revision for Large Language Model Distillation* (arXiv 2407.10068).
 
 - training data: `{config.data.train}`; prompts follow the `{config.data.template}` template{_whose(config.data)}
-- loss weights: SFT {objective.w_sft:g}, {objective.divergence} {objective.w_dac:g}, span {objective.w_span:g}
+- loss weights: SFT {objective.w_sft:g}, {divergence} {objective.w_dac:g}, span {objective.w_span:g}
 - sequences: {made}
 {kept}
 {table if rows else "The run was not finished when this was exported: a student on its way, not evaluated."}

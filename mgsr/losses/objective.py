@@ -59,7 +59,7 @@ class Objective:
     Args:
         clip: DAC-KL's bounds, see `tiled_objective`.
         options: its further keyword arguments, the same for every call.
-        divergence_options: those of the divergence.
+        divergence_options, written_options: those of the divergences on ground truth and on written text.
 
     Attributes:
         needs_teacher: whether a term of the teacher's has weight.
@@ -78,8 +78,9 @@ class Objective:
         clip: Any,
         options: dict[str, Any],
         divergence_options: Mapping[str, Any] | None = None,
+        written_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.divergence_options = dict(divergence_options or {})
+        self.divergence_options, self.written_options = dict(divergence_options or {}), dict(written_options or {})
         self.factor, self.match = 1.0, False
         self._weights, self.clip, self.options = weights, clip, options
         self.progress = 0.0
@@ -137,18 +138,13 @@ class Objective:
         )
 
     def _scheduled(self) -> dict[str, Any]:
-        """The divergence's options at this point of the training."""
-        given = self.divergence_options
-        if not given:
-            return {}
-        return {
-            "divergence_kwargs": {
-                name: value[0] + (value[1] - value[0]) * self.progress
-                if isinstance(value, (list, tuple))
-                else value
-                for name, value in given.items()
-            }
-        }
+        """The divergences' options at this point of the training."""
+        given = {"divergence_kwargs": self.divergence_options, "written_kwargs": self.written_options}
+        return {name: {k: self._now(v) for k, v in options.items()} for name, options in given.items() if options}
+
+    def _now(self, value: Any) -> Any:
+        is_pair = isinstance(value, (list, tuple))
+        return value[0] + (value[1] - value[0]) * self.progress if is_pair else value
 
     def terms(
         self, targets: Targets, student: Tensor, teacher: Tensor | None, weights: Weights, **arguments: Any

@@ -17,7 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
 from mgsr.config.origin import about
-from mgsr.config.own_functions import divergence_of, divergence_options, written_divergence_of
+from mgsr.config.own_functions import (
+    divergence_of,
+    divergence_options,
+    written_divergence_of,
+    written_options,
+)
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
@@ -141,7 +146,7 @@ def _check_objective(config: ExperimentConfig) -> None:
     both = {"divergence": (divergence_of(objective), divergence_options(objective))}
     written = written_divergence_of(objective)
     if written is not None:
-        both["written_divergence"] = (written, objective.written_options)
+        both["written_divergence"] = (written, written_options(objective))
     for key, (found, options) in both.items():
         try:
             check_divergence(DIVERGENCES[found] if isinstance(found, str) else found, options)

@@ -17,7 +17,7 @@ from mgsr.planning.findings import Report
 from mgsr.planning.outline import outline
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.wording import plural
-from mgsr.training.build import mean_bounds
+from mgsr.training.build import check_match, mean_bounds, writer_class
 from mgsr.training.optim import training_length
 
 
@@ -67,6 +67,8 @@ def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: R
     """Optimiser steps of the main job, and what else it needs from elsewhere."""
     try:
         mean_bounds(config)
+        writer_class(config)
+        check_match(config)
         if "train" in rows:
             length = training_length(
                 config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes

@@ -104,7 +104,7 @@ def look_at_memory(
         account["generation_added"] += acting.weights
     if frozen is not None and config.teacher.placement == "cpu" and config.scrg.enabled:
         # it comes to score, and the student makes room where not every token needs both
-        room_made = own.weights if config.scrg.text in ("student", "teacher", "paired") else 0
+        room_made = own.weights if config.scrg.text in ("student", "teacher", "paired", "switched") else 0
         account["generation_added"] += max(0, frozen.weights - room_made)
     holes = HEAP_HOLES.get(device.type, 1.0)
     for phase in ("training", "generation"):

@@ -168,10 +168,10 @@ def generation_added(config: ExperimentConfig, student: ModelSize, teacher: Mode
     if not config.scrg.enabled:
         return 0
     length = config.data.max_prompt_length + config.scrg.max_new_tokens
-    joint = config.scrg.text not in ("student", "teacher", "paired")
+    joint = config.scrg.text not in ("student", "teacher", "paired", "switched")
     cache = rows * length * student.kv_per_token
     corrected = cache if config.scrg.text == "student" and config.scrg.passes else 0
-    other = rows * length * teacher.kv_per_token if teacher and (joint or config.scrg.text == "teacher") else 0
+    other = rows * length * teacher.kv_per_token if teacher and config.scrg.text != "student" else 0
     logits = FLOAT * rows * student.classes * (4 if joint else 3)
     states = FLOAT * rows * length * (student.width + (teacher.width if teacher else 0))
     return cache + corrected + other + logits + (states if config.scrg.passes else 0)

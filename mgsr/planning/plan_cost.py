@@ -124,6 +124,8 @@ def _round_phases(
     everyone: list[Speaker | None] = [student, teacher]
     writers = {"student": everyone[:1], "teacher": everyone[1:]}.get(scrg.text, everyone)
     found = []
+    if scrg.text == "paired":
+        count = count / 2
     for writer in writers:
         assert writer is not None, "checked with the configuration"
         whose = "student" if writer is student else "teacher"

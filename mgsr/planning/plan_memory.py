@@ -159,7 +159,7 @@ def account(
     generation += student.parts.weights // shards if stays else 0
     # the student in one piece; a teacher from CPU memory takes turns with it, unless every token needs both
     piece = acting.parts.weights if config.scrg.enabled else 0
-    joint = config.scrg.enabled and config.scrg.text not in ("student", "teacher", "paired")
+    joint = config.scrg.enabled and config.scrg.text not in ("student", "teacher", "paired", "switched")
     generation += piece + visiting if joint else max(piece, visiting)
     generation += cache if config.scrg.enabled else 0
     found = Account(

@@ -25,8 +25,9 @@ class TeacherWriter(UnrevisedWriter):
 class PairingWriter(UnrevisedWriter):
     """One half of the prompts by the teacher, the other by the student; in the next round the other way around.
 
-    So every prompt has text of both in two rounds (as DistiLLM-2 wants it, Ko et al. 2025, arXiv 2503.07067). Who
-    begins with the teacher is drawn by example.
+    Where every prompt is written to in every round, it has text of both after two (DistiLLM-2, Ko et al. 2025,
+    arXiv 2503.07067, has both at once). Who begins with the teacher is drawn by example. The teacher's text counts
+    as ground truth does: for `objective.written_divergence`, and for cross-entropy where that has weight.
     """
 
     def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:

@@ -40,7 +40,7 @@ def imported(path: str, key: str) -> Any:
             "installed",
             key,
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"`{key}`: {module_name} cannot be imported: {type(error).__name__}: {error}", key
         ) from error

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 
 import mgsr
-from mgsr.config.own_functions import class_of, divergence_of, divergence_options, written_divergence_of
+from mgsr.config.own_functions import (
+    class_of,
+    divergence_of,
+    divergence_options,
+    written_divergence_of,
+    written_options,
+)
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.rows import Row
 from mgsr.data.splits import build_annotation, encode
@@ -147,6 +153,21 @@ def build_job(
     return Job(module, data, stop, length, report)
 
 
+def check_match(config: ExperimentConfig) -> None:
+    """See that `objective.match_gradient` can be measured.
+
+    Raises:
+        ConfigError: models are in parts, or not on the device.
+    """
+    measured = config.objective.match_gradient and config.objective.w_dac > 0
+    if measured and (config.trainer.strategy == "fsdp2" or config.teacher.placement != "replicated"):
+        raise ConfigError(
+            "`objective.match_gradient` measures whole models on the device when a run begins; set "
+            "trainer.strategy=ddp teacher.placement=replicated until the first checkpoint, or leave it out",
+            *("objective.match_gradient", "trainer.strategy", "teacher.placement"),
+        )
+
+
 def writer_class(config: ExperimentConfig) -> type[RoundWriter]:
     """Who writes the text of rounds.
 
@@ -197,7 +218,6 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     options: dict[str, Any] = {
         "divergence": divergence_of(objective),
         "written_divergence": written_divergence_of(objective),
-        "written_kwargs": objective.written_options,
         "temperature": objective.temperature,
         # top-k is a hard mask on rank
         "sharpness": 0.0 if top_k else clip_config.sharpness,
@@ -213,7 +233,7 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     if objective.tile_size:
         options["tile_size"] = objective.tile_size
     weights = objective.w_sft, objective.w_dac, objective.w_span
-    built = Objective(weights, clip, options, divergence_options(objective))
+    built = Objective(weights, clip, options, divergence_options(objective), written_options(objective))
     built.match = objective.match_gradient and built.weights[1] > 0
     return built
 

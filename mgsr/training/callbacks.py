@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,12 @@ class MatchGradient(L.Callback):
         if not isinstance(pl_module, DistillationModule) or not pl_module.objective.match or trainer.global_step:
             return
         objective, strategy = pl_module.objective, trainer.strategy
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        most = MATCHED_BATCHES * pl_module.config.batch_size
+        sample = trainer.datamodule.dev_sample(most)  # type: ignore[attr-defined]
         placement = pl_module.placement
         with placement.whole() as student, torch.no_grad():
             student.eval()
-            batches = map(strategy.batch_to_device, islice(loader, MATCHED_BATCHES))
+            batches = map(strategy.batch_to_device, sample)
             read = ((b, *placement.student_states(b, plain=True), *placement.teacher_states(b)) for b in batches)
             several = partial(strategy.reduce, reduce_op="sum") if trainer.world_size > 1 else torch.clone
             objective.factor = divergence_factor(objective, read, pl_module.vocab_size, several)

@@ -168,6 +168,15 @@ class DistillationDataModule(L.LightningDataModule):
         chunks = [tuple(rows[i : i + size]) for i in range(0, most, size)]
         return self._loader([MicroBatch(chunk, StepCounts.of(chunk)) for chunk in chunks])
 
+    def dev_sample(self, most: int) -> list[Batch]:
+        """This rank's batches of at most `most` dev rows of all lengths: the same rows on any number of ranks."""
+        assert self.trainer is not None
+        rank, world, size = self.trainer.global_rank, self.trainer.world_size, self.stage.micro_batch_size
+        rows = sorted(self.dev_rows, key=len)
+        chosen = [rows[i * len(rows) // min(most, len(rows))] for i in range(min(most, len(rows)))][rank::world]
+        chunks = [chosen[i : i + size] for i in range(0, len(chosen), size)]
+        return [collate(chunk, StepCounts.of(chunk), self.pad_token_id) for chunk in chunks]
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Nothing where it is there already: Lightning would rebuild the batch at every step."""
         return batch if batch.input_ids.device == device else batch.to(device, non_blocking=True)

@@ -144,10 +144,10 @@ class DistillationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         first = batch_idx % self.micro_batches == 0
         due = first and self.global_step % self.logging.grad_norm_every_n_steps == 0
+        self.objective.progress = self.global_step / max(1, self.total_steps - 1)
         # a gradient of a sharded model exists only in parts, and only after backward
         if due and not self.placement.sharded:
             self._log_term_norms(batch_idx)
-        self.objective.progress = self.global_step / self.total_steps
         self._seed_dropout(batch_idx)
         terms = self.losses(batch, self._teacher_states(batch), self._wants_rows(batch, first))
         self.step_metrics.add(batch, terms)

@@ -156,10 +156,11 @@ def _take_up(
 
 
 def _can_be_longer(there: ExperimentConfig, config: ExperimentConfig) -> bool:
-    """Whether more epochs leave what is behind as it is: no round is half used, no share depends on the end."""
+    """Whether more epochs leave what is behind as it is: no round is half used, nothing hangs on the end."""
     whole_rounds = there.train.epochs % there.scrg.every_n_epochs == 0 or not there.scrg.enabled
     longer = config.train.epochs > there.train.epochs and not there.train.max_steps
-    return longer and whole_rounds and there.mixture.kind != "linear"
+    options = (*there.objective.divergence_options.values(), *there.objective.written_options.values())
+    return longer and whole_rounds and there.mixture.kind != "linear" and list not in map(type, options)
 
 
 def told_keys(names: Sequence[str], before: ExperimentConfig, now: ExperimentConfig) -> str:

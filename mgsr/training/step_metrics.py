@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mgsr.data.collate import Batch
-from mgsr.losses import LossTerms, Objective, OutputLayer, Weights
+from mgsr.losses import LossTerms, Objective, OutputLayer, TermCounts, Weights
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.runtime import devices
 from mgsr.runtime.errors import UserError
@@ -232,7 +232,7 @@ def term_gradient_norms(
 
 
 MATCHED_BATCHES = 20
-"""Dev batches that `divergence_factor` is measured on."""
+"""Optimiser steps' worth of dev rows that `divergence_factor` is measured on."""
 
 
 def divergence_factor(
@@ -243,7 +243,7 @@ def divergence_factor(
 ) -> float:
     """What makes the divergence's gradient to the student's logits as large as the forward KL's.
 
-    Norms are over all batches, each batch's gradient that of its mean over tokens.
+    Norms are over the tokens of all batches together, whatever the batches are.
 
     Args:
         read: batches with the student's and the teacher's last hidden states and output layers.
@@ -256,6 +256,8 @@ def divergence_factor(
     like = Objective((0.0, 1.0, 0.0), None, {**objective.options, "divergence": "forward_kl"})
     squares = torch.zeros(2, dtype=torch.float64)
     for batch, hidden, layer, taught, teacher in read:
+        # sums over tokens: a token's share must not hang on its batch
+        targets = batch.targets._replace(counts=TermCounts(1, 1, 1))
         fixed = replace(layer, weight=layer.weight.detach())
         for i, one in enumerate((own, like)):
             found: list[Tensor] = []
@@ -265,8 +267,9 @@ def divergence_factor(
 
             with torch.enable_grad():
                 states = hidden.detach().requires_grad_()
-                one(batch.targets, states, fixed, taught, teacher, vocab_size=vocab_size, watch=watch)
-            squares[i] += torch.stack(found).sum().cpu()
+                one(targets, states, fixed, taught, teacher, vocab_size=vocab_size, watch=watch)
+            if found:
+                squares[i] += torch.stack(found).sum().cpu()
     mine, theirs = reduce(squares).sqrt().tolist()
     if not (mine > 0 and theirs > 0 and math.isfinite(mine) and math.isfinite(theirs)):
         raise UserError(

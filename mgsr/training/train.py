@@ -33,7 +33,7 @@ from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
-from mgsr.training.build import Job, build_job, mean_bounds, writer_class
+from mgsr.training.build import Job, build_job, check_match, mean_bounds, writer_class
 from mgsr.training.callbacks import CostLog
 from mgsr.training.checkpoint import resume_points
 from mgsr.training.fsdp import phase_of, working
@@ -77,6 +77,9 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
     mean_bounds(config)
     writer_class(config)
     folder = run_folder(config)
+    if not (resume and resume_points(folder)):
+        # a run that is taken up has the factor
+        check_match(config)
     if resume and not (folder / "config.yaml").exists():
         raise UserError(f"{folder}: holds no run to resume (no config.yaml)")
     sizes = {} if (folder / METRICS).exists() else check_run(config, rows)

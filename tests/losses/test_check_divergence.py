@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from mgsr.losses import DIVERGENCES, forward_kl
@@ -30,15 +32,35 @@ def test_options_are_tried_at_both_ends_of_a_schedule():
         (3, {}, "is no function but int"),
         (double, {"bye": 1.0}, "has no option 'bye'; it has by, sign; did you mean `by`?"),
         (forward_kl, {"by": 1.0}, "has no option 'by'; it has none"),
-        (lambda t, s, temperature: (t - s).sum(), {}, r"one value per token: of logits \[2, 3\] \[2\], not \[\]"),
+        (
+            lambda t, s, temperature: (t - s).sum(),
+            {},
+            r"one value per token: of logits \[2, 1024\] \[2\], not \[\]",
+        ),
         (lambda t, s, temperature: 1.0, {}, "not float"),
         (lambda t, s, temperature: (t - s.detach()).sum(-1), {}, "no gradient to the student's logits"),
-        (lambda t, s: (t - s).sum(-1), {}, "fails on logits .2, 3.: TypeError"),
+        (lambda t, s, temperature: (t - s).sum(-1) * float("nan"), {}, "infinite or no number"),
+        (lambda t, s, temperature: (s - s).sum(-1).sqrt(), {}, "infinite or no number"),
+        (lambda t, s, temperature: sys.exit(7), {}, "fails on logits .2, 1024.: SystemExit"),
+        (lambda t, s: (t - s).sum(-1), {}, "fails on logits .2, 1024.: TypeError"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(function, options, message):
     with pytest.raises(ValueError, match=message):
         check_divergence(function, options)
+
+
+def test_a_schedule_is_tried_in_its_middle_too():
+    with pytest.raises(ValueError, match="must be finite and not 0, got 0"):
+        check_divergence(DIVERGENCES["alpha_beta"], {"alpha": [-0.5, 0.5]})
+
+
+def test_one_of_many_classes_is_tried_on_many():
+    def top(teacher, student, *, temperature=1.0, k=50):
+        found, ids = teacher.topk(k, dim=-1)
+        return (found.softmax(-1) * (found - student.gather(-1, ids))).sum(-1)
+
+    check_divergence(top, {"k": 500})
 
 
 def test_what_takes_any_option_is_given_it():

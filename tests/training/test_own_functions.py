@@ -1,10 +1,11 @@
-"""Divergences and writers of a user's own, options of divergences, and gradients made as large as forward KL's."""
+"""Divergences and writers of a user's own, and options of divergences."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,15 @@ import pytest
 import torch
 
 from mgsr.cli.main import main
-from mgsr.config.load import dump, load_config
+from mgsr.config.load import dump, fingerprint, load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.losses import DIVERGENCES, Objective, dac_kl, forward_kl
-from mgsr.losses.objective import Targets
-from mgsr.losses.projection import OutputLayer
-from mgsr.losses.reduction import TermCounts
+from mgsr.rounds.entry import RoundEntry
+from mgsr.rounds.round import LATER, Rounds
 from mgsr.runtime.errors import ConfigError
+from mgsr.scrg import RevisedSequence
 from mgsr.study.collect import read_curves
 from mgsr.training.build import build_objective, writer_class
-from mgsr.training.callbacks import CostLog
 from mgsr.training.run_folder import run_folder
-from mgsr.training.step_metrics import divergence_factor
 from mgsr.training.train import train
 from tests.reading import weights
 
@@ -85,10 +83,10 @@ def test_a_pair_goes_from_one_value_to_the_other_over_all_steps(make_config: Mak
     config = make_config("train.max_steps=4", "scrg.enabled=false", "objective.w_span=0", *words)
     config.trainer.grad_norm_every_n_steps = 10**6
     train(config)
-    # the check tries both ends; then step by step, every tile alike
-    assert plugin.seen[:2] == [2.0, 1.0]
-    steps = list(dict.fromkeys(plugin.seen[2:]))
-    assert [by for by in steps if by != 2.0] == [1.75, 1.5, 1.25]
+    # the check tries both ends and the middle; then step by step, every tile alike
+    assert plugin.seen[:3] == [2.0, 1.5, 1.0]
+    steps = list(dict.fromkeys(plugin.seen[3:]))
+    assert steps == pytest.approx([2.0, 5 / 3, 4 / 3, 1.0])
 
 
 def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
@@ -123,7 +121,12 @@ def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
         (["objective.divergence_options={by: [1, 2, 3]}"], "one value, or a pair"),
         (["scrg.text=my_own:number"], "derived from mgsr.rounds.writer.RoundWriter"),
         (["scrg.text=my_own:Other"], "my_own has no Other"),
-        (["objective.match_gradient=true", "objective.w_dac=0"], "a divergence with weight"),
+        (["scrg.text=mgsr.rounds.writer:UnrevisedWriter"], "has to have the method unrevised"),
+        (["objective.written_divergence=veto"], "beside another divergence than dac_kl"),
+        (
+            ["objective.divergence=todi", "objective.written_divergence=veto", "objective.written_options={b: 1}"],
+            "has no option 'b'",
+        ),
         (["objective.match_gradient=true", "teacher.placement=cpu"], "teacher.placement=replicated"),
     ],
 )
@@ -137,10 +140,12 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 
 
 def test_options_are_read_from_files_words_and_dumps(tiny_file: Path, tmp_path: Path) -> None:
-    given = "objective.divergence_options={alpha: 0.2, detach: true, of: forward_kl, beta: [0.8, 0]}"
+    given = "objective.divergence_options={alpha: 0.2, detach: true, of: forward_kl, beta: [0.8, 0], k: 5}"
     config = load_config(tiny_file, [given, "objective.divergence_options.alpha=0.3"])
-    wanted = {"alpha": 0.3, "detach": True, "of": "forward_kl", "beta": [0.8, 0.0]}
+    wanted = {"alpha": 0.3, "detach": True, "of": "forward_kl", "beta": [0.8, 0.0], "k": 5}
     assert config.objective.divergence_options == wanted
+    # a whole number stays one
+    assert isinstance(config.objective.divergence_options["k"], int)
     (tmp_path / "again.yaml").write_text(dump(config))
     assert load_config(tmp_path / "again.yaml") == config
     assert (
@@ -156,83 +161,71 @@ def test_older_keys_are_the_same_options(tiny_file: Path) -> None:
     assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.4}
 
 
+def test_options_on_written_text_are_scheduled_too(make_config: Make) -> None:
+    words = ("objective.divergence=todi", "objective.written_divergence=veto", "train.epochs=1")
+    config = make_config(*words, "objective.written_options={beta: [0.8, 0.0]}")
+    objective = build_objective(config, None)
+    objective.progress = 0.5
+    assert objective._scheduled() == {"written_kwargs": {"beta": 0.4}}
+    assert math.isfinite(train(config)["val"]["loss"])
+
+
+def test_older_keys_reach_the_divergence_on_written_text(tiny_file: Path) -> None:
+    words = ["objective.divergence=skewed_forward_kl", "objective.written_divergence=skewed_reverse_kl"]
+    objective = build_objective(load_config(tiny_file, [*words, "objective.alpha=0.3"]), None)
+    assert objective.divergence_options == objective.written_options == {"alpha": 0.3}
+
+
+def test_a_divergence_of_no_weight_is_not_looked_for(make_config: Make) -> None:
+    words = ("objective.divergence=no_such_module:f", "objective.w_dac=0", "scrg.enabled=false")
+    assert train(make_config("train.epochs=1", *words))["steps"] == 4
+
+
+def test_paired_text_changes_hands_from_round_to_round(make_config: Make) -> None:
+    words = ("scrg.text=paired", "mixture.student_fraction=1.0", "train.epochs=2", "objective.w_sft=0")
+    config = make_config(*words)
+    train(config)
+    by_round = []
+    for path in sorted((run_folder(config) / "scrg").glob("round=*")):
+        lines = [line for shard in sorted(path.glob("shard-*.jsonl")) for line in shard.read_text().splitlines()]
+        entries = map(json.loads, lines)
+        by_round.append({entry["example_id"]: entry.get("by_teacher", False) for entry in entries})
+    first, second = by_round
+    assert first.keys() == second.keys() and len(first) == 32
+    assert all(first[example] is not second[example] for example in first)
+    assert 8 < sum(first.values()) < 24
+
+
+def test_the_teachers_half_counts_as_ground_truth() -> None:
+    revised = RevisedSequence(1, (5, 6), (7, 8), (7, 8), (), "not_searched", 0, 0)
+    entry = RoundEntry(revised, (-1, -1), by_teacher=True)
+    again = RoundEntry.from_dict(json.loads(json.dumps(entry.to_dict())))
+    assert again == entry and again.training_sequence().is_ground_truth
+    assert not RoundEntry(revised, (-1, -1)).training_sequence().is_ground_truth
+
+
+def test_rounds_of_before_the_new_keys_keep_theirs(make_config: Make) -> None:
+    def key(*words: str) -> str:
+        rounds = object.__new__(Rounds)
+        rounds.config, rounds.seed, rounds.steps_per_epoch = make_config(*words), 0, 4
+        return rounds.key(0, [])
+
+    tree = asdict(make_config())
+    tree["teacher"].pop("placement")
+    for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
+        tree.pop(name)
+    for name in ("epochs", "max_steps", "max_nonfinite_steps", "micro_batch_size", "gradient_checkpointing"):
+        tree["train"].pop(name)
+    for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
+        tree["scrg"].pop(name)
+    for section, names in LATER.items():
+        for name in names:
+            tree[section].pop(name)
+    assert key() == fingerprint(tree, 0, 0, [])
+    assert key("scrg.switch_window=7") != key()
+
+
 def test_our_own_writers_have_names(tiny_file: Path) -> None:
     assert writer_class(load_config(tiny_file, ["scrg.text=mixed"])).__name__ == "MixingWriter"
     with pytest.raises(ConfigError, match="interleaved"):
         load_config(tiny_file, ["scrg.text=interleave"])
-
-
-class OfABatch:
-    """As much of a batch as the measurement reads."""
-
-    def __init__(self, seed: int) -> None:
-        draw = torch.Generator().manual_seed(seed)
-        labels = torch.randint(0, 7, (2, 5), generator=draw)
-        labels[0, :2] = -100
-        truth = torch.ones(2, dtype=torch.bool)
-        count = int((labels[:, 1:] != -100).sum())
-        spans = torch.full((2, 5), -1)
-        self.targets = Targets(labels, spans, truth, TermCounts(count, count, 0))
-        self.states = [torch.randn(2, 5, 4, dtype=torch.float64, generator=draw) for _ in range(2)]
-
-
-@pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "todi", "dac_kl"])
-def test_the_factor_makes_gradients_to_the_logits_equally_large(name: str) -> None:
-    draw = torch.Generator().manual_seed(9)
-    layers = [OutputLayer(torch.randn(7, 4, dtype=torch.float64, generator=draw)) for _ in range(2)]
-    batches = [OfABatch(seed) for seed in range(3)]
-    clip = (0.1, 0.9) if name == "dac_kl" else None
-    objective = Objective((1.0, 0.5, 1.0), clip, {"divergence": name, "sharpness": 0.05})
-    read = [(b, b.states[0], layers[0], b.states[1], layers[1]) for b in batches]
-    factor = divergence_factor(objective, read, 7)  # type: ignore[arg-type]
-
-    def norm(divergence: Callable[..., Any]) -> float:
-        total = 0.0
-        for batch in batches:
-            counted = batch.targets.labels[:, 1:] != -100
-            logits = (batch.states[0][:, :-1] @ layers[0].weight.T).requires_grad_()
-            taught = batch.states[1][:, :-1] @ layers[1].weight.T
-            (grad,) = torch.autograd.grad(divergence(taught, logits)[counted].mean(), logits)
-            total += float(grad.square().sum())
-        return math.sqrt(total)
-
-    own = DIVERGENCES.get(name) or (lambda t, s: dac_kl(t, s, 0.1, 0.9, sharpness=0.05).loss)
-    assert factor == pytest.approx(norm(forward_kl) / norm(own), rel=1e-9)
-
-
-def test_a_matched_run_says_its_factor_and_keeps_it(make_config: Make) -> None:
-    words = ("objective.divergence=jensen_shannon", "objective.match_gradient=true", *EXACT)
-    short = ("train.epochs=2", "scrg.enabled=false", "trainer.checkpoint_every_n_steps=2")
-    metrics = train(make_config("arm=matched", *words, *short))
-    factor = metrics["divergence_factor"]
-    # Jensen-Shannon's gradient is a good deal smaller
-    assert factor > 1.5
-    by_hand = make_config("arm=by_hand", words[0], f"objective.w_dac={factor!r}", *EXACT, *short)
-    again = train(by_hand)
-    assert "divergence_factor" not in again
-    assert again["result"]["test"]["rouge_l"] == pytest.approx(metrics["result"]["test"]["rouge_l"])
-    assert again["val"]["loss"] == pytest.approx(metrics["val"]["loss"], rel=1e-9)
-
-
-class Stop(Exception):
-    """The end of a run that nobody asked for."""
-
-
-def test_a_resumed_run_has_the_factor_of_its_start(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("objective.divergence=jensen_shannon", "objective.match_gradient=true", "scrg.enabled=false")
-    short = ("train.epochs=2", "trainer.checkpoint_every_n_steps=2", *EXACT)
-    whole = train(make_config("arm=whole", *words, *short))
-    config = make_config("arm=stopped", *words, *short)
-
-    def stop_at_5(self: Any, trainer: Any, module: Any, *args: Any) -> None:
-        if trainer.global_step == 5 and module.objective.match:
-            raise Stop
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CostLog, "on_train_batch_start", stop_at_5)
-        with pytest.raises(Stop):
-            train(config)
-    # by now the student is another, and so would a factor be
-    resumed = train(config, resume=True)
-    assert resumed["divergence_factor"] == whole["divergence_factor"]
-    assert resumed["val"]["loss"] == pytest.approx(whole["val"]["loss"], rel=1e-9)

@@ -1,4 +1,4 @@
-"""Whether a function can be trained on as a divergence, tried on three classes."""
+"""Whether a function can be trained on as a divergence, tried on two tokens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 
 from mgsr.runtime.errors import did_you_mean
 
+CLASSES = 1024
+"""As many as a function may need that takes the most probable ones."""
+
 
 def check_divergence(function: Any, options: Mapping[str, Any]) -> None:
-    """Call a divergence once, with every option at both of its ends.
+    """Call a divergence, with every schedule at its ends and in the middle.
 
     Args:
         options: its arguments by name; a pair of numbers is a schedule.
@@ -32,21 +35,27 @@ def check_divergence(function: Any, options: Mapping[str, Any]) -> None:
             told = f"it has {', '.join(own)}" if own else "it has none"
             raise ValueError(f"has no option {name!r}; {told}{did_you_mean(name, own)}")
     pairs = {name: value for name, value in options.items() if isinstance(value, (list, tuple))}
-    for end in (0, 1) if pairs else (0,):
-        _call(function, {**options, **{name: value[end] for name, value in pairs.items()}})
+    for done in (0.0, 0.5, 1.0) if pairs else (0.0,):
+        now = {name: start + (end - start) * done for name, (start, end) in pairs.items()}
+        _call(function, {**options, **now})
 
 
 def _call(function: Any, options: Mapping[str, Any]) -> None:
-    teacher = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.5, 0.0]])
-    student = torch.tensor([[0.5, 0.0, 1.0], [0.0, 1.0, 0.0]], requires_grad=True)
+    draw = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(2, CLASSES, generator=draw) for _ in range(2))
+    student.requires_grad_()
     try:
         loss = function(teacher, student, temperature=1.0, **options)
     except ValueError:
         raise
-    except Exception as error:
-        raise ValueError(f"fails on logits [2, 3]: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"fails on logits [2, {CLASSES}]: {type(error).__name__}: {error}") from error
     if not isinstance(loss, torch.Tensor) or loss.shape != (2,):
         shape = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise ValueError(f"has to return one value per token: of logits [2, 3] [2], not {shape}")
-    if not loss.requires_grad:
+        raise ValueError(f"has to return one value per token: of logits [2, {CLASSES}] [2], not {shape}")
+    found = torch.autograd.grad(loss.sum(), student, allow_unused=True) if loss.requires_grad else (None,)
+    gradient = found[0]
+    if gradient is None:
         raise ValueError("has no gradient to the student's logits, its second argument")
+    if not bool(torch.isfinite(loss).all()) or not bool(torch.isfinite(gradient).all()):
+        raise ValueError("gives a value or a gradient that is infinite or no number on ordinary logits")

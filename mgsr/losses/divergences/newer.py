@@ -183,9 +183,12 @@ def entropy_aware(
     KL(q || p) + alpha KL(p || q) where the entropy of p, in nats, is above `threshold`
     """
     log_p, log_q = log_probabilities(teacher_logits, student_logits, temperature)
+    backward = kl_from_log_probs(log_q, log_p)
+    if not alpha:
+        # left out, not multiplied: 0 * inf would be NaN
+        return backward
     unsure = entropy(log_p, log_p.exp()) > threshold
-    added = torch.where(unsure, kl_from_log_probs(log_p, log_q), 0.0)
-    return kl_from_log_probs(log_q, log_p) + alpha * added
+    return backward + alpha * torch.where(unsure, kl_from_log_probs(log_p, log_q), 0.0)
 
 
 def veto(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, beta: float = 0.8) -> Tensor:

@@ -85,10 +85,12 @@ def divergences_tile(
     base: Tensor | None,
 ) -> TokenTerm:
     """One divergence on rows of ground truth, and another on written text, see `divergence_tile`."""
-    rest = temperature, coefficient, None
-    both = [divergence_tile(tile, logits, *named, *rest) for named in (of_truth, of_written)]
+    both = [
+        divergence_tile(tile, logits, which, options, temperature, coefficient, None)
+        for which, options in (of_truth, of_written)
+    ]
     loss = torch.where(truth_R, both[0].loss, both[1].loss)
-    scale = torch.where(truth_R, *(term.gradient.q_scale for term in both))
+    scale = torch.where(truth_R, both[0].gradient.q_scale, both[1].gradient.q_scale)
     parts = []
     for term, others in zip(both, (~truth_R, truth_R), strict=True):
         # not multiplied: 0 * inf would be no number

@@ -248,11 +248,12 @@ def tile_terms(
         if bounds is not None:
             token = dac_kl_tile(tile, bounds, start, coefficients[1], base)
         else:
-            named, rest = (options.divergence, options.divergence_kwargs), (tau, coefficients[1], base)
+            which, kwargs, scale = options.divergence, options.divergence_kwargs, coefficients[1]
             if options.written is None:
-                token = divergence_tile(tile, logits, *named, *rest)
+                token = divergence_tile(tile, logits, which, kwargs, tau, scale, base)
             else:
-                token = divergences_tile(tile, logits, rows.truth, named, options.written, *rest)
+                both = (which, kwargs), options.written
+                token = divergences_tile(tile, logits, rows.truth, *both, tau, scale, base)
         if tile.pair is not None:
             span = tile.pair.span()
         else:
