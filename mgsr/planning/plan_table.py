@@ -74,7 +74,7 @@ def work_table(plan: Plan) -> Table:
     work, seconds = (sum(p.work.total for p in plan.phases), sum(p.seconds for p in plan.phases))
     table.add_row("all", f"{work / 1e15:,.1f}", "", duration(seconds), "")
     table.caption = (
-        f"dev set and padding are not in it; test sets and exposure bias take {duration(plan.greedy)} without sampled "
+        f"dev set and padding are not in it; test sets and exposure take {duration(plan.greedy)} without sampled "
         f"answers, {duration(plan.sampled)} with them"
     )
     return table
