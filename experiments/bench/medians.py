@@ -19,7 +19,7 @@ def seconds(runs: Runs) -> float:
 def spread(runs: Runs) -> str:
     """Least to most seconds of a process."""
     each = [median(run["seconds"]) for run in runs]
-    return f"{min(each):.3g} to {max(each):.3g}"
+    return f"{min(each):.3g} to {max(each):.3g}" if len(each) > 1 else "one run"
 
 
 def memory(runs: Runs) -> float:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from mgsr.generation.batching import SHORT, FittingBatches, passes
 from mgsr.generation.decoding import Reader, decode
 from mgsr.generation.kv_cache import KeptText
-from mgsr.generation.sampling import Sampling
+from mgsr.generation.sampling import Sampling, draws
 from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, causal_lm, output_head, position_limit, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.rng import Stream, uniform
+from mgsr.runtime.rng import Stream
 from mgsr.scrg import Prefix, Prompt
 
 logger = logging.getLogger(__name__)
@@ -41,22 +41,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def draws(
-    example_ids: Sequence[int],
-    starts: Sequence[int],
-    width: int,
-    *,
-    seed: int,
-    stream: Stream | int,
-    round: int,
-    pass_: int,
-) -> Tensor:
-    """Uniforms `[B, T]` in float64: column t of a row is for its response position `starts[b] + t`."""
-    ids_B1 = torch.tensor(example_ids, dtype=torch.int64)[:, None].numpy()
-    positions_BT = (torch.tensor(starts, dtype=torch.int64)[:, None] + torch.arange(width)).numpy()
-    return torch.from_numpy(uniform(seed, stream, round, ids_B1, pass_, positions_BT))
 
 
 class LanguageModel:

@@ -1,6 +1,6 @@
 """How a token is drawn from its logits.
 
-Shapes: N rows, V vocabulary.
+Shapes: N rows, V vocabulary; B rows of a batch, T new tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mgsr.runtime.rng import classes_at
+from mgsr.runtime.rng import Stream, classes_at, uniform
 
 Choice = Callable[[Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
 """(logits `[N, V]` per reader, uniforms `[N]` per stream) -> (tokens `[N]`, values to keep, each `[N]`).
@@ -64,3 +64,19 @@ class Sampling:
             before_NV = mass_NV.cumsum(dim=-1) - mass_NV
             ranked_NV = ranked_NV.masked_fill(before_NV >= self.top_p, -torch.inf)
         return torch.full_like(logits_NV, -torch.inf).scatter(1, order_NV, ranked_NV)
+
+
+def draws(
+    example_ids: Sequence[int],
+    starts: Sequence[int],
+    width: int,
+    *,
+    seed: int,
+    stream: Stream | int,
+    round: int,
+    pass_: int,
+) -> Tensor:
+    """Uniforms `[B, T]` in float64: column t of a row is for its response position `starts[b] + t`."""
+    ids_B1 = torch.tensor(example_ids, dtype=torch.int64)[:, None].numpy()
+    positions_BT = (torch.tensor(starts, dtype=torch.int64)[:, None] + torch.arange(width)).numpy()
+    return torch.from_numpy(uniform(seed, stream, round, ids_B1, pass_, positions_BT))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mgsr.generation.decoding import Decoded, Reader, decode
-from mgsr.generation.language_model import LanguageModel, draws, evaluating
+from mgsr.generation.language_model import LanguageModel, evaluating
+from mgsr.generation.sampling import draws
 from mgsr.runtime.rng import Stream, classes_at
 from mgsr.scrg import Prompt
 

@@ -98,28 +98,34 @@ def top_of_rows(first, stop, logits, rows, k, keys, counts):
     of every few classes halving finds a value that `k` of them reach; all classes that reach it are taken.
     """
     width, room = logits.shape[1], keys.shape[1]
-    count = width // STRIDES if 2 * k < width // STRIDES else width
-    strides = width // count
+    strides = STRIDES
+    while strides > 1 and 2 * k >= width // strides:
+        strides //= 2
+    count = width // strides
     peaks = np.empty(count, np.float32)
-    found_keys = np.empty(width, np.int64)
+    places = np.empty(count, np.int32)
+    found_keys = np.empty(width + 1, np.int64)
     for i in range(first, stop):
         row = logits[rows[i]]
         _peaks(row, peaks)
         least = _threshold(peaks, k, k + k // 8)
-        found, above = 0, 0
+        # written in any case and kept where it reaches: a processor guesses badly which ones do
+        reaching = 0
         for b in range(count):
-            if peaks[b] >= least:
-                for j in range(strides):
-                    place = j * count + b
-                    if row[place] >= least:
-                        found_keys[found] = _key(row[place], place)
-                        found += 1
-                        above += row[place] > least
+            places[reaching] = b
+            reaching += peaks[b] >= least
+        found, above = 0, 0
+        for b in places[:reaching]:
+            for j in range(strides):
+                place = j * count + b
+                value = row[place]
+                found_keys[found] = _key(value, place)
+                found += value >= least
+                above += value > least
         for place in range(strides * count, width):
-            if row[place] >= least:
-                found_keys[found] = _key(row[place], place)
-                found += 1
-                above += row[place] > least
+            found_keys[found] = _key(row[place], place)
+            found += row[place] >= least
+            above += row[place] > least
         if found > room and above <= room:
             # many classes tie with the last one: those with the smallest ids are wanted
             found = _above_and_first(row, least, k, found_keys)

@@ -80,35 +80,22 @@ def largest(row):
     return best
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
-def softmax_sums(first, stop, logits, known, peak, total, moment):
-    """Of rows `first` to `stop`: the largest, sum of e_k = exp(z_k - peak), and of e_k (z_k - peak), `[R]` each.
-
-    `known` says that `peak` is there already.
-    """
-    width = logits.shape[1]
-    for i in range(first, stop):
-        row = logits[i]
-        best = peak[i] if known else largest(row)
-        all_e, all_m = 0.0, 0.0
-        for start in range(0, width, 2 * BLOCK):
-            part = row[start : min(start + 2 * BLOCK, width)]
-            e, m = F(0.0), F(0.0)
-            for k in range(part.shape[0]):
-                x = part[k] - best
-                weight = _exp(x)
-                e += weight
-                # 0 * -inf would be no number
-                m += weight * max(x, F(-1e30))
-            all_e += e
-            all_m += m
-        peak[i], total[i], moment[i] = best, all_e, all_m
-
-
 @njit(fastmath=FAST)
-def _probs(logits, peak, peak_prob, out):
-    for k in range(logits.shape[0]):
-        out[k] = _exp(logits[k] - peak) * peak_prob
+def _sums(teacher, t_peak, student, s_peak, edge):
+    """Of each model: sums of e_k = exp(z_k - peak), e_k (z_k - peak), and e_k below the teacher's edge."""
+    p, p_moment, p_below, q, q_moment, q_below = F(0.0), F(0.0), F(0.0), F(0.0), F(0.0), F(0.0)
+    for k in range(teacher.shape[0]):
+        x, y = teacher[k] - t_peak, student[k] - s_peak
+        outside = F(teacher[k] < edge)
+        e, f = _exp(x), _exp(y)
+        p += e
+        q += f
+        p_below += e * outside
+        q_below += f * outside
+        # 0 * -inf would be no number
+        p_moment += e * max(x, F(-1e30))
+        q_moment += f * max(y, F(-1e30))
+    return p, p_moment, p_below, q, q_moment, q_below
 
 
 @njit(fastmath=FAST)
@@ -123,11 +110,57 @@ def _sums_below(teacher, t_peak, student, s_peak, edge):
 
 
 @njit(fastmath=FAST)
+def _sums_at(teacher, t_peak, student, s_peak, edge):
+    """Likewise, over those that equal `edge`."""
+    p, q = F(0.0), F(0.0)
+    for k in range(teacher.shape[0]):
+        outside = F(teacher[k] == edge)
+        p += _exp(teacher[k] - t_peak) * outside
+        q += _exp(student[k] - s_peak) * outside
+    return p, q
+
+
+@njit(fastmath=FAST)
 def _equal(values, wanted):
     count = 0
     for k in range(values.shape[0]):
         count += values[k] == wanted
     return count
+
+
+@njit(nogil=True, fastmath=FAST, cache=True)
+def softmax_sums(first, stop, teacher, student, last, t_sums, s_sums):
+    """What both models' softmaxes take, and their mass outside the teacher's most probable classes, in one pass.
+
+    Args:
+        last: `[R]`, the last class inside, as in `masses_outside`.
+        t_sums, s_sums: `[4, R]`, rows `first` to `stop` are written: the largest logit (the teacher's is there
+            already); the sum of e_k = exp(z_k - largest); that of e_k (z_k - largest); that of e_k outside.
+    """
+    width = teacher.shape[1]
+    for i in range(first, stop):
+        edge, t_peak, s_peak, ties = teacher[i, last[i]], t_sums[0, i], largest(student[i]), 0
+        sums = np.zeros(6)
+        for start in range(0, width, BLOCK):
+            end = min(start + BLOCK, width)
+            z, own = teacher[i, start:end], student[i, start:end]
+            for j, value in enumerate(_sums(z, t_peak, own, s_peak, edge)):
+                sums[j] += value
+            ties += _equal(z, edge)
+        # the last class itself is one of them
+        for start in range(last[i] + 1 if ties > 1 else width, width, BLOCK):
+            end = min(start + BLOCK, width)
+            p, q = _sums_at(teacher[i, start:end], t_peak, student[i, start:end], s_peak, edge)
+            sums[2] += p
+            sums[5] += q
+        s_sums[0, i] = s_peak
+        t_sums[1:, i], s_sums[1:, i] = sums[:3], sums[3:]
+
+
+@njit(fastmath=FAST)
+def _probs(logits, peak, peak_prob, out):
+    for k in range(logits.shape[0]):
+        out[k] = _exp(logits[k] - peak) * peak_prob
 
 
 @njit(nogil=True, fastmath=FAST, cache=True)
@@ -253,3 +286,12 @@ def row_gradient(
             p, p_next = p_next, p
             q, q_next = q_next, q
             g, g_next = g_next, g
+
+
+@njit(nogil=True, cache=True)
+def add_to_classes(first, stop, rows, ids, values, out):
+    """Rows `first` to `stop` of `rows [r]`: adds `values [r, K]` to the classes `ids [r, K]` of `out [R, V]`."""
+    for i in range(first, stop):
+        row = out[rows[i]]
+        for k in range(ids.shape[1]):
+            row[ids[i, k]] += values[i, k]

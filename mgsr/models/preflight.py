@@ -17,20 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.checks import check_device
 from mgsr.config.origin import about
-from mgsr.config.own_functions import (
-    divergence_of,
-    divergence_options,
-    written_divergence_of,
-    written_options,
-)
 from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.rows import Row
 from mgsr.data.splits import encode_quietly, read_split
 from mgsr.data.templates import render
-from mgsr.losses.divergences import DIVERGENCES
-from mgsr.losses.divergences.check import check_divergence
 from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import (
     build_initial,
@@ -43,10 +35,11 @@ from mgsr.models.from_config import (
 )
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import output_head, position_limit
+from mgsr.models.preflight_objective import check_objective
 from mgsr.models.pruning import decoder_layers, pruned_config
 from mgsr.models.vocabulary import check_texts, knows_all_ids, written_vocab_size
 from mgsr.runtime.devices import check_compiler, working_device
-from mgsr.runtime.errors import ConfigError, UserError
+from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
 
 Rows = Mapping[str, Sequence[Row]]
@@ -95,7 +88,7 @@ def checks(config: ExperimentConfig, rows: Rows, sizes: dict[str, Size]) -> list
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("objective", lambda: _check_objective(config)),
+        ("objective", lambda: check_objective(config.objective)),
         ("teacher", lambda: _look_at_teacher(config, shapes, sizes)),
         ("student", lambda: _look_at_student(config, shapes, sizes)),
         ("tokenizers", lambda: _check_tokenizers(config)),
@@ -123,36 +116,6 @@ def _check_packages(config: ExperimentConfig) -> None:
     parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")
     if config.objective.w_span > 0 and parses:
         build_chunker("spacy")
-
-
-def _check_objective(config: ExperimentConfig) -> None:
-    """See that the divergence takes its options."""
-    objective = config.objective
-    if objective.kind != "multi_granularity" or not objective.w_dac:
-        return
-    if objective.divergence == "dac_kl":
-        if objective.written_divergence:
-            raise ConfigError(
-                "`objective.written_divergence` stands beside another divergence than dac_kl; set "
-                "objective.divergence too",
-                *("objective.written_divergence", "objective.divergence"),
-            )
-        if objective.divergence_options:
-            raise ConfigError(
-                "`objective.divergence_options` are none of dac_kl's, which has the section `clip`",
-                "objective.divergence_options",
-            )
-        return
-    both = {"divergence": (divergence_of(objective), divergence_options(objective))}
-    written = written_divergence_of(objective)
-    if written is not None:
-        both["written_divergence"] = (written, written_options(objective))
-    for key, (found, options) in both.items():
-        try:
-            check_divergence(DIVERGENCES[found] if isinstance(found, str) else found, options)
-        except ValueError as error:
-            name = getattr(objective, key)
-            raise ConfigError(f"`objective.{key}`: {name}: {error}", f"objective.{key}") from None
 
 
 def _check_tokenizers(config: ExperimentConfig) -> None:

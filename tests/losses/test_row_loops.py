@@ -11,7 +11,7 @@ import torch
 from mgsr.losses import ranking, tiled_objective
 from mgsr.losses.fused import rows as rows_module
 from mgsr.losses.fused import selection
-from mgsr.losses.fused.rows import RowPair, rows_by, softmax_of
+from mgsr.losses.fused.rows import RowPair, rows_by
 from mgsr.losses.fused.span_correlation import span_tile
 from mgsr.losses.ranking import top_classes
 from mgsr.losses.teacher_topk import CachedRows, top_of_logits
@@ -145,35 +145,45 @@ def test_a_row_without_numbers_is_told_and_harms_no_other(by_loops, bad):
     torch.testing.assert_close(clean.rows.dac_kl[others], spoiled.rows.dac_kl[others])
 
 
+def _pair(teacher: torch.Tensor, student: torch.Tensor, depth: int) -> RowPair:
+    return RowPair(
+        teacher, student, top_classes(teacher, depth), torch.zeros(len(teacher), dtype=torch.bool), None
+    )
+
+
 def test_classes_that_are_ruled_out():
-    logits = 3 * torch.randn(5, 7000, generator=torch.Generator().manual_seed(0))
-    logits[:, 3000:] = -math.inf
-    softmax = softmax_of(logits)
-    want = torch.log_softmax(logits.double(), -1)
-    assert torch.isneginf(softmax.log_probs()[:, 3000:]).all()
-    torch.testing.assert_close(softmax.log_probs()[:, :3000].double(), want[:, :3000], rtol=1e-5, atol=1e-5)
-    entropy = -(want[:, :3000].exp() * want[:, :3000]).sum(-1)
-    torch.testing.assert_close(softmax.entropy().double(), entropy, rtol=1e-5, atol=1e-5)
+    logits = 3 * torch.randn(2, 5, 7000, generator=torch.Generator().manual_seed(0))
+    logits[..., 3000:] = -math.inf
+    pair = _pair(*logits, 256)
+    for softmax, own in zip((pair.teacher, pair.student), logits, strict=True):
+        want = torch.log_softmax(own.double(), -1)
+        assert torch.isneginf(softmax.log_probs()[:, 3000:]).all()
+        torch.testing.assert_close(softmax.log_probs()[:, :3000].double(), want[:, :3000], rtol=1e-5, atol=1e-5)
+        entropy = -(want[:, :3000].exp() * want[:, :3000]).sum(-1)
+        torch.testing.assert_close(softmax.entropy().double(), entropy, rtol=1e-5, atol=1e-5)
 
 
-def test_the_mass_outside_is_summed_and_no_difference():
+@pytest.mark.parametrize("depth", [200, 256], ids=["as ranked", "of other classes"])
+def test_the_mass_outside_is_summed_and_no_difference(depth):
     generator = torch.Generator().manual_seed(1)
     teacher, student = (torch.randn(6, 6000, generator=generator) for _ in range(2))
     teacher[:, 17], student[:, 17] = 30.0, 30.0
-    # ties at the last class inside
-    teacher[0, 100:400], teacher[1] = 2.0, 0.0
-    pair = RowPair(softmax_of(teacher), softmax_of(student), torch.zeros(6, dtype=torch.bool), None)
+    # ties at the last class inside, and fewer classes than are inside
+    teacher[0, 100:400], teacher[1], teacher[2, 100:] = 2.0, 0.0, -math.inf
+    pair = _pair(teacher, student, depth)
     ids = top_classes(teacher, 200)[1]
+    none = torch.full((6,), -1)
     apart = torch.tensor([-1, -1, 5999, int(ids[3, -1]) + 1, 0, 350])
     apart = torch.where((ids == apart[:, None]).any(1), -1, apart)
-    got = pair.outside(ids[:, -1], apart, None)
-    for mine, logits in zip(got, (teacher, student), strict=True):
-        probs = torch.softmax(logits.double(), -1).scatter(1, ids, 0.0)
-        left_out = apart >= 0
-        probs[left_out] = probs[left_out].scatter(1, apart[left_out, None], 0.0)
-        torch.testing.assert_close(mine.double(), probs.sum(-1), rtol=2e-6, atol=0.0)
-    some = torch.tensor([4, 2])
-    torch.testing.assert_close(pair.outside(ids[some, -1], apart[some], some)[0], got[0][some])
+    for one_more in (none, apart):
+        got = pair.outside(ids[:, -1], one_more, None)
+        for mine, logits in zip(got, (teacher, student), strict=True):
+            probs = torch.softmax(logits.double(), -1).scatter(1, ids, 0.0)
+            left_out = one_more >= 0
+            probs[left_out] = probs[left_out].scatter(1, one_more[left_out, None], 0.0)
+            torch.testing.assert_close(mine.double(), probs.sum(-1), rtol=2e-6, atol=0.0)
+        some = torch.tensor([4, 2])
+        torch.testing.assert_close(pair.outside(ids[some, -1], one_more[some], some)[0], got[0][some])
 
 
 @pytest.mark.parametrize("k", [5, 300, 2500])

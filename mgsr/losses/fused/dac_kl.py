@@ -24,7 +24,8 @@ from mgsr.losses.clip_bounds import (
 )
 from mgsr.losses.fused.divergences import forward_kl_tile
 from mgsr.losses.fused.logit_gradient import Edge, LogitGradient, Part, TokenTerm
-from mgsr.losses.fused.selection import LEAST_EXACT, RowBounds, Selected, decided_at_once, selected_rows
+from mgsr.losses.fused.masses import LEAST_EXACT
+from mgsr.losses.fused.selection import RowBounds, Selected, decided_at_once, selected_rows
 from mgsr.losses.fused.tile_models import Tile
 from mgsr.runtime import devices
 

@@ -14,21 +14,26 @@ from mgsr.losses.fused.logit_gradient import LogitGradient
 from mgsr.losses.fused.workspace import Softmax
 
 
-def softmax_of(logits_RV: Tensor, largest_R: Tensor | None = None) -> Softmax:
-    """Without probabilities, with the entropy. The largest logits come along, whether they are known or not."""
-    from mgsr.losses.row_kernels import softmax_sums
-
-    return Softmax(logits_RV, None, *softmax_sums(logits_RV))
-
-
 class RowPair:
     """Teacher and student of the same rows, see `rows.RowPair`."""
 
-    def __init__(self, teacher: Softmax, student: Softmax, is_pair: Tensor, scale: float | None) -> None:
+    def __init__(
+        self,
+        teacher_RV: Tensor,
+        student_RV: Tensor,
+        ranking: tuple[Tensor, Tensor],
+        is_pair: Tensor,
+        scale: float | None,
+    ) -> None:
+        from mgsr.losses.row_kernels import softmax_sums
+
+        # the largest logits come along, though the ranking knows the teacher's
+        self.teacher = teacher = Softmax(teacher_RV, None, *softmax_sums(teacher_RV))
+        self.student = student = Softmax(student_RV, None, *softmax_sums(student_RV))
         self._models = *teacher[:1], *teacher[2:4], *student[:1], *student[2:4]
-        rows = len(student.logits)
+        rows = len(student_RV)
         self._wanted = scale is not None
-        self._factor = student.logits.new_zeros(rows)
+        self._factor = student_RV.new_zeros(rows)
         if rows > 1:
             pairs = is_pair[: rows - 1]
             self._factor[: len(pairs)] = pairs * (-2.0 * (1.0 if scale is None else scale))

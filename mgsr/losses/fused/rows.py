@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.fused import kernel_rows
-from mgsr.losses.fused.logit_gradient import LogitGradient
+from mgsr.losses.fused.logit_gradient import LogitGradient, Part
 from mgsr.losses.fused.workspace import Softmax
 from mgsr.losses.kernel_check import kernels_do
 from mgsr.runtime import devices
@@ -31,9 +31,9 @@ COLUMNS = 4096
 def rows_by(
     device: torch.device, dtype: torch.dtype, width: int, depth: int, norm: str, relation: str
 ) -> ModuleType | None:
-    """What has `softmax_of` and `RowPair` that do without probabilities: this, `kernel_rows`, or nothing.
+    """What has a `RowPair` that does without probabilities: this, `kernel_rows`, or nothing.
 
-    They know DAC-KL of ranked classes (`depth`), and the span's closed form.
+    It knows DAC-KL of ranked classes (`depth`), and the span's closed form.
     """
     if relation != "hadamard" or norm != "l2_squared" or depth == 0 or width < LEAST_WIDTH:
         return None
@@ -49,34 +49,36 @@ def _loops() -> Any:
     return row_loops
 
 
-def softmax_of(logits_RV: Tensor, largest_R: Tensor | None = None) -> Softmax:
-    """Without probabilities, with the entropy. `largest_R`: the largest logits, where they are known."""
-    array = logits_RV.numpy()
-    sums, known = np.empty((3, len(array)), np.float32), largest_R is not None
-    if largest_R is not None:
-        sums[0] = largest_R.numpy()
-    in_shares(lambda first, stop: _loops().softmax_sums(first, stop, array, known, *sums), len(array))
-    largest, total, moment = torch.from_numpy(sums)
-    log_total = total.log()
-    return Softmax(logits_RV, None, largest, -log_total, log_total - moment / total)
-
-
 class RowPair:
-    """Teacher and student of the same rows.
+    """Teacher and student of the same rows: softmaxes without probabilities, with the entropy.
 
     Args:
-        teacher, student: from `softmax_of`.
+        teacher_RV, student_RV: logits over the temperature.
+        ranking: values and ids of the teacher's most probable classes, `[R, K]` each.
         is_pair: entry i says that rows i, i + 1 are a pair; may be one shorter than R.
         scale: factor on the span's gradient; None: it isn't wanted.
     """
 
-    def __init__(self, teacher: Softmax, student: Softmax, is_pair: Tensor, scale: float | None) -> None:
-        self.student, self._scale = student, scale
-        self._pairs = is_pair[: max(len(student.logits) - 1, 0)].numpy()
+    def __init__(
+        self,
+        teacher_RV: Tensor,
+        student_RV: Tensor,
+        ranking: tuple[Tensor, Tensor],
+        is_pair: Tensor,
+        scale: float | None,
+    ) -> None:
+        self._last, sums = ranking[1][:, -1].contiguous(), np.empty((2, 4, len(student_RV)), np.float32)
+        sums[0, 0] = ranking[0][:, 0].numpy()
+        arrays = teacher_RV.numpy(), student_RV.numpy(), self._last.numpy(), *sums
+        in_shares(lambda first, stop: _loops().softmax_sums(first, stop, *arrays), len(student_RV))
+        totals, self._scale = torch.from_numpy(sums), scale
+        self._outside = totals[:, 3] / totals[:, 1]
+        self.teacher, self.student = _softmax(teacher_RV, totals[0]), _softmax(student_RV, totals[1])
+        self._pairs = is_pair[: max(len(student_RV) - 1, 0)].numpy()
         self._arrays: list[np.ndarray] = []
-        for side in (teacher, student):
+        for side in (self.teacher, self.student):
             self._arrays += [side.logits.numpy(), side.base.numpy(), side.log_base.exp().numpy()]
-        rows = len(student.logits)
+        rows = len(student_RV)
         self._factor = np.zeros(rows, np.float32)
         self._centre = np.zeros(rows, np.float32)
 
@@ -89,6 +91,10 @@ class RowPair:
             rows: `[r]`, None: the first r.
         """
         chosen = torch.arange(len(last)) if rows is None else rows
+        if bool((apart < 0).all()) and torch.equal(self._last[chosen], last):
+            # found along with the softmaxes
+            found = self._outside[:, chosen]
+            return found[0], found[1]
         out = torch.empty(2, len(last))
         arrays = [tensor.contiguous().numpy() for tensor in (chosen, last, apart, out)]
         in_shares(lambda first, stop: _loops().masses_outside(first, stop, *self._arrays, *arrays), len(last))
@@ -149,6 +155,21 @@ class RowPair:
                 # of a row that comes again with more classes the later part counts
                 stale = (owner if part.rows is None else owner[part.rows]) != place
                 part.values.masked_fill_(stale.unsqueeze(1), 0.0)
-            part.add_to(out)
+                _add_to_classes(part, array)
+            else:
+                part.add_to(out)
         out.scatter_add_(1, labels.unsqueeze(1), -factor.unsqueeze(1))
         return halo if rows > count else None
+
+
+def _add_to_classes(part: Part, out: np.ndarray) -> None:
+    assert part.ids is not None
+    chosen = torch.arange(len(part.ids)) if part.rows is None else part.rows
+    arrays = chosen.numpy(), part.ids.contiguous().numpy(), part.values.contiguous().numpy(), out
+    in_shares(lambda first, stop: _loops().add_to_classes(first, stop, *arrays), len(chosen))
+
+
+def _softmax(logits_RV: Tensor, sums_4R: Tensor) -> Softmax:
+    largest_R, total_R, moment_R, _ = sums_4R
+    log_total_R = total_R.log()
+    return Softmax(logits_RV, None, largest_R, -log_total_R, log_total_R - moment_R / total_R)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from mgsr.losses.clip_bounds import RAMP_REACH, ClipOptions, ranked_quantile
+from mgsr.losses.fused.masses import LEAST_EXACT, Before, mass_afresh, masses_outside
 from mgsr.losses.fused.tile_models import Tile
-from mgsr.losses.fused.workspace import Ranking, Softmax, Workspace
+from mgsr.losses.fused.workspace import Ranking, Softmax
 from mgsr.losses.ranking import top_classes
 from mgsr.runtime import devices
 
@@ -25,10 +26,6 @@ DEPTHS = (256, 1024, 4096, 16384)
 Limits = tuple[tuple[float, float], ...]
 ONLY_DEPTH = 2048
 """Classes selected where it is not to be asked which rows those cover; what is left then comes last of all."""
-LEAST_EXACT = {dtype: 1e8 * torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
-"""Sums of probabilities below this may have lost parts to underflow."""
-LEAST_LEFT = 0.05
-"""Share of a mass that must be left for a difference to be taken: twenty times its rounding at most."""
 
 
 class RowBounds:
@@ -132,7 +129,7 @@ def selected_rows(
     left = (~needs_all_classes_R).nonzero().squeeze(1)
     unsettled = [needs_all_classes_R.nonzero().squeeze(1)]
     groups: list[tuple[Tensor | None, Tensor, Selected]] = []
-    before: _Before | None = None
+    before: Before | None = None
     # a clip network's summary may have asked for more classes than the first depth
     first = ranking.ids.shape[-1]
     for depth in (first, *(deeper for deeper in DEPTHS if deeper > first)):
@@ -148,7 +145,7 @@ def selected_rows(
         open_R = ~(exact & ((part.c[:, -1] >= reach_R[left]) | empty_R[left]))
         left = left[open_R]
         assert part.outside_p is not None and part.outside_q is not None
-        before = _Before(depth, part.outside_p[open_R], part.outside_q[open_R])
+        before = Before(depth, part.outside_p[open_R], part.outside_q[open_R])
     for rows, ids, part in groups:
         if left.numel() == 0:
             yield rows, ids, part
@@ -219,21 +216,13 @@ def _all_classes(
     return Selected(teacher.log_probs(), student.log_probs(), teacher.probs, student.probs, c, target)
 
 
-class _Before(NamedTuple):
-    """Of rows whose selection was not deep enough: its depth, and both models' mass outside it, `[r]`."""
-
-    depth: int
-    outside_p: Tensor
-    outside_q: Tensor
-
-
 def _most_probable(
     tile: Tile,
     rows: Tensor | None,
     ranking: Ranking,
     target_R: Tensor,
     options: ClipOptions,
-    before: _Before | None,
+    before: Before | None,
 ) -> tuple[Tensor, Selected, Tensor]:
     """The ranked classes of some rows, and whether the mass outside them is exact (not lost to underflow), `[R]`.
 
@@ -256,44 +245,17 @@ def _most_probable(
             before = None
     log_q = tile.student.log_probs(ids, rows)
     p, q = log_p.exp(), log_q.exp()
-    if tile.pair is not None:
-        outside_p, outside_q = tile.pair.outside(last, apart, rows)
-        exact = outside_q > LEAST_EXACT[outside_q.dtype]
-        return ids, Selected(log_p, log_q, p, q, c, target, outside_p, outside_q, last, apart), exact
-    depth = 0 if before is None else before.depth
-    outside_p = _mass_outside(tile.teacher, ids, rows, tile.room, p[:, depth:], before and before.outside_p)
-    outside_q = _mass_outside(tile.student, ids, rows, tile.room, q[:, depth:], before and before.outside_q)
+
+    def afresh(some: Tensor | None) -> tuple[Tensor, Tensor]:
+        own, places, edge = ids, rows, (last, apart)
+        if some is not None:
+            own, places, edge = ids[some], some if rows is None else rows[some], (last[some], apart[some])
+        if tile.pair is not None:
+            return tile.pair.outside(*edge, places)
+        masses = (mass_afresh(side.probs, own, places, tile.room) for side in (tile.teacher, tile.student))
+        return next(masses), next(masses)
+
+    outside_p, outside_q = masses_outside(p, q, before, afresh)
     exact = outside_q > LEAST_EXACT[outside_q.dtype]
-    return ids, Selected(log_p, log_q, p, q, c, target, outside_p, outside_q), exact
-
-
-def _mass_outside(
-    side: Softmax, ids: Tensor, rows: Tensor | None, room: Workspace, added: Tensor, before: Tensor | None
-) -> Tensor:
-    """Probability of all classes but the given ones: `before` less that of the classes `added` since, or afresh.
-
-    A difference spares the pass over all classes, where enough is left for the rounding of what is taken away not
-    to count.
-    """
-    if before is None:
-        return mass_afresh(side.probs, ids, rows, room)
-    mass = before - added.sum(dim=-1)
-    unsure = (~(mass > LEAST_LEFT * before)).nonzero().squeeze(1)
-    if unsure.numel():
-        mass[unsure] = mass_afresh(side.probs, ids[unsure], unsure if rows is None else rows[unsure], room)
-    return mass
-
-
-def mass_afresh(probs_RV: Tensor, ids: Tensor, rows: Tensor | None, room: Workspace) -> Tensor:
-    """Probability of all classes but the given ones, of some rows (None: all).
-
-    Zeroed and summed, not 1 - sum: what is left can be far below the rounding of 1. Of all rows, the places are
-    filled again afterwards: much cheaper than a copy.
-    """
-    if rows is not None:
-        return room.rows_of("some rows", probs_RV, rows).scatter_(1, ids, 0.0).sum(dim=-1)
-    kept = probs_RV.gather(1, ids)
-    probs_RV.scatter_(1, ids, 0.0)
-    mass = probs_RV.sum(dim=-1)
-    probs_RV.scatter_(1, ids, kept)
-    return mass
+    edge = (None, None) if tile.pair is None else (last, apart)
+    return ids, Selected(log_p, log_q, p, q, c, target, outside_p, outside_q, *edge), exact

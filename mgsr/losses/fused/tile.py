@@ -30,7 +30,7 @@ from mgsr.losses.fused.tile_models import Tile
 from mgsr.losses.fused.workspace import Workspace
 from mgsr.losses.teacher_topk import StoredRanking
 
-TILE_ELEMENTS = {"cpu": 15_100_000, "cuda": 263_000_000}
+TILE_ELEMENTS = {"cpu": 7_600_000, "cuda": 263_000_000}
 """Logits per tile where no `tile_size` is given, by device type.
 
 A GPU waits for the kernels of a small tile to be launched, and reads and writes the gradient of the output layer

@@ -80,10 +80,9 @@ class Tile(NamedTuple):
             values, ids = _ranking(taught, depth, stored)
             best = ids[:, :1]
         p = q = pair = None
-        if rows_by is not None and taught is not None:
-            teacher = rows_by.softmax_of(taught, None if best is None else values[:, 0])
-            student = rows_by.softmax_of(own)
-            pair = rows_by.RowPair(teacher, student, is_pair, span_scale)
+        if rows_by is not None and taught is not None and best is not None:
+            pair = rows_by.RowPair(taught, own, (values, ids), is_pair, span_scale)
+            teacher, student = pair.teacher, pair.student
         else:
             student = Softmax.of(own, best, out=room.take("student probabilities", *own.shape))
             teacher, q = student, student.probs
