@@ -35,7 +35,7 @@ def floors(
 
     The constant string stands under `text`. Without dev rows there is none.
     """
-    found = {"echo": measured([asked(row) for row in test], test, config)}
+    found: dict[str, dict[str, Any]] = {"echo": measured([asked(row) for row in test], test, config)}
     if dev:
         text = constant(dev, config.rouge_tokenizer)
         found["constant"] = {**measured([text] * len(test), test, config), "text": text}

@@ -125,7 +125,7 @@ def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str
 
 def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Path) -> Run:
     """The run as it stands, with what is recorded of it on the same rows."""
-    others = {}
+    others: dict[str, str] = {}
     for name in study.needs(arm):
         for result in pool.find([place], pool.key_of(study.config(name, seed, overrides))):
             others.setdefault(name, str(pool.path_in(place, result)))
