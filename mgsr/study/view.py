@@ -103,20 +103,25 @@ def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> 
     found: list[Run] = []
     undeclared: dict[str, list[int]] = {}
     for arm in study.arms:
-        known = pool.key_of(study.config(arm, 0, overrides)).config
+        known = key_in(study, arm, 0, overrides).config
         extra = [seed for seed in pool.seeds_in(pools, known) if study.seeds and seed not in study.seeds]
         if extra:
             undeclared[arm] = extra
         seeds = study.seeds or pool.seeds_in(pools, known)
         for seed in seeds:
-            key = pool.key_of(study.config(arm, seed, overrides))
-            for result in pool.find(pools, key):
+            for result in pool.find(pools, key_in(study, arm, seed, overrides)):
                 found.append(Run(arm, seed, block_of(result), result))
     if not found:
         raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {study.name}")
     data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
     same = [run for run in found if run.result["data"] == data]
     return View(study, tuple(same), undeclared, len(found) - len(same))
+
+
+def key_in(study: Study, arm: str, seed: int, overrides: Sequence[str] = ()) -> pool.Key:
+    """Of an arm's run; recorded runs that it reads count by their own fingerprints, wherever they lie."""
+    others = {name: pool.key_of(study.config(name, seed, overrides)).config for name in study.needs(arm)}
+    return pool.key_of(study.config(arm, seed, overrides, others))
 
 
 def block_of(result: Result) -> str:

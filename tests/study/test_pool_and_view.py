@@ -10,6 +10,8 @@ from mgsr.study import pool
 from mgsr.study.view import look, right, rouge_l
 from tests.study.pooled import STUDY, fill, result_of, study_in
 
+MEAN = '{clip.mode: mean_of_run, clip.run: "{run:full}"}'
+
 
 def test_the_same_run_counts_once_and_the_first_stays(tmp_path: Path) -> None:
     study = study_in(tmp_path)
@@ -109,3 +111,19 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     del result["metrics"]["result"]["test"]["accuracy"]
     result["metrics"]["result"]["test"]["exact_match"] = 7.0
     assert right()(result) == 7.0
+
+
+def test_an_arm_that_reads_another_arm_s_run_is_found_wherever_that_lies(tmp_path: Path) -> None:
+    study = study_in(tmp_path, STUDY.replace("{scrg.passes: 3}", MEAN))
+    fill(study, {"full": 0.0}, seeds=[0, 1])
+    for seed in (0, 1):
+        (read,) = pool.find([study.pool()], pool.key_of(study.config("full", seed)))
+        places = {"full": str(pool.path_in(tmp_path / "away", read))}
+        config = study.config("other", seed, recorded=places)
+        pool.record(study.pool(), result_of(config, 60.0 + seed, start=f"student-{seed}"))
+    view = look(study, [study.pool()])
+    assert [(run.seed, rouge_l()(run.result)) for run in view.of("other")] == [(0, 60.0), (1, 61.0)]
+    # bounds of another run are another arm
+    second = STUDY.replace("full: {}", "full: {scrg.passes: 2}").replace("{scrg.passes: 3}", MEAN)
+    fill(study_in(tmp_path, second, "second"), {"full": 0.0}, seeds=[0, 1])
+    assert look(study_in(tmp_path, second, "second"), [study.pool()]).arms == ["full"]
