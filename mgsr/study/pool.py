@@ -40,7 +40,7 @@ RESULT = {
     "start": Each((str, None)),
     "settings": dict,
     "environment": SHAPES[ENVIRONMENT],
-    "metrics": SHAPES[METRICS],
+    "metrics": {name: shape for name, shape in SHAPES[METRICS].items() if name not in NAMES},
     "curves": Each({"steps": list, "values": list}),
     "first": {"study": str, "arm": str},
 }
