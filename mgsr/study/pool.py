@@ -58,19 +58,20 @@ class Key(NamedTuple):
 
 
 def settings_of(config: ExperimentConfig) -> dict[str, Any]:
-    """The keys of a configuration that have a part in the numbers and are not at their default."""
+    """The keys of a configuration that have a part in the numbers and are not at their default.
+
+    A run of a pool that is read stands as its fingerprint, not as the place of its file.
+    """
     tree, defaults = flat_tree(asdict(config)), flat_tree(asdict(ExperimentConfig()))
+    if recorded := FILE.fullmatch(Path(config.clip.run).name):
+        tree["clip.run"] = recorded[1]
     return {name: _plain(value) for name, value in tree.items() if name not in ASIDE and value != defaults[name]}
 
 
 def key_of(config: ExperimentConfig) -> Key:
     """The run's fingerprint and seed."""
-    settings = settings_of(config)
-    if config.clip.run:
-        # whose bounds they are, not where that file lies
-        settings["clip.run"] = Path(config.clip.run).name.partition("-")[0]
     names = sorted(config.data.test_sets)
-    return Key(fingerprint(settings, names, mgsr.NUMERICS_VERSION), config.seed)
+    return Key(fingerprint(settings_of(config), names, mgsr.NUMERICS_VERSION), config.seed)
 
 
 def data_of(config: ExperimentConfig) -> str:

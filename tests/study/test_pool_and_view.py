@@ -127,3 +127,9 @@ def test_an_arm_that_reads_another_arm_s_run_is_found_wherever_that_lies(tmp_pat
     second = STUDY.replace("full: {}", "full: {scrg.passes: 2}").replace("{scrg.passes: 3}", MEAN)
     fill(study_in(tmp_path, second, "second"), {"full": 0.0}, seeds=[0, 1])
     assert look(study_in(tmp_path, second, "second"), [study.pool()]).arms == ["full"]
+
+
+def test_bounds_of_two_run_folders_are_two_arms(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    words = [["clip.mode=mean_of_run", f"clip.run=runs/{name}/full/seed=0"] for name in "ab"]
+    assert pool.key_of(study.config("full", 0, words[0])) != pool.key_of(study.config("full", 0, words[1]))
