@@ -91,7 +91,7 @@ def run_study(
         say(f"{study.name}: compared with `{arms[0]}`, as `{study.baseline}` is not among these arms")
     # an arm that reads another's result comes after it; the baseline comes last, for every start that others have
     first = [arm for arm in arms if not study.needs(arm) and arm != study.baseline]
-    later = [arm for arm in arms if study.needs(arm)]
+    later = [arm for arm in arms if study.needs(arm) and arm != study.baseline]
     base = [study.baseline] if study.baseline in arms else []
     runs: list[Run] = []
     total = len(arms) * len(seeds)

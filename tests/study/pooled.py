@@ -51,6 +51,7 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
     floor = {"rouge_l": 12.0, "exact_match": 0.0, "accuracy": 0.0}
     metrics = {
         "steps": 10,
+        "seconds": 20.0,
         "result": {"test": test},
         "teacher": {"test": {**test, "rouge_l": 80.0}},
         "sft_start": {"test": {**test, "rouge_l": 40.0}},

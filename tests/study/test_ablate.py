@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mgsr
@@ -21,24 +23,49 @@ import mgsr.study.run
 from mgsr.cli.main import main
 from mgsr.runtime import faults
 from mgsr.runtime.errors import UserError
-from mgsr.study.results import hashes, read_result, results_in
+from mgsr.study import pool
 from mgsr.study.run import Run, run_all, run_study
-from mgsr.study.study import Study, load_study, result_path
+from mgsr.study.study import Study, load_study
+from mgsr.study.view import key_in
 from tests.reliability.harness import SMALL, forked, unequal
 
 ARMS = """
   full: {}
   removed: {scrg.enabled: false}
-  mean: {clip.mode: mean_of_run, clip.run: "{results}/full/seed={seed}.json"}
+  mean: {clip.mode: mean_of_run, clip.run: "{run:full}"}
 """
-QUICK = ["train.epochs=1", "evaluation.seeds=[10]"]
+MORE = """
+  all_parts: {}
+  passes_2: {scrg.passes: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def quick_file(tiny_file: Path) -> Path:
+    """One epoch, one sampling seed."""
+    text = tiny_file.read_text().replace("epochs: 3", "epochs: 1").replace("seeds: [10, 20]", "seeds: [10]")
+    path = tiny_file.with_name("quick.yaml")
+    path.write_text(text)
+    return path
 
 
 def make(folder: Path, base: Path, name: str = "small", arms: str = ARMS) -> Study:
     path = folder / "studies" / name / "study.yaml"
     path.parent.mkdir(parents=True)
-    path.write_text(f"study: {name}\nbase: {base}\nbaseline: full\narms:{arms}")
+    path.write_text(f"study: {name}\nbase: {base}\narms:{arms}")
     return load_study(path)
+
+
+def root_in(folder: Path, shared_root: Path, name: str = "runs") -> str:
+    """A run root with the teachers and students of all tests."""
+    (folder / name).mkdir()
+    (folder / name / "cache").symlink_to(shared_root / "cache")
+    return f"run_root={folder / name}"
+
+
+def recorded(study: Study, arm: str, seed: int, place: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    (found,) = pool.find([place], key_in(study, arm, seed, overrides))
+    return found
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -73,60 +100,55 @@ def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_study_is_recorded_skipped_and_shared(
-    tiny_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    quick_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, ran = make(tmp_path, tiny_file), counted(monkeypatch)
-    overrides = [f"run_root={tmp_path}/runs", *QUICK]
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "cache").symlink_to(shared_root / "cache")
-    (shared_root / "cache").mkdir(exist_ok=True)
-    summary = run_study(study, [0, 1], overrides, record=True)
-    # what reads another arm's result comes last
-    assert ran == ["full/0", "removed/0", "full/1", "removed/1", "mean/0", "mean/1"]
-    result = read_result(result_path(study.results, "full", 0))
-    assert result is not None
+    study, ran = make(tmp_path, quick_file), counted(monkeypatch)
+    summary = run_study(study, [0, 1], [root_in(tmp_path, shared_root)], record=True)
+    # the baseline behind the others, and behind it what reads its result
+    assert ran == ["removed/0", "removed/1", "full/0", "full/1", "mean/0", "mean/1"]
+    place = tmp_path / "studies/results"
+    assert study.pool() == place and len(list(place.iterdir())) == 6
+    result = recorded(study, "full", 0, place)
     run = json.loads((tmp_path / "runs/small/full/seed=0/metrics.json").read_text())
     assert result["metrics"]["result"]["test"]["rouge_l"] == pytest.approx(run["result"]["test"]["rouge_l"])
-    assert len(result["scores"]["test"]) == 6
-    assert sum(result["scores"]["test"]) / 6 == pytest.approx(run["result"]["test"]["rouge_l"], abs=0.01)
+    assert summary["full"]["rouge_l"] == pytest.approx(
+        sum(recorded(study, "full", seed, place)["metrics"]["result"]["test"]["rouge_l"] for seed in (0, 1)) / 2
+    )
     assert result["curves"]["val/rouge_l"]["steps"] == result["curves"]["cost/tokens"]["steps"] == [3]
     assert result["metrics"]["costs"]["tokens_scoring"] > 0
     assert result["environment"]["numerics"] == mgsr.NUMERICS_VERSION and "dirty" in result["environment"]
-    assert [len(content) for content in result["start"].values()] == [64, 64]
-    removed = read_result(result_path(study.results, "removed", 0))
-    assert removed is not None and removed["start"] == result["start"]
-    # the arm read the bounds that the other had learned
-    mean = json.loads((tmp_path / "runs/small/mean/seed=1/metrics.json").read_text())
-    assert 0 < mean["dac"]["retained_mass"] <= 1
+    assert result["first"] == {"study": "small", "arm": "full"}
+    # arms of a seed begin with one student, and seeds with different ones
+    starts = {seed: {recorded(study, arm, seed, place)["start"]["student"] for arm in study.arms} for seed in (0, 1)}
+    assert len(starts[0]) == len(starts[1]) == 1 and starts[0] != starts[1]
+    # the arm read the bounds that the other had learned with this seed
+    for seed in (0, 1):
+        learned = recorded(study, "full", seed, place)
+        written = yaml.safe_load((tmp_path / f"runs/small/mean/seed={seed}/config.yaml").read_text())
+        assert written["clip"]["run"] == str(pool.path_in(place, learned))
+        assert recorded(study, "mean", seed, place)["settings"]["clip.run"] == learned["config"]
     # nothing is run twice, with the run folders or without them
     ran.clear()
-    assert run_study(study, [0, 1], [f"run_root={tmp_path}/elsewhere", *QUICK], record=True) == summary
+    elsewhere = root_in(tmp_path, shared_root, "elsewhere")
+    assert run_study(study, [0, 1], [elsewhere], record=True) == summary
     assert ran == []
-    # another study's arm with the same configuration is the same run
-    other = make(tmp_path, tiny_file, "other", "\n  full: {}\n  passes_2: {scrg.passes: 2}\n")
-    (tmp_path / "elsewhere" / "cache").symlink_to(shared_root / "cache")
-    run_study(other, [0], [f"run_root={tmp_path}/elsewhere", *QUICK], record=True)
-    assert ran == ["passes_2/0"]
+    # another study's arm with the same configuration is the same run, whatever it is called there
+    run_study(make(tmp_path, quick_file, "other", MORE), [0], [elsewhere], record=True)
+    assert ran == ["passes_2/0"] and len(list(place.iterdir())) == 7
     # once, however often the study goes on
     layout = EventAccumulator(str(tmp_path / "runs/small/layout")).Reload()
     assert layout.Tags()["tensors"] == ["custom_scalars__config__"]
-    # with another number of threads these would be other numbers
-    words = ["ablate", str(study.path), "--seeds", "0", "2", "--record", *overrides]
-    assert main([*words, "trainer.threads=7"]) == 2
-    error = capsys.readouterr().err
-    assert "trainer.threads=7 would give other numbers" in error and error.count("\n") == 1
     assert main(["report", str(study.path)]) == 0
-    assert "inconclusive" in (study.path.parent / "README.md").read_text()
+    page = (study.path.parent / "README.md").read_text()
+    assert all(f"| {arm} | " in page for arm in study.arms)
 
 
 def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
     """Killed in the middle of a training, by the command line; the arm behind it reads the killed one's bounds."""
     base = tmp_path / "torture.yaml"
     base.write_text(SMALL)
-    arms = "\n  full: {}\n  killed: {scrg.passes: 2}\n"
-    arms += (
-        '  mean: {clip.objective: joint, clip.mode: mean_of_run, clip.run: "{results}/killed/seed={seed}.json"}\n'
-    )
+    arms = "\n  full: {}\n  early: {scrg.passes: 2}\n"
+    arms += '  mean: {clip.objective: joint, clip.mode: mean_of_run, clip.run: "{run:full}"}\n'
     study = make(tmp_path, base, "half", arms)
     batches = 2 + 2 + 3 * 12  # SFT of teacher and student, then the arms: six steps of two micro-batches
 
@@ -142,108 +164,92 @@ def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -
     assert ablate(whole) == 0, (tmp_path / "whole.log").read_text()[-2000:]
     assert json.loads((whole / "visits.json").read_text())["step.end"] == batches
     assert ablate(halved, "step.end=kill@25") == -signal.SIGKILL
-    assert [p.parent.name for p in (halved / "half/results").glob("*/seed=0.*json")] == ["full"]
+    (path,) = (halved / "results").glob("*.json")
+    assert pool.read(path)["first"] == {"study": "half", "arm": "early"}
     assert ablate(halved) == 0, (tmp_path / "halved.log").read_text()[-2000:]
     # of the killed arm's six steps the four up to its resume point are not done again
     assert json.loads((halved / "visits.json").read_text())["step.end"] == 12 - 8 + 12
-    for arm in study.arms:
-        both = [read_result(result_path(root / "half/results", arm, 0)) for root in (whole, halved)]
-        for part in ("hashes", "metrics", "scores", "curves"):
-            assert unequal(*(result[part] for result in both), part) == []
+    names = [sorted(path.name for path in (root / "results").iterdir()) for root in (whole, halved)]
+    assert names[0] == names[1] and len(names[0]) == 3
+    for name in names[0]:
+        assert unequal(*(pool.read(root / "results" / name) for root in (whole, halved)), name) == []
 
 
-def test_results_of_another_numerics_version_or_configuration_are_never_mixed(
-    tiny_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_of_another_numerics_version_or_configuration_are_never_mixed(
+    quick_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make(tmp_path, tiny_file, "mixed", "\n  full: {}\n")
-    overrides = [f"run_root={shared_root}", *QUICK]
-    run_study(study, [0], overrides, record=True)
-    with pytest.raises(UserError, match=r"another config, base \(train\.lr: 0\.01 -> 0\.5\)"):
-        run_study(study, [0], [*overrides, "train.lr=0.5"], record=True)
-    here = mgsr.NUMERICS_VERSION
+    study, ran = make(tmp_path, quick_file, "mixed", "\n  full: {}\n"), counted(monkeypatch)
+    place, here = study.pool(), mgsr.NUMERICS_VERSION
+    word = root_in(tmp_path, shared_root)
+    run_study(study, [0], [word], record=True)
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    # a run folder holds one configuration; elsewhere it is a run of its own
+    with pytest.raises(UserError, match=r"train\.lr"):
+        run_study(study, [0], [word, "train.lr=0.5"], record=True)
+    ran.clear()
+    run_study(study, [0], [root_in(tmp_path, shared_root, "other"), "train.lr=0.5"], record=True)
+    assert ran == ["full/0"] and len(list(place.iterdir())) == 2
+    other = recorded(study, "full", 0, place, ["train.lr=0.5"])
+    assert other["settings"]["train.lr"] == 0.5 and recorded(study, "full", 0, place) != other
     monkeypatch.setattr(mgsr, "NUMERICS_VERSION", here + 1)
-    recorded_before = result_path(study.results, "full", 0, here).read_bytes()
+    begun = re.escape(str(tmp_path / "runs/mixed/full/seed=0"))
+    with pytest.raises(UserError, match=rf"{begun}: begun with numerics version {here}, here it is {here + 1}"):
+        run_study(study, [0], [word], record=True)
     # it is not taken for this version's run, which is begun anew, in a folder of its own
-    started = counted(monkeypatch)
-    run_study(study, [0], [f"run_root={tmp_path / 'anew'}", *QUICK], record=True)
-    assert started == ["full/0"]
-    assert result_path(study.results, "full", 0, here).read_bytes() == recorded_before
-    assert [r["environment"]["numerics"] for r in results_in(study.results, 0)] == [here, here + 1]
-    result_path(study.results, "full", 0).unlink()
-    # nor is one of another study taken for the same run
-    other = make(tmp_path, tiny_file, "copied", "\n  full: {}\n")
-    started = counted(monkeypatch)
-    run_study(other, [0], overrides, record=True)
-    assert started == ["full/0"]
-    found = read_result(result_path(other.results, "full", 0))
-    assert found is not None and found["environment"]["numerics"] == here + 1
-    result_path(other.results, "full", 0).unlink()
-    begun = re.escape(str(shared_root / "mixed/full/seed=0"))
-    with pytest.raises(
-        UserError, match=rf"{begun}: begun with numerics version {here} \(commit .* here it is {here + 1}"
-    ):
-        run_study(study, [0], overrides, record=True)
-    (shared_root / "mixed/full/seed=0/environment.json").write_text("{torn")
+    ran.clear()
+    run_study(study, [0], [root_in(tmp_path, shared_root, "anew")], record=True)
+    assert ran == ["full/0"]
+    assert recorded(study, "full", 0, place)["environment"]["numerics"] == here + 1
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "runs/mixed/full/seed=0/environment.json").write_text("{torn")
+    for path in place.iterdir():
+        path.unlink()
     with pytest.raises(UserError, match=r"environment\.json: broken JSON"):
-        run_study(study, [0], overrides, record=True)
+        run_study(study, [0], [word], record=True)
 
 
-def test_arms_on_different_data_are_refused(tiny_file: Path, tmp_path: Path) -> None:
+def test_arms_on_different_data_are_refused(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = counted(monkeypatch)
     study = make(tmp_path, tiny_file, "data", "\n  full: {}\n  fewer: {data.train_limit: 8}\n")
-    with pytest.raises(UserError, match="reads other data"):
+    with pytest.raises(UserError, match="arm `fewer` reads other data than full"):
         run_study(study, [0], [f"run_root={tmp_path}"])
     with pytest.raises(UserError, match="no arm `gone`; it has full, fewer"):
         run_study(study, [0], [f"run_root={tmp_path}"], arms=["gone"])
-
-
-def test_hashes_follow_what_changes_numbers(make_config: Any) -> None:
-    base = make_config()
-
-    def hashes_of(*overrides: str) -> dict[str, str]:
-        return hashes(make_config(*overrides), base)
-
-    plain = hashes_of()
-    assert plain == hashes_of("experiment=x", "arm=y", "run_root=z", "trainer.threads=1")
-    # what is told of the same answers
-    assert plain == hashes_of("evaluation.one_answer=[sort]")
-    assert plain["config"] != hashes_of("seed=1")["config"]
-    assert plain["config"] != hashes_of("scrg.passes=2")["config"]
-    other = hashes_of("data.synthetic.test_rows=5")
-    assert plain["data"] != other["data"]
+    assert ran == []
 
 
 def test_two_runs_side_by_side_equal_one_after_another(
-    tiny_file: Path, tmp_path: Path, capfd: Any, processes: None
+    quick_file: Path, tmp_path: Path, capfd: Any, processes: None
 ) -> None:
     study = make(
         tmp_path,
-        tiny_file,
+        quick_file,
         "side",
         "\n  full: {}\n  head: {clip.mode: fixed, clip.lower: -.inf}\n",
     )
     for jobs in (1, 2):
-        overrides = [f"run_root={tmp_path}/{jobs}", "trainer.threads=1", *QUICK]
+        overrides = [f"run_root={tmp_path}/{jobs}", "trainer.threads=1"]
         words = ["ablate", str(study.path), "--jobs", str(jobs), *overrides]
         assert main(words) == 0
-    both = [
-        {arm: json.loads(result_path(tmp_path / f"{jobs}/side/results", arm, 0).read_text()) for arm in study.arms}
-        for jobs in (1, 2)
-    ]
-    for arm in study.arms:
-        assert both[0][arm]["scores"] == both[1][arm]["scores"]
-        assert both[0][arm]["metrics"]["result"] == both[1][arm]["metrics"]["result"]
+    names = [sorted(path.name for path in (tmp_path / jobs / "results").iterdir()) for jobs in ("1", "2")]
+    assert names[0] == names[1] and len(names[0]) == 2
+    for name in names[0]:
+        one, other = (pool.read(tmp_path / jobs / "results" / name) for jobs in ("1", "2"))
+        assert unequal(one["metrics"], other["metrics"]) == unequal(one["curves"], other["curves"]) == []
     assert "2/2 runs" in capfd.readouterr().out
     log = (tmp_path / "2/side/full/seed=0.log").read_text()
     assert "mgsr train" in log and "written to" in log
 
 
-def test_a_run_that_fails_side_by_side_is_named(tiny_file: Path, tmp_path: Path, processes: None) -> None:
-    study = make(tmp_path, tiny_file, "fails", "\n  full: {}\n  bad: {scrg.passes: 2}\n")
+def test_a_run_that_fails_side_by_side_is_named(quick_file: Path, tmp_path: Path, processes: None) -> None:
+    study = make(tmp_path, quick_file, "fails", "\n  full: {}\n  bad: {scrg.passes: 2}\n")
     (tmp_path / "fails/bad").mkdir(parents=True)
     (tmp_path / "fails/bad/seed=0").write_text("in the way")
     with pytest.raises(UserError, match=r"bad, seed 0 failed"):
-        run_study(study, [0], [f"run_root={tmp_path}", "trainer.threads=1", *QUICK], jobs=2)
-    assert read_result(result_path(tmp_path / "fails/results", "bad", 0)) is None
+        run_study(study, [0], [f"run_root={tmp_path}", "trainer.threads=1"], jobs=2)
+    assert list(pool.find([tmp_path / "results"], key_in(study, "bad", 0))) == []
 
 
 def test_a_run_takes_a_device_that_is_free(
@@ -265,12 +271,12 @@ def test_a_run_takes_a_device_that_is_free(
         del busy[device]
 
     monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
-    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run: None)
+    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run, place: None)
     monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
     study = make(tmp_path, tiny_file, "devices", "\n  full: {}\n")
-    runs = [Run(arm, 0, make_config(f"arm={arm}"), {}, tmp_path / arm) for arm in ("long", "a", "b", "c", "d")]
-    run_all(study, runs, 2)
+    runs = [Run(arm, 0, make_config(f"arm={arm}"), ()) for arm in ("long", "a", "b", "c", "d")]
+    run_all(study, runs, 2, tmp_path, first=0, total=5)
     devices = dict(ran)
     assert sorted(devices) == ["a", "b", "c", "d", "long"]
     assert {devices[arm] for arm in "abcd"} == {"4", "GPU-7"} - {devices["long"]}
@@ -287,9 +293,10 @@ def test_more_jobs_than_devices_share_them_evenly(
         together.wait()
 
     monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
-    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run: None)
+    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run, place: None)
     monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     study = make(tmp_path, tiny_file, "shared", "\n  full: {}\n")
-    run_all(study, [Run(arm, 0, make_config(f"arm={arm}"), {}, tmp_path / arm) for arm in "abcd"], 4)
+    runs = [Run(arm, 0, make_config(f"arm={arm}"), ()) for arm in "abcd"]
+    run_all(study, runs, 4, tmp_path, first=0, total=4)
     assert sorted(taken) == ["0", "0", "1", "1"]

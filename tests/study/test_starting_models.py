@@ -1,4 +1,4 @@
-"""Runs of one seed began with the same teacher and SFT student, by fingerprint or else by figure."""
+"""Arms are compared where they began with the same student: the baseline runs for every start that others have."""
 
 from __future__ import annotations
 
@@ -8,74 +8,102 @@ from typing import Any
 
 import pytest
 
-from mgsr.runtime.errors import DataError, UserError
-from mgsr.study.results import recorded, write_result
-from mgsr.study.starting_models import refuse_other_start
-from mgsr.study.study import result_path
-from tests.study.synthetic import FIGURES, STUDY, make_result, make_study, readme_of
+import mgsr.study.run
+from mgsr.config.schema import ExperimentConfig
+from mgsr.study import pool
+from mgsr.study.run import run_study
+from mgsr.study.study import Study
+from mgsr.study.view import look, rouge_l
+from tests.study.pooled import STUDY, result_of, study_in
+
+SCORES = {"full": 50.0, "removed": 48.0, "other": 53.0}
 
 
-def test_a_run_that_began_with_other_models_than_its_seed_is_not_recorded(tmp_path: Path) -> None:
-    study = make_study(tmp_path, STUDY.replace("{scrg.passes: 3}", "{teacher.sft.lr: 0.5}"))
-
-    def begun(arm: str, seed: int, teacher: float, student: float) -> dict[str, Any]:
-        result = make_result(study, arm, seed, 60.0)
-        result["metrics"]["teacher"] = {"test": {"rouge_l": teacher}}
-        result["metrics"]["sft_start"] = {"test": {"rouge_l": student}}
-        return result
-
-    write_result(result_path(study.results, "full", 0), begun("full", 0, 85.17, 44.0))
-    refuse_other_start(study.results, begun("removed", 0, 85.17, 44.0))
-    # another seed has a student of its own; an arm that sets the teacher has another one on purpose
-    refuse_other_start(study.results, begun("removed", 1, 85.17, 45.0))
-    refuse_other_start(study.results, begun("other", 0, 70.0, 44.0))
-    place = re.escape(str(result_path(study.results, "removed", 0)))
-    with pytest.raises(UserError, match=f"{place}: not recorded, as full, seed 0, .* 85.17 on test, here 84.98"):
-        refuse_other_start(study.results, begun("removed", 0, 84.98, 44.0))
-    with pytest.raises(UserError, match="another SFT student"):
-        refuse_other_start(study.results, begun("removed", 0, 85.17, 44.1))
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return study_in(tmp_path)
 
 
-def test_fingerprints_decide_where_both_results_have_them(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs that were made, all of them with the student of this machine."""
+    made: list[str] = []
 
-    def begun(arm: str, seed: int, student: str | None, rouge_l: float = 44.0) -> dict[str, Any]:
-        result = make_result(study, arm, seed, FIGURES[arm][seed])
-        result["metrics"]["sft_start"] = {"test": {"rouge_l": rouge_l}}
-        if student is not None:
-            result["start"] = {"teacher": None, "student": student}
-        return result
+    def train(config: ExperimentConfig, **_: Any) -> None:
+        made.append(f"{config.arm}/{config.seed}")
 
-    for seed in (0, 1):
-        write_result(result_path(study.results, "full", seed), begun("full", seed, "aa" * 32))
-    # the same weights have the same figures; what was recorded before has figures alone
-    refuse_other_start(study.results, begun("removed", 0, "aa" * 32, 45.0))
-    refuse_other_start(study.results, begun("removed", 0, None))
-    with pytest.raises(UserError, match=r"another SFT student .ROUGE-L 44.00 on test, here 44.50"):
-        refuse_other_start(study.results, begun("removed", 0, None, 44.5))
-    with pytest.raises(UserError, match=r"another SFT student .fingerprint aaaaaaaaaaaa, here bbbbbbbbbbbb"):
-        refuse_other_start(study.results, begun("removed", 0, "bb" * 32))
-    # of another numerics version the models are others anyway
-    other = begun("removed", 0, "bb" * 32)
-    other["environment"]["numerics"] += 1
-    refuse_other_start(study.results, other)
-    write_result(result_path(study.results, "removed", 0), begun("removed", 0, "aa" * 32))
-    assert "began with the same models" not in readme_of(study)
-    write_result(result_path(study.results, "removed", 1), begun("removed", 1, "bb" * 32))
-    assert "**Not all runs of training seed 1 began with the same models:**" in readme_of(study)
+    def collect(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
+        return made_up(config, "made here")
+
+    monkeypatch.setattr(mgsr.study.run, "train", train)
+    monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
+    monkeypatch.setattr(pool, "collect", collect)
+    return made
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"arm": "full"}'])
-def test_a_broken_result_is_not_passed_over_where_runs_are_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+def made_up(config: ExperimentConfig, start: str) -> dict[str, Any]:
+    level = 0.0 if start == "made here" else 7.0
+    score = SCORES[config.arm] + level + config.seed
+    return {**result_of(config, score, start=start), "data": pool.data_of(config)}
+
+
+def record_elsewhere(study: Study, *arms: str, seeds: tuple[int, ...] = (0, 1)) -> None:
+    for arm in arms:
+        for seed in seeds:
+            pool.record(study.pool(), made_up(study.config(arm, seed), "made elsewhere"))
+
+
+def test_an_arm_with_another_start_has_the_baseline_run_for_it(
+    study: Study, ran: list[str], tmp_path: Path
 ) -> None:
-    study = make_study(tmp_path)
-    path = result_path(study.results, "full", 0)
-    path.parent.mkdir(parents=True)
-    path.write_text(content)
-    with pytest.raises(DataError, match=re.escape(str(path))):
-        refuse_other_start(study.results, make_result(study, "removed", 0, 50.0))
-    # another study's is: its runs are only looked through for the same ones
-    assert list(recorded(tmp_path)) == []
-    said = capsys.readouterr().out
-    assert str(path) in said and "passed over" in said
+    record_elsewhere(study, "full", "removed")
+    root = [f"run_root={tmp_path}/runs"]
+    run_study(study, [0, 1], root, record=True)
+    # the arm that was not there, and the baseline once more, behind it
+    assert ran == ["other/0", "other/1", "full/0", "full/1"]
+    view = look(study, [study.pool()])
+    assert len({run.block for run in view.of("full")}) == 4
+    found = view.compared(rouge_l(), 0.5)
+    # each within its own blocks: the levels of the two starts are 7 apart
+    assert (found["removed"].blocks, found["other"].blocks) == (2, 2)
+    assert found["removed"].effect == pytest.approx(-2.0) and found["other"].effect == pytest.approx(3.0)
+    ran.clear()
+    run_study(study, [0, 1], root, record=True)
+    assert ran == []
+
+
+def test_a_start_that_the_baseline_has_is_not_run_again(study: Study, ran: list[str], tmp_path: Path) -> None:
+    record_elsewhere(study, "full", "removed", "other", seeds=(0,))
+    run_study(study, [0], [f"run_root={tmp_path}/runs"], record=True)
+    assert ran == []
+    # another seed is another start
+    run_study(study, [0, 1], [f"run_root={tmp_path}/runs"], arms=["full", "removed"], record=True)
+    assert ran == ["removed/1", "full/1"]
+
+
+def test_runs_of_other_rows_are_no_runs_of_this_study(study: Study, ran: list[str], tmp_path: Path) -> None:
+    for arm in study.arms:
+        pool.record(study.pool(), result_of(study.config(arm, 0), 90.0, data="e" * 16))
+    summary = run_study(study, [0], [f"run_root={tmp_path}/runs"], record=True)
+    assert ran == ["removed/0", "other/0", "full/0"]
+    assert {arm: summary[arm]["rouge_l"] for arm in study.arms} == SCORES
+
+
+def test_a_baseline_that_reads_another_arm_s_run_comes_behind_it_once(ran: list[str], tmp_path: Path) -> None:
+    reading = '{clip.mode: mean_of_run, clip.run: "{run:other}"}'
+    study = study_in(tmp_path, STUDY.replace("full: {}", f"full: {reading}"))
+    run_study(study, [0], [f"run_root={tmp_path}/runs"], record=True)
+    assert ran == ["removed/0", "other/0", "full/0"]
+
+
+def test_undeclared_seeds_are_named_before_they_run(
+    study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_study(study, [4, 5], [f"run_root={tmp_path}/runs"], arms=["full"], record=True)
+    said = re.escape(f"made_up: 1 seed not declared in {study.path}: in no verdict")
+    assert re.search(said, capsys.readouterr().out)
+    assert look(study, [study.pool()]).seeds == [4]
+    # without a word the declared ones
+    ran.clear()
+    run_study(study, (), [f"run_root={tmp_path}/runs"], arms=["full"], record=True)
+    assert ran == [f"full/{seed}" for seed in range(4)]

@@ -194,7 +194,8 @@ def _command(view: View, folder: Path) -> str:
     study, typed = view.study, view.study.typed
     name = typed.get("study") or as_typed(study.path, "study", folder)
     head = ["mgsr", "ablate", name, *(["--config", typed["config"]] if "config" in typed else [])]
+    named = ["--arms", *view.arms] if typed or len(view.arms) < len(study.arms) else []
     seeds = ["--seeds", *map(str, view.seeds)]
-    line = shlex.join([*head, *seeds, *([] if typed else ["--record"]), *study.arguments])
+    line = shlex.join([*head, *named, *seeds, *([] if typed else ["--record"]), *study.arguments])
     where = [] if typed or name in shipped("study") else ["# in this folder"]
     return "\n".join([*where, line, shlex.join(["mgsr", "report", typed.get("folder") or name])])
