@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ from mgsr.cli.main import main
 from mgsr.runtime import faults
 from mgsr.runtime.errors import UserError
 from mgsr.study import pool
-from mgsr.study.run import Run, run_all, run_study
+from mgsr.study.run import run_study
 from mgsr.study.study import Study, load_study
 from mgsr.study.view import key_in
 from tests.reliability.harness import SMALL, forked, unequal
@@ -250,53 +249,3 @@ def test_a_run_that_fails_side_by_side_is_named(quick_file: Path, tmp_path: Path
     with pytest.raises(UserError, match=r"bad, seed 0 failed"):
         run_study(study, [0], [f"run_root={tmp_path}", "trainer.threads=1"], jobs=2)
     assert list(pool.find([tmp_path / "results"], key_in(study, "bad", 0))) == []
-
-
-def test_a_run_takes_a_device_that_is_free(
-    make_config: Any, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first run is a long one: all others have to share the other device, one after another."""
-    busy: dict[str, str] = {}
-    ran: list[tuple[str, str]] = []
-    last = threading.Event()
-
-    def in_process(run: Run, jobs: int, device: str) -> None:
-        assert device not in busy, f"{run.arm} and {busy[device]} on one device"
-        busy[device] = run.arm
-        ran.append((run.arm, device))
-        if run.arm == "long":
-            assert last.wait(20), "the last run never began"
-        if run.arm == "d":
-            last.set()
-        del busy[device]
-
-    monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
-    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run, place: None)
-    monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
-    study = make(tmp_path, tiny_file, "devices", "\n  full: {}\n")
-    runs = [Run(arm, 0, make_config(f"arm={arm}"), ()) for arm in ("long", "a", "b", "c", "d")]
-    run_all(study, runs, 2, tmp_path, first=0, total=5)
-    devices = dict(ran)
-    assert sorted(devices) == ["a", "b", "c", "d", "long"]
-    assert {devices[arm] for arm in "abcd"} == {"4", "GPU-7"} - {devices["long"]}
-
-
-def test_more_jobs_than_devices_share_them_evenly(
-    make_config: Any, tmp_path: Path, tiny_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    together = threading.Barrier(4, timeout=20)
-    taken: list[str] = []
-
-    def in_process(run: Run, jobs: int, device: str) -> None:
-        taken.append(device)
-        together.wait()
-
-    monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
-    monkeypatch.setattr(mgsr.study.run, "_record", lambda study, run, place: None)
-    monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    study = make(tmp_path, tiny_file, "shared", "\n  full: {}\n")
-    runs = [Run(arm, 0, make_config(f"arm={arm}"), ()) for arm in "abcd"]
-    run_all(study, runs, 4, tmp_path, first=0, total=4)
-    assert sorted(taken) == ["0", "0", "1", "1"]
