@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from mgsr.rounds.text_quality import rounds_of
-from mgsr.study.collect import read_curves
+from mgsr.study.pool import read_curves
 from mgsr.training.checkpoint import BEST, newest_whole, read_checkpoint
 from tests.distributed.cases import STEPS
 from tests.reliability.harness import differences

@@ -19,7 +19,7 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.rounds.store import read_manifest
 from mgsr.runtime import faults
 from mgsr.runtime.files import write_atomically
-from mgsr.study.collect import read_curves
+from mgsr.study.pool import read_curves
 from mgsr.training.checkpoint import BEST, newest_whole, read_checkpoint
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train

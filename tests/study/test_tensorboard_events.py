@@ -17,18 +17,17 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 import mgsr.study.run
 from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig
-from mgsr.study.results import hashes, write_result
+from mgsr.study import pool
 from mgsr.study.run import run_study
-from mgsr.study.study import Study, load_study, result_path
+from mgsr.study.study import Study, load_study
 from mgsr.study.tensorboard_events import SUFFIX, write_events
 from mgsr.training import trainer
 from mgsr.training.run_folder import is_begun, open_run_folder, run_folder
-from tests.study.synthetic import make_result, make_study
+from tests.study.pooled import result_of
 
 STUDY = """
 study: sample
 base: {base}
-baseline: full
 arms:
   full: {{}}
   removed: {{scrg.enabled: false, evaluation.one_answer: []}}
@@ -40,9 +39,19 @@ class Began(Exception):
     """Instead of a training."""
 
 
+def study_of(path: Path, text: str) -> Study:
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    return load_study(path)
+
+
+def make_result(study: Study, arm: str, seed: int, rouge_l: float) -> dict[str, Any]:
+    return result_of(study.config(arm, seed), rouge_l)
+
+
 @pytest.fixture
 def study(tmp_path: Path, tiny_file: Path) -> Study:
-    return make_study(tmp_path / "studies", STUDY.format(base=tiny_file))
+    return study_of(tmp_path / "studies/sample/study.yaml", STUDY.format(base=tiny_file))
 
 
 @pytest.fixture(autouse=True)
@@ -55,14 +64,14 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
 
 
-def recorded_as(study: Study, arms: Mapping[str, float], seed: int, overrides: list[str]) -> None:
-    """Result files that `mgsr ablate` takes for those of these very runs."""
+def recorded_as(study: Study, arms: Mapping[str, float], seed: int, overrides: list[str]) -> dict[str, Path]:
+    """Files that `mgsr ablate` takes for those of these very runs, by arm."""
+    found = {}
     for arm, rouge_l in arms.items():
-        config = study.config(arm, seed, overrides, study.results)
-        found = hashes(config, study.base_config(overrides))
-        result = make_result(study, arm, seed, rouge_l, hashes=found, overrides={})
-        result["metrics"]["result"]["test"].update(rouge_l_std=0.0, std_over="sampling seeds")
-        write_result(result_path(study.results, arm, seed), result)
+        config = study.config(arm, seed, overrides)
+        result = result_of(config, rouge_l, data=pool.data_of(config))
+        found[arm] = pool.record(study.pool(), result)
+    return found
 
 
 def events_of(folder: Path) -> list[str]:
@@ -92,7 +101,7 @@ def test_scalars_are_the_curves_of_the_result(study: Study, tmp_path: Path) -> N
         points = events.Scalars(tag)
         assert [point.step for point in points] == curve["steps"]
         assert [point.value for point in points] == list(np.float32(curve["values"]))
-    assert [(point.step, point.value) for point in events.Scalars("hp/rouge_l")] == [(20, 61.25)]
+    assert [(point.step, point.value) for point in events.Scalars("hp/rouge_l")] == [(10, 61.25)]
 
 
 @pytest.mark.parametrize("arm", ["full", "removed", "head"])
@@ -146,40 +155,34 @@ def test_a_folder_with_nothing_else_is_that_of_a_run_not_begun(study: Study, tmp
     open_run_folder(folder, config, resume=False)
 
 
-def test_ablate_shows_recorded_and_copied_runs(
-    study: Study, tmp_path: Path, tiny_file: Path, capsys: pytest.CaptureFixture[str]
+def test_ablate_shows_runs_that_are_recorded_under_its_own_names(
+    study: Study, tmp_path: Path, tiny_file: Path
 ) -> None:
-    # a run is copied for the same number of threads
-    overrides = [f"run_root={tmp_path}/runs", "trainer.threads=1"]
+    overrides = [f"run_root={tmp_path}/runs"]
     recorded_as(study, {"full": 60.0, "removed": 50.0, "head": 55.0}, 0, overrides)
     run_study(study, [0], overrides, record=True)
-    assert "sample: TensorBoard events of 3 runs written from their results" in capsys.readouterr().out
-    other = tmp_path / "studies/other/study.yaml"
-    other.parent.mkdir()
-    other.write_text(f"study: other\nbase: {tiny_file}\narms: {{whole: {{}}}}\n")
-    run_study(load_study(other), [0], overrides, record=True)
-    # under this study's names
+    assert len(list((tmp_path / "runs/sample").glob("*/seed=0/events.*"))) == 3
+    text = f"study: other\nbase: {tiny_file}\narms: {{whole: {{}}}}\n"
+    run_study(study_of(tmp_path / "studies/other/study.yaml", text), [0], overrides, record=True)
     events = read(tmp_path / "runs/other/whole/seed=0")
     row = hparams_of(events, metadata.SESSION_START_INFO_TAG).hparams
     assert (row["experiment"].string_value, row["arm"].string_value) == ("other", "whole")
     assert events.Scalars("hp/rouge_l")[0].value == 60.0
-    capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("events.*")}
     run_study(study, [0], overrides, record=True)
-    assert "TensorBoard" not in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("events.*")} == before
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_recorded_events_are_removed_when_the_run_begins(study: Study, tmp_path: Path, jobs: int) -> None:
     overrides = [f"run_root={tmp_path}/runs"]
-    recorded_as(study, {"full": 60.0, "removed": 50.0}, 0, overrides)
+    places = recorded_as(study, {"full": 60.0, "removed": 50.0}, 0, overrides)
     arms = ["full", "removed"]
     run_study(study, [0], overrides, arms=arms, record=True)
     folders = {arm: tmp_path / f"runs/sample/{arm}/seed=0" for arm in arms}
     own = folders["removed"] / "events.out.tfevents.1795812078.vm.9742.1"
     own.touch()
-    result_path(study.results, "removed", 0).unlink()
+    places["removed"].unlink()
     with pytest.raises(Began, match="removed"):
         run_study(study, [0], overrides, arms=arms, jobs=jobs, record=True)
     assert events_of(folders["removed"]) == [own.name]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mgsr.config.schema import ExperimentConfig
 from mgsr.losses import Weights
-from mgsr.study.collect import read_curves
+from mgsr.study.pool import read_curves
 from mgsr.training.run_folder import run_folder
 from mgsr.training.step_metrics import term_gradient_norms
 from mgsr.training.train import train

@@ -19,7 +19,7 @@ from mgsr.rounds.entry import RoundEntry
 from mgsr.rounds.round import LATER, Rounds
 from mgsr.runtime.errors import ConfigError
 from mgsr.scrg import RevisedSequence
-from mgsr.study.collect import read_curves
+from mgsr.study.pool import read_curves
 from mgsr.training.build import build_objective, writer_class
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import train
