@@ -69,7 +69,7 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         [main_table(view, name, found) for name, found in compared.items()],
         _why(view, subjects),
         _corrections(view),
-        _scope(view),
+        _scope(view, folder),
         _command(view, folder),
         all_tables(view),
     )
@@ -168,13 +168,13 @@ def _corrections(view: View) -> list[tuple[str, str, str]]:
     return []
 
 
-def _scope(view: View) -> list[str]:
+def _scope(view: View, folder: Path) -> list[str]:
     """What was run, on what, and what is missing."""
     study = view.study
     environments = [run.result["environment"] for run in view.runs]
     cpus = dict.fromkeys(str(e.get("cpu") or e.get("machine") or "unknown") for e in environments)
     torches = dict.fromkeys(str(e.get("torch")) for e in environments)
-    base = study.typed.get("base") or as_typed(study.base, "config")
+    base = study.typed.get("base") or as_typed(study.base, "config", folder)
     lines = [
         f"Base `{base}`, {counted(len(view.runs), 'run')} of {counted(len(view.seeds), 'training seed')}. "
         "There is one teacher and one set of rows; a seed changes the student's start, the order, sampling and dropout.",
