@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mgsr
 from mgsr.config.schema import ExperimentConfig
 from mgsr.study import pool
 from mgsr.study.study import Study, load_study
@@ -71,7 +72,7 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
             "torch": "2.13.0",
             "threads": 1,
             "commit": "0" * 40,
-            "numerics": 2,
+            "numerics": mgsr.NUMERICS_VERSION,
         },
         "metrics": metrics,
         "curves": {"val/rouge_l": {"steps": [0, 10], "values": [40.0, rouge_l]}},

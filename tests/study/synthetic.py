@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mgsr
 from mgsr.study.report.evidence import read_evidence
 from mgsr.study.report.write_report import contents, readme
 from mgsr.study.results import write_result
+
+import mgsr
 from mgsr.study.study import Study, load_study, result_path
 
 STUDY = """

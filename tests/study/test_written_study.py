@@ -13,13 +13,14 @@ import mgsr.study.run
 from mgsr.cli.main import main
 from mgsr.config.load import dump, load_config, with_absolute_paths
 from mgsr.runtime.errors import ConfigError, UserError
-from mgsr.study.report.write_report import report
-from mgsr.study.results import write_result
+from mgsr.study import pool
+from mgsr.study.report.write import report
 from mgsr.study.run import run_study
-from mgsr.study.study import as_run, load_study, result_path
+from mgsr.study.study import Study, as_run, load_study
+from mgsr.study.view import look
 from mgsr.study.written_study import write_study
 from mgsr.training.run_folder import run_folder
-from tests.study.synthetic import STUDY, make_result, make_study, record
+from tests.study.pooled import BASE, STUDY, fill, result_of, study_in
 
 FILES = ("README.md", "report.html")
 
@@ -43,14 +44,15 @@ def own(tmp_path: Path, tiny_file: Path, shared_root: Path, monkeypatch: pytest.
 
 def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     line = ["ablate", "baselines", "--config", "conf/my.yaml", "--arms", "gkd", "sft", "trainer.threads=1"]
-    assert main([*line, "--question", "Which is best on my rows?"]) == 0
+    question = ["--question", "Which is best on my rows?"]
+    assert main([*line, *question]) == 0
     said = capsys.readouterr().out
     assert "baselines-my: compared with `sft`, as `mgsr` is not among these arms" in said
     assert "baselines-my: test set" in said and "mgsr report runs/baselines-my" in said
     shared = {path.name for path in own.iterdir()}
     assert shared == {"conf", "runs", "train.jsonl", "dev.jsonl", "test.jsonl"}
     # one arm more; the report has all that are there, and the study's own baseline now
-    assert main([*line[:5], "mgsr", *line[7:]]) == 0
+    assert main([*line[:5], "mgsr", *line[7:], *question]) == 0
     runs = own / "runs/baselines-my"
     written = []
     for folder, name in ((own, "runs/baselines-my"), (own / "conf", "../runs/baselines-my/study.yaml")):
@@ -59,15 +61,15 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
         written.append([(runs / file).read_bytes() for file in FILES])
     assert written[0] == written[1]
     text = (runs / "README.md").read_text()
+    assert "Which is best on my rows?" in text
     assert text.split("```")[1].split("\n")[1:3] == [
         "mgsr ablate baselines --config conf/my.yaml --arms mgsr sft gkd --seeds 0 trainer.threads=1",
         "mgsr report runs/baselines-my",
     ]
-    assert "base `conf/my.yaml`" in text and "Difference to `mgsr`" in text
+    assert "Base `conf/my.yaml`" in text and "Difference to mgsr:" in text
     page = (runs / "report.html").read_text()
-    assert '<div class="answer">' not in page, "no question was given"
     assert not [
-        word for word in ("demo", "DistiLLM", "experiments/", "Bonferroni", "not yet run") if word in text + page
+        word for word in ("demo", "DistiLLM", "experiments/", "not recorded") if word in text + page
     ]
     # the study among its runs is a study: what it has is complete, and it was typed as it was typed
     monkeypatch.chdir(own)
@@ -78,30 +80,47 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     )
 
 
-def test_a_question_is_the_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def record(study: Study, arm: str, rouge_l: float, run_root: str = "runs") -> None:
+    config = study.config(arm, 0)
+    pool.record(study.pool(run_root, record=False), result_of(config, rouge_l))
+
+
+def test_another_base_has_an_own_study_without_the_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    made = make_study(tmp_path)
-    Path("my.yaml").write_text("evaluation: {one_answer: [count]}\n")
+    made = study_in(tmp_path, STUDY + "contrasts: {part: {with: [full], without: [removed]}}\n")
+    Path("my.yaml").write_text(BASE + "train: {lr: 0.25}\n")
     study = load_study(made.path, "my.yaml")
-    assert (study.name, study.question, study.answer, study.looks) == ("sample-my", "", {}, 1)
-    assert study.baseline == "full" and study.said_in_base("evaluation.one_answer") == ["count"]
-    folder = Path("runs/sample-my")
-    for arm in ("removed", "other"):
-        write_result(result_path(folder / "results", arm, 0), make_result(study, arm, 0, 50.0))
-    write_study(study, folder, ["removed"], ["evaluation.one_answer=[sort]"])
+    assert (study.name, study.question, study.asked, study.seeds, study.settings) == ("made_up-my", "", (), (), {})
+    assert study.baseline == "full" and study.said_in_base("train.lr") == 0.25
+    assert (made.question, made.asked, made.seeds) == ("Does the part help?", ("removed",), (0, 1, 2, 3, 4))
+    folder = Path("runs/made_up-my")
+    write_study(study, folder, ["other"], ["train.epochs=7"], [3])
+    write_study(study, folder, ["removed"], ["train.epochs=7"], [0])
     kept = load_study(folder)
     # what was typed counts, and an edit of the base after the runs does not
-    Path("my.yaml").write_text("evaluation: {one_answer: [reverse]}\n")
-    assert kept.said_in_base("evaluation.one_answer") == ["sort"]
+    Path("my.yaml").write_text(BASE + "train: {lr: 0.5}\n")
+    config = kept.config("other", 0)
+    assert (config.train.lr, config.train.epochs, config.scrg.passes) == (0.25, 7, 3)
+    # arms and seeds of an earlier command stay; without its arms there is no contrast
     assert list(kept.arms) == ["removed", "other"] and kept.baseline == "removed" and kept.contrasts == {}
-    text = report(kept).read_text().split("\n\n")
-    assert text[1].startswith("```\nmgsr ablate sample/study.yaml --config my.yaml --arms removed other --seeds 0")
+    assert kept.seeds == (0, 3)
+    for arm in kept.arms:
+        record(kept, arm, 50.0)
+    text = report(kept).read_text()
+    assert text.split("```")[1].split("\n")[1:3] == [
+        "mgsr ablate made_up/study.yaml --config my.yaml --arms removed other --seeds 0 train.epochs=7",
+        "mgsr report runs/made_up-my",
+    ]
 
 
 def test_a_base_starts_from_the_study_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path(tmp_path / "base.yaml").write_text("evaluation: {one_answer: [count]}\n")
-    study = make_study(tmp_path, STUDY.replace("base: demo", "base: ../base.yaml"))
-    record(study)
+    study = study_in(tmp_path)
+    (tmp_path / "base.yaml").write_text(BASE)
+    study.path.write_text(STUDY.replace("base: base", "base: ../base.yaml"))
+    study = load_study(study.path)
+    fill(study, {"full": 0.0, "removed": -1.0})
     found = []
     (tmp_path / "base").mkdir()
     for number, folder in enumerate((tmp_path, study.path.parent, tmp_path / "base")):
@@ -111,33 +130,48 @@ def test_a_base_starts_from_the_study_s_folder(tmp_path: Path, monkeypatch: pyte
         found.append([(out / name).read_text() for name in FILES])
     assert found[0] == found[1] == found[2]
     assert (
-        "base `../base.yaml`" in found[0][0]
-        and "# in this folder\nmgsr ablate ../sample/study.yaml" in found[0][0]
+        "Base `../base.yaml`" in found[0][0]
+        and "# in this folder\nmgsr ablate ../made_up/study.yaml --arms full removed" in found[0][0]
     )
     monkeypatch.chdir(tmp_path)
     for base, said in (
         ("base.yaml", r"`base` is base\.yaml, and starts from .*; write \.\./base\.yaml"),
         ("gone", "no such"),
     ):
-        study.path.write_text(STUDY.replace("base: demo", f"base: {base}"))
+        (study.path.parent / "base.yaml").unlink(missing_ok=True)
+        study.path.write_text(STUDY.replace("base: base", f"base: {base}"))
         with pytest.raises(ConfigError, match=said):
             load_study(study.path)
 
 
 def test_what_a_written_study_holds_is_read_back(tmp_path: Path, tiny_file: Path) -> None:
     """Infinities, words that YAML changes, places that are filled in: every arm of these studies."""
-    for name in ("dac_kl", "scrg", "grid"):
-        study = load_study(name, str(tiny_file))
-        write_study(study, tmp_path / name, list(study.arms))
-        kept = load_study(tmp_path / name)
-        assert kept.arms == study.arms and kept.contrasts == study.contrasts
+    odd = """
+study: odd
+base: base
+asked: [on, '010']
+seeds: [7, 3]
+margin: 0.25
+arms:
+  full: {}
+  on: {clip.mode: fixed, clip.lower: -.inf}
+  '010': {data.synthetic.seed: "{seed}", arm_is: x}
+  mean: {clip.mode: mean_of_run, clip.run: "{run:full}"}
+""".replace(", arm_is: x", "")
+    studies = [load_study(name, str(tiny_file)) for name in ("scrg", "span")]
+    for study in [*studies, study_in(tmp_path / "own", odd)]:
+        write_study(study, tmp_path / study.name, list(study.arms), (), study.seeds)
+        kept = load_study(tmp_path / study.name)
+        assert kept.arms == study.arms and kept.contrasts == study.contrasts and kept.asked == study.asked
+        assert (kept.margin, kept.seeds) == (study.margin, tuple(sorted(study.seeds)))
         for arm in study.arms:
-            mine, theirs = (each.config(arm, 3, results=Path("r")) for each in (study, kept))
+            mine, theirs = (each.config(arm, 3, recorded={"full": "r.json"}) for each in (study, kept))
             assert mine == theirs
-    assert load_config(tmp_path / "grid/base.yaml").train == load_config(tiny_file).train
+            assert pool.key_of(mine) == pool.key_of(theirs)
+    assert load_config(tmp_path / "scrg-tiny/base.yaml").train == load_config(tiny_file).train
 
 
-def test_words_that_change_models_or_data_leave_the_shipped_answer_out(
+def test_words_that_change_models_or_data_leave_the_shipped_question_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,26 +184,27 @@ def test_words_that_change_models_or_data_leave_the_shipped_answer_out(
     monkeypatch.setattr(mgsr.study.run, "run_study", fake)
     words = ["teacher.source=./my teacher", "train.max_steps=1", "data.train=d.jsonl"]
     line = ["ablate", "baselines", "--arms", "sft"]
-    own = make_study(tmp_path)
+    own = study_in(tmp_path)
     assert main([*line, *words]) == main([*line, *words, "--question", "Mine?"]) == 2
     assert main([*line, "train.max_steps=1"]) == main([*line, *words, "--record"]) == 2
     assert main(["ablate", str(own.path), *words]) == 2
     found, asked, plain, recorded, mine = made
-    assert (found.question, found.answer, found.looks) == ("", {}, 1) and asked.question == "Mine?"
-    assert plain == recorded == load_study("baselines") and plain.question and plain.looks == 3
+    assert (found.question, found.asked, found.seeds) == ("", (), ()) and asked.question == "Mine?"
+    assert plain == recorded == load_study("baselines") and plain.question
     assert mine == replace(own, typed=mine.typed)
     folder = Path("runs/baselines")
-    write_result(result_path(folder / "results", "sft", 0), make_result(found, "sft", 0, 50.0))
     write_study(found, folder, ["sft"], words)
-    text = report(load_study(folder)).read_text()
-    assert "base `demo 'teacher.source=./my teacher' data.train=d.jsonl`" in text
-    assert "never did by so much" not in text and "MGSR compare" not in text
-    assert "mgsr ablate baselines --arms sft --seeds 0 trainer.threads=1 'teacher.source=./my teacher'" in text
+    kept = load_study(folder)
+    record(kept, "sft", 50.0)
+    text = report(kept).read_text()
+    assert "Base `demo 'teacher.source=./my teacher' data.train=d.jsonl`" in text
+    assert plain.question not in text
+    assert "mgsr ablate baselines --arms sft --seeds 0 'teacher.source=./my teacher'" in text
     # among its runs it is as it was typed
-    assert as_run(load_study(folder), words) == load_study(folder)
+    assert as_run(kept, words) == kept
 
 
-def test_another_length_is_named_alone_and_says_what_helps(
+def test_a_run_of_another_length_is_refused_in_its_folder_and_found_in_the_pool(
     tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -185,23 +220,17 @@ def test_another_length_is_named_alone_and_says_what_helps(
     run = run_folder(before)
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump(before))
-    for beside, folder, helps in (
-        (
-            False,
-            Path("runs/length/results"),
-            "delete runs/length to run anew, or name another place with run_root=",
-        ),
-        (True, study.results, "check that commit out, or delete those of length to run it anew"),
-    ):
-        path = result_path(folder, "full", 0)
-        write_result(path, make_result(study, "full", 0, 50.0))
-        with pytest.raises(UserError) as refused:
-            run_study(study, [0], words, record=beside)
-        assert "(train.max_steps: 4 -> 0) (commit 0123456); " in str(refused.value)
-        assert str(refused.value).endswith(helps)
-    # what is installed has no commit
-    result = make_result(study, "full", 0, 50.0)
-    result["environment"]["commit"] = "unknown"
-    write_result(path, result)
-    with pytest.raises(UserError, match="0\\); results are never mixed: delete those"):
-        run_study(study, [0], words, record=True)
+    (run / "checkpoints").mkdir()
+    # that key alone
+    with pytest.raises(UserError, match=r"length/full/seed=0: .* \(train\.max_steps: 4 -> 0\)"):
+        run_study(study, [0], words)
+    # what was written before the run was refused says what was asked for
+    kept = load_study("runs/length")
+    assert kept.arguments == tuple(words) and kept.pool() == Path("runs/results")
+    config = study.config("full", 0, words)
+    pool.record(kept.pool(), result_of(config, 61.0, data=pool.data_of(config)))
+    summary = run_study(study, [0], words)
+    assert summary["full"]["rouge_l"] == 61.0
+    # the study among its runs finds it without a word, the one that was typed only with those words
+    assert [run.arm for run in look(kept, [kept.pool()]).runs] == ["full"]
+    assert [run.arm for run in look(study, [kept.pool()], words).runs] == ["full"]
