@@ -118,7 +118,9 @@ def test_a_study_is_recorded_skipped_and_shared(
     assert result["environment"]["numerics"] == mgsr.NUMERICS_VERSION and "dirty" in result["environment"]
     assert result["first"] == {"study": "small", "arm": "full"}
     # arms of a seed begin with one student, and seeds with different ones
-    starts = {seed: {recorded(study, arm, seed, place)["start"]["student"] for arm in study.arms} for seed in (0, 1)}
+    starts = {
+        seed: {recorded(study, arm, seed, place)["start"]["student"] for arm in study.arms} for seed in (0, 1)
+    }
     assert len(starts[0]) == len(starts[1]) == 1 and starts[0] != starts[1]
     # the arm read the bounds that the other had learned with this seed
     for seed in (0, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     (wheel,) = wheels.iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"mgsr", f"{wheel.name.split('-py3')[0]}.dist-info"}
-    assert {Path(name).suffix for name in names if name.startswith("mgsr/")} == {".py", ".yaml"}
+    assert {Path(name).suffix for name in names if name.startswith("mgsr/")} == {".py", ".yaml", ".j2"}
     run("pip", "install", str(wheel), *alone, "--target", str(target), cwd=work)
     before = sorted(path for path in target.rglob("*") if path.suffix != ".pyc")
 
@@ -48,15 +49,16 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     listed = mgsr("config", "--list")
     assert "\n  smollm2 " in listed and "\n  scrg " in listed
     assert "written to runs/demo/mgsr/seed=0" in mgsr("train", "demo", *TINY)
-    assert "mgsr report runs/grid" in mgsr("ablate", "grid", "--arms", "full", "no_scrg", *TINY)
-    assert "written to runs/grid/README.md" in mgsr("report", "grid")
-    text = (work / "runs/grid/README.md").read_text()
+    assert "mgsr report runs/span" in mgsr("ablate", "span", "--arms", "full", "removed", *TINY)
+    assert "written to runs/span/README.md" in mgsr("report", "span")
+    text = (work / "runs/span/README.md").read_text()
     assert (
-        "mgsr ablate grid --arms full no_scrg --seeds 0" in text
-        and "base `demo data.synthetic=" in text.replace("'", "")
+        "mgsr ablate span --arms full removed --seeds 0" in text
+        and "Base `demo data.synthetic=" in text.replace("'", "")
     )
     # of somebody's checkout around it nothing is said
-    assert "Commit unknown" in text
-    assert "runs/grid/results" in mgsr("ablate", "grid", "--arms", "full", "--record", *TINY)
+    results = [json.loads(path.read_text()) for path in (work / "runs/results").iterdir()]
+    assert [result["environment"]["commit"] for result in results] == ["unknown", "unknown"]
+    assert "1 of 1 run complete already" in mgsr("ablate", "span", "--arms", "full", "--record", *TINY)
     assert sorted(path for path in target.rglob("*") if path.suffix != ".pyc") == before
     assert [path.name for path in work.iterdir()] == ["runs"]

@@ -68,9 +68,7 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert "Base `conf/my.yaml`" in text and "Difference to mgsr:" in text
     page = (runs / "report.html").read_text()
-    assert not [
-        word for word in ("demo", "DistiLLM", "experiments/", "not recorded") if word in text + page
-    ]
+    assert not [word for word in ("demo", "DistiLLM", "experiments/", "not recorded") if word in text + page]
     # the study among its runs is a study: what it has is complete, and it was typed as it was typed
     monkeypatch.chdir(own)
     before = (runs / "study.yaml").read_text()
