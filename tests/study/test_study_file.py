@@ -26,7 +26,7 @@ def test_what_a_study_says(tmp_path: Path) -> None:
     assert study.contrasts == {"part": (["full", "other"], ["removed"])}
     assert study.settings == {"real text": ("far", "removed")}
     assert study.arms == {"full": {}, "removed": {"objective.w_span": 0.0}, "other": {"scrg.passes": 3}}
-    # the first arm is the baseline where none is named; without a word there is no seed and no arm that is asked for
+    # the first arm is the baseline where none is named
     few = study_in(tmp_path, "study: few\nbase: base\narms: {a: {}, b: {}}\n", "few")
     assert (few.baseline, few.asked, few.seeds, few.margin) == ("a", (), (), 0.5)
 
@@ -43,8 +43,8 @@ def test_printed_commands_say_what_the_base_leaves_open(tmp_path: Path) -> None:
     fill(study, {"full": 0.0, "removed": -2.0, "other": 0.0})
     assert main(["report", str(study.path)]) == 0
     text = (study.home / "README.md").read_text()
-    said = r"mgsr ablate study\.yaml --seeds 0 1 2 3 4 --record data\.train=TRAIN\.jsonl 'data\.test_sets=\{a: A\.jsonl\}'\n"
-    assert re.search(said, text), text
+    words = "data.train=TRAIN.jsonl 'data.test_sets={a: A.jsonl}'"
+    assert f"mgsr ablate study.yaml --seeds 0 1 2 3 4 --record {words}\n" in text
 
 
 def test_broken_files_and_hand_written_reports_are_refused_in_one_line(

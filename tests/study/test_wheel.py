@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TEACHER = "mgsr/data/synthetic/teacher/"
 TINY = (
     "data.synthetic={teacher_rows: 48, train_rows: 32, dev_rows: 6, test_rows: 6, vocab_size: 300}",
-    *(f"{model}.sft.max_steps=2" for model in ("teacher", "student")),
+    # a teacher of its own: that of the demo is no quick one
+    "teacher={source: init, architecture: {family: llama, hidden_size: 16, num_layers: 1, num_heads: 2}}",
+    "teacher.sft={enabled: true, max_steps: 2}",
+    "student.sft.max_steps=2",
     *("train.max_steps=2", "scrg.max_new_tokens=6", "evaluation.max_new_tokens=6", "evaluation.seeds=[10]"),
 )
 
@@ -39,7 +43,10 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     (wheel,) = wheels.iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"mgsr", f"{wheel.name.split('-py3')[0]}.dist-info"}
-    assert {Path(name).suffix for name in names if name.startswith("mgsr/")} == {".py", ".yaml", ".j2"}
+    teacher = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / TEACHER).glob("*"))
+    assert sorted(name for name in names if name.startswith(TEACHER)) == teacher
+    code = [name for name in names if name.startswith("mgsr/") and not name.startswith(TEACHER)]
+    assert {Path(name).suffix for name in code} == {".py", ".yaml", ".j2"}
     run("pip", "install", str(wheel), *alone, "--target", str(target), cwd=work)
     before = sorted(path for path in target.rglob("*") if path.suffix != ".pyc")
 

@@ -177,7 +177,8 @@ def _scope(view: View, folder: Path) -> list[str]:
     base = study.typed.get("base") or as_typed(study.base, "config", folder)
     lines = [
         f"Base `{base}`, {counted(len(view.runs), 'run')} of {counted(len(view.seeds), 'training seed')}. "
-        "There is one teacher and one set of rows; a seed changes the student's start, the order, sampling and dropout.",
+        "There is one teacher and one set of rows; a seed changes the student's start, the order, sampling and "
+        "dropout.",
         f"Margin {study.margin:g} ROUGE-L. Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
     if view.missing:
