@@ -94,7 +94,7 @@ def run_study(
     later = [arm for arm in arms if study.needs(arm) and arm != study.baseline]
     base = [study.baseline] if study.baseline in arms else []
     runs: list[Run] = []
-    total = len(arms) * len(seeds)
+    total, skipped, told = len(arms) * len(seeds), 0, 0
     for group in (first, base, later):
         found = [_run(study, arm, seed, overrides, place) for seed in seeds for arm in group]
         starts = {run.seed: _starts(runs, run.seed) for run in found}
@@ -103,6 +103,10 @@ def run_study(
             for run in found
             if not run.recorded or (run.arm in base and not _starts([run], run.seed) >= starts[run.seed])
         ]
+        skipped += len(found) - len(pending)
+        if skipped > told and (pending or group is later):
+            say(f"{study.name}: {skipped} of {plural(total, 'run')} complete already")
+            told = skipped
         run_all(study, pending, jobs, place, first=len(runs) + len(found) - len(pending), total=total)
         runs += [_run(study, run.arm, run.seed, overrides, place) for run in found]
     for run in runs:
@@ -152,9 +156,7 @@ def _refuse_other_numerics(run: Run) -> None:
 
 
 def run_all(study: Study, pending: Sequence[Run], jobs: int, place: Path, *, first: int, total: int) -> None:
-    """Run and record them, `jobs` side by side; `first` runs of `total` are complete."""
-    if first:
-        say(f"{study.name}: {first} of {plural(total, 'run')} complete already")
+    """Run and record them, `jobs` side by side; `first` of `total` need no more work."""
     if not pending:
         return
     for run in pending:

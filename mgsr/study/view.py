@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from mgsr.config.shipped import as_typed
 from mgsr.runtime.errors import UserError
 from mgsr.study import pool
 from mgsr.study.analysis import Comparison, compare
@@ -112,7 +113,8 @@ def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> 
             for result in pool.find(pools, key_in(study, arm, seed, overrides)):
                 found.append(Run(arm, seed, block_of(result), result))
     if not found:
-        raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {study.name}")
+        typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
+        raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {typed}")
     data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
     same = [run for run in found if run.result["data"] == data]
     return View(study, tuple(same), undeclared, len(found) - len(same))

@@ -79,8 +79,14 @@ def test_evaluate_a_run_and_a_folder(run: Path, tmp_path: Path, capsys: Capture)
     out = tmp_path / "figures.json"
     assert main(["evaluate", str(run), "--data", str(data), "--seeds", "1", "2", "3", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())[str(data)]
-    assert set(figures["rouge_l_by_seed"]) == {"1", "2", "3"} and figures["examples"] == 2
-    assert len(out.with_suffix(".responses.jsonl").read_text().splitlines()) == 6
+    by_seed = figures["sampled"]["rouge_l_by_seed"]
+    assert set(by_seed) == {"1", "2", "3"} and figures["examples"] == 2
+    assert figures["sampled"]["rouge_l"] == pytest.approx(sum(by_seed.values()) / 3)
+    # greedily, and once per seed
+    answers = [json.loads(line) for line in out.with_suffix(".responses.jsonl").read_text().splitlines()]
+    assert [answer["seed"] for answer in answers] == [None, None, 1, 1, 2, 2, 3, 3]
+    greedy = [answer["rouge_l"] for answer in answers if answer["seed"] is None]
+    assert figures["rouge_l"] == pytest.approx(sum(greedy) / 2, abs=1e-3)
     assert "exists already" in refused(capsys, "evaluate", str(run), "--data", str(data), "--out", str(out))
     folder = tmp_path / "exported"
     assert main(["export", str(run), str(folder)]) == 0
@@ -181,12 +187,17 @@ def test_a_study_runs_skips_and_summarises(tiny_file: Path, tmp_path: Path, caps
     words = ["ablate", str(study), f"run_root={tmp_path}/runs", "train.epochs=1", "--seeds", "0", "1"]
     assert main(words) == 0
     summary = json.loads((tmp_path / "runs/small/metrics.json").read_text())
-    assert {"teacher", "sft_start", "sft_control", "mgsr", "scrg"} <= set(summary)
-    assert {"disagreement_rate", "corrected_fraction"} <= set(summary["scrg"])
-    difference = summary["paired_difference"]["sft_control - mgsr"]
-    ours, control = (summary[arm]["by_seed"] for arm in ("mgsr", "sft_control"))
-    assert difference["by_seed"] == pytest.approx([b - a for a, b in zip(ours, control, strict=True)])
-    capsys.readouterr()
+    assert {"teacher", "sft_start", "sft_control", "mgsr"} <= set(summary) and summary["seeds"] == [0, 1]
+    assert set(summary["floors"]) == {"echo", "constant", "nearest"}
+    found = summary["comparisons"]["sft_control - mgsr"]
+    assert found["effect"] == pytest.approx(summary["sft_control"]["rouge_l"] - summary["mgsr"]["rouge_l"])
+    assert found["blocks"] == 2
+    runs = [json.loads((tmp_path / f"runs/small/mgsr/seed={seed}/metrics.json").read_text()) for seed in (0, 1)]
+    for name, read in (("mgsr", "result"), ("sft_start", "sft_start"), ("teacher", "teacher")):
+        mean = sum(run[read]["test"]["rouge_l"] for run in runs) / 2
+        assert summary[name]["rouge_l"] == pytest.approx(mean)
+    shown = capsys.readouterr().out
+    assert f"sft_control - mgsr: {found['effect']:+.2f} ROUGE-L" in " ".join(shown.split())
     assert main(words) == 0
     assert "4 of 4 runs complete already" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mgsr.cli.console import run_table, show
+from mgsr.cli.console import FLOORS, run_table, show
 from mgsr.cli.ending import show_ending
 from mgsr.cli.main import main
 from mgsr.runtime.errors import RunInterruptedError
@@ -31,14 +31,24 @@ def test_train_ends_with_figures_checkpoint_and_next_commands(two_set_run: Path,
     assert main(["train", "--resume", str(two_set_run)]) == 0
     out = capsys.readouterr().out
     rows = cells(out)
+    models = ["teacher", "start", *FLOORS.values(), "mgsr"]
     assert [row[:2] for row in rows] == [
-        *(["test", "teacher"], ["", "start"], ["", "mgsr"]),
-        *(["mine", "teacher"], ["", "start"], ["", "mgsr"]),
+        [name if number == 0 else "", model] for name in ("test", "mine") for number, model in enumerate(models)
     ]
-    for name, row in zip(("teacher", "sft_start", "result"), rows, strict=False):
+    by_model = {row[1]: row[2:] for row in rows[: len(models)]}
+    for name, model in (("teacher", "teacher"), ("sft_start", "start"), ("result", "mgsr")):
         figures = metrics[name]["test"]
-        shown = f"{figures['rouge_l']:.2f}", f"{figures['rouge_l_std']:.2f}", f"{figures['exact_match']:.1f} %"
-        assert tuple(row[2:5]) == shown and row[5] == f"{figures['distinct_2']:.3f}"
+        assert by_model[model] == [
+            f"{figures['rouge_l']:.2f}",
+            f"{figures['sampled']['rouge_l']:.2f}",
+            f"{figures['accuracy']:.1f} %",
+            f"{figures['sampled']['accuracy']:.1f} %",
+            f"{figures['distinct_2']:.3f}",
+        ]
+    echo = metrics["floors"]["test"]["echo"]
+    assert by_model["the prompt again"] == [
+        *(f"{echo['rouge_l']:.2f}", "n/a", f"{echo['accuracy']:.1f} %", "n/a", "n/a")
+    ]
     best = torch.load(two_set_run / "checkpoints/best.ckpt", weights_only=True)
     step, epoch, score = best["global_step"], best["epoch"] + 1, metrics["val"]["best_rouge_l"]
     assert f"best.ckpt: step {step} of 12, epoch {epoch}, dev ROUGE-L {score:.2f}, the best on the dev set" in out
@@ -58,7 +68,7 @@ def test_the_end_of_a_run_without_teacher_rounds_and_checkpoints(
     (folder / "checkpoints/best.ckpt").write_text("torn")
     show_ending(metrics, folder)
     out = capsys.readouterr().out
-    assert [row[0] for row in cells(out)] == ["start", "mgsr"]
+    assert [row[0] for row in cells(out)] == ["start", *FLOORS.values(), "mgsr"]
     assert "checkpoint " not in out and "mgsr texts" not in out
     # a name with a blank is one word of the shell
     assert f"mgsr export '{folder}' exported/" in out

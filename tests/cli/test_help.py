@@ -121,7 +121,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         (["mgsr", "evaluate", "run", "--template", "al"], ["alpaca"]),
         (["mgsr", "completion", "z"], ["zsh"]),
         (["mgsr", "config", "scr"], ["scrg", *SCRG]),
-        (["mgsr", "ablate", "scrg", "--config", "demo_"], ["demo_long"]),
+        (["mgsr", "ablate", "scrg", "--config", "demo_"], ["demo_long", "demo_teacher"]),
         (["mgsr", "ablate", "scrg", "--config", "my"], ["my.yaml"]),
     ],
 )

@@ -86,8 +86,8 @@ def answer(capsys: Capture, words: str) -> str:
         ("ablate --config tiny.yaml", "arguments are required: STUDY;"),
         ("report runs/s", "runs/s: holds runs of mgsr train, and no study.yaml as mgsr ablate writes it"),
         ("report runs/s", "of a study there type mgsr report runs/t-my"),
-        ("report runs", "type mgsr report runs/t-my"),
-        ("report t.yaml", "no results of t; type mgsr report runs/t-my"),
+        ("report t.yaml", "nothing is recorded yet; run it first: mgsr ablate t.yaml --record"),
+        ("report runs/t-my", "nothing is recorded yet; run it first: mgsr ablate"),
     ],
 )
 def test_what_belongs_to_another_command(words: str, typed: str, places: Path, capsys: Capture) -> None:

@@ -41,7 +41,7 @@ from tests.config.test_layers import BASE, refused
         ),
         ("teacher.placement: sharded", "seed=1", "{path}:4: `teacher.placement"),
         ("data.test_sets: {test: a}", "data.test_sets.b=c", "command line: `data.test_sets`"),
-        ("evaluation: {seeds: []}", "seed=1", "{path}:4: `evaluation.seeds`"),
+        ("evaluation: {seeds: [-1]}", "seed=1", "{path}:4: `evaluation.seeds`"),
         ("student.sft: {seed: -5}", "seed=1", "{path}:4: `student.sft.seed`"),
         ("student.sft: {betas: [2, 0]}", "seed=1", "{path}:4: `student.sft.betas`"),
         (
@@ -81,12 +81,10 @@ def test_an_arm_is_blamed_with_its_line(write: Any) -> None:
 
 def test_an_arm_is_filled_in_before_it_is_read(write: Any, tmp_path: Path) -> None:
     base = write(BASE)
-    text = (
-        "arms: {a: {data.synthetic: {seed: '{seed}'}, data.dev: '{results}/{seed}', data.test_sets.1: '{seed}'}}"
-    )
-    study = load_study(write(f"base: {base}\n{text}\n", "study.yaml"))
-    config = study.config("a", 7, results=tmp_path)
-    assert config.data.synthetic.seed == 7 and config.data.dev == f"{tmp_path}/7"
+    values = "data.synthetic: {seed: '{seed}'}, data.dev: '{run:b}/{seed}', data.test_sets.1: '{seed}'"
+    study = load_study(write(f"base: {base}\narms: {{a: {{{values}}}, b: }}\n", "study.yaml"))
+    config = study.config("a", 7, recorded={"b": "there.json"})
+    assert config.data.synthetic.seed == 7 and config.data.dev == "there.json/7"
     assert config.data.test_sets == {"1": "7"}
 
 

@@ -35,28 +35,27 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import SUFFIX
 from mgsr.runtime.locks import OWNER, locked
 from mgsr.scrg import RevisedSequence
-from mgsr.study.report.evidence import read_evidence
-from mgsr.study.report.write_report import contents, readme
-from mgsr.study.results import read_result
-from mgsr.study.study import result_path
+from mgsr.study import pool
+from mgsr.study.report import content as reported
+from mgsr.study.report.write import filled
 from mgsr.study.summary import summarise
+from mgsr.study.view import look
 from mgsr.training.run_folder import SHAPES, open_run_folder, read_run_file
 from mgsr.training.teacher_cache import INDEX, teacher_tops, text_hash
 from tests.conftest import Make
 from tests.reliability.test_fuzz import fuzz, plain
-from tests.study.synthetic import make_result, make_study, record
+from tests.study.pooled import fill, result_of, study_in
 
 TEST = {
     "rouge_l": 12.5,
-    "rouge_l_std": None,
-    "std_over": "sampling seeds",
+    "sampled": {"rouge_l": 11.5, "exact_match": 0.0, "rouge_l_std": None},
     "examples": 4,
     "exact_match": 0.0,
     "distinct_2": 0.5,
     "mean_words": 3.0,
 }
 FILES: dict[str, dict[str, Any]] = {
-    "metrics.json": {"steps": 12, "seed": 0, "result": {"test": TEST, "other": {**TEST, "rouge_l_std": 0.5}}},
+    "metrics.json": {"steps": 12, "seed": 0, "result": {"test": TEST, "other": {**TEST, "accuracy": 0.5}}},
     "environment.json": {"numerics": 1, "threads": 1, "commit": "0123", "cpu": None, "torch": "2.13"},
     "data.json": {"train": "aa", "dev": "bb", "test": "cc"},
     "teacher.json": {"cache": "teacher-1", "source": "init", "revision": "", "content": "ff"},
@@ -186,27 +185,21 @@ def test_fuzz_manifests_and_records_of_shards(tmp_path: Path) -> None:
     records()
 
 
-def test_fuzz_recorded_results(tmp_path: Path) -> None:
+def test_fuzz_recorded_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result that is taken can be summarised and reported."""
-    study = make_study(tmp_path)
-    record(study, {"full": [60.0, 62.0], "removed": [50.0, 51.0], "other": [60.0, 61.0]})
-    path = result_path(study.results, "removed", 1)
-    result = make_result(study, "removed", 1, 51.0, start={"teacher": None, "student": "ff"})
-    result["metrics"]["result"]["test"].update(rouge_l_std=1.0, std_over="sampling seeds")
-    result["metrics"].update(scrg={"disagreement_rate": 0.5, "corrected_fraction": 0.5}, teacher={"test": TEST})
-    others = {
-        arm: {seed: read_result(result_path(study.results, arm, seed)) for seed in (0, 1)}
-        for arm in ("full", "removed")
-    }
+    # plots take most of a report's time
+    monkeypatch.setattr(reported, "_plots", lambda *_: {})
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0, "other": 1.0}, seeds=[0, 1])
+    result = result_of(study.config("removed", 1), 51.0, start="student-1")
+    result["metrics"].update(scrg={"disagreement_rate": 0.5, "corrected_fraction": 0.5})
+    path = pool.path_in(study.pool(), result)
 
     def read() -> None:
-        found = read_result(path)
-        assert found is not None
-        others["removed"][1] = found
-        study_table(
-            summarise(study, {a: {s: r["metrics"] for s, r in of.items() if r} for a, of in others.items()})
-        )
-        readme(contents(read_evidence(study, study.results), {}, study.home))
+        pool.read(path)
+        view = look(study, [study.pool()])
+        study_table(summarise(study, view.arms, [(run.arm, run.seed, [run.result]) for run in view.runs]))
+        filled("report.md.j2", reported.content_of(view, study.home, study.pool()))
 
     @fuzz
     @given(spoiled(result))
@@ -264,5 +257,6 @@ def test_fuzz_the_owner_of_a_lock(tmp_path: Path) -> None:
 
 
 def test_figures_that_are_not_there_are_shown_as_such() -> None:
-    table = evaluation_table({"test": TEST})
-    assert "n/a" in [next(iter(column.cells)) for column in table.columns]
+    table = evaluation_table({"test": {name: value for name, value in TEST.items() if name != "sampled"}})
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells == ["test", "12.50", "n/a", "0.0 %", "n/a", "0.500", "3.0", "4"]

@@ -22,7 +22,9 @@ from mgsr.rounds.store import read_round
 from mgsr.runtime.errors import ConfigError, DataError, UserError
 from mgsr.runtime.files import write_checked
 from mgsr.scrg import RevisedSequence
-from mgsr.study.report.page import page
+from mgsr.study.report.content import Content
+from mgsr.study.report.tables import Table
+from mgsr.study.report.write import filled
 from mgsr.training.checkpoint import read_checkpoint, resume_path
 from mgsr.training.train import train
 
@@ -169,5 +171,8 @@ class _Words:
 def test_text_of_models_is_escaped_in_tensorboard_and_html() -> None:
     text = markdown_revision(RevisedSequence(0, (2,), (3,), (3,), (), "not_searched", 0, 0), _Words())  # type: ignore[arg-type]
     assert "<script" not in text and "<img" not in text
-    html = page(ATTACK, ["said " + ATTACK], {"commit": ATTACK}, ATTACK, [], {})
-    assert "<script>alert" not in html and "<img src=x" not in html
+    tables = [Table(ATTACK, [ATTACK], [[ATTACK, ATTACK]], ATTACK, 1)]
+    corrections = [(ATTACK, ATTACK, ATTACK)]
+    said = Content(ATTACK, ATTACK, [ATTACK], {}, tables, [ATTACK], corrections, [ATTACK], ATTACK, tables)
+    html = filled("report.html.j2", said)
+    assert "<script>alert" not in html and "<img src=x" not in html and html.count("&lt;script&gt;alert") > 15

@@ -72,10 +72,14 @@ def test_an_arm_with_another_start_has_the_baseline_run_for_it(
     assert ran == []
 
 
-def test_a_start_that_the_baseline_has_is_not_run_again(study: Study, ran: list[str], tmp_path: Path) -> None:
+def test_a_start_that_the_baseline_has_is_not_run_again(
+    study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     record_elsewhere(study, "full", "removed", "other", seeds=(0,))
     run_study(study, [0], [f"run_root={tmp_path}/runs"], record=True)
     assert ran == []
+    said = capsys.readouterr().out
+    assert said.count("complete already") == 1 and "made_up: 3 of 3 runs complete already" in said
     # another seed is another start
     run_study(study, [0, 1], [f"run_root={tmp_path}/runs"], arms=["full", "removed"], record=True)
     assert ran == ["removed/1", "full/1"]
