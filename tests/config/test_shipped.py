@@ -16,7 +16,7 @@ from mgsr.study.report.write import report
 from mgsr.study.study import load_study
 
 ROOT = Path(__file__).parents[2]
-OLD_FORM = ("dac_kl", "equal_tokens", "real_text", "weights")
+OLD_FORM = ("equal_tokens", "real_text")
 """Studies whose files still have keys that are gone."""
 
 
