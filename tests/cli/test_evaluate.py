@@ -12,8 +12,8 @@ from mgsr.cli import evaluate as module
 from mgsr.cli.main import main
 from mgsr.models import save_model_folder
 from mgsr.runtime.errors import UserError
+from tests.models.small import tiny_model, tiny_tokenizer
 from tests.models.test_folder_checks import an_encoder
-from tests.models.test_sources import tiny_model, tiny_tokenizer
 
 Capture = pytest.CaptureFixture[str]
 SHORT = {"instruction": "ab", "output": "12"}

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 from mgsr.models import build_causal_lm, load_causal_lm, load_tokenizer, save_model_folder, shape_of_causal_lm
 from mgsr.models import loading as loading_module
 from mgsr.runtime.errors import UserError
-from tests.models.test_sources import tiny_model, tiny_tokenizer
+from tests.models.small import tiny_model, tiny_tokenizer
 
 Harm = Callable[[Path], None]
 

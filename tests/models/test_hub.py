@@ -11,7 +11,7 @@ import pytest
 from mgsr.models import hub, load_causal_lm, load_tokenizer, save_model_folder, shape_of_causal_lm
 from mgsr.runtime import network
 from mgsr.runtime.errors import UserError
-from tests.models.test_sources import tiny_model, tiny_tokenizer
+from tests.models.small import tiny_model, tiny_tokenizer
 
 
 class Client:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mgsr.models import load_causal_lm, load_tokenizer, save_model_folder
 from mgsr.runtime.errors import UserError
-from tests.models.test_sources import tiny_model, tiny_tokenizer
+from tests.models.small import tiny_model, tiny_tokenizer
 from tests.reliability.test_fuzz import fuzz, plain
 
 SIZES = st.sampled_from([-1, 0, 1, 2, 3, 10**4, 10**9, 2**63, 10**30])

@@ -19,7 +19,6 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.generation.batching import FittingBatches
 from mgsr.rounds import writer
 from mgsr.runtime import faults
 from mgsr.runtime.errors import ConfigError, DataError, UserError
@@ -228,40 +227,6 @@ def test_memory_that_does_not_suffice_halves_the_batch_and_says_so_once(
         for folder in (expected, run_folder(config))
     ]
     assert [r["rollout_ids"] for r in records[0]] == [r["rollout_ids"] for r in records[1]]
-
-
-def mapped(batches: FittingBatches, items: Any, run: Callable[[Any], Any]) -> list[Any]:
-    """Results of all items, batch by batch, as every caller of `FittingBatches` goes about it."""
-    found: list[Any] = []
-    for batch in batches.of(items):
-        try:
-            result = run(batch)
-        except RuntimeError as error:
-            batches.halve(error)
-            continue
-        found += result
-    return found
-
-
-def test_batches_shrink_until_they_fit() -> None:
-    tried: list[int] = []
-
-    def run(batch: Any) -> list[int]:
-        tried.append(len(batch))
-        if len(batch) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return [2 * item for item in batch]
-
-    found = mapped(FittingBatches(16, "a.batch_size"), range(10), run)
-    assert found == [2 * i for i in range(10)] and tried == [10, 5, 2, 2, 2, 2, 2]
-
-    def never(batch: Any) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-
-    with pytest.raises(UserError, match="one sequence at a time"):
-        mapped(FittingBatches(4, "a.batch_size"), [1, 2, 3], never)
-    with pytest.raises(RuntimeError, match="can't allocate"):
-        mapped(FittingBatches(4, None), [1, 2, 3], never)
 
 
 def test_another_config_is_refused_key_by_key_and_more_epochs_are_taken(
