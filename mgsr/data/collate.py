@@ -71,10 +71,12 @@ class StepCounts(TermCounts):
 
 
 class UncachedRows(NamedTuple):
-    """The sequences whose teacher distributions are not cached, `[b]`, and the length of the longest."""
+    """The sequences whose teacher distributions are not cached, `[b]`, the length of the longest, and which these
+    are, as plain numbers."""
 
     rows: Tensor
     width: int
+    numbers: tuple[int, ...]
 
 
 class Batch:
@@ -89,8 +91,8 @@ class Batch:
     within the batch, -1 for none. `teacher_top` has the teacher's distributions of sequences that need no forward,
     `uncached` the others; a row of it is a state's place among the B (L - 1) states that predict a token.
     `teacher_states` `[B, L, H]` are the teacher's last hidden states, where it has read the text in a phase of its
-    own. `stands_in`: for no rows at all, see `collate`. Plain numbers: `lengths` and `example_ids` of the
-    sequences, and whether a model has `written` them.
+    own. `stands_in`: for no rows at all, see `collate`. Plain numbers: `lengths`, `answered` (response tokens) and
+    `example_ids` of the sequences, and whether a model has `written` them.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Batch:
         behaviour_log_probs: Tensor | None,
         counts: StepCounts,
         lengths: tuple[int, ...],
+        answered: tuple[int, ...],
         example_ids: tuple[int, ...],
         written: tuple[bool, ...],
         teacher_top: CachedRows | None = None,
@@ -113,7 +116,7 @@ class Batch:
         self.input_ids, self.labels, self.span_ids = input_ids, labels, span_ids
         self.is_ground_truth, self.answers = is_ground_truth, answers
         self.behaviour_log_probs, self.counts = behaviour_log_probs, counts
-        self.lengths, self.example_ids, self.written = lengths, example_ids, written
+        self.lengths, self.answered, self.example_ids, self.written = lengths, answered, example_ids, written
         self.teacher_top, self.uncached, self.teacher_states = teacher_top, uncached, teacher_states
         self.stands_in = stands_in
 
@@ -206,6 +209,7 @@ def collate(
         behaviour,
         counts,
         tuple(map(len, rows)),
+        tuple(len(row.response_ids) for row in rows),
         tuple(row.example_id for row in rows),
         tuple(not row.is_ground_truth for row in rows),
         _teacher_top(rows, length, tops or {}),
@@ -232,7 +236,8 @@ def _uncached(rows: Sequence[TrainingSequence], tops: Mapping[TextKey, TeacherTo
     unread = [b for b, row in enumerate(rows) if row.key not in tops]
     if len(unread) == len(rows):
         return None
-    return UncachedRows(torch.tensor(unread, dtype=torch.long), max((len(rows[b]) for b in unread), default=0))
+    width = max((len(rows[b]) for b in unread), default=0)
+    return UncachedRows(torch.tensor(unread, dtype=torch.long), width, tuple(unread))
 
 
 def _require_lengths(row: TrainingSequence) -> None:

@@ -23,6 +23,7 @@ from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, causal_lm, output_head, position_limit, trunk
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
+from mgsr.runtime.meter import Work
 from mgsr.runtime.rng import Stream
 from mgsr.scrg import Prefix, Prompt
 
@@ -61,6 +62,9 @@ class LanguageModel:
         memory_key: name of the setting behind `batch_size`: batches that memory does not suffice for are then
             halved; None leaves the error to the caller.
         said: warnings that were given already, shared by writers that are to give each once; None: none yet.
+
+    Attributes:
+        work: everything computed so far; whoever wants to count sets it to a new one.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class LanguageModel:
         self._progress = progress
         self._batches = FittingBatches(batch_size, memory_key)
         self._kept = KeptText()
+        self.work = Work()
         self._said: set[str] = set() if said is None else said
 
     def take(self, model: Any) -> None:
@@ -162,6 +167,7 @@ class LanguageModel:
         """
         head = self.head
         known = self._kept.states(prompts, responses)
+        self.work.rows += sum(map(len, responses))
         if known:
             return HiddenLogits(torch.cat(known), head, self.vocab_size)
         pairs = list(zip(prompts, responses, strict=True))
@@ -177,6 +183,8 @@ class LanguageModel:
                     self._batches.halve(error)
                     continue
                 hidden.update(zip(batch, states, strict=True))
+        for text in texts:
+            self.work.read(len(text), 0)
         empty = head.weight.new_zeros(0, head.weight.shape[1])
         states_NH = torch.cat([empty, *(hidden[index] for index in range(len(texts)))])
         return HiddenLogits(states_NH, head, self.vocab_size)
@@ -276,9 +284,25 @@ class LanguageModel:
             keep_states=keep,
             keep_slots=keep and not obstacle,
         )
+        self.count_written(list(map(len, texts)), decoded.tokens, cached=cache is not None)
         if decoded.states is not None:
             self._kept.keep(prefixes, decoded.tokens, decoded.states, decoded.slots)
         return decoded.tokens
+
+    def count_written(
+        self, lengths: Sequence[int], written: Sequence[Sequence[int]], *, cached: bool = False
+    ) -> None:
+        """Count texts as read, and what was written behind them.
+
+        Args:
+            cached: but for its last token every text was in the cache already.
+        """
+        for length, tokens in zip(lengths, written, strict=True):
+            if cached:
+                self.work.write(length - 1, 2)
+            else:
+                self.work.read(length, 1)
+            self.work.write(length, len(tokens))
 
     def _obstacle(self, reader: Reader, slots: int) -> str:
         """What keeps this batch's cache from being kept, if anything."""

@@ -63,13 +63,16 @@ class _PairWriter(ABC):
             Reader(w.body, w.head, texts, room=width, pad_id=w.pad_id, vocab_size=w.vocab_size)
             for w in (self.student, self.teacher)
         ]
-        return decode(
+        decoded = decode(
             readers,
             [draws(ids, zeros, width, seed=seed, stream=stream, round=round, pass_=0) for stream in self.streams],
             self.choose,
             budgets=[width] * len(ids),
             eos_ids=self.student.eos_ids,
         )
+        for model in (self.student, self.teacher):
+            model.count_written(list(map(len, texts)), decoded.tokens)
+        return decoded
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,9 @@ class EngineWriter:
             for prefix in prefixes
         ]
         written = self.engine.generate(requests)
+        # the engine caches prefixes: a continuation reads little more than its last token
+        for request, prefix, tokens in zip(requests, prefixes, written, strict=True):
+            self.scorer.count_written([len(request.token_ids)], [tokens], cached=bool(prefix.response_ids))
         return [[*prefix.response_ids, *new] for prefix, new in zip(prefixes, written, strict=True)]
 
 

@@ -12,9 +12,9 @@ import torch
 
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
+from mgsr.evaluation.flops import shape_of
 from mgsr.models.from_config import quiet_transformers, teacher_dtype
 from mgsr.planning.communication import Traffic, communication
-from mgsr.planning.flops import shape_of
 from mgsr.planning.host_memory import Host, Saved, host_memory, saved
 from mgsr.planning.model_size import fake_models, model_size, parts_of
 from mgsr.planning.peak_memory import MIXED, Activations, extrapolated_activations

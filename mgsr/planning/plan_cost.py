@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from mgsr.config.schema import ExperimentConfig, ScrgConfig
-from mgsr.planning import flops
-from mgsr.planning.flops import Flops, Shape
+from mgsr.evaluation import flops
+from mgsr.evaluation.flops import Flops, Shape
 from mgsr.planning.peak_memory import MIXED
 from mgsr.planning.workload import Stage, Text
 from mgsr.runtime.devices import NARROW

@@ -24,7 +24,7 @@ from mgsr.rounds.store import RoundEntry
 from mgsr.runtime.devices import is_out_of_memory
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.faults import reach
-from mgsr.runtime.meter import Meter
+from mgsr.runtime.meter import Meter, Work
 from mgsr.scrg import Options, Prompt, RevisedSequence, revise_batch
 
 Extra = list[dict[str, Any]]
@@ -112,7 +112,10 @@ class RoundWriter(ABC):
             self.student.take(self.models.acting)
         self.begin(round_)
         entries: list[RoundEntry] = []
-        meter = Meter()
+        meter = Meter(work={"read_student": Work(), "read_teacher": Work()})
+        self.student.work = meter.work["read_student"]
+        if self.teacher is not None:
+            self.teacher.work = meter.work["read_teacher"]
         for batch in self.batches.of(prompts):
             try:
                 self.check()

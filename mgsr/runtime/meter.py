@@ -1,7 +1,10 @@
-"""What a run costs: seconds and tokens of writing text, of scoring it, of training and of looking at the dev set.
+"""What a run costs: seconds and tokens by phase, and what each model computed, from which FLOPs follow.
 
 Tokens are those that pass through a model's forward, prompts included, once per model. Where the student's hidden
 states were recorded while it wrote, scoring counts the teacher's forward alone.
+
+A model counts its own work, padding aside, so that a figure depends on neither batches nor machine.
+`mgsr.evaluation.flops` makes FLOPs of it.
 """
 
 from __future__ import annotations
@@ -9,10 +12,53 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 PHASES = ("generation", "scoring", "training", "validation")
+
+
+@dataclass
+class Work:
+    """What a model computed.
+
+    Attributes:
+        tokens: that went through its layers.
+        attended: summed over these tokens, the positions each was compared with: T^2 of a text that is read whole.
+        rows: positions whose logits were made.
+    """
+
+    tokens: int = 0
+    attended: int = 0
+    rows: int = 0
+
+    def read(self, length: int, rows: int) -> None:
+        """A whole text, and logits at some of its positions."""
+        self.tokens += length
+        self.attended += length**2
+        self.rows += rows
+
+    def write(self, context: int, new: int) -> None:
+        """Tokens written one by one behind a text that is in the cache, whose last logits exist.
+
+        >>> work = Work()
+        >>> work.write(context=10, new=3)
+        >>> work
+        Work(tokens=2, attended=23, rows=2)
+        """
+        steps = max(0, new - 1)
+        self.tokens += steps
+        self.attended += steps * context + new * steps // 2
+        self.rows += steps
+
+    def named(self, prefix: str) -> dict[str, float]:
+        """As costs: `<prefix>_tokens` and so on."""
+        return {f"{prefix}_{name}": value for name, value in vars(self).items()}
+
+    @classmethod
+    def of(cls, costs: Mapping[str, float], prefix: str) -> Work:
+        """The work that `named` has put into costs; none where they say nothing of it."""
+        return cls(*(int(costs.get(f"{prefix}_{each.name}", 0)) for each in fields(cls)))
 
 
 @dataclass
@@ -24,7 +70,7 @@ class Spent:
 
 @dataclass
 class Meter:
-    """Seconds and tokens by phase.
+    """Seconds and tokens by phase, and work by model.
 
     >>> meter = Meter()
     >>> with meter.phase("generation", tokens=12) as spent:
@@ -35,6 +81,7 @@ class Meter:
 
     seconds: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str, tokens: int = 0) -> Iterator[Spent]:
@@ -51,10 +98,11 @@ class Meter:
         self.tokens[name] = self.tokens.get(name, 0) + tokens
 
     def totals(self) -> dict[str, float]:
-        """`seconds_<phase>` and `tokens_<phase>`."""
+        """`seconds_<phase>`, `tokens_<phase>`, and `<name>_tokens`, `_attended` and `_rows` of all work."""
         return {
             **{f"seconds_{name}": value for name, value in self.seconds.items()},
             **{f"tokens_{name}": value for name, value in self.tokens.items()},
+            **added(*(work.named(name) for name, work in self.work.items())),
         }
 
 

@@ -36,7 +36,10 @@ LAYOUT = {
         "diversity": ["Multiline", [r"scrg/distinct_.*", "scrg/self_bleu"]],
         "disagreement": ["Multiline", ["scrg/disagreement_rate", "scrg/corrected_fraction"]],
     },
-    "cost": {"seconds": ["Multiline", ["cost/seconds"]], "tokens": ["Multiline", ["cost/tokens"]]},
+    "cost": {
+        name: ["Multiline", [f"cost/{curve}"]]
+        for name, curve in (("seconds", "seconds"), ("tokens", "tokens"), ("TFLOPs", "tera_flops"))
+    },
 }
 """TensorBoard's CUSTOM SCALARS tab: what belongs together, of all runs of a study."""
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mgsr.config.schema import TrainerConfig
+from mgsr.evaluation.flops import flops_of
 from mgsr.evaluation.test_set import Predictor
 from mgsr.rounds.render import markdown_revision
 from mgsr.rounds.store import RoundEntry, read_manifest, round_folders
-from mgsr.runtime.meter import Meter, added, overall
+from mgsr.runtime.meter import Meter, Work, added, overall
 from mgsr.runtime.progress import Tracker, say
 from mgsr.runtime.ranks import gathered, is_first
 from mgsr.training.checkpoint import BestCheckpoint, ResumePoint
@@ -203,25 +204,30 @@ class LetGo(L.Callback):
 
 
 class CostLog(L.Callback):
-    """Seconds and tokens of training steps and of the dev set; checkpointed, so that a resumed run counts on.
+    """Seconds, tokens and work of training steps, and seconds of the dev set; checkpointed, so that a resumed run
+    counts on.
 
     Seconds are those of all devices together, as those of the rounds are.
 
-    After every look at the dev set `cost/seconds` and `cost/tokens` say what had been spent until then, text
-    included: arms can be compared at equal cost.
+    After every look at the dev set `cost/seconds`, `cost/tokens` and, of families whose arithmetic is known,
+    `cost/tera_flops` say what had been spent until then, text included: arms can be compared at equal cost.
     """
 
     def __init__(self) -> None:
-        self.meter = Meter()
+        self.meter = Meter(work={"trained_student": Work(), "read_teacher": Work()})
+        self._before: dict[str, float] = {}
         self._start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        meters = gathered((self.meter.seconds, self.meter.tokens))
-        return {"seconds": added(*(m[0] for m in meters)), "tokens": added(*(m[1] for m in meters))}
+        return {"totals": added(*gathered(self._own()))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if is_first():
-            self.meter.seconds, self.meter.tokens = dict(state_dict["seconds"]), dict(state_dict["tokens"])
+            self._before = dict(state_dict["totals"])
+
+    def _own(self) -> dict[str, float]:
+        """Of this rank; the first one has what was spent before the run was taken up."""
+        return added(self._before, self.meter.totals())
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self._start = time.monotonic()
@@ -230,8 +236,14 @@ class CostLog(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
-        models = 2 if pl_module.teacher is not None and pl_module.objective.needs_teacher else 1
-        read = models * batch.tokens
+        rows = () if batch.stands_in else range(len(batch.lengths))
+        taught = rows if batch.uncached is None else batch.uncached.numbers
+        if pl_module.teacher is None or not pl_module.objective.needs_teacher:
+            taught = ()
+        for name, some in (("trained_student", rows), ("read_teacher", taught)):
+            for row in some:
+                self.meter.work[name].read(batch.lengths[row], batch.answered[row])
+        read = sum(batch.lengths[row] for some in (rows, taught) for row in some)
         self.meter.add("training", time.monotonic() - self._start, read)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -242,16 +254,21 @@ class CostLog(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, DistillationDataModule):
             return
+        assert isinstance(pl_module, DistillationModule)
         spent = self.totals(data)
         # Lightning counts the steps of `val/` from 0: the two must meet
         step = trainer.global_step - 1
         if trainer.logger is None:
             return
-        trainer.logger.log_metrics({f"cost/{u}": overall(spent, u) for u in ("seconds", "tokens")}, step)
+        curves = {f"cost/{unit}": overall(spent, unit) for unit in ("seconds", "tokens")}
+        flops = flops_of(spent, pl_module.student, pl_module.teacher)
+        if flops is not None:
+            curves["cost/tera_flops"] = flops / 1e12
+        trainer.logger.log_metrics(curves, step)
 
     def totals(self, data: DistillationDataModule) -> dict[str, float]:
         """Everything until now, of all ranks, each of which has to ask; rounds of text tell their own part."""
-        return added(*gathered(self.meter.totals()), round_costs(data.run_folder, data.round))
+        return added(*gathered(self._own()), round_costs(data.run_folder, data.round))
 
 
 def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:

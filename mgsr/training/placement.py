@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from mgsr.data.collate import Batch
+from mgsr.data.collate import Batch, UncachedRows
 from mgsr.losses.projection import HiddenLogits
 from mgsr.models.output_layer import OutputLayer, last_hidden, output_head
 from mgsr.runtime.devices import Rest, move, placed, settle, working_type
@@ -115,10 +115,11 @@ class Placement:
         with torch.no_grad(), _own_type(batch):
             if batch.uncached is None:
                 return self._read(self.teacher, batch.input_ids), head
-            return self._uncached_states(batch, *batch.uncached, head), head
+            return self._uncached_states(batch, batch.uncached, head), head
 
-    def _uncached_states(self, batch: Batch, unread: Tensor, width: int, head: OutputLayer) -> Tensor:
+    def _uncached_states(self, batch: Batch, uncached: UncachedRows, head: OutputLayer) -> Tensor:
         size, length = batch.input_ids.shape
+        unread, width, _ = uncached
         if not width:
             return head.weight.new_zeros(size, length, head.weight.shape[1])
         some = self._read(self.teacher, batch.input_ids[unread, :width])

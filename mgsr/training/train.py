@@ -21,6 +21,7 @@ from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.floors import cached_floors
+from mgsr.evaluation.flops import flops_of
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
 from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
@@ -31,6 +32,7 @@ from mgsr.runtime.devices import computing_dtype, free_memory, matmul_precision,
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
 from mgsr.runtime.locks import locked
+from mgsr.runtime.meter import Work, added
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import agreed, first_alone, is_first, on_first
 from mgsr.training.build import Job, build_job, check_match, mean_bounds, writer_class
@@ -216,7 +218,15 @@ def _figures(job: Job) -> dict[str, Any]:
     if scores:
         figures["val"]["best_rouge_l"] = max(scores)
     costs = next(c for c in trainer.callbacks if isinstance(c, CostLog))  # type: ignore[attr-defined]
-    figures["costs"] = costs.totals(data)
+    spent = costs.totals(data)
+    if job.cache_report is not None:
+        # as if this run had made the cache, whoever has
+        cached = Work()
+        for row in data.train_rows:
+            cached.read(len(row), len(row.response_ids))
+        spent = added(spent, cached.named("read_teacher"))
+    flops = flops_of(spent, job.module.student, job.module.teacher)
+    figures["costs"] = spent | ({} if flops is None else {"flops": flops})
     if job.cache_report is not None:
         # who wrote it is chance: this run, one before it, or another one
         figures["teacher_cache"] = {k: v for k, v in asdict(job.cache_report).items() if k != "written"}

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from mgsr.config.schema import ModelConfig
+from mgsr.evaluation.flops import shape_of
 from mgsr.planning import shapes
-from mgsr.planning.flops import shape_of
 from mgsr.planning.shapes import ALIASES, KNOWN, ShapeFinder, known_shape
 from mgsr.runtime.errors import UserError
 

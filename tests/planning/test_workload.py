@@ -10,8 +10,8 @@ import pytest
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig, TrainConfig
 from mgsr.data.splits import encode, read_split
+from mgsr.evaluation.flops import Flops, Shape, decoding
 from mgsr.planning.communication import Traffic, all_reduce, gather, student_step, traffic
-from mgsr.planning.flops import Flops, Shape, decoding
 from mgsr.planning.model_size import Parts
 from mgsr.planning.plan import plan
 from mgsr.planning.plan_cost import Hardware, Speaker, main_phases, worthwhile_tokens

@@ -58,7 +58,12 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
         "sft_start": {"test": {**test, "rouge_l": 40.0}},
         "floors": {"test": {"echo": floor, "constant": floor, "nearest": floor}},
         "exposure": {"ex_acc_err_at_end": 20.0, "teacher_perplexity": 3.0},
-        "costs": {"tokens_training": 2_000_000, "tokens_validation": 7, "tokens_generation": 500_000},
+        "costs": {
+            "tokens_training": 2_000_000,
+            "tokens_validation": 7,
+            "tokens_generation": 500_000,
+            "flops": 2.5e12,
+        },
         "val": {"loss": 1.5},
     }
     return {

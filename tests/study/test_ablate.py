@@ -98,6 +98,9 @@ def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(mgsr.study.run, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 
 
+WORK = ("tokens", "attended", "rows")
+
+
 def test_a_study_is_recorded_skipped_and_shared(
     quick_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +117,13 @@ def test_a_study_is_recorded_skipped_and_shared(
         sum(recorded(study, "full", seed, place)["metrics"]["result"]["test"]["rouge_l"] for seed in (0, 1)) / 2
     )
     assert result["curves"]["val/rouge_l"]["steps"] == result["curves"]["cost/tokens"]["steps"] == [3]
-    assert result["metrics"]["costs"]["tokens_scoring"] > 0
+    costs = result["metrics"]["costs"]
+    assert costs["tokens_scoring"] > 0 and costs["read_student_rows"] > 0
+    without = recorded(study, "removed", 0, place)["metrics"]["costs"]
+    # ground truth alone: both models read the same, and nothing else
+    assert [without[f"trained_student_{n}"] for n in WORK] == [without[f"read_teacher_{n}"] for n in WORK]
+    assert without["tokens_training"] == 2 * without["trained_student_tokens"]
+    assert 0 < without["flops"] < costs["flops"]
     assert result["environment"]["numerics"] == mgsr.NUMERICS_VERSION and "dirty" in result["environment"]
     assert result["first"] == {"study": "small", "arm": "full"}
     # arms of a seed begin with one student, and seeds with different ones

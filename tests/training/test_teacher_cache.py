@@ -55,8 +55,11 @@ def test_whole_distributions_cached_train_the_same_student(
     # what another arm or epoch finds needs no forward at all
     reads.sequences = 0
     again = make_config("arm=again", "train.epochs=2", "objective.teacher_top_k=1000", "scrg.enabled=false")
-    assert train(again)["teacher_cache"]["tokens"] > 0
+    metrics = train(again)
+    assert metrics["teacher_cache"]["tokens"] > 0
     assert reads.sequences == 0
+    # the cost is that of making the cache, once for two epochs
+    assert 0 < 2 * metrics["costs"]["read_teacher_tokens"] == metrics["costs"]["trained_student_tokens"]
 
 
 def test_few_classes_report_their_error(make_config: Make) -> None:

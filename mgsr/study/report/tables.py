@@ -40,7 +40,7 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
         "verdict",
         "sampled",
         "right, %" if checked else "exact, %",
-        "tokens, M",
+        "TFLOPs",
     ]
     rows = [
         [name, shown(value.get("rouge_l")), "", "", "", *_sampled(value), _right(value), ""]
@@ -58,7 +58,7 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
                 *difference,
                 shown(view.mean(arm, rouge_l(test_set, sampled=True))),
                 shown(view.mean(arm, right(test_set)), 1),
-                shown(view.mean(arm, tokens), 2),
+                shown(view.mean(arm, tera_flops), 2),
             ]
         )
     return Table(f"On {test_set}", header, rows, verdicts=4)
@@ -95,13 +95,10 @@ def _right(value: Mapping[str, Any]) -> str:
     return shown(value.get("accuracy", value.get("exact_match")), 1)
 
 
-def tokens(result: Mapping[str, Any]) -> float | None:
-    """Millions of tokens that a run has read and written, of both models, looks at the dev set aside."""
-    costs = result["metrics"].get("costs") or {}
-    counted = [
-        value for name, value in costs.items() if name.startswith("tokens_") and name != "tokens_validation"
-    ]
-    return sum(counted) / 1e6 if counted else None
+def tera_flops(result: Mapping[str, Any]) -> float | None:
+    """10^12 FLOPs of a run, of both models, writing and scoring included, looks at the dev set aside."""
+    flops = figure("costs", "flops")(result)
+    return None if flops is None else flops / 1e12
 
 
 WHY: dict[str, tuple[Reader, int]] = {

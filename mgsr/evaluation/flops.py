@@ -9,10 +9,12 @@ Symbols: L layers, H width, n heads of d, k key/value heads, I width of the MLP,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mgsr.runtime.errors import UserError
+from mgsr.runtime.meter import Work
 
 GATED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 PLAIN = frozenset({"gpt2", "opt"})
@@ -108,6 +110,55 @@ def trunk_forward(shape: Shape, tokens: float, attended: float) -> float:
     return products + 4 * shape.layers * shape.heads * shape.head_dim * attended
 
 
+def spent(costs: Mapping[str, float], student: Shape, teacher: Shape | None) -> float:
+    """FLOPs of a main job: what the student was trained on, and what both models read and wrote besides.
+
+    What a setting that saves memory computes twice counts once, and the dev set does not count.
+
+    Args:
+        costs: with the work of both models, see `mgsr.runtime.meter`.
+    """
+    found = _training(student, Work.of(costs, "trained_student")) + _forward(
+        student, Work.of(costs, "read_student")
+    )
+    if teacher is not None:
+        found += _forward(teacher, Work.of(costs, "read_teacher"))
+    return found.total
+
+
+def flops_of(costs: Mapping[str, float], student: Any, teacher: Any | None) -> float | None:
+    """`spent` by two models of transformers; None where the arithmetic of one is not known.
+
+    Args:
+        student: with adapters, those alone are trained.
+        teacher: None where a run has none.
+    """
+    trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    adapters = trained if hasattr(student, "get_base_model") else 0
+    try:
+        shape = shape_of(student.config, adapters=adapters)
+        return spent(costs, shape, None if teacher is None else shape_of(teacher.config))
+    except UserError:
+        return None
+
+
+def _forward(shape: Shape, work: Work) -> Flops:
+    return Flops(trunk_forward(shape, work.tokens, work.attended), 2 * work.rows * shape.head_weights)
+
+
+def _training(shape: Shape, work: Work) -> Flops:
+    once = _forward(shape, work)
+    return once + _backward(shape, once, work.tokens)
+
+
+def _backward(shape: Shape, once: Flops, tokens: float) -> Flops:
+    """See `backward`; once: the forward."""
+    if not shape.adapters:
+        return Flops(2 * once.trunk, 2 * once.head)
+    frozen = 2 * tokens * shape.layers * shape.layer_weights
+    return Flops(2 * once.trunk - frozen, once.head)
+
+
 def forward(shape: Shape, sequences: float, length: float, rows: float) -> Flops:
     """A forward over whole sequences.
 
@@ -125,11 +176,7 @@ def backward(shape: Shape, sequences: float, length: float, rows: float) -> Flop
     With adapters the frozen weights have no gradient, and their half is left out, also in the output layer. (The
     first layer needs no gradient of its inputs then; it is counted, at most 1 / L too much.)
     """
-    once = forward(shape, sequences, length, rows)
-    if not shape.adapters:
-        return Flops(2 * once.trunk, 2 * once.head)
-    frozen = 2 * sequences * length * shape.layers * shape.layer_weights
-    return Flops(2 * once.trunk - frozen, once.head)
+    return _backward(shape, forward(shape, sequences, length, rows), sequences * length)
 
 
 def training(shape: Shape, sequences: float, length: float, rows: float, *, checkpointing: bool = False) -> Flops:

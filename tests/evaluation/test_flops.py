@@ -10,9 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from mgsr import models
-from mgsr.planning import flops
-from mgsr.planning.flops import Shape, shape_of
+from mgsr.evaluation import flops
+from mgsr.evaluation.flops import Shape, shape_of
+from mgsr.generation import LanguageModel, MixedWriter
 from mgsr.runtime.errors import UserError
+from mgsr.runtime.meter import Work
+from mgsr.scrg import Prefix
 
 B, T = 3, 11
 ROTARY = ("llama", "qwen2", "qwen3")
@@ -144,3 +147,37 @@ def test_sums() -> None:
     # q and o 8 x 8, k and v 8 x 4, three of 8 x 16
     assert shape.layer_weights == 64 + 64 + 32 + 32 + 3 * 128
     assert (flops.Flops(1, 2) + flops.Flops(3, 4)).total == 10
+
+
+def test_models_count_what_they_compute() -> None:
+    """Writing, continuing with and without what is kept, scoring; one text at a time, so that none is padded."""
+    model = tiny("llama").eval()
+    student = LanguageModel(model, eos_token_id=0, max_new_tokens=9, batch_size=1)
+    prompts = [(0, (5, 6, 7)), (1, (8, 9, 10, 11, 12))]
+
+    def run() -> None:
+        for prompt in prompts:
+            (text,) = student.write([prompt], seed=3, round=0)
+            student.score([prompt], [text])
+            prefix = Prefix(prompt[0], prompt[1], (*text[:3], 17))
+            student.continue_from([prefix], seed=3, round=0, pass_=1)
+            student.release()
+            student.continue_from([prefix], seed=4, round=0, pass_=2)
+            student.score([prompt], [text])
+
+    total = counted(run)
+    made = flops.spent(student.work.named("read_student"), shape_of(model.config), None)
+    # logits of what is scored are made by whoever reads them
+    scored = sum(2 * 24 * 53 * len(text) * 2 for text in student.write(prompts, seed=3, round=0))
+    assert total == made - scored
+    assert Work.of(Work(1, 2, 3).named("x"), "x") == Work(1, 2, 3)
+
+
+def test_two_models_that_write_together_count_each_their_part() -> None:
+    models_ = [LanguageModel(tiny("llama", layers).eval(), eos_token_id=0, max_new_tokens=6) for layers in (1, 2)]
+    texts = MixedWriter(*models_).write([(0, (5, 6, 7)), (1, (8, 9))], seed=1, round=0)
+    expected = Work()
+    for length, text in zip((3, 2), texts, strict=True):
+        expected.read(length, 1)
+        expected.write(length, len(text))
+    assert models_[0].work == models_[1].work == expected
