@@ -26,6 +26,8 @@ from mgsr.rounds.store import (
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.ranks import agreed, gathered, is_first, rank, world_size
 
+EXAMPLES, LONGEST = 2, 300
+"""Corrections that are shown to people, and the characters of a text."""
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu")
 
 
@@ -93,6 +95,34 @@ def correction_quality(
         return None
     figures = {"corrected": float(len(gains)), **_gains("rouge_l", gains)}
     return {**figures, **_gains("teacher_log_likelihood", likelihood)} if likelihood else figures
+
+
+def correction_examples(run_folder: Path, prompts: Mapping[int, str]) -> list[dict[str, str]]:
+    """The first corrected texts of the first round, before and after, as the smallest example ids have them.
+
+    Read by the first rank; every rank has to call this.
+    """
+    return agreed(_correction_examples(run_folder, prompts) if is_first() else [])
+
+
+def _correction_examples(run_folder: Path, prompts: Mapping[int, str]) -> list[dict[str, str]]:
+    for _, entries in rounds_of(run_folder):
+        corrected = [entry for entry in entries if entry.revised.corrections and entry.rollout != entry.response]
+        corrected.sort(key=lambda entry: entry.revised.example_id)
+        if corrected:
+            texts = ((prompts[e.revised.example_id], e.rollout, e.response) for e in corrected[:EXAMPLES])
+            return [dict(zip(("prompt", "before", "after"), map(_short, each), strict=True)) for each in texts]
+    return []
+
+
+def _short(text: str) -> str:
+    """On one line.
+
+    >>> _short("one\\n two")
+    'one two'
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def measure_corrected(

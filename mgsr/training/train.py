@@ -27,7 +27,7 @@ from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import Size, check_run
 from mgsr.rounds.store import read_manifest, round_folders
-from mgsr.rounds.text_quality import correction_quality, text_diversity
+from mgsr.rounds.text_quality import correction_examples, correction_quality, text_diversity
 from mgsr.runtime.devices import computing_dtype, free_memory, matmul_precision, quick_cpu, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import remove_leftovers, write_atomically
@@ -127,7 +127,8 @@ def _run(
     metrics["training_text"] = text_diversity(folder, done.ground_truth)
     quality = correction_quality(folder, references, config.evaluation.rouge_tokenizer)
     if quality is not None:
-        metrics["corrections"] = quality
+        prompts = {row.id: " ".join((row.instruction, row.input)) for row in rows["train"]}
+        metrics["corrections"] = {**quality, "examples": correction_examples(folder, prompts)}
     with working(trained, computing_dtype(config.trainer.precision, device)) as computing:
         # the test sets, once, with the chosen checkpoint
         tokenizer, tests = start.student.tokenizer, start.tests

@@ -17,7 +17,13 @@ from mgsr.rounds.store import (
     write_after,
     write_shard,
 )
-from mgsr.rounds.text_quality import correction_quality, measure_corrected, rounds_of, text_diversity
+from mgsr.rounds.text_quality import (
+    correction_examples,
+    correction_quality,
+    measure_corrected,
+    rounds_of,
+    text_diversity,
+)
 from mgsr.runtime.errors import DataError
 from mgsr.scrg import Correction, RevisedSequence
 
@@ -110,6 +116,19 @@ def test_without_likelihoods_only_rouge_l_is_told(write_round: Write, tmp_path: 
         "rouge_l_lowered": 0.5,
         "rouge_l_gain": pytest.approx(-25.0),
     }
+
+
+def test_two_corrections_are_shown(write_round: Write, tmp_path: Path) -> None:
+    """Of the first round that has some, by example id; what the correction left as it was is no example."""
+    prompts = {1: "say this", 2: "say\nthat", 3: "say more " * 90}
+    write_round(0, [UNTOUCHED])
+    assert correction_examples(tmp_path, prompts) == []
+    write_round(1, [TWICE, corrected(4, "d", "d", -1.0), LOWERED])
+    write_round(2, [RAISED])
+    found = correction_examples(tmp_path, prompts)
+    assert found[0] == {"prompt": "say that", "before": "a b", "after": "b a"}
+    assert found[1]["after"] == "c" and len(found[1]["prompt"]) == 300 and found[1]["prompt"].endswith("…")
+    assert len(found) == 2
 
 
 def test_without_corrections_there_is_nothing_to_tell(write_round: Write, tmp_path: Path) -> None:
