@@ -17,7 +17,7 @@ from mgsr.data.chat import CHAT, template_text
 from mgsr.data.encoding import require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.row_files import read_rows
-from mgsr.data.splits import encode
+from mgsr.data.splits import encode_answered
 from mgsr.evaluation.exposure_bias import exposure, exposure_seed
 from mgsr.evaluation.model_card import ASKED, as_it_was_asked
 from mgsr.evaluation.test_set import Predictor, evaluate, say_of_unseen_words
@@ -90,7 +90,7 @@ def evaluate_files(
     settings.batch_size = batch_size or settings.batch_size
 
     encoded = {
-        name: list(encode(rows[:limit] if limit else rows, tokenizer, data, name).examples)
+        name: encode_answered(rows[:limit] if limit else rows, tokenizer, data, settings, name)
         for name, rows in sets.items()
     }
     # of all sets, before the first one is written to

@@ -127,6 +127,9 @@ class EvaluationConfig:
     )
     batch_size: int = key(64, "sequences written at once", low=1, high=LARGE)
     max_new_tokens: int = key(256, "tokens of a written response", low=1, high=LARGE)
+    max_prompt_length: int = key(
+        0, "tokens of a dev or test prompt that is answered (0: data.max_prompt_length)", low=0, high=LARGE
+    )
     temperature: float = key(1.0, "temperature of the sampled answers (0: greedy ones alone)", low=0.0, high=1e3)
     top_p: float = key(1.0, "nucleus of sampling", low=1e-6, high=1.0, when=".temperature")
     val_every_n_epochs: int = key(1, "epochs between two looks at the dev set", low=1, high=LARGE)

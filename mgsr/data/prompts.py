@@ -68,6 +68,7 @@ class Example:
         where: the row's ``file:line``.
         prompt_truncated: part of the instruction or the input was cut.
         response_truncated: the response was cut, so no end token stands in it.
+        within: neither is longer than what training reads.
     """
 
     id: int
@@ -78,6 +79,7 @@ class Example:
     where: str = ""
     prompt_truncated: bool = False
     response_truncated: bool = False
+    within: bool = True
     is_right: Callable[[str], bool] | None = field(default=None, compare=False)
 
 

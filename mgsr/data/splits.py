@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from mgsr.config.schema import DataConfig, FieldsConfig, SpansConfig
+from mgsr.config.schema import DataConfig, EvaluationConfig, FieldsConfig, SpansConfig
 from mgsr.data.annotate import Annotation, SpanAnnotator
-from mgsr.data.prompts import EncodedRows, encode_rows, told_left_out
+from mgsr.data.prompts import EncodedRows, Example, encode_rows, told_left_out
 from mgsr.data.row_files import read_rows
 from mgsr.data.row_hub import Read, hub_splits, is_file
 from mgsr.data.rows import Row, split_rows
@@ -120,6 +121,31 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
         max_prompt_length=config.max_prompt_length,
         end_token=config.end_token,
     )
+
+
+def answered_data(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
+    """The lengths of rows that are answered: prompts have a limit of their own, and references as much room."""
+    own = evaluation.max_prompt_length
+    return replace(data, max_prompt_length=own, max_length=own + data.max_length) if own else data
+
+
+def encode_answered(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataConfig,
+    evaluation: EvaluationConfig,
+    what: str,
+) -> list[Example]:
+    """Rows that are to be answered, each with whether training would have read all of it."""
+    found = encode(rows, tokenizer, answered_data(data, evaluation), what).examples
+    if not evaluation.max_prompt_length:
+        return list(found)
+
+    def within(example: Example) -> bool:
+        prompt, response = len(example.prompt_ids), len(example.response_ids)
+        return prompt <= data.max_prompt_length and prompt + response <= data.max_length
+
+    return [replace(example, within=within(example)) for example in found]
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: DataConfig, what: str) -> EncodedRows:

@@ -114,8 +114,9 @@ class Evaluation:
     """What a model wrote on one set, greedily and over the sampling seeds.
 
     Attributes:
-        summary: the figures of `metrics.json`: those of `measures` for the greedy answers, `examples`, and under
-            `sampled` the same for the sampled ones.
+        summary: the figures of `metrics.json`: those of `measures` for the greedy answers, `examples`, under
+            `sampled` the same for the sampled ones, and under `within` those of greedy answers to rows that are no
+            longer than what training reads, where others are.
         predictions: one record per example and answer; the seed of greedy ones is None.
     """
 
@@ -185,6 +186,13 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
 
     def summary() -> dict[str, Any]:
         found = {**measures([greedy], examples, config), "examples": len(examples)}
+        inside = [row for row, example in enumerate(examples) if example.within]
+        if 0 < len(inside) < len(examples):
+            answers = [greedy[0][row] for row in inside], [greedy[1][row] for row in inside]
+            within = measures([answers], [examples[row] for row in inside], config)
+            names = ("rouge_l", "accuracy", "exact_match")
+            found["within"] = {name: within[name] for name in names if name in within}
+            found["within"]["examples"] = len(inside)
         if sampled:
             means = {seed: sum(scores) / len(scores) for seed, (_, scores) in sampled.items()}
             found["sampled"] = {

@@ -62,9 +62,6 @@ class LanguageModel:
         memory_key: name of the setting behind `batch_size`: batches that memory does not suffice for are then
             halved; None leaves the error to the caller.
         said: warnings that were given already, shared by writers that are to give each once; None: none yet.
-
-    Attributes:
-        work: everything computed so far; whoever wants to count sets it to a new one.
     """
 
     def __init__(
@@ -103,6 +100,7 @@ class LanguageModel:
         self._progress = progress
         self._batches = FittingBatches(batch_size, memory_key)
         self._kept = KeptText()
+        # all that was computed so far; whoever counts sets a new one
         self.work = Work()
         self._said: set[str] = set() if said is None else said
 
@@ -274,7 +272,10 @@ class LanguageModel:
         )
         obstacle = self._obstacle(reader, max(len(prefix.prompt_ids) for prefix in prefixes) + self.max_new_tokens)
         if own and pass_ > 0 and cache is None:
-            self._say_once(obstacle or "the last call did not write them, or wrote several batches")
+            reason = obstacle or "the last call did not write them, or wrote several batches"
+            if reason not in self._said:
+                self._said.add(reason)
+                logger.warning("corrections read their prefixes afresh: %s", reason)
         decoded = decode(
             [reader],
             [draws(ids, starts, width, seed=seed, stream=self.stream, round=round, pass_=pass_)],
@@ -284,25 +285,11 @@ class LanguageModel:
             keep_states=keep,
             keep_slots=keep and not obstacle,
         )
-        self.count_written(list(map(len, texts)), decoded.tokens, cached=cache is not None)
+        for text, tokens in zip(texts, decoded.tokens, strict=True):
+            self.work.answer(len(text), len(tokens), cached=cache is not None)
         if decoded.states is not None:
             self._kept.keep(prefixes, decoded.tokens, decoded.states, decoded.slots)
         return decoded.tokens
-
-    def count_written(
-        self, lengths: Sequence[int], written: Sequence[Sequence[int]], *, cached: bool = False
-    ) -> None:
-        """Count texts as read, and what was written behind them.
-
-        Args:
-            cached: but for its last token every text was in the cache already.
-        """
-        for length, tokens in zip(lengths, written, strict=True):
-            if cached:
-                self.work.write(length - 1, 2)
-            else:
-                self.work.read(length, 1)
-            self.work.write(length, len(tokens))
 
     def _obstacle(self, reader: Reader, slots: int) -> str:
         """What keeps this batch's cache from being kept, if anything."""
@@ -311,8 +298,3 @@ class LanguageModel:
         if self.max_cache_slots is not None and slots > self.max_cache_slots:
             return f"rows may outgrow max_cache_slots={self.max_cache_slots}"
         return ""
-
-    def _say_once(self, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            logger.warning("corrections read their prefixes afresh: %s", reason)

@@ -70,8 +70,9 @@ class _PairWriter(ABC):
             budgets=[width] * len(ids),
             eos_ids=self.student.eos_ids,
         )
-        for model in (self.student, self.teacher):
-            model.count_written(list(map(len, texts)), decoded.tokens)
+        for text, tokens in zip(texts, decoded.tokens, strict=True):
+            for model in (self.student, self.teacher):
+                model.work.answer(len(text), len(tokens))
         return decoded
 
 

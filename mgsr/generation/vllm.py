@@ -82,7 +82,7 @@ class EngineWriter:
         written = self.engine.generate(requests)
         # the engine caches prefixes: a continuation reads little more than its last token
         for request, prefix, tokens in zip(requests, prefixes, written, strict=True):
-            self.scorer.count_written([len(request.token_ids)], [tokens], cached=bool(prefix.response_ids))
+            self.scorer.work.answer(len(request.token_ids), len(tokens), cached=bool(prefix.response_ids))
         return [[*prefix.response_ids, *new] for prefix, new in zip(prefixes, written, strict=True)]
 
 

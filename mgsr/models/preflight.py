@@ -21,7 +21,7 @@ from mgsr.config.schema import DataConfig, ExperimentConfig, ModelConfig
 from mgsr.data.chat import CHAT
 from mgsr.data.chunkers import build_chunker
 from mgsr.data.rows import Row
-from mgsr.data.splits import encode_quietly, read_split
+from mgsr.data.splits import answered_data, encode_quietly, read_split
 from mgsr.data.templates import render
 from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import (
@@ -223,8 +223,9 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
         shapes: of teacher and student, as far as they could be had.
     """
     data, written = config.data, config.evaluation.max_new_tokens
+    answered = answered_data(data, config.evaluation)
     in_rounds = config.scrg.max_new_tokens if config.scrg.enabled else 0
-    most = max(data.max_length, data.max_prompt_length + max(in_rounds, written))
+    most = max(data.max_length, data.max_prompt_length + in_rounds, answered.max_prompt_length + written)
     known: dict[str, PreTrainedTokenizerBase] = {}
     for name, shape in shapes.items():
         model: ModelConfig = getattr(config, name)
@@ -244,16 +245,14 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
         if enough and knows_all_ids(shape, tokenizer):
             continue
         for split, some in rows.items():
-            trains = split == "train"
-            check_texts(
-                name,
-                shape,
-                tokenizer,
-                encode_quietly(some, tokenizer, data).examples,
-                new_tokens=in_rounds if trains else written,
-                key="scrg.max_new_tokens" if trains else "evaluation.max_new_tokens",
-                answers=split in ("train", "dev"),
-            )
+            if split in ("train", "dev"):
+                examples = encode_quietly(some, tokenizer, data).examples
+                new = in_rounds if split == "train" else 0
+                check_texts(name, shape, tokenizer, examples, new_tokens=new, key="scrg.max_new_tokens")
+            if split != "train":
+                examples = encode_quietly(some, tokenizer, answered).examples
+                key = "evaluation.max_new_tokens"
+                check_texts(name, shape, tokenizer, examples, new_tokens=written, key=key, answers=False)
 
 
 def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:

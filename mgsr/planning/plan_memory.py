@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from mgsr.config.schema import ExperimentConfig
+from mgsr.data.splits import answered_data
 from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, in_type
 from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, largest, training_added
 from mgsr.runtime.devices import NARROW
@@ -191,7 +192,8 @@ def answering(config: ExperimentConfig, student: Model, teacher: Model | None, s
     Args:
         shards: parts of the teacher.
     """
-    rows, length = config.evaluation.batch_size, config.data.max_prompt_length + config.evaluation.max_new_tokens
+    prompt = answered_data(config.data, config.evaluation).max_prompt_length
+    rows, length = config.evaluation.batch_size, prompt + config.evaluation.max_new_tokens
     # logits in the model's type for the best token; sampling puts probabilities and their sums beside them
     copies = SAMPLED if config.evaluation.temperature > 0 else GREEDY
 

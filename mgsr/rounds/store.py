@@ -26,6 +26,7 @@ from mgsr.rounds.entry import RoundEntry
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import SUFFIX, check, refused, write_atomically, write_checked
 from mgsr.runtime.json_files import Each, ListOf, Maybe, read_json
+from mgsr.runtime.meter import added
 from mgsr.runtime.progress import say
 
 MANIFEST = "manifest.json"
@@ -280,3 +281,9 @@ def round_statistics(entries: Sequence[RoundEntry]) -> dict[str, float]:
         statistics["mean_error_position"] = sum(c.position for c in corrections) / len(corrections)
         statistics["mean_kl_at_error"] = sum(c.kl for c in corrections) / len(corrections)
     return statistics
+
+
+def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:
+    """What the finished rounds of a run took, up to `last`: a run taken up again may have later ones on disk."""
+    wanted = (path for number, path in round_folders(run_folder).items() if last is None or number <= last)
+    return added(*(manifest["costs"] for path in wanted if (manifest := read_manifest(path)) is not None))

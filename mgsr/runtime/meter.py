@@ -51,6 +51,14 @@ class Work:
         self.attended += steps * context + new * steps // 2
         self.rows += steps
 
+    def answer(self, length: int, new: int, *, cached: bool = False) -> None:
+        """A text that is read, of which only the last token where the others are `cached`, and what follows it."""
+        if cached:
+            self.write(length - 1, 2)
+        else:
+            self.read(length, 1)
+        self.write(length, new)
+
     def named(self, prefix: str) -> dict[str, float]:
         """As costs: `<prefix>_tokens` and so on."""
         return {f"{prefix}_{name}": value for name, value in vars(self).items()}

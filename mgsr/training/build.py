@@ -18,8 +18,9 @@ from mgsr.config.own_functions import (
     written_options,
 )
 from mgsr.config.schema import ExperimentConfig
+from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
-from mgsr.data.splits import build_annotation, encode
+from mgsr.data.splits import build_annotation, encode, encode_answered
 from mgsr.evaluation.test_set import Predictor
 from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
@@ -86,9 +87,12 @@ def build_job(
     needs_teacher = objective.needs_teacher or config.scrg.enabled
     teacher = start.teacher.model if start.teacher is not None and needs_teacher else None
     stop = stop_request(config)
+    answered: Sequence[Example] = dev_examples
+    if config.evaluation.max_prompt_length:
+        answered = encode_answered(dev_rows, student.tokenizer, config.data, config.evaluation, "dev prompts")
     predictor = Predictor(
         student.tokenizer,
-        dev_examples[: config.evaluation.val_rows or None],
+        answered[: config.evaluation.val_rows or None],
         config.evaluation,
         vocab_size=start.vocab_size,
         pad_token_id=ends.pad_id,

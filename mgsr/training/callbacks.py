@@ -16,7 +16,7 @@ from mgsr.config.schema import TrainerConfig
 from mgsr.evaluation.flops import flops_of
 from mgsr.evaluation.test_set import Predictor
 from mgsr.rounds.render import markdown_revision
-from mgsr.rounds.store import RoundEntry, read_manifest, round_folders
+from mgsr.rounds.store import round_costs
 from mgsr.runtime.meter import Meter, Work, added, overall
 from mgsr.runtime.progress import Tracker, say
 from mgsr.runtime.ranks import gathered, is_first
@@ -104,10 +104,8 @@ class RoundLog(L.Callback):
             writer.add_histogram("scrg/error_position", torch.tensor(positions), trainer.global_step)
         shown = [entry for entry in data.entries if entry.revised.corrections][: self.config.text_samples]
         for i, entry in enumerate(shown):
-            writer.add_text(f"scrg/revised_{i}", self._text(entry), trainer.global_step)
-
-    def _text(self, entry: RoundEntry) -> str:
-        return markdown_revision(entry.revised, self.tokenizer)
+            text = markdown_revision(entry.revised, self.tokenizer)
+            writer.add_text(f"scrg/revised_{i}", text, trainer.global_step)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         writer = _writer(trainer)
@@ -269,12 +267,6 @@ class CostLog(L.Callback):
     def totals(self, data: DistillationDataModule) -> dict[str, float]:
         """Everything until now, of all ranks, each of which has to ask; rounds of text tell their own part."""
         return added(*gathered(self._own()), round_costs(data.run_folder, data.round))
-
-
-def round_costs(run_folder: Path, last: int | None = None) -> dict[str, float]:
-    """What the finished rounds of a run took, up to `last`: a run taken up again may have later ones on disk."""
-    wanted = (path for number, path in round_folders(run_folder).items() if last is None or number <= last)
-    return added(*(manifest["costs"] for path in wanted if (manifest := read_manifest(path)) is not None))
 
 
 def build_callbacks(

@@ -23,8 +23,7 @@ from mgsr.runtime.files import write_atomically
 from mgsr.runtime.json_files import Between, Each, Maybe, read_json
 from mgsr.runtime.progress import say
 
-# the student's shape and tokenizer, and who the teacher was: a run can be read where its caches are not. BASE is
-# what the student's adapters stand on, which is not in the checkpoints
+# the student's shape and tokenizer, and who the teacher was: runs are read without caches. BASE: under adapters
 STUDENT, TEACHER, DATA, BASE, START = "student", "teacher.json", "data.json", "base.json", "start.json"
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 

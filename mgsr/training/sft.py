@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig, ModelConfig, SftConfig
 from mgsr.data.rows import Row
-from mgsr.data.splits import Annotation, encode, rows_fingerprint
+from mgsr.data.splits import Annotation, encode, encode_answered, rows_fingerprint
 from mgsr.evaluation.test_set import Tests, evaluate_tests
 from mgsr.losses import Objective
 from mgsr.models.from_config import (
@@ -99,8 +99,9 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     """
     teacher = prepare_teacher(config, rows["dev"])
     student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    how = student.tokenizer, config.data, config.evaluation
     tests = {
-        name: (rows[name], list(encode(rows[name], student.tokenizer, config.data, f"{name} rows").examples))
+        name: (rows[name], encode_answered(rows[name], *how, f"{name} rows"))
         for name in ("test", *config.data.test_sets)
     }
     start = shared_start(config, teacher, student)

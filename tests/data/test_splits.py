@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from mgsr.config.load import load_config
-from mgsr.config.schema import DataConfig, ExperimentConfig
+from mgsr.config.schema import DataConfig, EvaluationConfig, ExperimentConfig
 from mgsr.data.rows import Message, Row
-from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
+from mgsr.data.splits import encode, encode_answered, read_split, rows_fingerprint, say_of_cut
+from mgsr.data.synthetic import generate_rows
+from mgsr.data.tokenizer import train_tokenizer
 from mgsr.runtime.errors import DataError
 
 Parts = dict[str, list[Row]]
@@ -113,3 +115,16 @@ def test_a_fingerprint_is_of_what_is_asked_and_answered() -> None:
 
 
 FROZEN = "b7b5d052923bcbaf"
+
+
+def test_rows_that_are_answered_have_a_prompt_limit_of_their_own() -> None:
+    rows = generate_rows("test", 22)
+    tokenizer = train_tokenizer([row.instruction for row in rows], vocab_size=400)
+    short = DataConfig(template="plain", max_prompt_length=30, max_length=60)
+    plain = encode(rows, tokenizer, short, "rows").examples
+    assert encode_answered(rows, tokenizer, short, EvaluationConfig(), "rows") == list(plain)
+    found = encode_answered(rows, tokenizer, short, EvaluationConfig(max_prompt_length=500), "rows")
+    assert not any(example.prompt_truncated for example in found)
+    # what training would cut lies outside
+    cut = [example.prompt_truncated or example.response_truncated for example in plain]
+    assert [not example.within for example in found] == cut and len(set(cut)) == 2

@@ -157,3 +157,14 @@ def test_a_kind_that_no_test_row_has_is_named(capsys: Any) -> None:
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "evaluation.one_answer: no test row is of the kind srot; did you mean `sort`?"
     assert said[1].startswith("evaluation.one_answer: no test row is of the kind count") and len(said) == 2
+
+
+def test_rows_within_the_training_lengths_stand_apart() -> None:
+    inside = [replace(each, within=number != 3) for number, each in enumerate(EXAMPLES)]
+    summary = summary_of(EvaluationConfig(seeds=[10]), inside)
+    assert summary["within"] == {"rouge_l": 100.0, "exact_match": 100.0, "examples": 3}
+    assert summary["rouge_l"] == 75.0
+    # where all are, or none is, there is nothing apart
+    for same in (True, False):
+        alike = [replace(each, within=same) for each in EXAMPLES]
+        assert "within" not in summary_of(EvaluationConfig(seeds=[10]), alike)

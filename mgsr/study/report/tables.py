@@ -140,6 +140,20 @@ def other_measures(view: View, test_set: str) -> Table:
     return Table(f"Other measures on {test_set}", ["", "measure", "difference", "95 % interval"], rows)
 
 
+def within_table(view: View, test_set: str) -> Table:
+    """Greedy answers to rows that are no longer than what training reads, where there are others."""
+    names = {"ROUGE-L": "rouge_l", "right, %": "accuracy", "exact, %": "exact_match"}
+    known = {
+        title: read
+        for title, name in names.items()
+        if view.mean(view.arms[0], read := figure("result", test_set, "within", name)) is not None
+    }
+    rows = [[arm, *(shown(view.mean(arm, read)) for read in known.values())] for arm in view.arms if known]
+    count = figure("result", test_set, "within", "examples")(view.runs[0].result)
+    title = f"On {shown(count, 0)} rows of {test_set} within the training lengths"
+    return Table(title, ["", *known], rows)
+
+
 def kinds_table(view: View, test_set: str, name: str) -> Table:
     """A measure by kind of task, greedily; `name`: rouge_l or accuracy."""
     kinds: dict[str, None] = {}
@@ -177,6 +191,7 @@ def all_tables(view: View) -> list[Table]:
     for name in view.test_sets:
         found += [
             other_measures(view, name),
+            within_table(view, name),
             kinds_table(view, name, "accuracy"),
             kinds_table(view, name, "rouge_l"),
         ]
