@@ -53,6 +53,7 @@ __all__ = [
 @dataclass
 class SyntheticConfig:
     seed: int = key(0, "seed of the procedural instruction set", low=0, high=SEED)
+    families: list[str] = key([], "kinds of task that rows are drawn from (empty: all)")
     teacher_rows: int = key(
         8000, "rows the teacher is fine-tuned on", low=1, high=10_000_000, when="data.train=synthetic"
     )

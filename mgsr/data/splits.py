@@ -47,7 +47,7 @@ def read_split(config: DataConfig, split: str) -> list[Row]:
             "dev": sizes.dev_rows,
             "test": sizes.test_rows,
         }
-        return _limited(generate_rows(split, count[split], sizes.seed), limit)
+        return _limited(generate_rows(split, count[split], sizes.seed, sizes.families), limit)
     split = "train" if split == "teacher" else split
     found = _readers(source, split if split in own else "train", config.fields, strict=split not in own)
     if split != "train" and split in found:

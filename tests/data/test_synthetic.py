@@ -13,7 +13,7 @@ import pytest
 from mgsr.data import synthetic
 from mgsr.data.rows import Row
 from mgsr.data.synthetic import FAMILIES, REFERENCES, SPLITS, generate_rows, words
-from mgsr.runtime.errors import DataError
+from mgsr.runtime.errors import ConfigError, DataError
 
 ONES = [
     "zero",
@@ -265,3 +265,15 @@ def test_bad_requests() -> None:
         generate_rows("tran", 1)
     with pytest.raises(ValueError, match="count must not be negative: -1"):
         generate_rows("dev", -1)
+
+
+def test_some_families_alone() -> None:
+    """The rows that these families have among all others, with the ids of their own set."""
+    every = [row for row in generate_rows("test", 110, seed=1) if row.category in ("walk", "order")]
+    some = generate_rows("test", 20, seed=1, families=["walk", "order"])
+    assert [(row.instruction, row.input, row.references) for row in some] == [
+        (row.instruction, row.input, row.references) for row in every
+    ]
+    assert [row.id for row in some] == list(range(20))
+    with pytest.raises(ConfigError, match=r"families`: no family wolk; .*; did you mean `walk`"):
+        generate_rows("test", 1, families=["wolk"])

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 
 from mgsr.data.rows import Row
 from mgsr.data.synthetic.families import FAMILIES, Task, draw
-from mgsr.runtime.errors import DataError, did_you_mean
+from mgsr.runtime.errors import ConfigError, DataError, did_you_mean
 
 __all__ = ["FAMILIES", "REFERENCES", "SPLITS", "generate_rows"]
 
@@ -31,7 +32,7 @@ _PATIENCE = {"dev": 5000, "test": 5000, "teacher": 20, "train": 20}
 """Draws in search of a new prompt; after that teacher and train take one again, with an answer drawn anew."""
 
 
-def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
+def generate_rows(split: str, count: int, seed: int = 0, families: Sequence[str] = ()) -> list[Row]:
     """The first `count` rows of a split: the families in turn, no prompt of dev or test twice.
 
     A prompt belongs to dev, to test or to the rest by a hash of its text alone, whatever the seed. So no
@@ -39,7 +40,11 @@ def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
     overlap. A smaller count gives a prefix of a larger one. Rows of teacher and train have one reference,
     those of dev and test up to `REFERENCES` where several answers are right; `category` is the family.
 
+    Args:
+        families: draw from these alone (empty: all).
+
     Raises:
+        ConfigError: an unknown family.
         ValueError: an unknown split, or a negative count.
         DataError: a family of dev or test has no more new prompts, of which there are several hundred each.
 
@@ -51,8 +56,15 @@ def generate_rows(split: str, count: int, seed: int = 0) -> list[Row]:
         raise ValueError(f"no split {split!r}; take one of {', '.join(SPLITS)}{did_you_mean(split, SPLITS)}")
     if count < 0:
         raise ValueError(f"count must not be negative: {count}")
+    unknown = next((family for family in families if family not in FAMILIES), None)
+    if unknown is not None:
+        raise ConfigError(
+            f"`data.synthetic.families`: no family {unknown}; it takes {', '.join(FAMILIES)}"
+            f"{did_you_mean(unknown, FAMILIES)}",
+            "data.synthetic.families",
+        )
     generators = {family: random.Random(f"{seed}/{split}/{family}") for family in FAMILIES}
-    families = tuple(FAMILIES)
+    families = tuple(families or FAMILIES)
     seen: set[tuple[str, str]] = set()
     rows = []
     for number in range(count):
