@@ -107,6 +107,7 @@ class DataConfig:
     )
     max_length: int = key(512, "tokens of prompt and response together", low=8, high=LARGE)
     max_prompt_length: int = key(256, "tokens of the prompt; longer ones are cut as documented", low=4, high=LARGE)
+    too_long: str = key("cut", "training and dev rows beyond these lengths", choices=("cut", "leave_out"))
     end_token: str = key(
         "", "token that closes every answer (empty: the chat template's, else the student tokenizer's end of text)"
     )

@@ -83,12 +83,16 @@ class Example:
     is_right: Callable[[str], bool] | None = field(default=None, compare=False)
 
 
+TOO_LONG = "too long"
+"""Why a row is left out."""
+
+
 @dataclass(frozen=True)
 class EncodedRows:
     """Examples in the order of their rows, and how many prompts and responses had to be cut.
 
     `apart` counts the responses that were encoded without their prompts, see `EncodedResponse`.
-    `left_out`: which rows are no examples -> how many; only the template `chat` leaves any out.
+    `left_out`: which rows are no examples -> how many; the template `chat` and `data.too_long` leave some out.
     """
 
     examples: tuple[Example, ...]
@@ -201,6 +205,7 @@ def encode_rows(
     max_length: int = 512,
     max_prompt_length: int = 256,
     end_token: str = "",
+    too_long: str = "cut",
 ) -> EncodedRows:
     """Encode rows, prompt and response together in at most `max_length` tokens.
 
@@ -209,6 +214,7 @@ def encode_rows(
 
     Args:
         end_token: see `end_id`.
+        too_long: `leave_out` takes no row that would have to be cut.
 
     Raises:
         ConfigError: `max_prompt_length` leaves no room for a response; an unknown template or end token.
@@ -236,6 +242,9 @@ def encode_rows(
                 left_out[chat.NO_PREFIX] += 1
                 continue
             response = EncodedResponse(answer[0][:room], len(answer[0]) > room, not answer[1])
+        if too_long == "leave_out" and (prompt.truncated or response.truncated):
+            left_out[TOO_LONG] += 1
+            continue
         apart += response.apart
         examples.append(
             Example(
@@ -251,6 +260,11 @@ def encode_rows(
             )
         )
     if left_out and not examples:
+        if set(left_out) == {TOO_LONG}:
+            raise UserError(
+                f"all rows are longer than data.max_prompt_length {max_prompt_length} and data.max_length "
+                f"{max_length}: raise them, or set data.too_long=cut"
+            )
         raise UserError(
             f"the chat template of the tokenizer {shown_name(tokenizer)} leaves all rows out: "
             f"{told_left_out(left_out)}; name another template by data.chat_template"

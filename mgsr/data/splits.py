@@ -120,13 +120,15 @@ def encode_quietly(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, conf
         max_length=config.max_length,
         max_prompt_length=config.max_prompt_length,
         end_token=config.end_token,
+        too_long=config.too_long,
     )
 
 
 def answered_data(data: DataConfig, evaluation: EvaluationConfig) -> DataConfig:
-    """The lengths of rows that are answered: prompts have a limit of their own, and references as much room."""
+    """How rows are read that are answered: all of them, their prompts to a limit of their own."""
     own = evaluation.max_prompt_length
-    return replace(data, max_prompt_length=own, max_length=own + data.max_length) if own else data
+    whole = replace(data, too_long="cut")
+    return replace(whole, max_prompt_length=own, max_length=own + data.max_length) if own else whole
 
 
 def encode_answered(

@@ -66,6 +66,8 @@ def model_key(
     relevant = {k: data[k] for k in ("template", "max_length", "max_prompt_length")}
     if model.sft.enabled and config.data.end_token:
         relevant["end_token"] = config.data.end_token
+    if model.sft.enabled and config.data.too_long != "cut":
+        relevant["too_long"] = config.data.too_long
     if template := run_template(config):
         relevant["chat_template"] = template
     if model.source == "init":

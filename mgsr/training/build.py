@@ -88,7 +88,8 @@ def build_job(
     teacher = start.teacher.model if start.teacher is not None and needs_teacher else None
     stop = stop_request(config)
     answered: Sequence[Example] = dev_examples
-    if config.evaluation.max_prompt_length:
+    # every dev row is answered, also one that no loss is measured on
+    if config.evaluation.max_prompt_length or len(dev_examples) < len(dev_rows):
         answered = encode_answered(dev_rows, student.tokenizer, config.data, config.evaluation, "dev prompts")
     predictor = Predictor(
         student.tokenizer,

@@ -235,3 +235,13 @@ def test_padding_falls_back_on_the_end_token_and_the_end_token_is_needed() -> No
     for broken in (require_eos, partial(encode_response, "It.", max_tokens=5), partial(encode_rows, [row()])):
         with pytest.raises(UserError, match="has no end-of-text token; set `eos_token`"):
             broken(tokenizer=endless)
+
+
+def test_rows_that_are_too_long_are_left_out_where_asked() -> None:
+    rows = [row(), Row(1, "do " * 200, "", ("yes",))]
+    limits = {"template": "plain", "max_length": 60, "max_prompt_length": 40}
+    assert encode_rows(rows, BARE, **limits).truncated_prompts == 1
+    found = encode_rows(rows, BARE, **limits, too_long="leave_out")
+    assert [example.id for example in found.examples] == [rows[0].id] and found.left_out == {"too long": 1}
+    with pytest.raises(UserError, match=r"^all rows are longer than data.max_prompt_length 40 .*too_long=cut$"):
+        encode_rows(rows[1:], BARE, **limits, too_long="leave_out")
