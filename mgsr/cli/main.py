@@ -105,7 +105,7 @@ def _export(arguments: argparse.Namespace) -> None:
     check_run(arguments.run)
     from mgsr.training.export import export
 
-    out = export(arguments.run, arguments.out, merge=arguments.merge)
+    out = export(arguments.run, arguments.out, merge=arguments.merge, dtype=arguments.dtype)
     print(f"written to {out}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -102,7 +103,8 @@ def rows_fingerprint(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         turns = (tuple(map(tuple, row.messages)),) if row.messages else ()
-        digest.update(repr((row.instruction, row.input, row.references, *turns)).encode())
+        # in ASCII: which characters `repr` escapes differs from one Python to the next
+        digest.update(json.dumps((row.instruction, row.input, row.references, *turns)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -191,21 +191,25 @@ def _shape(folder: Path, config: ExperimentConfig) -> PreTrainedModel:
         )
 
 
-def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
+def export(run: str | Path, out: str | Path, *, merge: bool = False, dtype: str = "") -> Path:
     """Write a run's student: as `AutoModelForCausalLM`'s folder, or as peft's folder of its adapters.
 
     Args:
         merge: add adapters into the weights, so that neither mgsr nor peft nor the base is needed to load
             them. A run without adapters has nothing to merge.
+        dtype: of the weights that are written, such as `bfloat16`; empty: as they were trained.
 
     Raises:
         UserError: not a run, no checkpoint, `out` exists and is not empty; with adapters, their base is gone,
-            has changed, or (without `merge`) lies in no folder that peft could load it from.
+            has changed, or (without `merge`) lies in no folder that peft could load it from, or another type is
+            asked for without `merge`.
     """
     folder, out = Path(run), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; choose an empty or new folder")
     config = load_run_config(folder)
+    if dtype and config.student.lora.r and not merge:
+        raise UserError(f"{folder}: adapters keep their type; export with --merge for {dtype} weights")
     base = base_location(folder, config) if config.student.lora.r and not merge else None
     # read before anything is written; the card goes into the folder before that gets its name
     card = model_card(config, read_run_file(folder, METRICS, missing={}), base)
@@ -216,6 +220,8 @@ def export(run: str | Path, out: str | Path, *, merge: bool = False) -> Path:
 
     if base is None:
         model, tokenizer = load_run(folder)
+        if dtype:
+            model = model.to(getattr(torch, dtype))
         models.save_model_folder(model, tokenizer, out, texts=told(model.generation_config))
     else:
         adapters, tokenizer = _load_best(folder)

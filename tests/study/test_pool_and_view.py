@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mgsr.config.load import fingerprint
+from mgsr.data.rows import Message, Row
+from mgsr.data.splits import rows_fingerprint
 from mgsr.runtime.errors import DataError, UserError
 from mgsr.study import pool
 from mgsr.study.view import look, right, rouge_l
@@ -133,3 +136,13 @@ def test_bounds_of_two_run_folders_are_two_arms(tmp_path: Path) -> None:
     study = study_in(tmp_path)
     words = [["clip.mode=mean_of_run", f"clip.run=runs/{name}/full/seed=0"] for name in "ab"]
     assert pool.key_of(study.config("full", 0, words[0])) != pool.key_of(study.config("full", 0, words[1]))
+
+
+def test_a_key_is_the_same_on_every_python() -> None:
+    """What is recorded with one version has to be found with another: JSON and SHA-256, no `hash` and no `repr`,
+    which knows more characters with every version."""
+    settings = {"objective.w_span": 0.25, "train.betas": [0.9, 0.98], "arm": "é", "clip.lower": ".inf"}
+    assert fingerprint(settings, ["test"], 3) == "7356e0e37a59"
+    assert fingerprint(dict(reversed(settings.items())), ["test"], 3) == "7356e0e37a59"
+    row = Row(0, "Say 🫨.", "", ("ü",), messages=(Message("user", "Say 🫨."),))
+    assert rows_fingerprint([row]) == "8572b2c2d794af86"
