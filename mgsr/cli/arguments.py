@@ -142,7 +142,7 @@ def build_parser() -> Parser:
         "export",
         "a run's student as a folder for transformers or peft",
         EXPORT_HELP,
-        "RUN OUT [--merge] [--dtype TYPE]",
+        "RUN OUT [options]",
     )
     export.add_argument("run", metavar="RUN", help="a run folder, such as runs/demo/full/seed=0")
     export.add_argument("out", metavar="OUT", help="the folder that is written, not there yet")

@@ -80,7 +80,11 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
             "numerics": mgsr.NUMERICS_VERSION,
         },
         "metrics": metrics,
-        "curves": {"val/rouge_l": {"steps": [0, 10], "values": [40.0, rouge_l]}},
+        "curves": {
+            "val/rouge_l": {"steps": [0, 10], "values": [40.0, rouge_l]},
+            "grad_norm/sft": {"steps": [0, 5], "values": [3.0, 1.0]},
+            "grad_norm/dac": {"steps": [0, 5], "values": [1.0, 1.0]},
+        },
         "first": {"study": config.experiment, "arm": config.arm},
         **more,
     }

@@ -30,6 +30,8 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     assert table.count("|") - 1 <= 8
     assert page.count("\n## ") <= 4 and len(page.split()) < 500
     assert "floor: the prompt again | 12.00" in page and "teacher | 80.00" in page and "start | 40.00" in page
+    # a quarter and a half of the norms
+    assert "gradient of the divergence, %" in html and "<td>37.5</td>" in html and "gradient of spans" not in html
     assert '<td class="worse">worse</td>' in html and "<details>" in html and "<script src" not in html
 
 

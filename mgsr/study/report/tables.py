@@ -8,7 +8,7 @@ from typing import Any
 
 from mgsr.study.analysis import Comparison
 from mgsr.study.report.words import interval, shown, signed
-from mgsr.study.view import Reader, View, figure, right, rouge_l
+from mgsr.study.view import Reader, Result, View, figure, right, rouge_l
 
 FLOORS = {
     "echo": "floor: the prompt again",
@@ -101,6 +101,23 @@ def tera_flops(result: Mapping[str, Any]) -> float | None:
     return None if flops is None else flops / 1e12
 
 
+TERMS = {"sft": "cross-entropy", "dac": "the divergence", "span": "spans"}
+
+
+def share(term: str) -> Reader:
+    """Per cent of the norms of all terms' gradients that a term has, mean over the steps that were measured."""
+
+    def read(result: Result) -> float | None:
+        curves = {name: result["curves"].get(f"grad_norm/{name}", {}).get("values") for name in TERMS}
+        if not curves[term]:
+            return None
+        steps = zip(*(values for values in curves.values() if values), strict=False)
+        found = [own / sum(each) for own, each in zip(curves[term], steps, strict=False) if sum(each) > 0]
+        return 100.0 * sum(found) / len(found) if found else None
+
+    return read
+
+
 WHY: dict[str, tuple[Reader, int]] = {
     "ExAccErr at the end, %": (figure("exposure", "ex_acc_err_at_end"), 1),
     "perplexity of answers under the teacher": (figure("exposure", "teacher_perplexity"), 2),
@@ -110,6 +127,7 @@ WHY: dict[str, tuple[Reader, int]] = {
     "tokens on which the models disagree": (figure("scrg", "disagreement_rate"), 3),
     "dev loss at the end, nats": (figure("val", "loss"), 3),
     "factor of the divergence": (figure("divergence_factor"), 3),
+    **{f"gradient of {word}, %": (share(term), 1) for term, word in TERMS.items()},
     "seconds of training": (figure("seconds_training"), 0),
 }
 """What may explain a difference."""
