@@ -22,6 +22,10 @@ POWER = 0.8
 WIDER = 2.0
 """An arm whose residuals spread so many times as wide as the others' is analysed alone with the baseline."""
 DRAWS = 400_000
+CHANCE = 0.01
+"""Of setting an arm apart though all spread alike: of few blocks some arm often looks twice as wide."""
+TINY = 1e-12
+"""Below it a variance is rounding."""
 
 Sides = tuple[Sequence[str], Sequence[str]]
 """Arms whose mean is compared with that of others."""
@@ -38,6 +42,7 @@ class Comparison:
         verdict: better, worse, equivalent or open; empty where there is no interval.
         small: better or worse, and the whole interval lies within the margin.
         detectable: the smallest effect that these blocks find with a power of 0.8.
+        spread: standard deviation of a run within its block.
         alone: analysed without the other arms, as its spread is wider.
     """
 
@@ -49,6 +54,7 @@ class Comparison:
     verdict: str
     small: bool
     detectable: float
+    spread: float
     alone: bool = False
 
 
@@ -106,7 +112,7 @@ class _Fit:
     arms: list[str]
     effects: np.ndarray
     covariance: np.ndarray
-    residuals: np.ndarray
+    scale: float
     freedom: int
     spanned: np.ndarray
 
@@ -124,24 +130,40 @@ def _fit(scores: pd.DataFrame, baseline: str) -> _Fit:
     spread = float(model.scale) if freedom > 0 else math.nan
     covariance = spread * np.asarray(model.normalized_cov_params)
     spanned = np.linalg.pinv(design) @ design
-    return _Fit(arms, np.asarray(model.params), covariance, np.asarray(model.resid), freedom, spanned)
+    return _Fit(arms, np.asarray(model.params), covariance, spread, freedom, spanned)
 
 
 def _wide(scores: pd.DataFrame, baseline: str) -> list[str]:
-    """Arms whose residuals spread far wider than those of all the others, the widest first; never the baseline."""
+    """Arms that spread far wider than all the others, the widest first; never the baseline."""
     found: list[str] = []
     while True:
         rest = scores[~scores["arm"].isin(found)]
-        fit = _fit(rest, baseline)
-        if len(fit.arms) < 2 or fit.freedom <= 0:
-            return found
-        squares = pd.Series(fit.residuals**2, index=rest["arm"].to_numpy())
-        spread = {arm: math.sqrt(squares[squares.index == arm].mean()) for arm in fit.arms}
-        widest = max(spread, key=spread.__getitem__)
-        others = math.sqrt(squares[squares.index != widest].mean())
-        if spread[widest] <= WIDER * others or math.isclose(spread[widest], 0.0, abs_tol=1e-12):
+        arms = [arm for arm in dict.fromkeys(rest["arm"]) if arm != baseline]
+        times = {arm: _times_wider(rest, arm, baseline, CHANCE / len(arms)) for arm in arms}
+        widest = max(times, key=times.__getitem__, default="")
+        if not widest or times[widest] <= WIDER:
             return found
         found.append(widest)
+
+
+def _times_wider(scores: pd.DataFrame, arm: str, baseline: str, chance: float) -> float:
+    """An arm's spread over that of the others; 0 where it may be chance (F test), or they tell none.
+
+    The arm is left out of the model: within it, a wide arm would widen the residuals of all. Its distance to the
+    mean of a block's other n runs has the variance `own^2 + others^2 / n`.
+    """
+    others = scores[scores["arm"] != arm]
+    fit = _fit(others, baseline)
+    runs = scores[scores["arm"] == arm].set_index("block")["score"]
+    blocks = others.groupby("block")["score"].agg(["mean", "size"])
+    shared = [block for block in runs.index if block in blocks.index]
+    if not fit.arms or fit.freedom <= 0 or len(shared) < 2 or fit.scale <= TINY:
+        return 0.0
+    distance = float((runs[shared] - blocks.loc[shared, "mean"]).var(ddof=1)) / fit.scale
+    others_part = float((1.0 / blocks.loc[shared, "size"]).mean())
+    if stats.f.sf(distance / (1.0 + others_part), len(shared) - 1, fit.freedom) > chance:
+        return 0.0
+    return math.sqrt(max(0.0, distance - others_part))
 
 
 def _contrasts(
@@ -184,6 +206,7 @@ def _contrasts(
             verdict,
             verdict in ("better", "worse") and -margin <= low and high <= margin,
             float(error) * (critical + float(stats.t.ppf(POWER, fit.freedom))) if fit.freedom > 0 else math.nan,
+            math.sqrt(fit.scale),
         )
     return found
 
@@ -210,9 +233,12 @@ def critical_value(correlation: tuple[tuple[float, ...], ...], freedom: int) -> 
     """
     if len(correlation) == 1:
         return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, freedom))
-    draws = stats.multivariate_t(
-        np.zeros(len(correlation)), np.array(correlation), df=freedom, allow_singular=True
-    ).rvs(DRAWS, random_state=np.random.default_rng(0))
+    values, vectors = np.linalg.eigh(np.array(correlation))
+    # contrasts may depend on each other, and a correlation is rounded
+    positive = vectors * values.clip(min=0.0) @ vectors.T
+    draws = stats.multivariate_t(np.zeros(len(correlation)), positive, df=freedom, allow_singular=True).rvs(
+        DRAWS, random_state=np.random.default_rng(0)
+    )
     return float(np.quantile(np.abs(draws).max(axis=1), CONFIDENCE))
 
 

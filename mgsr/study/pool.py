@@ -3,8 +3,8 @@
     <pool>/<configuration>-<data>-<seed>-<start>.json
 
 The parts are fingerprints: of the configuration (names, places and cosmetics aside) with the numerics version; of
-the content of all rows; and of the student that the run began with. The same run made twice counts once: the first
-one stays.
+the content of all rows and of the teacher's source; and of the student that the run began with. The same run made
+twice counts once: the first one stays.
 
 A file holds the run's metrics, its curves thinned to `POINTS`, and what its numbers came from.
 """
@@ -24,6 +24,7 @@ import mgsr
 from mgsr.config.load import filled, fingerprint, flat_tree
 from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
+from mgsr.models.model_cache import content_of
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.json_files import Each, read_json
@@ -75,16 +76,16 @@ def key_of(config: ExperimentConfig) -> Key:
 
 
 def data_of(config: ExperimentConfig) -> str:
-    """Fingerprint of all rows; files count by their content."""
-    return _data_of(json.dumps(asdict(config.data), sort_keys=True))
+    """Fingerprint of all rows and of the teacher as it comes; files count by their content."""
+    teacher = content_of(config.teacher) if config.teacher.source else ""
+    return _data_of(json.dumps(asdict(config.data), sort_keys=True), teacher)
 
 
 @lru_cache(maxsize=32)
-def _data_of(content: str) -> str:
+def _data_of(content: str, teacher: str) -> str:
     data = filled(DataConfig, flat_tree(json.loads(content), "data."), "data.")
-    return fingerprint(
-        {name: rows_fingerprint(read_split(data, name)) for name in (*SPLITS, *sorted(data.test_sets))}
-    )
+    rows = {name: rows_fingerprint(read_split(data, name)) for name in (*SPLITS, *sorted(data.test_sets))}
+    return fingerprint(rows, teacher)
 
 
 def _plain(value: Any) -> Any:

@@ -67,8 +67,8 @@ def run_study(
         seeds: empty: those that the study declares, or 0.
         arms: only these (empty: all).
         jobs: runs side by side, each a process of its own with its share of the processor or a device.
-        record: read and write the pool beside the study's folder; otherwise the one below the run root, and beside
-            the runs the study as it was run, for `mgsr report`.
+        record: read and write the pool beside the study's folder. Otherwise it lies below the run root, and the
+            study as it was run lies beside its runs, for `mgsr report`.
 
     Returns:
         The summary that is written to `<run_root>/<study>/metrics.json`.
@@ -83,8 +83,9 @@ def run_study(
     root = Path(study.base_config(overrides).run_root)
     place = study.pool(root, record=record)
     _check(study, seeds[0], overrides, arms)
-    if undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]:
-        say(f"{study.name}: {plural(len(undeclared), 'seed')} not declared in {study.path}: in no verdict")
+    if record and (undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]):
+        what = plural(len(undeclared), "seed")
+        say(f"{study.name}: {what} not declared in {study.path}: recorded, and in no verdict of its report")
     if not record:
         write_study(study, root / study.name, arms, overrides, seeds)
     if len(arms) > 1 and baseline_of(study, arms) != study.baseline:
@@ -95,7 +96,8 @@ def run_study(
     base = [study.baseline] if study.baseline in arms else []
     runs: list[Run] = []
     total, skipped, told = len(arms) * len(seeds), 0, 0
-    for group in (first, base, later):
+    # what comes later may have begun with a student that the baseline has not
+    for group in (first, base, later, base if later else []):
         found = [_run(study, arm, seed, overrides, place) for seed in seeds for arm in group]
         starts = {run.seed: _starts(runs, run.seed) for run in found}
         pending = [
@@ -103,7 +105,9 @@ def run_study(
             for run in found
             if not run.recorded or (run.arm in base and not _starts([run], run.seed) >= starts[run.seed])
         ]
-        skipped += len(found) - len(pending)
+        again = [run for run in runs if run.arm in group]
+        runs = [run for run in runs if run.arm not in group]
+        skipped += 0 if again else len(found) - len(pending)
         if skipped > told and (pending or group is later):
             say(f"{study.name}: {skipped} of {plural(total, 'run')} complete already")
             told = skipped

@@ -60,7 +60,7 @@ class Study:
         baseline: the arm that the others are compared with.
         contrasts: name -> (arms with, arms without): a factor's effect is the difference of the two means.
         question: what the study is to answer, in words.
-        asked: the arms that answer it; their intervals are simultaneous among themselves.
+        asked: the arms that answer it, each a question of its own: its interval is not widened by other arms.
         seeds: declared before the first run; no verdict rests on others. Empty: all that are recorded.
         margin: ROUGE-L that is no difference worth having.
         settings: the question elsewhere, in words -> (study, arm): more rows of the report's plot.
@@ -139,14 +139,6 @@ class Study:
         keep_inside(layer)
         refuse_carried_over(base, layer)
         return config_of(layer)
-
-    def said_in_base(self, name: str) -> Any:
-        """What the base configuration's file says of a key; None where it is silent.
-
-        A report reads results where the rest of the configuration came from a command line.
-        """
-        said = self._base_file.get(name)
-        return None if said is None else said.value
 
     @cached_property
     def _base_file(self) -> Layer:

@@ -34,7 +34,8 @@ def summarise(
         summary[arm] = _mean([run.result["metrics"]["result"]["test"] for run in looked.of(arm)])
     base = baseline_of(study, looked.arms)
     if len(looked.arms) > 1:
-        of_base = replace(looked, study=replace(study, baseline=base, asked=()))
+        asked = tuple(arm for arm in study.asked if arm in looked.arms and arm != base)
+        of_base = replace(looked, study=replace(study, baseline=base, asked=asked))
         compared = of_base.compared(view.rouge_l(), study.margin)
         summary["comparisons"] = {f"{arm} - {base}": _plain(asdict(one)) for arm, one in compared.items()}
     return summary

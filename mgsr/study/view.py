@@ -17,6 +17,7 @@ from mgsr.study import pool
 from mgsr.study.analysis import Comparison, compare
 from mgsr.study.study import Study
 
+NOTHING = "nothing is recorded yet"
 Result = Mapping[str, Any]
 Reader = Callable[[Result], float | None]
 
@@ -74,7 +75,7 @@ class View:
         frame = self.frame(read)
         if self.study.baseline not in set(frame["arm"]):
             return {}
-        return compare(frame, self.study.baseline, margin, [self.study.asked] if self.study.asked else [])
+        return compare(frame, self.study.baseline, margin, [[arm] for arm in self.study.asked])
 
     def mean(self, arm: str, read: Reader) -> float | None:
         """Over the runs that have the figure."""
@@ -96,11 +97,12 @@ def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> 
     """Find a study's runs.
 
     Args:
-        overrides: words of a command line, which the runs had too.
+        overrides: words of a command line, which the runs had too; empty: those that the study says it needs.
 
     Raises:
         UserError: there is none.
     """
+    overrides = overrides or study.arguments
     found: list[Run] = []
     undeclared: dict[str, list[int]] = {}
     for arm in study.arms:
@@ -114,7 +116,7 @@ def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> 
                 found.append(Run(arm, seed, block_of(result), result))
     if not found:
         typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
-        raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {typed}")
+        raise UserError(f"{study.path}: {NOTHING}; run it first: mgsr ablate {typed}")
     data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
     same = [run for run in found if run.result["data"] == data]
     return View(study, tuple(same), undeclared, len(found) - len(same))

@@ -81,7 +81,7 @@ def answer(capsys: Capture, words: str) -> str:
         ("ablate baselines tiny.yaml --arms sft", "a configuration goes behind --config: type --config tiny.yaml"),
         ("ablate baselines gpt2", "type --config gpt2"),
         ("ablate baselines --arms sft tiny.yaml", "a configuration goes behind --config: --config tiny.yaml"),
-        ("ablate baselines --arms mgsr,gkd", "arms are separated by spaces; type --arms mgsr gkd"),
+        ("ablate baselines --arms full,gkd", "arms are separated by spaces; type --arms full gkd"),
         ("ablate baselines --arms gdk", "no arm `gdk`; did you mean `gkd`?"),
         ("ablate --config tiny.yaml", "arguments are required: STUDY;"),
         ("report runs/s", "runs/s: holds runs of mgsr train, and no study.yaml as mgsr ablate writes it"),

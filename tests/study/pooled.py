@@ -83,7 +83,7 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
         "curves": {
             "val/rouge_l": {"steps": [0, 10], "values": [40.0, rouge_l]},
             "grad_norm/sft": {"steps": [0, 5], "values": [3.0, 1.0]},
-            "grad_norm/dac": {"steps": [0, 5], "values": [1.0, 1.0]},
+            "grad_norm/dac_kl": {"steps": [0, 5], "values": [1.0, 1.0]},
         },
         "first": {"study": config.experiment, "arm": config.arm},
         **more,
@@ -96,6 +96,6 @@ def fill(study: Study, effects: Mapping[str, float], seeds: Sequence[int] = rang
     level = {seed: 50 + draw.gauss(0, 3) for seed in seeds}
     for arm, effect in effects.items():
         for seed in seeds:
-            config = study.config(arm, seed)
+            config = study.config(arm, seed, study.arguments)
             score = level[seed] + effect + draw.gauss(0, spread)
             pool.record(study.pool(), result_of(config, score, start=f"student-{seed}"))

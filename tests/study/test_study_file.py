@@ -39,12 +39,13 @@ def test_runs_are_recorded_beside_the_folder_or_below_the_run_root(tmp_path: Pat
 
 
 def test_printed_commands_say_what_the_base_leaves_open(tmp_path: Path) -> None:
+    study_in(tmp_path, name="far")
     study = study_in(tmp_path, MORE)
     fill(study, {"full": 0.0, "removed": -2.0, "other": 0.0})
     assert main(["report", str(study.path)]) == 0
     text = (study.home / "README.md").read_text()
     words = "data.train=TRAIN.jsonl 'data.test_sets={a: A.jsonl}'"
-    assert f"mgsr ablate study.yaml --seeds 0 1 2 3 4 --record {words}\n" in text
+    assert f"mgsr ablate study.yaml --seeds 0 1 2 3 4 --record trainer.threads=1 {words}\n" in text
 
 
 def test_broken_files_and_hand_written_reports_are_refused_in_one_line(

@@ -56,11 +56,11 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     listed = mgsr("config", "--list")
     assert "\n  smollm2 " in listed and "\n  scrg " in listed
     assert "written to runs/demo/full/seed=0" in mgsr("train", "demo", *TINY)
-    assert "mgsr report runs/span" in mgsr("ablate", "span", "--arms", "full", "removed", *TINY)
+    assert "mgsr report runs/span" in mgsr("ablate", "span", "--arms", "full", "no_span", *TINY)
     assert "written to runs/span/README.md" in mgsr("report", "span")
     text = (work / "runs/span/README.md").read_text()
     assert (
-        "mgsr ablate span --arms full removed --seeds 0" in text
+        "mgsr ablate span --arms full no_span --seeds 0" in text
         and "Base `demo data.synthetic=" in text.replace("'", "")
     )
     # of somebody's checkout around it nothing is said

@@ -31,7 +31,11 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     assert page.count("\n## ") <= 4 and len(page.split()) < 500
     assert "floor: the prompt again | 12.00" in page and "teacher | 80.00" in page and "start | 40.00" in page
     # a quarter and a half of the norms
-    assert "gradient of the divergence, %" in html and "<td>37.5</td>" in html and "gradient of spans" not in html
+    assert (
+        "share of the gradient, divergence, %" in html
+        and "<td>37.5</td>" in html
+        and "gradient, spans" not in html
+    )
     assert '<td class="worse">worse</td>' in html and "<details>" in html and "<script src" not in html
 
 
@@ -40,7 +44,7 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     [
         (0.0, 0.05, "Equivalent: the whole interval lies within the margin."),
         (0.3, 0.05, "Better, by less than the margin."),
-        (0.0, 3.0, r"Open: so many seeds would have found an effect of \d+\.\d\d four times in five."),
+        (0.0, 3.0, r"Open: so many seeds find an effect of \d+\.\d\d in four studies of five."),
     ],
 )
 def test_verdicts_in_words(tmp_path: Path, effect: float, spread: float, said: str) -> None:
@@ -50,13 +54,13 @@ def test_verdicts_in_words(tmp_path: Path, effect: float, spread: float, said: s
 
 def test_one_seed_has_no_verdict(tmp_path: Path) -> None:
     page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, STUDY.replace("[0, 1, 2, 3, 4]", "[0]"), seeds=[0])
-    assert "with one training seed. That tells no spread, and so no verdict." in page
+    assert "1 training seed: no spread can be told yet, and so no verdict." in page
 
 
 def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
     text = STUDY.replace("asked: [removed]\n", "")
     page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0, "other": 2.0}, text)
-    assert "`other` is better than `full`. `removed` is worse than `full`." in page
+    assert re.search(r"\*\*Better than `full`: `other` \(\+2\.\d\d, .*\)\. Worse than `full`: `removed` \(-", page)
 
 
 def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
@@ -93,16 +97,21 @@ def test_factors_are_told_by_contrasts(tmp_path: Path) -> None:
         + "contrasts:\n  the part: {with: [full, other], without: [removed]}\n"
     )
     page, _ = written(tmp_path, {"full": 1.0, "other": 1.0, "removed": 0.0}, text)
-    assert re.search(r"\*\*the part: \+[01]\.\d\d ROUGE-L against without it", page)
+    assert re.search(r"\*\*the part: \+[01]\.\d\d ROUGE-L, with against without, 95 % interval", page)
 
 
 def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
     other = study_in(tmp_path, STUDY.replace("study: made_up", "study: far"), "far")
     fill(other, {"full": 0.0, "removed": -1.0})
-    study = study_in(tmp_path, STUDY + "settings: {on other text: far/removed, not yet: never/removed}\n")
+    # with arms of its own: the pool is one
+    unlike = STUDY.replace("  removed:", "  unlike: {train.lr: 0.5}\n  removed:")
+    study_in(tmp_path, unlike.replace("baseline: full", "baseline: unlike"), "later")
+    study = study_in(tmp_path, STUDY + "settings: {on other text: far/removed, elsewhere: later/unlike}\n")
+    fill(study, {"full": 0.0, "removed": -2.0})
     report(study)
     svg = (study.home / "forest.svg").read_text()
-    assert "on other text" in svg and "not yet" not in svg
+    assert "on other text" in svg and "elsewhere" not in svg
+    assert "Not run yet: elsewhere." in (study.home / "README.md").read_text()
 
 
 def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,12 +47,12 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     question = ["--question", "Which is best on my rows?"]
     assert main([*line, *question]) == 0
     said = capsys.readouterr().out
-    assert "baselines-my: compared with `sft`, as `mgsr` is not among these arms" in said
+    assert "baselines-my: compared with `sft`, as `full` is not among these arms" in said
     assert "baselines-my: test set" in said and "mgsr report runs/baselines-my" in said
     shared = {path.name for path in own.iterdir()}
     assert shared == {"conf", "runs", "train.jsonl", "dev.jsonl", "test.jsonl"}
     # one arm more; the report has all that are there, and the study's own baseline now
-    assert main([*line[:5], "mgsr", *line[7:], *question]) == 0
+    assert main([*line[:5], "full", *line[7:], *question]) == 0
     runs = own / "runs/baselines-my"
     written = []
     for folder, name in ((own, "runs/baselines-my"), (own / "conf", "../runs/baselines-my/study.yaml")):
@@ -63,10 +63,10 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     text = (runs / "README.md").read_text()
     assert "Which is best on my rows?" in text
     assert text.split("```")[1].split("\n")[1:3] == [
-        "mgsr ablate baselines --config conf/my.yaml --arms mgsr sft gkd --seeds 0 trainer.threads=1",
+        "mgsr ablate baselines --config conf/my.yaml --arms full sft gkd --seeds 0 trainer.threads=1",
         "mgsr report runs/baselines-my",
     ]
-    assert "Base `conf/my.yaml`" in text and "Difference to mgsr:" in text
+    assert "Base `conf/my.yaml`" in text and "Difference to full:" in text
     page = (runs / "report.html").read_text()
     assert not [word for word in ("demo", "DistiLLM", "experiments/", "not recorded") if word in text + page]
     # the study among its runs is a study: what it has is complete, and it was typed as it was typed
@@ -91,7 +91,7 @@ def test_another_base_has_an_own_study_without_the_question(
     Path("my.yaml").write_text(BASE + "train: {lr: 0.25}\n")
     study = load_study(made.path, "my.yaml")
     assert (study.name, study.question, study.asked, study.seeds, study.settings) == ("made_up-my", "", (), (), {})
-    assert study.baseline == "full" and study.said_in_base("train.lr") == 0.25
+    assert study.baseline == "full"
     assert (made.question, made.asked, made.seeds) == ("Does the part help?", ("removed",), (0, 1, 2, 3, 4))
     folder = Path("runs/made_up-my")
     write_study(study, folder, ["other"], ["train.epochs=7"], [3])

@@ -33,21 +33,19 @@ class Task:
 
 Family = Callable[[random.Random], Task]
 
-_MOST = 60
+_MOST = 30
 """The largest number of a sum."""
 
 
 def steps(generator: random.Random) -> Task:
-    """Four numbers added and taken away, one step after the other."""
+    """Three numbers added or taken away, one step after the other."""
     ask = pick(generator, ("Work it out step by step.", "Calculate one step at a time."))
-    total = pick(generator, range(1, 30))
+    total = pick(generator, range(1, _MOST))
     given, told = str(total), []
     for _ in range(3):
-        up = pick(generator, range(1, 21))
+        up = pick(generator, range(1, 10))
         down = generator.random() < 0.5 and up < total
         up = -up if down or total + up > _MOST else up
-        if total + up < 1:
-            up = -up
         total += up
         given += f" {'-' if up < 0 else '+'} {abs(up)}"
         told.append(f"{'minus' if up < 0 else 'plus'} {number(abs(up))} is {number(total)}")
@@ -71,12 +69,11 @@ def walk(generator: random.Random) -> Task:
     """Follow arrows from place to place."""
     count = pick(generator, (4, 5))
     places = pick_several(generator, words.PLACES, count + 1)
-    arrows = [f"{a} > {b}" for a, b in pairwise(places)]
+    arrows = [f"{a} to {b}" for a, b in pairwise(places)]
     shuffled = pick_several(generator, arrows, len(arrows))
     start = pick(generator, (0, 1))
-    ask = f"{pick(generator, words.NAMES)} is in the {places[start]}. Follow the arrows to the end."
-    visits = [f"to the {place}" for place in places[start + 1 :]]
-    return Task(ask, ", ".join(shuffled), Single(sentence(", then ".join(visits))))
+    ask = f"Go from {places[start]} to the end."
+    return Task(ask, ", ".join(shuffled), Single(sentence(" to ".join(places[start:]))))
 
 
 def order(generator: random.Random) -> Task:
@@ -151,19 +148,13 @@ def opposite(generator: random.Random) -> Task:
 
 
 def where(generator: random.Random) -> Task:
-    """Follow two who move, one of them twice, and say where they are."""
-    first, second = pick_several(generator, words.NAMES, 2)
-    start, other, end = pick_several(generator, words.PLACES, 3)
-    go = [pick(generator, words.GOES) for _ in range(2)]
-    mover = pick(generator, (first, second))
-    given = f"{first} {go[0]} to the {start}. {second} {go[1]} to the {other}. Then {mover} went to the {end}."
-    place = {first: start, second: other, mover: end}
-    if generator.random() < 0.5:
-        return Task(
-            "Which two places are they in?", given, Single(sentence(f"the {place[first]} and the {place[second]}"))
-        )
-    asked = pick(generator, (first, second))
-    return Task(f"Which place is {asked} in?", given, Single(sentence(f"the {place[asked]}")))
+    """Who of three is where, and who else?"""
+    names = pick_several(generator, words.NAMES, 3)
+    places = dict(zip(names, pick_several(generator, words.PLACES, 3), strict=True))
+    given = " ".join(f"{name} {pick(generator, words.GOES)} to the {places[name]}." for name in names)
+    first, second = pick_several(generator, names, 2)
+    told = f"{first} is in the {places[first]} and {second} is in the {places[second]}"
+    return Task(f"Where are {first} and {second}?", given, Single(sentence(told)))
 
 
 def describe(generator: random.Random) -> Task:

@@ -6,16 +6,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mgsr.config.shipped import as_typed, shipped
 from mgsr.runtime.errors import UserError
-from mgsr.study.analysis import Comparison, contrast
+from mgsr.runtime.wording import plural
+from mgsr.study.analysis import Comparison, contrast, seeds_needed
 from mgsr.study.report import plots
-from mgsr.study.report.tables import Table, all_tables, main_table
-from mgsr.study.report.words import counted, listed, sentence
+from mgsr.study.report.tables import WHY, Table, all_tables, floors_of, main_table
+from mgsr.study.report.words import interval, listed, sentence, shown, signed
 from mgsr.study.study import Study, load_study
-from mgsr.study.view import View, look, rouge_l
+from mgsr.study.view import NOTHING, View, look, rouge_l
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,14 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
     elsewhere = _elsewhere(study, place)
     subjects = [arm for arm in study.asked if arm in view.arms]
     answers = [
-        sentence(
-            f"`{arm}`" + ("" if name == "test" else f" on {name}"),
-            found.get(arm),
-            study.baseline,
-            _seeds(view, arm),
-        )
+        sentence(f"`{arm}`" + _on(name), found.get(arm), study.baseline)
         for arm in subjects
         for name, found in compared.items()
     ]
     answers += _factors(view)
     if not answers:
         answers = [_overview(compared["test"], study.baseline)]
+    answers = [*_below_floors(view), *answers]
     return Content(
         f"Study: {study.name}",
         study.question,
@@ -69,14 +65,29 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         [main_table(view, name, found) for name, found in compared.items()],
         _why(view, subjects),
         _corrections(view),
-        _scope(view, folder),
+        _scope(view, folder, [label for label, _, _ in elsewhere], compared["test"]),
         _command(view, folder),
         all_tables(view),
     )
 
 
-def _seeds(view: View, arm: str) -> int:
-    return len({run.seed for run in view.of(arm)} & {run.seed for run in view.of(view.study.baseline)})
+def _on(test_set: str) -> str:
+    return "" if test_set == "test" else f" on {test_set}"
+
+
+def _below_floors(view: View) -> list[str]:
+    """Who scores less, greedily, than what needs no model."""
+    said = []
+    for name in view.test_sets:
+        floors, begun = floors_of(view, name)
+        models = {**begun, **{f"`{arm}`": view.mean(arm, rouge_l(name)) for arm in view.arms}}
+        for floor, score in floors.items():
+            below = [
+                model for model, own in models.items() if own is not None and score is not None and own < score
+            ]
+            if below:
+                said.append(f"Below the floor of {floor}{_on(name)} ({shown(score)}): {listed(below)}.")
+    return said
 
 
 def _factors(view: View) -> list[str]:
@@ -86,20 +97,28 @@ def _factors(view: View) -> list[str]:
     if not study.contrasts or study.baseline not in set(frame["arm"]):
         return []
     found = contrast(frame, study.baseline, study.contrasts, study.margin)
-    return [sentence(name, one, "without it", len(view.seeds)) for name, one in found.items()]
+    return [sentence(name, one) for name, one in found.items()]
 
 
 def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
     """Which arms are better and which are worse, in one sentence each."""
     said = []
-    for verdict, words in (("better", "better than"), ("worse", "worse than"), ("equivalent", "equivalent to")):
-        arms = [f"`{arm}`" for arm, one in compared.items() if one.verdict == verdict]
+    verdicts = {
+        "better": "Better than",
+        "worse": "Worse than",
+        "equivalent": "Equivalent to",
+        "open": "Open against",
+        "": "No spread, and so no verdict against",
+    }
+    for verdict, words in verdicts.items():
+        arms = [
+            f"`{arm}` ({signed(one.effect)}" + (f", {interval(one)}" if interval(one) else "") + ")"
+            for arm, one in compared.items()
+            if one.verdict == verdict
+        ]
         if arms:
-            said.append(f"{listed(arms)} {'is' if len(arms) == 1 else 'are'} {words} `{baseline}`.")
-    left = sum(one.verdict in ("open", "") for one in compared.values())
-    return " ".join(
-        [*said, *([f"{counted(left, 'comparison')} {'is' if left == 1 else 'are'} open."] if left else [])]
-    )
+            said.append(f"{words} `{baseline}`: {listed(arms)}.")
+    return " ".join(said) or f"Nothing can be compared with `{baseline}` yet."
 
 
 def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
@@ -109,8 +128,9 @@ def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
         path = study.path.parent.parent / name / "study.yaml"
         try:
             view = look(load_study(path if path.exists() else name), [place])
-        except UserError:
-            # not run yet: a row that is missing says so
+        except UserError as error:
+            if NOTHING not in str(error):
+                raise
             continue
         if arm in view.arms:
             found.append((label, view, arm))
@@ -121,13 +141,17 @@ def _plots(
     view: View, compared: Mapping[str, Mapping[str, Comparison]], elsewhere: Sequence[tuple[str, View, str]]
 ) -> dict[str, tuple[str, str]]:
     study, found = view.study, {}
-    readers = (rouge_l(), rouge_l(sampled=True))
     first = [arm for arm in study.asked if arm in view.arms]
     order = [*first, *(arm for arm in view.arms if arm not in first and arm != study.baseline)]
-    rows = [_row(arm, view, arm, readers) for arm in order]
-    rows[len(first) : len(first)] = [_row(label, other, arm, readers) for label, other, arm in elsewhere]
+    rows = [_row(arm, view, arm, "test") for arm in order]
+    rows[len(first) : len(first)] = [
+        _row(label + _on(name), other, arm, name) for label, other, arm in elsewhere for name in other.test_sets
+    ]
+    further = [name for name in view.test_sets if name != "test"]
+    rows += [_row(arm + _on(name), view, arm, name) for name in further for arm in order]
     caption = f"Difference to {study.baseline}: simultaneous 95 % intervals, a dot per seed, the margin shaded."
-    drawn = {"forest.svg": (caption, plots.forest(rows, ("greedy", "temperature 1"), study.margin))}
+    titles = ("greedy", f"temperature {_temperature(view):g}")
+    drawn = {"forest.svg": (caption, plots.forest(rows, titles, study.margin))}
     for label, name in plots.CURVES.items():
         file = name.replace("/", "-") + ".svg"
         drawn[file] = (f"{label} while training, mean over seeds", plots.curve(view, name, label))
@@ -137,17 +161,19 @@ def _plots(
     return found
 
 
-def _row(label: str, view: View, arm: str, readers: Sequence[Any]) -> plots.Row:
-    margin = view.study.margin
+def _temperature(view: View) -> float:
+    sampled = view.runs[0].result["metrics"]["result"]["test"].get("sampled") or {}
+    return float(sampled.get("temperature", 1.0))
+
+
+def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
+    margin, readers = view.study.margin, (rouge_l(test_set), rouge_l(test_set, sampled=True))
     each = [(view.compared(read, margin).get(arm), plots.differences(view, arm, read)) for read in readers]
     return plots.Row(label, each)
 
 
 def _why(view: View, subjects: Sequence[str]) -> list[str]:
     """Three figures of the baseline beside those of the arms that answer the question."""
-    from mgsr.study.report.tables import WHY
-    from mgsr.study.report.words import shown
-
     lines = []
     for name, (read, digits) in WHY.items():
         arms = [view.study.baseline, *subjects]
@@ -156,7 +182,7 @@ def _why(view: View, subjects: Sequence[str]) -> list[str]:
             len(values) > 1 or name.startswith(("ROUGE-L that", "share of corr"))
         ):
             lines.append(f"{name}: " + ", ".join(f"{arm} {shown(value, digits)}" for arm, value in values.items()))
-    return lines[:5]
+    return lines[:3]
 
 
 def _corrections(view: View) -> list[tuple[str, str, str]]:
@@ -168,7 +194,13 @@ def _corrections(view: View) -> list[tuple[str, str, str]]:
     return []
 
 
-def _scope(view: View, folder: Path) -> list[str]:
+def _sampling(view: View) -> str:
+    sampled = view.runs[0].result["metrics"]["result"]["test"].get("sampled") or {}
+    seeds = len(sampled.get("rouge_l_by_seed") or {})
+    return f"Sampled at temperature {_temperature(view):g}, {plural(seeds, 'sampling seed')}. " if seeds else ""
+
+
+def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping[str, Comparison]) -> list[str]:
     """What was run, on what, and what is missing."""
     study = view.study
     environments = [run.result["environment"] for run in view.runs]
@@ -176,17 +208,27 @@ def _scope(view: View, folder: Path) -> list[str]:
     torches = dict.fromkeys(str(e.get("torch")) for e in environments)
     base = study.typed.get("base") or as_typed(study.base, "config", folder)
     lines = [
-        f"Base `{base}`, {counted(len(view.runs), 'run')} of {counted(len(view.seeds), 'training seed')}. "
+        f"Base `{base}`, {plural(len(view.runs), 'run')} of {plural(len(view.seeds), 'training seed')}. "
         "There is one teacher and one set of rows; a seed changes the student's start, the order, sampling and "
         "dropout.",
-        f"Margin {study.margin:g} ROUGE-L. Processors: {listed(cpus)}. torch {listed(torches)}.",
+        f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
+    absent = [label for label in study.settings if label not in elsewhere]
+    if absent:
+        lines.append(f"Not run yet: {listed(absent)}.")
+    spread = next((one.spread for one in compared.values() if one.verdict), 0.0)
+    if spread and not study.seeds:
+        needed = seeds_needed(spread, study.margin)
+        lines.append(
+            f"No seeds are declared. A run spreads by {spread:.2f} within its block. With {needed} seeds half an "
+            "interval would be 0.7 of the margin."
+        )
     if view.missing:
         lines.append("Declared and not recorded: " + "; ".join(view.missing) + ".")
     for arm, seeds in view.undeclared.items():
         lines.append(f"Recorded and not declared, in no figure: {arm}, seeds {', '.join(map(str, seeds))}.")
     if view.other_data:
-        lines.append(f"{counted(view.other_data, 'run')} of other rows left out.")
+        lines.append(f"Left out: {plural(view.other_data, 'run')} with other rows, or another teacher.")
     return lines
 
 
@@ -197,6 +239,9 @@ def _command(view: View, folder: Path) -> str:
     head = ["mgsr", "ablate", name, *(["--config", typed["config"]] if "config" in typed else [])]
     named = ["--arms", *view.arms] if typed or len(view.arms) < len(study.arms) else []
     seeds = ["--seeds", *map(str, view.seeds)]
-    line = shlex.join([*head, *named, *seeds, *([] if typed else ["--record"]), *study.arguments])
+    threads = {run.result["environment"].get("threads") for run in view.runs}
+    same = [f"trainer.threads={threads.pop()}"] if len(threads) == 1 and None not in threads else []
+    more = study.arguments if typed else [*same, *study.arguments]
+    line = shlex.join([*head, *named, *seeds, *([] if typed else ["--record"]), *more])
     where = [] if typed or name in shipped("study") else ["# in this folder"]
     return "\n".join([*where, line, shlex.join(["mgsr", "report", typed.get("folder") or name])])

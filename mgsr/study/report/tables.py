@@ -25,7 +25,6 @@ class Table:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    text: str = ""
     verdicts: int | None = None
 
 
@@ -65,7 +64,16 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
 
 
 def _verdict(one: Comparison) -> str:
-    return f"{one.verdict}, by less than the margin" if one.small else one.verdict
+    verdict = f"{one.verdict}, by less than the margin" if one.small else one.verdict
+    return f"{verdict}, analysed alone" if one.alone else verdict
+
+
+def floors_of(view: View, test_set: str) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Greedy ROUGE-L of the floors, and of the teacher and the start, by their words."""
+    named = {name: value.get("rouge_l") for name, value in _begun(view, test_set)}
+    words = set(BEGUN.values())
+    floors = {name.partition(": ")[2]: value for name, value in named.items() if name not in words}
+    return floors, {name: value for name, value in named.items() if name in words}
 
 
 def _begun(view: View, test_set: str) -> list[tuple[str, Mapping[str, Any]]]:
@@ -101,7 +109,8 @@ def tera_flops(result: Mapping[str, Any]) -> float | None:
     return None if flops is None else flops / 1e12
 
 
-TERMS = {"sft": "cross-entropy", "dac": "the divergence", "span": "spans"}
+TERMS = {"sft": "cross-entropy", "dac_kl": "divergence", "span": "spans"}
+"""As curves name them, and in words."""
 
 
 def share(term: str) -> Reader:
@@ -119,6 +128,7 @@ def share(term: str) -> Reader:
 
 
 WHY: dict[str, tuple[Reader, int]] = {
+    **{f"share of the gradient, {word}, %": (share(term), 1) for term, word in TERMS.items()},
     "ExAccErr at the end, %": (figure("exposure", "ex_acc_err_at_end"), 1),
     "perplexity of answers under the teacher": (figure("exposure", "teacher_perplexity"), 2),
     "distinct-2 of greedy answers": (figure("result", "test", "distinct_2"), 3),
@@ -127,7 +137,6 @@ WHY: dict[str, tuple[Reader, int]] = {
     "tokens on which the models disagree": (figure("scrg", "disagreement_rate"), 3),
     "dev loss at the end, nats": (figure("val", "loss"), 3),
     "factor of the divergence": (figure("divergence_factor"), 3),
-    **{f"gradient of {word}, %": (share(term), 1) for term, word in TERMS.items()},
     "seconds of training": (figure("seconds_training"), 0),
 }
 """What may explain a difference."""

@@ -5,17 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from mgsr.runtime.wording import plural
 from mgsr.study.analysis import Comparison
 
 
-def sentence(subject: str, found: Comparison | None, baseline: str, seeds: int) -> str:
-    """What a comparison says of the question, in one or two short sentences."""
+def sentence(subject: str, found: Comparison | None, baseline: str = "") -> str:
+    """What a comparison says of the question, in one or two short sentences.
+
+    Args:
+        baseline: empty where the subject is a factor, with against without.
+    """
     if found is None:
         return f"{subject}: no run can be compared with {baseline} yet."
-    effect = f"{signed(found.effect)} ROUGE-L against {baseline}"
+    effect = f"{signed(found.effect)} ROUGE-L" + (f" against {baseline}" if baseline else ", with against without")
+    seeds = found.blocks
     if not found.verdict:
-        return f"{subject}: {effect}, with one training seed. That tells no spread, and so no verdict."
-    said = f"{subject}: {effect}, 95 % interval {interval(found)}, {counted(seeds, 'training seed')}."
+        return (
+            f"{subject}: {effect}. {plural(seeds, 'training seed')}: no spread can be told yet, and so no verdict."
+        )
+    said = f"{subject}: {effect}, 95 % interval {interval(found)}, {plural(seeds, 'training seed')}."
     return f"{said} {verdict_in_words(found)}"
 
 
@@ -27,7 +35,7 @@ def verdict_in_words(found: Comparison) -> str:
     if found.verdict == "equivalent":
         return "Equivalent: the whole interval lies within the margin."
     if found.verdict == "open":
-        return f"Open: so many seeds would have found an effect of {found.detectable:.2f} four times in five."
+        return f"Open: so many seeds find an effect of {found.detectable:.2f} in four studies of five."
     small = ", by less than the margin" if found.small else ""
     return f"{found.verdict.capitalize()}{small}."
 
@@ -48,14 +56,6 @@ def interval(found: Comparison) -> str:
 def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
     """A figure of a table; empty where there is none."""
     return "" if value is None else f"{value:,.{digits}f}{unit}"
-
-
-def counted(count: int, noun: str) -> str:
-    """
-    >>> counted(1, "seed"), counted(3, "seed")
-    ('1 seed', '3 seeds')
-    """
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def listed(words: Iterable[str]) -> str:

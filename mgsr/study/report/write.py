@@ -13,13 +13,18 @@ from mgsr.runtime.files import write_atomically
 from mgsr.study.report.content import Content, content_of
 from mgsr.study.report.tables import Table
 from mgsr.study.study import Study
-from mgsr.study.view import look
+from mgsr.study.view import NOTHING, look
 
 INDEX = "README.md"
 MARK = "<!-- written by mgsr report -->"
 
 
 def report(study: Study, *, place: Path | None = None, out: Path | None = None) -> Path:
+    """Write a study's report, and say where."""
+    return _report(study, place, out)[0]
+
+
+def _report(study: Study, place: Path | None = None, out: Path | None = None) -> tuple[Path, Content]:
     """Write a study's report.
 
     Args:
@@ -39,25 +44,24 @@ def report(study: Study, *, place: Path | None = None, out: Path | None = None) 
         write_atomically(folder / name, svg)
     write_atomically(folder / "report.html", filled("report.html.j2", found))
     write_atomically(path, filled("report.md.j2", found))
-    return path
+    return path, found
 
 
 def index(folder: Path, studies: Sequence[Study]) -> list[str]:
     """Reports of all studies in a folder, and README.md over them; names of those that nothing is recorded of.
 
-    Studies that ask something come first, in the order of `studies`.
+    Studies that ask something come first, before the others those that look at their question in other settings.
     """
     entries, unrecorded = [], []
-    for study in sorted(studies, key=lambda study: not study.asked):
+    for study in sorted(studies, key=lambda study: (not study.asked, not study.settings)):
         try:
-            written = report(study)
+            written, content = _report(study)
         except UserError as error:
-            if "nothing is recorded" not in str(error):
+            if NOTHING not in str(error):
                 raise
             unrecorded.append(study.name)
             continue
-        view = look(study, [study.pool()])
-        entries.append((study, written.parent.name, content_of(view, study.home, study.pool()).answers))
+        entries.append((study, written.parent.name, content.answers))
     path = folder / INDEX
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         raise UserError(f"{path}: was written by hand and stays; move it away")
