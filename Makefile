@@ -9,12 +9,13 @@ CONFIG ?=
 ARGS ?=
 LOGS ?= runs
 JOBS ?= 1
-# another configuration must not meet the recorded results, which have one thread per run
+# With CONFIG or ARGS nothing is recorded. Recorded runs have one thread each.
 RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record trainer.threads=1)
 ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) --jobs $(JOBS) $(RECORD) $(ARGS)
 # one worker per core with one thread each; a file stays with its worker, so what its tests share is made once
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
-REPORT = $(if $(RECORD),$(BIN)/mgsr report $(STUDY))
+NAME = $(notdir $(patsubst %/,%,$(dir $(STUDY))))
+REPORT = $(BIN)/mgsr report $(if $(RECORD),$(STUDY),runs/$(NAME)$(if $(CONFIG),-$(basename $(notdir $(CONFIG)))))
 
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
@@ -83,9 +84,8 @@ ablate-real: STUDY = experiments/real_text/study.yaml
 ablate-real: $(BIN)/.gguf ## a real 135M teacher (TRAIN, DEV, TEST and SELF_INSTRUCT name files of rows)
 	@test -n "$(TRAIN)" -a -n "$(DEV)" -a -n "$(TEST)" -a -n "$(SELF_INSTRUCT)" || \
 	  { echo "make ablate-real: name files of rows, as in make ablate-real TRAIN=train.jsonl DEV=dev.jsonl TEST=dolly_test.jsonl SELF_INSTRUCT=self_instruct.jsonl" >&2; exit 2; }
-	$(BIN)/mgsr ablate $(STUDY) $(SEED_LIST) --jobs $(JOBS) --record trainer.threads=1 data.train=$(TRAIN) data.dev=$(DEV) \
-	  data.test=$(TEST) 'data.test_sets={self_instruct: $(SELF_INSTRUCT)}' $(ARGS)
-	$(BIN)/mgsr report $(STUDY)
+	$(ABLATE) data.train=$(TRAIN) data.dev=$(DEV) data.test=$(TEST) 'data.test_sets={self_instruct: $(SELF_INSTRUCT)}'
+	$(REPORT)
 
 reports: $(BIN)/.base ## write all reports, and experiments/README.md over them, from the recorded runs
 	$(BIN)/mgsr report experiments

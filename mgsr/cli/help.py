@@ -105,11 +105,13 @@ there, the student's token, the teacher's token, and how the student went on. A 
   mgsr texts runs/demo/full/seed=0 > texts.md
 """
 REPORT_HELP = """\
-Write README.md, plots and report.html of a study from its result files: those of its runs below a run root, or
-those that --record kept. No run folder is read; the same results give the same bytes, from any working folder.
+Write README.md, plots and report.html of a study from its recorded runs: those below a run root, or those that
+--record kept. No run folder is read; the same results give the same bytes, from any working folder. Of a folder of
+studies all reports are written, and a README.md over them.
 
   mgsr report runs/baselines-my
   mgsr report grid
+  mgsr report experiments
 """
 DOCTOR_HELP = """\
 Check a configuration before it runs, without loading a weight: keys, rows one by one, tokenizers, lengths and what

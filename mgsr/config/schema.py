@@ -141,9 +141,6 @@ class EvaluationConfig:
         "words that ROUGE sees: runs of a-z and 0-9, as published; or of letters and digits of any script",
         choices=("published", "unicode"),
     )
-    one_answer: list[str] | None = key(
-        None, "kinds of task whose exact match is told (empty: those whose rows have one reference each)"
-    )
 
 
 @dataclass

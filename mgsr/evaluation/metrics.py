@@ -134,6 +134,20 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     return 100.0 if _plain(prediction) in wanted else 0.0
 
 
+def has_one_short(references: Sequence[str]) -> bool:
+    """Whether an answer is right or wrong as a whole: there is one reference, of at most `SHORT` words.
+
+    Of several references every one is right, and so may be others.
+
+    >>> has_one_short(["Paris."]), has_one_short(["yes", "no"])
+    (True, False)
+    """
+    return len(references) == 1 and len(references[0].split()) <= SHORT
+
+
+SHORT = 5
+
+
 def _plain(text: str) -> str:
     return " ".join(text.casefold().translate(str.maketrans("", "", string.punctuation)).split())
 

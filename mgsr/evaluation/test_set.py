@@ -13,13 +13,12 @@ from mgsr.config.schema import EvaluationConfig, ExperimentConfig
 from mgsr.data.encoding import decode, require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.rows import ALL, Row
-from mgsr.evaluation.metrics import distinct_n, exact_match, has_words, rouge_l, self_bleu
+from mgsr.evaluation.metrics import distinct_n, exact_match, has_one_short, has_words, rouge_l, self_bleu
 from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
 from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime import ranks
 from mgsr.runtime.devices import placed, working_device
-from mgsr.runtime.errors import did_you_mean
 from mgsr.runtime.progress import progress, say
 from mgsr.runtime.wording import plural
 
@@ -124,33 +123,6 @@ class Evaluation:
     predictions: list[dict[str, Any]]
 
 
-def kinds_of_one_answer(examples: Sequence[Example], named: Sequence[str] | None = None) -> set[str]:
-    """Kinds of task whose answers are right or wrong as a whole, so that exact match says something of them.
-
-    Args:
-        named: `evaluation.one_answer`. Where it is None, those whose rows have one reference each: of several
-            references every one is right, and so may be others. Rows of no category are of the kind "all".
-    """
-    if named is not None:
-        return set(named)
-    kinds = {example.category or ALL for example in examples}
-    return kinds - {example.category or ALL for example in examples if len(example.references) > 1}
-
-
-def say_of_unknown_kinds(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> None:
-    """Name the kinds of `evaluation.one_answer` that no test row has.
-
-    They are no mistake where a configuration meets other test sets than it was made for, or a few rows of them.
-
-    Args:
-        rows: by split.
-    """
-    kinds = {row.category or ALL for name, split in rows.items() if name not in ("train", "dev") for row in split}
-    for name in config.evaluation.one_answer or ():
-        if name not in kinds:
-            say(f"evaluation.one_answer: no test row is of the kind {name}{did_you_mean(name, kinds)}")
-
-
 def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Row]]) -> None:
     """Say of how many rows ROUGE sees less than half of the words of any reference: what is written hardly counts.
 
@@ -185,18 +157,18 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
     ]
 
     def summary() -> dict[str, Any]:
-        found = {**measures([greedy], examples, config), "examples": len(examples)}
+        found = {**measures([greedy], examples), "examples": len(examples)}
         inside = [row for row, example in enumerate(examples) if example.within]
         if 0 < len(inside) < len(examples):
             answers = [greedy[0][row] for row in inside], [greedy[1][row] for row in inside]
-            within = measures([answers], [examples[row] for row in inside], config)
+            within = measures([answers], [examples[row] for row in inside])
             names = ("rouge_l", "accuracy", "exact_match")
             found["within"] = {name: within[name] for name in names if name in within}
             found["within"]["examples"] = len(inside)
         if sampled:
             means = {seed: sum(scores) / len(scores) for seed, (_, scores) in sampled.items()}
             found["sampled"] = {
-                **measures(list(sampled.values()), examples, config),
+                **measures(list(sampled.values()), examples),
                 "temperature": config.temperature,
                 # one seed has no spread, and JSON no NaN
                 "rouge_l_std": mean_std(list(means.values())).std if len(means) > 1 else None,
@@ -211,33 +183,30 @@ Answers = tuple[Sequence[str], Sequence[float]]
 """An answer to every example, and its ROUGE-L."""
 
 
-def measures(answers: Sequence[Answers], examples: Sequence[Example], config: EvaluationConfig) -> dict[str, Any]:
+def measures(answers: Sequence[Answers], examples: Sequence[Example]) -> dict[str, Any]:
     """What is measured of answers, over all that an example has got.
 
-    `rouge_l`, `accuracy` (share of right answers, of the examples that can be checked) and `exact_match`, all in
-    per cent and by kind of task too; `distinct_1` to `distinct_3`, `self_bleu`, and `mean_words`. Exact match by
-    kind is told of the kinds that have one right answer (`kinds_of_one_answer`).
+    In per cent `rouge_l`, `accuracy` (of examples that can be checked) and `exact_match` (of those with one short
+    reference, see `has_one_short`), the first two by kind of task too. `distinct_1` to `distinct_3`, `self_bleu`,
+    and `mean_words`.
     """
     found: dict[str, dict[str, list[float]]] = {"rouge_l": {}, "accuracy": {}, "exact_match": {}}
     for texts, scores in answers:
         for text, example, score in zip(texts, examples, scores, strict=True):
             kind = example.category or ALL
             found["rouge_l"].setdefault(kind, []).append(score)
-            found["exact_match"].setdefault(kind, []).append(exact_match(text, example.references))
+            if has_one_short(example.references):
+                found["exact_match"].setdefault(kind, []).append(exact_match(text, example.references))
             if example.is_right is not None:
                 found["accuracy"].setdefault(kind, []).append(100.0 * example.is_right(text))
-    of_one_answer = kinds_of_one_answer(examples, config.one_answer)
     figures: dict[str, Any] = {}
     for name, by_kind in found.items():
         values = [value for each in by_kind.values() for value in each]
         if not values:
             continue
         figures[name] = sum(values) / len(values)
-        figures[f"{name}_by_category"] = {
-            kind: sum(each) / len(each)
-            for kind, each in sorted(by_kind.items())
-            if name != "exact_match" or kind in of_one_answer
-        }
+        if name != "exact_match":
+            figures[f"{name}_by_category"] = {k: sum(each) / len(each) for k, each in sorted(by_kind.items())}
     words = [text.split() for texts, _ in answers for text in texts]
     figures |= {f"distinct_{n}": distinct_n(words, n) for n in (1, 2, 3)}
     if len(examples) > 1:

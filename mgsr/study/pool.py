@@ -47,7 +47,7 @@ RESULT = {
 }
 """What a file of the pool has to hold."""
 REMEDY = "restore it, or delete it to have it run again"
-ASIDE = {*NAMES, *NEUTRAL, "evaluation.one_answer", "data.train", "data.dev", "data.test", "data.test_sets"}
+ASIDE = {*NAMES, *NEUTRAL, "data.train", "data.dev", "data.test", "data.test_sets"}
 """Keys without a part in a fingerprint: they change no figure, or stand for files that count by their content."""
 
 

@@ -1,8 +1,8 @@
 """What a study writes for TensorBoard: events of recorded runs, and the layout of their curves.
 
 Events of a run are written from its result file, for a run folder that has none of its own.
-A recorded run is not repeated, and one that another study has recorded is copied: neither leaves event files in
-this study's folder. From the result file come the scalars that are recorded, thinned, under a run's own tags, and
+A recorded run is not repeated, whichever study has recorded it, and leaves no event files in this study's folder.
+From the result file come the scalars that are recorded, thinned, under a run's own tags, and
 the same HPARAMS session, so that recorded and repeated runs share charts and one HPARAMS table.
 
 The file is `events.out.tfevents.0.<fingerprint>.recorded`. The suffix tells it from the event files of a run. The

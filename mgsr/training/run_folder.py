@@ -29,7 +29,7 @@ METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
 _TEXT = Maybe((str, None))
 _PERCENT = Between(0, 100)
-_MEASURES = {"rouge_l": _PERCENT, "exact_match": _PERCENT, "accuracy": Maybe(_PERCENT)}
+_MEASURES = {"rouge_l": _PERCENT, "exact_match": Maybe(_PERCENT), "accuracy": Maybe(_PERCENT)}
 TEST_FIGURES = {**_MEASURES, "examples": int, "sampled": Maybe({**_MEASURES, "rouge_l_std": (float, None)})}
 """Of a test set, what is shown of it."""
 SHAPES: dict[str, Any] = {

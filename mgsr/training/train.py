@@ -22,7 +22,7 @@ from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
 from mgsr.evaluation.floors import cached_floors
 from mgsr.evaluation.flops import flops_of
-from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unknown_kinds, say_of_unseen_words
+from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unseen_words
 from mgsr.models.chat_template import run_template
 from mgsr.models.from_config import say_of_namesakes
 from mgsr.models.preflight import Size, check_run
@@ -72,7 +72,6 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
     with first_alone():
         rows = _rows(config)
         say_of_cut(rows)
-        say_of_unknown_kinds(config, rows)
         say_of_namesakes(config)
         say_of_unseen_words(config.evaluation, rows)
     device = working_device(config.trainer.accelerator)

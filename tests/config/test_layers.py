@@ -28,15 +28,15 @@ def refused(path: Path | None, *overrides: str) -> str:
 @pytest.mark.parametrize("word", WORDS)
 def test_a_key_of_words_keeps_what_was_written(write: Any, word: str) -> None:
     path = write(
-        f"{BASE}arm: {word}\ndata: {{test_sets: {{{word}: {word}}}}}\nevaluation: {{one_answer: [{word}]}}\n"
+        f"{BASE}arm: {word}\ndata: {{test_sets: {{{word}: {word}}}, synthetic: {{families: [{word}]}}}}\n"
     )
     for config in (
         load_config(path),
         load_config(
-            None, [*MODELS, f"arm={word}", f"data.test_sets.{word}={word}", f"evaluation.one_answer=[{word}]"]
+            None, [*MODELS, f"arm={word}", f"data.test_sets.{word}={word}", f"data.synthetic.families=[{word}]"]
         ),
     ):
-        assert (config.arm, config.data.test_sets, config.evaluation.one_answer) == (word, {word: word}, [word])
+        assert (config.arm, config.data.test_sets, config.data.synthetic.families) == (word, {word: word}, [word])
     # and is kept when it is written to a run's folder and read again
     assert load_config(write(dump(config))) == config
 
@@ -164,7 +164,7 @@ def test_test_sets_are_added_and_cleared(write: Any) -> None:
         "train: {betas: &a [*a]}",
         "data: {test_sets: &a {x: *a}}",
         "arm: &a [*a]",
-        "evaluation: {one_answer: &a [*a]}",
+        "data: {synthetic: {families: &a [*a]}}",
     ],
 )
 def test_a_value_that_holds_itself_is_refused(write: Any, text: str) -> None:

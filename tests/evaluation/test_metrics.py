@@ -23,7 +23,7 @@ from mgsr.evaluation.metrics import (
     self_bleu,
     unicode_words,
 )
-from mgsr.evaluation.statistics import mean_std, paired_t_interval
+from mgsr.evaluation.statistics import mean_std
 
 WORDS = st.sampled_from(
     ["the", "cats", "cat", "running", "runs", "Dog's", "3.5", "é", "\n", "happily", "sat-down"]
@@ -248,34 +248,3 @@ def test_mean_and_sample_standard_deviation():
     assert mean_std([3.0]).mean == 3.0 and math.isnan(mean_std([3.0]).std)
     with pytest.raises(ValueError, match="at least one"):
         mean_std([])
-
-
-def test_paired_t_interval_by_hand():
-    # mean 2, standard error sqrt(2.5) / sqrt(5) = 0.7071; t(0.975, 4) = 2.776445, from a printed table
-    result = paired_t_interval([0.0, 1.0, 2.0, 3.0, 4.0])
-    assert result.mean == 2.0
-    reach = 2.776445 * math.sqrt(0.5)
-    assert (result.low, result.high) == pytest.approx((2 - reach, 2 + reach), abs=1e-6)
-    # two values: Student's t with one degree of freedom is Cauchy, p = 1 - 2 atan(t) / pi, and t = 3 here
-    pair = paired_t_interval([1.0, 2.0], confidence=0.9)
-    assert pair.p == pytest.approx(1 - 2 * math.atan(3.0) / math.pi)
-    assert pair.high - pair.mean == pytest.approx(0.5 * math.tan(0.9 * math.pi / 2))
-    mirrored = paired_t_interval([-1.0, -2.0], confidence=0.9)
-    assert (mirrored.low, mirrored.high, mirrored.p) == pytest.approx((-pair.high, -pair.low, pair.p))
-
-
-def test_p_and_interval_agree():
-    """The interval at confidence 1 - p ends at 0."""
-    differences = [0.3, -0.1, 0.5, 0.2]
-    p = paired_t_interval(differences).p
-    assert paired_t_interval(differences, 1 - p).low == pytest.approx(0.0, abs=1e-12)
-
-
-def test_intervals_without_spread_and_wrong_input():
-    assert paired_t_interval([0.0, 0.0]) == (0.0, 0.0, 0.0, 1.0)
-    assert paired_t_interval([0.1] * 3)[1:] == pytest.approx((0.1, 0.1, 0.0))
-    assert paired_t_interval([0.1] * 3).p == 0.0  # although the computed deviation is 1.7e-17
-    with pytest.raises(ValueError, match="got 1"):
-        paired_t_interval([1.0])
-    with pytest.raises(ValueError, match=r"got 1\.0"):
-        paired_t_interval([1.0, 2.0], 1.0)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from mgsr.config.schema import EvaluationConfig, ExperimentConfig
+from mgsr.config.schema import EvaluationConfig
 from mgsr.data.prompts import Example
-from mgsr.data.rows import Row
 from mgsr.data.tokenizer import train_tokenizer
 from mgsr.evaluation import test_set
 from mgsr.evaluation.metrics import self_bleu
-from mgsr.evaluation.test_set import Predictor, evaluate, measures, say_of_unknown_kinds
+from mgsr.evaluation.test_set import Predictor, evaluate, measures
 from mgsr.runtime import ranks
 
 
@@ -46,20 +45,22 @@ def summary_of(config: EvaluationConfig, examples: Sequence[Example] = EXAMPLES)
     return evaluate(None, Written(None, examples, config)).summary  # type: ignore[arg-type]
 
 
-def test_exact_match_by_kind_leaves_out_kinds_with_several_right_answers() -> None:
-    summary = summary_of(EvaluationConfig(seeds=[10, 20]))
-    sampled = summary["sampled"]
-    assert sampled["exact_match_by_category"] == {"all": 50.0, "count": 50.0, "sort": 100.0}
-    assert sampled["exact_match"] == pytest.approx(100 * 5 / 8)
-    assert summary["exact_match_by_category"] == {"all": 0.0, "count": 100.0, "sort": 100.0}
-    assert summary["exact_match"] == 75.0
-    assert set(summary["rouge_l_by_category"]) == {"all", "count", "describe", "sort"}
-    assert summary["rouge_l_by_category"]["sort"] == 100.0
-    summary = summary_of(EvaluationConfig(seeds=[10, 20], one_answer=["count", "describe"]))
-    assert summary["sampled"]["exact_match_by_category"] == {"count": 50.0, "describe": 50.0}
-    summary = summary_of(EvaluationConfig(seeds=[10], one_answer=[]))
-    assert summary["exact_match_by_category"] == summary["sampled"]["exact_match_by_category"] == {}
-    assert (summary["exact_match"], summary["sampled"]["exact_match"]) == (75.0, 25.0)
+def test_exact_match_is_told_of_rows_with_one_short_reference() -> None:
+    long = example(4, ("one two three four five six",), "long")
+
+    class More(Written):
+        def write(self, model: Any, seed: int | None) -> list[str]:
+            return [*super().write(model, seed), "one two three four five six"]
+
+    config = EvaluationConfig(seeds=[10, 20])
+    summary = evaluate(None, More(None, [*EXAMPLES, long], config)).summary  # type: ignore[arg-type]
+    # of the two with one word and the one with three; not of the two references, nor of the six words
+    assert summary["exact_match"] == pytest.approx(100 * 2 / 3)
+    assert summary["sampled"]["exact_match"] == pytest.approx(100 * 4 / 6)
+    assert set(summary["rouge_l_by_category"]) == {"all", "count", "describe", "long", "sort"}
+    assert summary["rouge_l_by_category"]["sort"] == 100.0 and "exact_match_by_category" not in summary
+    # where it cannot be told of any row there is no such figure
+    assert "exact_match" not in measures([(["a dog"], [100.0])], EXAMPLES[2:3])
 
 
 def test_greedy_answers_are_the_figures_and_sampled_ones_stand_beside_them() -> None:
@@ -96,10 +97,10 @@ def test_diversity_is_over_all_words_and_resemblance_over_one_pass() -> None:
     examples = [example(number, ("x",), "say") for number in range(3)]
     first, second = ["a b", "a b", "c d"], ["a b", "e f", "g h"]
     scores = [0.0] * 3
-    found = measures([(first, scores), (second, scores)], examples, EvaluationConfig())
+    found = measures([(first, scores), (second, scores)], examples)
     assert found["distinct_2"] == pytest.approx(4 / 6) and found["mean_words"] == 2.0
     assert found["self_bleu"] == self_bleu([text.split() for text in first])
-    assert "self_bleu" not in measures([(["a b"], [0.0])], examples[:1], EvaluationConfig())
+    assert "self_bleu" not in measures([(["a b"], [0.0])], examples[:1])
 
 
 def test_ranks_score_their_own_answers_and_the_first_one_measures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,29 +135,6 @@ def test_what_stands_before_every_answer_is_not_scored(monkeypatch: pytest.Monke
     assert plain.write(None, 1) == ["<think>\n\n</think>\n\na dog", "a dog", "<think>\n\n</think>"]  # type: ignore[arg-type]
     told = Predictor(tokenizer, examples, EvaluationConfig(seeds=[1]), lead="<think>\n\n</think>")
     assert told.write(None, 1) == ["a dog", "a dog", ""]  # type: ignore[arg-type]
-
-
-def test_a_kind_that_no_test_row_has_is_named(capsys: Any) -> None:
-    def of_kind(*kinds: str) -> list[Row]:
-        return [Row(i, "do it", "", ("done",), kind) for i, kind in enumerate(kinds)]
-
-    rows = {
-        "train": of_kind("count"),
-        "dev": of_kind("count"),
-        "test": of_kind("sort", ""),
-        "more": of_kind("pick"),
-    }
-    config = ExperimentConfig()
-    say_of_unknown_kinds(config, rows)
-    config.evaluation.one_answer = ["sort", "all", "pick"]
-    say_of_unknown_kinds(config, rows)
-    assert capsys.readouterr().out == ""
-    # kinds of the training rows are none of the test rows
-    config.evaluation.one_answer = ["srot", "count"]
-    say_of_unknown_kinds(config, rows)
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "evaluation.one_answer: no test row is of the kind srot; did you mean `sort`?"
-    assert said[1].startswith("evaluation.one_answer: no test row is of the kind count") and len(said) == 2
 
 
 def test_rows_within_the_training_lengths_stand_apart() -> None:

@@ -30,7 +30,7 @@ study: sample
 base: {base}
 arms:
   full: {{}}
-  removed: {{scrg.enabled: false, evaluation.one_answer: []}}
+  removed: {{scrg.enabled: false, data.synthetic.families: []}}
   head: {{clip.mode: fixed, clip.lower: -.inf}}
 """
 

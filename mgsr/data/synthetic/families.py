@@ -1,8 +1,8 @@
 """The task families of the synthetic set: each draws one prompt, and knows its right answers.
 
-- A wrong token early on ruins the rest: `steps`, `calendar`, `walk`, `order`.
+- A wrong token early on ruins the rest: `steps`, `calendar`, `count`, `order`.
 - Several answers are right: `name`, `letters`, `summands`, `describe`.
-- Phrases: `translate`, `opposite`, `where`.
+- Phrases: `translate`, `spanish`, `opposite`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 from mgsr.data.synthetic import words
 from mgsr.data.synthetic.answers import Answer, Choices, Sentences, Single, Summands
@@ -33,7 +32,7 @@ class Task:
 
 Family = Callable[[random.Random], Task]
 
-_MOST = 30
+_MOST = 36
 """The largest number of a sum."""
 
 
@@ -65,15 +64,16 @@ def calendar(generator: random.Random) -> Task:
     return Task(ask, "", Single(" ".join(sentence(", ".join(each)) for each in listing)))
 
 
-def walk(generator: random.Random) -> Task:
-    """Follow arrows from place to place."""
-    count = pick(generator, (4, 5))
-    places = pick_several(generator, words.PLACES, count + 1)
-    arrows = [f"{a} to {b}" for a, b in pairwise(places)]
-    shuffled = pick_several(generator, arrows, len(arrows))
-    start = pick(generator, (0, 1))
-    ask = f"Go from {places[start]} to the end."
-    return Task(ask, ", ".join(shuffled), Single(sentence(" to ".join(places[start:]))))
+def count(generator: random.Random) -> Task:
+    """Numbers in steps of one size, upwards or downwards."""
+    size, times = pick(generator, range(2, 10)), pick(generator, range(4, 8))
+    lowest = pick(generator, range(1, 99 - size * times))
+    run = [lowest + size * i for i in range(times + 1)]
+    back = generator.random() < 0.5
+    start, *told = map(number, reversed(run) if back else run)
+    way = "down" if back else "up"
+    ask = pick(generator, ("Count {} from {} in steps of {}, {} times.", "From {1}, count {0} by {2}, {3} times."))
+    return Task(ask.format(way, start, number(size), number(times)), "", Single(sentence(", ".join(told))))
 
 
 def order(generator: random.Random) -> Task:
@@ -109,13 +109,19 @@ def summands(generator: random.Random) -> Task:
     total = pick(generator, range(10, _MOST + 1))
     first = pick(generator, range(1, total - 1))
     ask = pick(
-        generator, ("Write {} as a sum of three numbers, the first {}.", "Three numbers make {}, the first is {}.")
+        generator,
+        (
+            "Write {} as a sum of three numbers, the first {}.",
+            "Three numbers make {}, the first is {}.",
+            "Split {} into three numbers and begin with {}.",
+            "Which three numbers make {}, if {} comes first?",
+        ),
     )
     return Task(ask.format(total, first), "", Summands(total, first))
 
 
-def translate(generator: random.Random) -> Task:
-    """A Spanish sentence in English."""
+def _both_languages(generator: random.Random) -> tuple[str, str]:
+    """A sentence in Spanish and in English."""
 
     def phrase(nouns: dict[str, str]) -> tuple[str, str]:
         noun = pick(generator, tuple(nouns))
@@ -127,10 +133,21 @@ def translate(generator: random.Random) -> Task:
 
     who, spot = phrase(words.NOUNS_ES), phrase(words.SPOTS_ES)
     deed, place = pick(generator, tuple(words.DEEDS_ES)), pick(generator, tuple(words.WHERE_ES))
-    given = f"{who[0]} {deed} {place} {spot[0]}".replace(" de el ", " del ")
-    told = f"{who[1]} {words.DEEDS_ES[deed]} {words.WHERE_ES[place]} {spot[1]}"
-    ask = pick(generator, ("Translate into English.", "What is this in English?"))
-    return Task(ask, sentence(given), Single(sentence(told)))
+    spanish = f"{who[0]} {deed} {place} {spot[0]}".replace(" de el ", " del ")
+    english = f"{who[1]} {words.DEEDS_ES[deed]} {words.WHERE_ES[place]} {spot[1]}"
+    return sentence(spanish), sentence(english)
+
+
+def translate(generator: random.Random) -> Task:
+    """A Spanish sentence in English."""
+    spanish, english = _both_languages(generator)
+    return Task(pick(generator, ("Translate into English.", "What is this in English?")), spanish, Single(english))
+
+
+def spanish(generator: random.Random) -> Task:
+    """An English sentence in Spanish."""
+    told, given = _both_languages(generator)
+    return Task(pick(generator, ("Translate into Spanish.", "What is this in Spanish?")), given, Single(told))
 
 
 def opposite(generator: random.Random) -> Task:
@@ -145,16 +162,6 @@ def opposite(generator: random.Random) -> Task:
     form = "{} {} " + who + ", {} {} " + thing
     turned = form.format(*(words.OPPOSITES[trait] for trait in traits))
     return Task(ask, form.format(*traits), Single(sentence(turned)))
-
-
-def where(generator: random.Random) -> Task:
-    """Who of three is where, and who else?"""
-    names = pick_several(generator, words.NAMES, 3)
-    places = dict(zip(names, pick_several(generator, words.PLACES, 3), strict=True))
-    given = " ".join(f"{name} {pick(generator, words.GOES)} to the {places[name]}." for name in names)
-    first, second = pick_several(generator, names, 2)
-    told = f"{first} is in the {places[first]} and {second} is in the {places[second]}"
-    return Task(f"Where are {first} and {second}?", given, Single(sentence(told)))
 
 
 def describe(generator: random.Random) -> Task:
@@ -184,14 +191,14 @@ def describe(generator: random.Random) -> Task:
 FAMILIES: dict[str, Family] = {
     "steps": steps,
     "calendar": calendar,
-    "walk": walk,
+    "count": count,
     "order": order,
     "name": name,
     "letters": letters,
     "summands": summands,
     "translate": translate,
+    "spanish": spanish,
     "opposite": opposite,
-    "where": where,
     "describe": describe,
 }
 

@@ -84,7 +84,6 @@ OPPOSITES.update({second: first for first, second in tuple(OPPOSITES.items())})
 TRAITS = tuple(OPPOSITES)
 MOODS = _words("hungry tired angry lucky busy lazy clever proud lonely famous")
 STAYS = _words("slept sat waited played sang danced worked rested read stood")
-GOES = _words("ran walked went came hurried")
 TIMES = (
     "in the morning",
     "in the evening",
