@@ -76,13 +76,12 @@ def solve_calendar(row: Row) -> list[str]:
     return [". ".join(found)]
 
 
-def solve_walk(row: Row) -> list[str]:
-    follows = dict(arrow.split(" > ") for arrow in row.input.split(", "))
-    place, visits = re.findall(r" is in the (\w+)\.", row.instruction)[0], []
-    while place in follows:
-        place = follows[place]
-        visits.append(f"to the {place}")
-    return [", then ".join(visits)]
+def solve_count(row: Row) -> list[str]:
+    words_ = re.findall(r"[a-z]+(?:-[a-z]+)?", row.instruction.lower())
+    start, size, times = (IN_WORDS.index(word) for word in words_ if word in IN_WORDS)
+    step = size if "up" in words_ else -size
+    assert ("up" in words_) != ("down" in words_)
+    return [", ".join(IN_WORDS[start + step * n] for n in range(1, times + 1))]
 
 
 def solve_order(row: Row) -> list[str]:
@@ -107,22 +106,31 @@ def solve_translate(row: Row) -> list[str]:
     return [f"{who} {words.DEEDS_ES[text[at]]} {words.WHERE_ES[where]} {spot}"]
 
 
-def solve_where(row: Row) -> list[str]:
-    moves = re.findall(r"([A-Z]\w+) \w+ to the (\w+)\.", row.input)
-    assert len(moves) == 3
-    place = dict(moves)
-    if row.instruction == "Which two places are they in?":
-        return [" and ".join(f"the {there}" for there in place.values())]
-    return [f"the {place[row.instruction.split()[3]]}"]
+def solve_spanish(row: Row) -> list[str]:
+    text = f"{row.input[0].lower()}{row.input[1:-1]}"
+    deeds = {english: told for told, english in words.DEEDS_ES.items()}
+    who, deed, rest = re.split(rf" ({'|'.join(deeds)}) ", text)
+    (where,) = [told for told, english in words.WHERE_ES.items() if rest.startswith(f"{english} the ")]
+
+    def phrase(said: str, nouns: dict[str, str]) -> str:
+        *traits, english = said.split()[1:]
+        (noun,) = [told for told, known in nouns.items() if known == english]
+        told = [form for form, known in words.TRAITS_ES.items() if [known] == traits]
+        if noun.startswith("la "):
+            told = [f"{form[:-1]}a" for form in told]
+        return " ".join([noun, *told])
+
+    spot = phrase(rest[rest.index("the ") :], words.SPOTS_ES)
+    return [f"{phrase(who, words.NOUNS_ES)} {deeds[deed]} {where} {spot}".replace(" de el ", " del ")]
 
 
 SOLVERS: dict[str, Callable[[Row], list[str]]] = {
     "steps": solve_steps,
     "calendar": solve_calendar,
-    "walk": solve_walk,
+    "count": solve_count,
     "order": solve_order,
     "translate": solve_translate,
-    "where": solve_where,
+    "spanish": solve_spanish,
     "opposite": lambda row: [re.sub(r"\w+", lambda word: words.OPPOSITES.get(word[0], word[0]), row.input)],
 }
 
@@ -269,11 +277,11 @@ def test_bad_requests() -> None:
 
 def test_some_families_alone() -> None:
     """The rows that these families have among all others, with the ids of their own set."""
-    every = [row for row in generate_rows("test", 110, seed=1) if row.category in ("walk", "order")]
-    some = generate_rows("test", 20, seed=1, families=["walk", "order"])
+    every = [row for row in generate_rows("test", 110, seed=1) if row.category in ("count", "order")]
+    some = generate_rows("test", 20, seed=1, families=["count", "order"])
     assert [(row.instruction, row.input, row.references) for row in some] == [
         (row.instruction, row.input, row.references) for row in every
     ]
     assert [row.id for row in some] == list(range(20))
-    with pytest.raises(ConfigError, match=r"families`: no family wolk; .*; did you mean `walk`"):
-        generate_rows("test", 1, families=["wolk"])
+    with pytest.raises(ConfigError, match=r"families`: no family cuont; .*; did you mean `count`"):
+        generate_rows("test", 1, families=["cuont"])
