@@ -8,12 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mgsr.evaluation.floors import NAMES as FLOORS
 from mgsr.runtime.wording import plural
 
 # what a run begins with, by its name in metrics.json
 _BEGUN = {"teacher": "teacher", "sft_start": "start"}
-FLOORS = {"echo": "the prompt again", "constant": "one constant answer", "nearest": "nearest training answer"}
-"""What needs no model, by its name in metrics.json."""
 _CAPTION = "answered greedily; sampled: at the configured temperature, mean over sampling seeds"
 _NOT_ARMS = ("study", "seeds", "floors", "comparisons")
 

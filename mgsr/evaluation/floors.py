@@ -22,6 +22,8 @@ from mgsr.runtime.json_files import read_json
 from mgsr.runtime.progress import say
 from mgsr.runtime.ranks import on_first
 
+NAMES = {"echo": "the prompt again", "constant": "one constant answer", "nearest": "nearest training answer"}
+"""As tables call them."""
 LONGEST = 12
 """Words of the constant string."""
 CANDIDATES, ROWS = 100, 200

@@ -20,7 +20,7 @@ from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
 from mgsr.data.splits import read_split, rows_fingerprint, say_of_cut
 from mgsr.evaluation.exposure_bias import exposure_bias
-from mgsr.evaluation.floors import cached_floors
+from mgsr.evaluation.floors import asked, cached_floors
 from mgsr.evaluation.flops import flops_of
 from mgsr.evaluation.test_set import Evaluation, evaluate_tests, say_of_unseen_words
 from mgsr.models.chat_template import run_template
@@ -126,7 +126,7 @@ def _run(
     metrics["training_text"] = text_diversity(folder, done.ground_truth)
     quality = correction_quality(folder, references, config.evaluation.rouge_tokenizer)
     if quality is not None:
-        prompts = {row.id: " ".join((row.instruction, row.input)) for row in rows["train"]}
+        prompts = {row.id: asked(row) for row in rows["train"]}
         metrics["corrections"] = {**quality, "examples": correction_examples(folder, prompts)}
     with working(trained, computing_dtype(config.trainer.precision, device)) as computing:
         # the test sets, once, with the chosen checkpoint

@@ -217,7 +217,7 @@ def test_a_key_that_is_gone_is_said_and_not_read(write: Any, capsys: pytest.Capt
     path = write(f"{BASE}evaluation:\n  one_answer: [a]\n  seeds: [3]\n")
     assert load_config(path).evaluation.seeds == [3]
     said = "".join(capsys.readouterr())
-    assert "`evaluation.one_answer` is gone and not read: exact match" in said and said.count("gone") == 1
+    assert "`evaluation.one_answer` is gone and not read: exact match" in said and said.count("is gone and") == 1
     # as run folders of that version have it
     load_config(write(f"{BASE}evaluation: {{one_answer: null}}\n"))
     assert "".join(capsys.readouterr()) == ""

@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mgsr.evaluation.floors import NAMES as FLOORS
 from mgsr.study.analysis import Comparison
 from mgsr.study.report.words import interval, shown, signed
 from mgsr.study.view import Reader, Result, View, figure, right, rouge_l
 
-FLOORS = {
-    "echo": "floor: the prompt again",
-    "constant": "floor: one constant answer",
-    "nearest": "floor: nearest training answer",
-}
 BEGUN = {"sft_start": "start", "teacher": "teacher"}
 
 
@@ -80,7 +76,9 @@ def _begun(view: View, test_set: str) -> list[tuple[str, Mapping[str, Any]]]:
     """Floors of the first run, and the mean of what runs of the baseline begin with."""
     runs = view.of(view.study.baseline) or list(view.runs)
     floors = (runs[0].result["metrics"].get("floors") or {}).get(test_set, {})
-    found: list[tuple[str, Mapping[str, Any]]] = [(FLOORS[name], value) for name, value in floors.items()]
+    found: list[tuple[str, Mapping[str, Any]]] = [
+        (f"floor: {FLOORS[name]}", value) for name, value in floors.items()
+    ]
     for name, word in BEGUN.items():
         tests = [t for run in runs if (t := (run.result["metrics"].get(name) or {}).get(test_set))]
         if tests:
