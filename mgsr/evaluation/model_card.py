@@ -157,4 +157,5 @@ def _sampled(value: Mapping[str, Any]) -> str:
 
 def _percent(value: Mapping[str, Any]) -> str:
     """Accuracy, or exact match where rows cannot be checked."""
-    return f"{value.get('accuracy', value['exact_match']):.1f} %"
+    found = value.get("accuracy", value.get("exact_match"))
+    return "n/a" if found is None else f"{found:.1f} %"
