@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -103,8 +102,8 @@ def rows_fingerprint(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         turns = (tuple(map(tuple, row.messages)),) if row.messages else ()
-        # in ASCII: which characters `repr` escapes differs from one Python to the next
-        digest.update(json.dumps((row.instruction, row.input, row.references, *turns)).encode())
+        # `ascii`: which characters `repr` escapes differs from one Python to the next
+        digest.update(ascii((row.instruction, row.input, row.references, *turns)).encode())
     return digest.hexdigest()[:16]
 
 

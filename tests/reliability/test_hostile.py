@@ -171,7 +171,7 @@ class _Words:
 def test_text_of_models_is_escaped_in_tensorboard_and_html() -> None:
     text = markdown_revision(RevisedSequence(0, (2,), (3,), (3,), (), "not_searched", 0, 0), _Words())  # type: ignore[arg-type]
     assert "<script" not in text and "<img" not in text
-    tables = [Table(ATTACK, [ATTACK], [[ATTACK, ATTACK]], ATTACK, 1)]
+    tables = [Table(ATTACK, [ATTACK], [[ATTACK, ATTACK]], 1)]
     corrections = [(ATTACK, ATTACK, ATTACK)]
     said = Content(ATTACK, ATTACK, [ATTACK], {}, tables, [ATTACK], corrections, [ATTACK], ATTACK, tables)
     html = filled("report.html.j2", said)

@@ -145,4 +145,4 @@ def test_a_key_is_the_same_on_every_python() -> None:
     assert fingerprint(settings, ["test"], 3) == "7356e0e37a59"
     assert fingerprint(dict(reversed(settings.items())), ["test"], 3) == "7356e0e37a59"
     row = Row(0, "Say 🫨.", "", ("ü",), messages=(Message("user", "Say 🫨."),))
-    assert rows_fingerprint([row]) == "8572b2c2d794af86"
+    assert rows_fingerprint([row]) == "90b68e39c7d0da76"

@@ -104,7 +104,7 @@ def test_undeclared_seeds_are_named_before_they_run(
     study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_study(study, [4, 5], [f"run_root={tmp_path}/runs"], arms=["full"], record=True)
-    said = re.escape(f"made_up: 1 seed not declared in {study.path}: in no verdict")
+    said = re.escape(f"made_up: 1 seed not declared in {study.path}: recorded, and in no verdict of its report")
     assert re.search(said, capsys.readouterr().out)
     assert look(study, [study.pool()]).seeds == [4]
     # without a word the declared ones

@@ -38,7 +38,7 @@ def test_every_baseline_trains_from_the_same_student(
 
 @pytest.mark.parametrize(
     ("arm", "written", "corrected"),
-    [("mgsr", 0.5, True), ("gkd", 0.5, False), ("imitkd", 0.5, False), ("seqkd", 1.0, False), ("skd", 1.0, False)],
+    [("full", 0.5, True), ("gkd", 0.5, False), ("imitkd", 0.5, False), ("seqkd", 1.0, False), ("skd", 1.0, False)],
 )
 def test_the_share_and_kind_of_text(
     arm: str, written: float, corrected: bool, summary: dict[str, Any], tiny_file: Path, shared_root: Path

@@ -161,7 +161,7 @@ def test_evaluate_takes_the_run_and_its_exports_for_the_same_model(run: Path, tm
             main(["evaluate", str(source), "--data", str(data), *words, "--out", f"{tmp_path}/{number}.json"]) == 0
         )
         figures.append((tmp_path / f"{number}.responses.jsonl").read_text())
-    assert figures[0] == figures[1] and figures[0].count("\n") == 4
+    assert figures[0] == figures[1] and figures[0].count("\n") == 2 * 4
 
 
 def test_exports_compute_what_the_adapted_student_computes(run: Path, tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def test_a_run_writes_what_it_promises(finished: Finished) -> None:
     assert metrics["steps"] == 12 and metrics["scrg"]["rounds"] == 3
     for model in (metrics["teacher"], metrics["sft_start"], metrics["result"]):
         figures = model["test"]
-        assert 0 <= figures["rouge_l"] <= 100 and set(figures["rouge_l_by_seed"]) == {"10", "20"}
+        assert 0 <= figures["rouge_l"] <= 100 and set(figures["sampled"]["rouge_l_by_seed"]) == {"10", "20"}
     assert 0 < metrics["scrg"]["disagreement_rate"] <= 1
     predictions = [json.loads(line) for line in (folder / "predictions/test.jsonl").read_text().splitlines()]
-    assert len(predictions) == 12 and {p["seed"] for p in predictions} == {10, 20}
+    assert len(predictions) == 18 and {p["seed"] for p in predictions} == {None, 10, 20}
 
 
 def test_rounds_cover_half_of_each_epoch_and_keep_their_records(finished: Finished) -> None:

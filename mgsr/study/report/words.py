@@ -29,7 +29,7 @@ def sentence(subject: str, found: Comparison | None, baseline: str = "") -> str:
 
 def verdict_in_words(found: Comparison) -> str:
     """
-    >>> verdict_in_words(Comparison("a", 0.1, -0.3, 0.4, 5, "equivalent", False, 0.5))
+    >>> verdict_in_words(Comparison("a", 0.1, -0.3, 0.4, 5, "equivalent", False, 0.5, 0.3))
     'Equivalent: the whole interval lies within the margin.'
     """
     if found.verdict == "equivalent":
