@@ -29,7 +29,8 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         "value and gradients, with fixed bounds and with a clip network, are compared with the dense functions, and the",
         "peers' with mgsr's; greedy text with `generate`'s, and a round with one that reads every corrected prefix",
         "afresh; every step's loss under Lightning with the bare loop's. Every machine has a chapter, and every section",
-        "names its commit: one from before a check was added did not have it.",
+        "names its commit: one from before a check was added did not have it. The demo's rows and models are those of",
+        "that commit: they are others since numerics version 3.",
         "",
         *summary(machines),
     ]

@@ -31,8 +31,8 @@ from mgsr.training.trainer import quiet_lightning
 def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
     """The demo's own steps, half of their text from a round before the first; of other models ground truth."""
     if pair is None:
-        # 19 steps are an epoch of the demo's; what a round of more epochs costs to plan is not a step's cost
-        return demo_config(f"train.max_steps={steps}", f"scrg.every_n_epochs={steps // 19 + 1}")
+        # 125 steps are an epoch of the demo's; what a round of more epochs costs to plan is not a step's cost
+        return demo_config(f"train.max_steps={steps}", f"scrg.every_n_epochs={steps // 125 + 1}")
     teacher, student, data = pair
     return load_config(
         "configs/smollm2.yaml",

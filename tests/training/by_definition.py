@@ -28,12 +28,12 @@ EXAMPLES = range(10)
 
 
 def responses(seed: int) -> dict[int, tuple[int, ...]]:
-    """Two to six tokens for every example; the first, 3 or 4, says where they come from."""
+    """Two to six tokens for every example; the first, 1, 3 or 4, says where they come from."""
     draw = random.Random(seed)
     return {i: (seed, *(draw.randrange(5, CLASSES) for _ in range(draw.randrange(5))), EOS) for i in EXAMPLES}
 
 
-TEXTS = {"ground truth": responses(3), "written": responses(4)}
+TEXTS = {"ground truth": responses(3), "written": responses(4), "teacher's half": responses(1)}
 PROMPTS = {i: (5,) * (1 + i % 3) for i in EXAMPLES}
 
 
@@ -64,12 +64,19 @@ def arm_config(study: str, arm: str, *overrides: str) -> ExperimentConfig:
 
 
 class Answers(FakeWriter):
+    """`paired`: every second prompt has an answer of the teacher's."""
+
+    def __init__(self, paired: bool) -> None:
+        self.paired = paired
+
     def entries(self, prompts: Sequence[Prompt], round_: int) -> list[RoundEntry]:
         made = []
         for example, prompt in prompts:
-            text = TEXTS["written"][example]
+            taught = self.paired and example % 2 == 0
+            text = TEXTS["teacher's half" if taught else "written"][example]
             revised = RevisedSequence(example, tuple(prompt), text, text, (), "not_searched", 0, 0)
-            made.append(RoundEntry(revised, spans(text), behaviour_log_probs=behaviour(text)))
+            log_probs = behaviour(text)
+            made.append(RoundEntry(revised, spans(text), behaviour_log_probs=log_probs, by_teacher=taught))
         return made
 
 
@@ -78,7 +85,7 @@ def only_step(config: ExperimentConfig, folder: Path) -> MicroBatch:
     truth = [TrainingSequence(i, PROMPTS[i], text, spans(text), True) for i, text in TEXTS["ground truth"].items()]
     data = data_module(config, truth, folder)
     if data.rounds is not None:
-        data.rounds.writer = Answers()
+        data.rounds.writer = Answers(paired=config.scrg.text == "paired")
     (step,) = data.plan_epoch(0)
     return step
 
@@ -130,9 +137,12 @@ Divergence = Callable[[Probabilities, Probabilities], float]
 
 
 def expected_terms(
-    given: Problem, divergence: Divergence, cross_entropy_on: str, temperature: float = 1.0
+    given: Problem, divergence: Divergence, written: Divergence, cross_entropy_on: str, temperature: float = 1.0
 ) -> tuple[float, float, float]:
-    """Means over the step of cross-entropy, of the divergence of (p, q), and of span correlation."""
+    """Means over the step of cross-entropy, of the divergence of (p, q), and of span correlation.
+
+    The divergence is `written` on written text, but for the teacher's half of it.
+    """
     own, divergences, pairs = [], [], []
     for b, row in enumerate(given.step.rows):
         places = _places(row)
@@ -141,7 +151,8 @@ def expected_terms(
             q = reference.softmax(given.student.values[b, places])
             own += [-np.log(q[i, token]) for i, token in enumerate(row.response_ids)]
         p, q = (reference.softmax(z.values[b, places], temperature) for z in (given.teacher, given.student))
-        divergences += [divergence(*both) for both in zip(p, q, strict=True)]
+        of = written if row.response_ids == TEXTS["written"][row.example_id] else divergence
+        divergences += [of(*both) for both in zip(p, q, strict=True)]
         ids = spans(row.response_ids)
         pairs += [
             reference.pair_loss(p[i : i + 2], q[i : i + 2], "l2_squared", "hadamard")
