@@ -145,7 +145,7 @@ UNSHIPPED = {
     "symmetric_kl": ("objective.divergence=symmetric_kl", kl_kind("symmetric_kl", 0.5)),
     "skewed_forward_kl": ("objective.divergence=skewed_forward_kl", SKEWED[0]),
     "skewed_reverse_kl": ("objective.divergence=skewed_reverse_kl", SKEWED[1]),
-    "head_kept": ("clip.mode=fixed clip.lower=-.inf clip.upper=0.9", dac(-INF, 0.9)),
+    "fixed_head_kept": ("clip.mode=fixed clip.lower=-.inf clip.upper=0.9", dac(-INF, 0.9)),
     "high_density_only": ("clip.keep_target=false", dac(*AT_START, keep_target=False)),
 }
 LOSSES = {
