@@ -27,8 +27,8 @@ from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
 from mgsr.models.model_cache import content_of
 from mgsr.runtime.errors import DataError
 from mgsr.runtime.files import write_atomically
-from mgsr.runtime.json_files import Each, read_json
-from mgsr.training.run_folder import ENVIRONMENT, METRICS, NEUTRAL, SHAPES, START, read_run_file
+from mgsr.runtime.json_files import Between, Each, ListOf, Maybe, read_json
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, NEUTRAL, SHAPES, START, TEST_FIGURES, read_run_file
 
 POINTS = 200
 CURVES = ("val/", "cost/", "train/loss", "dac/", "scrg/", "grad_norm/")
@@ -41,11 +41,17 @@ RESULT = {
     "start": Each((str, None)),
     "settings": dict,
     "environment": SHAPES[ENVIRONMENT],
-    "metrics": {name: shape for name, shape in SHAPES[METRICS].items() if name not in NAMES},
-    "curves": Each({"steps": list, "values": list}),
+    "metrics": {
+        **{name: shape for name, shape in SHAPES[METRICS].items() if name not in NAMES},
+        **dict.fromkeys(("teacher", "sft_start"), Maybe(Each(TEST_FIGURES))),
+        "floors": Maybe(Each(Each({"rouge_l": Between(0, 100)}))),
+    },
+    "curves": Each({"steps": ListOf(int), "values": ListOf(float)}),
     "first": {"study": str, "arm": str},
 }
 """What a file of the pool has to hold."""
+OVERFLOWING = 1e30
+"""No count of a run comes near it, FLOPs included; sums of larger ones overflow."""
 REMEDY = "restore it, or delete it to have it run again"
 ASIDE = {*NAMES, *NEUTRAL, "data.train", "data.dev", "data.test", "data.test_sets"}
 """Keys without a part in a fingerprint: they change no figure, or stand for files that count by their content."""
@@ -137,9 +143,22 @@ def read(path: Path) -> dict[str, Any]:
         DataError: it is broken, or no result.
     """
     result = read_json(path, RESULT, REMEDY)
+    if (place := _absurd(result["metrics"])) is not None:
+        raise DataError(f"{path}: `metrics{place}` is no number that a run can count; {REMEDY}")
     if path.name != path_in(path.parent, result).name:
         raise DataError(f"{path}: holds run {result['config']}, seed {result['seed']}; {REMEDY}")
     return result
+
+
+def _absurd(value: Any) -> str | None:
+    """Where a number lies that would overflow sums, all the way down."""
+    if isinstance(value, (int, float)):
+        return None if abs(value) <= OVERFLOWING else ""
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in parts:
+        if (place := _absurd(part)) is not None:
+            return f".{name}{place}"
+    return None
 
 
 def find(pools: Iterable[Path], key: Key) -> Iterator[dict[str, Any]]:

@@ -23,13 +23,14 @@ from mgsr.runtime.files import write_atomically
 from mgsr.runtime.json_files import Between, Each, Maybe, read_json
 from mgsr.runtime.progress import say
 
-# the student's shape and tokenizer, and who the teacher was: runs are read without caches. BASE: under adapters
+# a run is read without its caches: the student's shape and tokenizer, its teacher, the base of its adapters
 STUDENT, TEACHER, DATA, BASE, START = "student", "teacher.json", "data.json", "base.json", "start.json"
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
 _TEXT = Maybe((str, None))
 _PERCENT = Between(0, 100)
-_MEASURES = {"rouge_l": _PERCENT, "exact_match": Maybe(_PERCENT), "accuracy": Maybe(_PERCENT)}
+_MEASURES = {"rouge_l": _PERCENT, **dict.fromkeys(("exact_match", "accuracy"), Maybe(_PERCENT))}
+_MEASURES |= dict.fromkeys(("rouge_l_by_category", "accuracy_by_category"), Maybe(Each(_PERCENT)))
 TEST_FIGURES = {**_MEASURES, "examples": int, "sampled": Maybe({**_MEASURES, "rouge_l_std": (float, None)})}
 """Of a test set, what is shown of it."""
 SHAPES: dict[str, Any] = {

@@ -172,6 +172,9 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert set(a) == set(b), where
         for key in a:
             _same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list) and a and isinstance(a[0], dict):
+        for number, (one, other) in enumerate(zip(a, b, strict=True)):
+            _same(one, other, f"{where}[{number}]")
     elif isinstance(a, (float, list)):
         assert b == pytest.approx(a, rel=1e-6, abs=1e-9), where
     else:

@@ -66,6 +66,8 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     # of somebody's checkout around it nothing is said
     results = [json.loads(path.read_text()) for path in (work / "runs/results").iterdir()]
     assert [result["environment"]["commit"] for result in results] == ["unknown", "unknown"]
-    assert "1 of 1 run complete already" in mgsr("ablate", "span", "--arms", "full", "--seeds", "0", "--record", *TINY)
+    assert "1 of 1 run complete already" in mgsr(
+        "ablate", "span", "--arms", "full", "--seeds", "0", "--record", *TINY
+    )
     assert sorted(path for path in target.rglob("*") if path.suffix != ".pyc") == before
     assert [path.name for path in work.iterdir()] == ["runs"]
