@@ -27,8 +27,7 @@ from mgsr.runtime.progress import say
 STUDENT, TEACHER, DATA, BASE, START = "student", "teacher.json", "data.json", "base.json", "start.json"
 METRICS, ENVIRONMENT = "metrics.json", "environment.json"
 
-_TEXT = Maybe((str, None))
-_PERCENT = Between(0, 100)
+_TEXT, _PERCENT = Maybe((str, None)), Between(0, 100)
 _MEASURES = {"rouge_l": _PERCENT, **dict.fromkeys(("exact_match", "accuracy"), Maybe(_PERCENT))}
 _MEASURES |= dict.fromkeys(("rouge_l_by_category", "accuracy_by_category"), Maybe(Each(_PERCENT)))
 TEST_FIGURES = {**_MEASURES, "examples": int, "sampled": Maybe({**_MEASURES, "rouge_l_std": (float, None)})}
