@@ -55,6 +55,10 @@ def index(folder: Path, studies: Sequence[Study]) -> list[str]:
     entries, unrecorded = [], []
     for study in sorted(studies, key=lambda study: (not study.asked, not study.settings)):
         try:
+            # a baseline that another study has recorded answers nothing
+            if len(look(study, [study.pool()]).arms) < 2:
+                unrecorded.append(study.name)
+                continue
             written, content = _report(study)
         except UserError as error:
             if NOTHING not in str(error):
