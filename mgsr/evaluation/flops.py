@@ -1,23 +1,28 @@
-"""Floating-point operations of a decoder-only transformer, from its shape alone.
+"""Floating-point operations of a decoder-only transformer of any family.
 
 Only products of matrices are counted, 2 operations (multiply, add) for every weight and token, as in Kaplan et al.
 2020 (arXiv 2001.08361, section 2.1) and Narayanan et al. 2021 (arXiv 2104.04473, appendix). Norms, softmaxes and
 activations are left out: below one percent at these widths. All figures are FLOPs.
 
-Symbols: L layers, H width, n heads of d, k key/value heads, I width of the MLP, V classes, T tokens.
+Symbols: L layers, W weights of one that a token is multiplied with, H width, n heads of d, V classes, T tokens.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.meter import Work
 
-GATED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-PLAIN = frozenset({"gpt2", "opt"})
+_SHORT = 16  # below every window of attention
 
 
 @dataclass(frozen=True)
@@ -25,31 +30,19 @@ class Shape:
     """What the arithmetic needs of a model.
 
     Attributes:
-        gated: the MLP has three matrices (gate, up, down), not two.
-        classes: V, padding of the vocabulary included.
+        layer_weights: W, the mean over the layers; with experts, of those that a token is given to.
+        compared: `n d`: width of what two positions are compared by.
+        last_product: weights of a layer's last matrix.
+        head_weights: H V, padding of the vocabulary included.
         adapters: weights of all low-rank adapters; 0 where all weights are trained.
     """
 
     layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    gated: bool
-    classes: int
+    layer_weights: float
+    compared: float
+    last_product: int
+    head_weights: int
     adapters: int = 0
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of one layer that a token is multiplied with: `H d (2 n + 2 k) + m H I`, m = 3 gated, 2 not."""
-        attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return attention + (3 if self.gated else 2) * self.hidden * self.intermediate
-
-    @property
-    def head_weights(self) -> int:
-        """Weights of the output layer, `H V`, whether or not they are the embedding's."""
-        return self.hidden * self.classes
 
 
 @dataclass(frozen=True)
@@ -68,37 +61,66 @@ class Flops:
         return self.trunk + self.head
 
 
-def shape_of(config: Any, *, adapters: int = 0) -> Shape:
-    """The shape in a transformers configuration.
+def shape_of(model: Any, *, adapters: int = 0) -> Shape:
+    """The shape of a model of transformers, or of one with adapters, by what torch counts in two short forwards.
+
+    They are of an empty copy: no memory is taken, and nothing is computed.
 
     Raises:
-        UserError: a family whose arithmetic is not known here.
+        UserError: a model that cannot be counted so.
     """
-    text = config.get_text_config(decoder=True)
-    family = text.model_type
-    if family not in GATED | PLAIN:
-        known = ", ".join(sorted(GATED | PLAIN))
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    family: Any = type(base)
+    found = _counted(family, json.dumps(base.config.to_dict(), sort_keys=True, default=str))
+    if found is None:
         raise UserError(
-            f"plan: the arithmetic of model family `{family}` is not known; it knows {known}. "
+            f"the products of model family `{base.config.model_type}` cannot be counted: its FLOPs are not known; "
             "`mgsr doctor` accounts for memory of any family"
         )
-    heads, hidden = text.num_attention_heads, text.hidden_size
-    inner = {"gpt2": getattr(text, "n_inner", None) or 4 * hidden, "opt": getattr(text, "ffn_dim", 0)}
+    return replace(found, adapters=adapters)
+
+
+@functools.lru_cache(maxsize=16)
+def _counted(family: Any, config: str) -> Shape | None:
+    shape = family.config_class.from_dict(json.loads(config))
+    text = shape.get_text_config(decoder=True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            # eager attention: what is fused is not counted on a CPU; and some experts have kernels for bf16 alone
+            copy = family._from_config(shape, attn_implementation="eager", dtype=torch.bfloat16).eval()
+            head = copy.get_output_embeddings().weight.numel()
+            once, twice = (_products(copy, length) for length in (_SHORT, 2 * _SHORT))
+    except Exception:  # whatever a model's own code raises on tensors that hold nothing
+        return None
+    # a T + b T^2 at T = 16 and 32
+    square = (twice - 2 * once) / (2 * _SHORT**2)
+    linear = once / _SHORT - square * _SHORT - 2 * head
+    layers, width = text.num_hidden_layers, text.hidden_size
+    inner = [
+        getattr(text, name, None) for name in ("moe_intermediate_size", "n_inner", "ffn_dim", "intermediate_size")
+    ]
     return Shape(
-        layers=text.num_hidden_layers,
-        hidden=hidden,
-        heads=heads,
-        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or hidden // heads,
-        intermediate=inner.get(family) or text.intermediate_size,
-        gated=family in GATED,
-        classes=text.vocab_size,
-        adapters=adapters,
+        layers, linear / 2 / layers, square / 4 / layers, width * next(filter(None, inner), 4 * width), head
     )
 
 
+def _products(model: Any, length: int) -> int:
+    with FlopCounterMode(display=False, custom_mapping=_EXPERTS) as counter:
+        model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    return counter.get_total_flops()
+
+
+def _grouped(tokens: Any, weights: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Tokens `[T, H]`, each times one of the matrices `[E, H, I]`."""
+    return 2 * tokens[0] * tokens[1] * weights[-1]
+
+
+# torch's counter does not know this product
+_EXPERTS = {torch.ops.aten._grouped_mm: _grouped}
+
+
 def trunk_forward(shape: Shape, tokens: float, attended: float) -> float:
-    """All layers, forward: `2 tokens (L W + A) + 4 L n d attended`, W = `layer_weights`, A = adapters.
+    """All layers, forward: `2 tokens (L W + A) + 4 L n d attended`, A = adapters.
 
     Args:
         tokens: that go through the layers.
@@ -107,7 +129,7 @@ def trunk_forward(shape: Shape, tokens: float, attended: float) -> float:
             positions in the cache, its own included, of a token that is written.
     """
     products = 2 * tokens * (shape.layers * shape.layer_weights + shape.adapters)
-    return products + 4 * shape.layers * shape.heads * shape.head_dim * attended
+    return products + 4 * shape.layers * shape.compared * attended
 
 
 def spent(costs: Mapping[str, float], student: Shape, teacher: Shape | None) -> float:
@@ -127,7 +149,7 @@ def spent(costs: Mapping[str, float], student: Shape, teacher: Shape | None) -> 
 
 
 def flops_of(costs: Mapping[str, float], student: Any, teacher: Any | None) -> float | None:
-    """`spent` by two models of transformers; None where the arithmetic of one is not known.
+    """`spent` by two models of transformers; None where one cannot be counted.
 
     Args:
         student: with adapters, those alone are trained.
@@ -136,8 +158,8 @@ def flops_of(costs: Mapping[str, float], student: Any, teacher: Any | None) -> f
     trained = sum(p.numel() for p in student.parameters() if p.requires_grad)
     adapters = trained if hasattr(student, "get_base_model") else 0
     try:
-        shape = shape_of(student.config, adapters=adapters)
-        return spent(costs, shape, None if teacher is None else shape_of(teacher.config))
+        shape = shape_of(student, adapters=adapters)
+        return spent(costs, shape, None if teacher is None else shape_of(teacher))
     except UserError:
         return None
 
@@ -182,11 +204,11 @@ def backward(shape: Shape, sequences: float, length: float, rows: float) -> Flop
 def training(shape: Shape, sequences: float, length: float, rows: float, *, checkpointing: bool = False) -> Flops:
     """Forward and backward.
 
-    `checkpointing` goes through every layer forward once more, but for its last product, `H I` weights: torch
+    `checkpointing` goes through every layer forward once more, but for its last product: torch
     stops there, because nothing of what comes out is needed.
     """
     once = forward(shape, sequences, length, rows)
-    last = 2 * sequences * length * shape.layers * shape.hidden * shape.intermediate
+    last = 2 * sequences * length * shape.layers * shape.last_product
     again = Flops(once.trunk - last) if checkpointing else Flops()
     return once + again + backward(shape, sequences, length, rows)
 

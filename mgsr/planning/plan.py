@@ -277,7 +277,7 @@ def _speaker(config: ExperimentConfig, name: str, model: Any, sized: Model) -> S
     adapters = 0
     if name == "student" and config.student.lora.r:
         adapters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    shape = shape_of(model.config, adapters=adapters)
+    shape = shape_of(model, adapters=adapters)
     return Speaker(shape, sized.size.weights, sized.size.kv_per_token, narrow=not sized.wide)
 
 

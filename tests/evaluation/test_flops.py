@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen3Config
 
 from mgsr import models
 from mgsr.evaluation import flops
-from mgsr.evaluation.flops import Shape, shape_of
+from mgsr.evaluation.flops import shape_of
 from mgsr.generation import LanguageModel, MixedWriter
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.meter import Work
@@ -50,7 +50,7 @@ def ids() -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_and_backward_to_the_last_operation(family: str) -> None:
     model, rows = tiny(family), ids()
-    shape = shape_of(model.config)
+    shape = shape_of(model)
     once = flops.forward(shape, B, T, B * T)
     assert counted(lambda: model(input_ids=rows, use_cache=False)) == once.total
     assert once.head == 2 * B * T * 24 * 53
@@ -68,8 +68,8 @@ def test_heads_wider_than_the_model() -> None:
     sizes = {"vocab_size": 53, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
     model = models_from(Qwen3Config(**sizes, **heads, attn_implementation="eager"))
-    shape = shape_of(model.config)
-    assert shape.head_dim == 16 and shape.kv_heads == 1
+    shape = shape_of(model)
+    assert shape.compared == 4 * 16
     expected = flops.forward(shape, B, T, B * T).total
     assert counted(lambda: model(input_ids=ids(), use_cache=False)) == expected
 
@@ -83,7 +83,7 @@ def models_from(config: PretrainedConfig) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reading_prompts_and_writing_token_by_token(family: str) -> None:
     model, prompts, new = tiny(family).eval(), ids(), 5
-    shape = shape_of(model.config)
+    shape = shape_of(model)
     cache = DynamicCache(config=model.config)
 
     @torch.no_grad()
@@ -105,10 +105,10 @@ def test_reading_prompts_and_writing_token_by_token(family: str) -> None:
 def test_frozen_weights_have_no_gradient(family: str, targets: str | None) -> None:
     """Backward with adapters: exact but for the first layer, which has nothing to send gradients to."""
     model, rows = tiny(family, layers=4), ids()
-    plain = shape_of(model.config)
+    plain = shape_of(model)
     adapted: Any = models.add_lora(model, r=2, alpha=4, target_modules=targets)
     adapters = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    shape = shape_of(model.config, adapters=adapters)
+    shape = shape_of(model, adapters=adapters)
     once = counted(lambda: adapted(input_ids=rows, use_cache=False))
     assert once == flops.forward(shape, B, T, B * T).total
 
@@ -129,23 +129,49 @@ def test_known_totals() -> None:
     config = LlamaConfig(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     )
-    shape = shape_of(config)
+    with torch.device("meta"):
+        shape = shape_of(models_from(config))
     assert shape.layers * shape.layer_weights + shape.head_weights == 6_738_415_616 - 32000 * 4096 - 65 * 4096
     assert flops.forward(shape, 1, 1, 1).total == 2 * 6_607_077_376 + 4 * 32 * 4096
 
 
-def test_a_family_that_is_not_known_is_refused() -> None:
-    class Other(PretrainedConfig):
-        model_type = "rwkv"
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "gpt_neox", "mixtral", "starcoder2"])
+def test_families_that_mgsr_does_not_build(family: str) -> None:
+    """Every matrix once for a token, but the embedding; and of four experts the two that it is given to."""
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "vocab_size": 40,
+        "pad_token_id": 0,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
+    config = AutoConfig.for_model(family, **sizes, **heads, num_local_experts=4, num_experts_per_tok=2)
+    model = models_from(config)
+    shape = shape_of(model)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name)
+    matrices -= model.get_output_embeddings().weight.numel() if not config.tie_word_embeddings else 0
+    experts = sum(p.numel() for p in model.parameters() if p.dim() == 3)
+    assert (experts > 0) == (family == "mixtral")
+    assert shape.layers * shape.layer_weights == matrices + experts / 2
+    assert (shape.compared, shape.head_weights) == (16, 16 * 40)
 
-    with pytest.raises(UserError, match="family `rwkv` is not known"):
-        shape_of(Other(num_attention_heads=1, hidden_size=1, num_hidden_layers=1))
+
+def test_a_family_that_cannot_be_counted_is_refused() -> None:
+    class Other(LlamaForCausalLM):
+        def forward(self, *_: Any, **__: Any) -> Any:
+            raise NotImplementedError
+
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    model = Other(config)
+    with pytest.raises(UserError, match="family `llama` cannot be counted"):
+        shape_of(model)
+    assert flops.flops_of({}, model, None) is None
 
 
 def test_sums() -> None:
-    shape = Shape(2, 8, 2, 1, 4, 16, gated=True, classes=10)
-    # q and o 8 x 8, k and v 8 x 4, three of 8 x 16
-    assert shape.layer_weights == 64 + 64 + 32 + 32 + 3 * 128
     assert (flops.Flops(1, 2) + flops.Flops(3, 4)).total == 10
 
 
@@ -166,7 +192,7 @@ def test_models_count_what_they_compute() -> None:
             student.score([prompt], [text])
 
     total = counted(run)
-    made = flops.spent(student.work.named("read_student"), shape_of(model.config), None)
+    made = flops.spent(student.work.named("read_student"), shape_of(model), None)
     # logits of what is scored are made by whoever reads them
     scored = sum(2 * 24 * 53 * len(text) * 2 for text in student.write(prompts, seed=3, round=0))
     assert total == made - scored

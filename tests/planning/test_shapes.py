@@ -41,7 +41,7 @@ def test_parameters(hub_id: str) -> None:
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[hub_id]
     # and the arithmetic sees the same matrices: what is left are embeddings, norms and biases
-    shape, vectors = shape_of(config), sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    shape, vectors = shape_of(model), sum(p.numel() for p in model.parameters() if p.dim() < 2)
     tables = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings().weight
     embedded = sum(p.numel() for p in tables if p is not head)

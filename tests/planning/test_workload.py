@@ -125,9 +125,8 @@ def test_what_a_step_sends() -> None:
 
 
 def test_time_by_hand() -> None:
-    """One layer of one weight each, so that every figure can be written down."""
-    shape = Shape(1, 1, 1, 1, 1, 1, gated=False, classes=10)
-    assert (shape.layer_weights, shape.head_weights) == (6, 10)
+    """One layer of six weights, so that every figure can be written down."""
+    shape = Shape(1, layer_weights=6, compared=1, last_product=1, head_weights=10)
     config = configured(epochs=1)
     config.trainer.precision = "bf16-mixed"
     config.scrg.max_new_tokens, config.scrg.batch_size = 30, 5
@@ -165,7 +164,7 @@ def test_time_by_hand() -> None:
 
 
 def test_the_step_that_is_worth_its_overhead_by_hand() -> None:
-    shape = Shape(1, 1, 1, 1, 1, 1, gated=False, classes=10)
+    shape = Shape(1, layer_weights=6, compared=1, last_product=1, head_weights=10)
     student, config = Speaker(shape, weights=64, kv_per_token=8, narrow=True), configured(epochs=1)
     hardware = Hardware(flops=100, flops_float32=10, mfu=0.5, bandwidth=1000, interconnect=1, host=1)
     # 16 weights, 28 bytes each for AdamW; three times 12 + 4 and 20 per token; a tenth is a ninth of the rest
@@ -178,7 +177,7 @@ def test_the_step_that_is_worth_its_overhead_by_hand() -> None:
 
 
 def test_what_is_switched_off_costs_nothing() -> None:
-    shape = Shape(1, 1, 1, 1, 1, 1, gated=False, classes=10)
+    shape = Shape(1, layer_weights=6, compared=1, last_product=1, head_weights=10)
     speaker = Speaker(shape, weights=24, kv_per_token=8, narrow=False)
 
     def phases(config: ExperimentConfig) -> dict[str, Flops]:
