@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
@@ -31,29 +32,55 @@ CANDIDATES, ROWS = 100, 200
 
 
 def floors(
-    train: Sequence[Row], dev: Sequence[Row], test: Sequence[Row], config: EvaluationConfig
+    train: Sequence[Row],
+    dev: Sequence[Row],
+    test: Sequence[Row],
+    config: EvaluationConfig,
+    within: Sequence[bool] = (),
 ) -> dict[str, dict[str, Any]]:
     """Figures of the three on test rows: `rouge_l`, and where they can be told `exact_match` and `accuracy`.
 
     The constant string stands under `text`. Without dev rows there is none.
+
+    Args:
+        within: of each test row, whether it is one of those that are also measured apart, under `within`.
     """
-    found: dict[str, dict[str, Any]] = {"echo": measured([asked(row) for row in test], test, config)}
+    answers = {"echo": [asked(row) for row in test]}
+    text = constant(dev, config.rouge_tokenizer) if dev else ""
     if dev:
-        text = constant(dev, config.rouge_tokenizer)
-        found["constant"] = {**measured([text] * len(test), test, config), "text": text}
-    found["nearest"] = measured(nearest(train, test), test, config)
+        answers["constant"] = [text] * len(test)
+    answers["nearest"] = nearest(train, test)
+    found: dict[str, dict[str, Any]] = {}
+    for name, texts in answers.items():
+        found[name] = measured(texts, test, config)
+        if 0 < sum(within) < len(test):
+            found[name]["within"] = measured(list(compress(texts, within)), list(compress(test, within)), config)
+    if dev:
+        found["constant"]["text"] = text
     return found
 
 
-def cached_floors(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> dict[str, Any]:
-    """Floors of every test set, which no model has a part in; measured once, then read."""
+def cached_floors(
+    config: ExperimentConfig, rows: Mapping[str, list[Row]], within: Mapping[str, Sequence[bool]]
+) -> dict[str, Any]:
+    """Floors of every test set, which no model has a part in; measured once, then read.
+
+    Args:
+        within: by test set, see `floors`.
+    """
     data = {name: rows_fingerprint(some) for name, some in rows.items()}
+    inside = {name: [place for place, short in enumerate(some) if short] for name, some in within.items()}
     tests = [name for name in rows if name not in ("train", "dev")]
-    path = cache_folder(config) / f"floors-{versioned_fingerprint(data, config.evaluation.rouge_tokenizer)}.json"
+    path = (
+        cache_folder(config)
+        / f"floors-{versioned_fingerprint(data, config.evaluation.rouge_tokenizer, inside)}.json"
+    )
 
     def measure() -> None:
         say("floors: echo, one constant answer, and that of the nearest training prompt")
-        found = {name: floors(rows["train"], rows["dev"], rows[name], config.evaluation) for name in tests}
+        found = {
+            name: floors(rows["train"], rows["dev"], rows[name], config.evaluation, within[name]) for name in tests
+        }
         write_atomically(path, json.dumps(found, indent=2) + "\n")
 
     on_first(lambda: None if path.exists() else measure())

@@ -113,7 +113,8 @@ def _run(
     start = prepare_models(config, rows)
     on_first(lambda: keep_models(folder, config, start.teacher, start.student))
     metrics = {"experiment": config.experiment, "arm": config.arm, "seed": config.seed, **start.figures}
-    metrics["floors"] = cached_floors(config, rows)
+    within = {name: [example.within for example in examples] for name, (_, examples) in start.tests.items()}
+    metrics["floors"] = cached_floors(config, rows, within)
 
     done = _distil(config, rows, start, folder, device)
     # the student as it began may be another object, such as one in parts

@@ -89,18 +89,33 @@ def test_floors_of_the_synthetic_set_are_low() -> None:
     assert 0 < found["constant"]["rouge_l"] < 40 and 0 < found["echo"]["rouge_l"] < 40
 
 
+def test_rows_within_the_training_lengths_stand_apart() -> None:
+    train, test = rows_of(("a", "yes"), ("b", "no")), rows_of(("a", "yes"), ("b", "maybe"))
+    found = floors(train, train, test, CONFIG, [True, False])
+    assert found["nearest"]["rouge_l"] == 50 and found["nearest"]["within"]["rouge_l"] == 100
+    assert found["echo"]["within"]["rouge_l"] == 0
+    for alike in ([True, True], [False, False]):
+        assert "within" not in floors(train, train, test, CONFIG, alike)["echo"]
+
+
 def test_they_are_measured_once_for_the_same_rows(
     make_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config(f"run_root={tmp_path}")
     rows = {name: rows_of(("a", "yes"), ("b", name)) for name in ("train", "dev", "test", "more")}
-    first = cached_floors(config, rows)
+    whole = {"test": [True, True], "more": [True, False]}
+    first = cached_floors(config, rows, whole)
     assert set(first) == {"test", "more"} and first["more"] == floors(
-        rows["train"], rows["dev"], rows["more"], config.evaluation
+        rows["train"], rows["dev"], rows["more"], config.evaluation, [True, False]
     )
     monkeypatch.setattr(module, "floors", lambda *_: pytest.fail("measured again"))
-    assert cached_floors(config, rows) == first
+    assert cached_floors(config, rows, whole) == first
     # other rows, or another way to score, have floors of their own
-    for changed, words in (({**rows, "dev": rows["test"]}, []), (rows, ["evaluation.rouge_tokenizer=unicode"])):
+    others = {**whole, "more": [False, True]}
+    for changed, words, inside in (
+        ({**rows, "dev": rows["test"]}, [], whole),
+        (rows, ["evaluation.rouge_tokenizer=unicode"], whole),
+        (rows, [], others),
+    ):
         with pytest.raises(pytest.fail.Exception, match="measured again"):
-            cached_floors(make_config(f"run_root={tmp_path}", *words), changed)
+            cached_floors(make_config(f"run_root={tmp_path}", *words), changed, inside)

@@ -47,9 +47,10 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
         "rouge_l_by_category": {"one": rouge_l, "two": rouge_l - 1},
         "accuracy_by_category": {"one": 1.0, "two": 2.0},
         "examples": 10,
+        "within": {"rouge_l": rouge_l + 1, "accuracy": 3.0, "examples": 4},
         "sampled": {**measures, "rouge_l": rouge_l - 5, "rouge_l_std": 0.1},
     }
-    floor = {"rouge_l": 12.0, "exact_match": 0.0, "accuracy": 0.0}
+    floor = {"rouge_l": 12.0, "exact_match": 0.0, "accuracy": 0.0, "within": {"rouge_l": 13.0, "accuracy": 1.0}}
     metrics = {
         "steps": 10,
         "seconds": 20.0,

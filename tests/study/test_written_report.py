@@ -39,6 +39,14 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     assert '<td class="worse">worse</td>' in html and "<details>" in html and "<script src" not in html
 
 
+def test_rows_within_the_training_lengths_stand_apart_with_their_floors(tmp_path: Path) -> None:
+    _, html = written(tmp_path, {"full": 0.0})
+    table = html[html.index("On 4 rows of test within the training lengths") :]
+    rows = re.findall(r"<td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", table.replace("\n", ""))
+    assert ("floor: the prompt again", "13.00", "1.00") in rows[:5]
+    assert [name for name, *_ in rows[:6]].index("teacher") < [name for name, *_ in rows[:6]].index("full")
+
+
 @pytest.mark.parametrize(
     ("effect", "spread", "said"),
     [

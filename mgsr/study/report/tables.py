@@ -89,8 +89,8 @@ def _begun(view: View, test_set: str) -> list[tuple[str, Mapping[str, Any]]]:
 def _means(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = ("rouge_l", "accuracy", "exact_match")
     found: dict[str, Any] = {n: sum(t[n] for t in tests) / len(tests) for n in names if all(n in t for t in tests)}
-    sampled = [test["sampled"] for test in tests if test.get("sampled")]
-    return {**found, **({"sampled": _means(sampled)} if sampled else {})}
+    parts = {part: [test[part] for test in tests if test.get(part)] for part in ("sampled", "within")}
+    return {**found, **{part: _means(some) for part, some in parts.items() if some}}
 
 
 def _sampled(value: Mapping[str, Any]) -> list[str]:
@@ -169,14 +169,17 @@ def within_table(view: View, test_set: str) -> Table:
     """Greedy answers to rows that are no longer than what training reads, where there are others."""
     names = {"ROUGE-L": "rouge_l", "right, %": "accuracy", "exact, %": "exact_match"}
     known = {
-        title: read
+        title: name
         for title, name in names.items()
-        if view.mean(view.arms[0], read := figure("result", test_set, "within", name)) is not None
+        if view.mean(view.arms[0], figure("result", test_set, "within", name)) is not None
     }
-    rows = [[arm, *(shown(view.mean(arm, read)) for read in known.values())] for arm in view.arms if known]
+    begun = [(word, value.get("within") or {}) for word, value in _begun(view, test_set)]
+    rows = [[word, *(shown(value.get(name)) for name in known.values())] for word, value in begun if value]
+    reads = [figure("result", test_set, "within", name) for name in known.values()]
+    rows += [[arm, *(shown(view.mean(arm, read)) for read in reads)] for arm in view.arms if known]
     count = figure("result", test_set, "within", "examples")(view.runs[0].result)
     title = f"On {shown(count, 0)} rows of {test_set} within the training lengths"
-    return Table(title, ["", *known], rows)
+    return Table(title, ["", *known], rows if known else [])
 
 
 def kinds_table(view: View, test_set: str, name: str) -> Table:
