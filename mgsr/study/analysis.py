@@ -102,7 +102,21 @@ def contrast(
     """
     there = set(scores["arm"])
     known = {name: both for name, both in sides.items() if {*both[0], *both[1]} <= there}
-    return _contrasts(scores, baseline, known, margin)
+    wide = _wide(scores, baseline)
+    pooled = {name: both for name, both in known.items() if not {*both[0], *both[1]} & {*wide}}
+    found = _contrasts(scores[~scores["arm"].isin(wide)], baseline, pooled, margin)
+    for name in [name for name in known if name not in pooled]:
+        # by its own spread: one difference of each block in which all its arms have run
+        means = [_means(scores, arms, side) for side, arms in zip(("with", "without"), known[name], strict=True)]
+        alone = _contrasts(pd.concat(means), "without", {name: (["with"], ["without"])}, margin)
+        found |= {name: replace(one, alone=True) for name, one in alone.items()}
+    return {name: found[name] for name in known if name in found}
+
+
+def _means(scores: pd.DataFrame, arms: Sequence[str], name: str) -> pd.DataFrame:
+    """The mean of some arms as one arm, of the blocks in which all of them have run."""
+    table = scores[scores["arm"].isin(arms)].pivot(index="block", columns="arm", values="score").dropna()
+    return table.mean(axis=1).rename("score").reset_index().assign(arm=name)
 
 
 @dataclass(frozen=True)

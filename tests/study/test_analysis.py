@@ -140,3 +140,19 @@ def test_a_factor_is_the_difference_of_means() -> None:
     wide = scores.pivot(index="block", columns="arm", values="score").mean()
     assert found.effect == pytest.approx((wide["full"] + wide["no_b"] - wide["no_a"] - wide["none"]) / 2)
     assert found.low < 1.65 < found.high and found.verdict == "better" and found.blocks == 6
+
+
+def test_a_factor_with_a_wide_arm_has_a_spread_of_its_own() -> None:
+    scores = drawn(6, {"full": 2.0, "no_a": 0.0, "no_b": 1.5, "none": 0.2}, 12, spread=0.1)
+    noise = np.random.default_rng(1).normal(0, 3, 12)
+    scores.loc[scores["arm"] == "none", "score"] += noise
+    sides = {"a": (["full", "no_b"], ["no_a", "none"]), "b": (["full"], ["no_b"])}
+    found = contrast(scores, "full", sides, 0.5)
+    table = scores.pivot(index="block", columns="arm", values="score")
+    difference = (table["full"] + table["no_b"] - table["no_a"] - table["none"]) / 2
+    half = stats.t.ppf(0.975, 11) * difference.std() / math.sqrt(12)
+    assert list(found) == ["a", "b"] and found["a"].alone and not found["b"].alone
+    assert found["a"].high - found["a"].effect == pytest.approx(half)
+    # the others keep theirs
+    rest = contrast(scores[scores["arm"] != "none"], "full", {"b": sides["b"]}, 0.5)["b"]
+    assert found["b"] == rest
