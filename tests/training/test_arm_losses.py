@@ -132,7 +132,6 @@ DIVERGENCES = {
     "reverse_kl": REVERSE,
     "jensen_shannon": kl_kind("jensen_shannon", 0.5),
     "total_variation": kl_kind("total_variation"),
-    "fixed_at_limits": dac(0.3, 0.9),
     "fixed_at_start": dac(*AT_START),
     "fixed_wide": dac(0.1, 0.95),
     "top_k_10": dac(-INF, 10 / CLASSES, sharpness=0, quantile="rank"),
