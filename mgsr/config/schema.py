@@ -136,6 +136,9 @@ class EvaluationConfig:
     top_p: float = key(1.0, "nucleus of sampling", low=1e-6, high=1.0, when=".temperature")
     val_every_n_epochs: int = key(1, "epochs between two looks at the dev set", low=1, high=LARGE)
     val_rows: int = key(0, "dev rows that val/rouge_l is measured on, greedily (0: all)", low=0, high=MANY)
+    exposure_rows: int = key(
+        0, "test prompts that exposure bias is measured on, the first ones (0: all)", low=0, high=MANY
+    )
     rouge_tokenizer: str = key(
         "published",
         "words that ROUGE sees: runs of a-z and 0-9, as published; or of letters and digits of any script",

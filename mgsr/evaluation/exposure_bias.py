@@ -218,7 +218,8 @@ def exposure_bias(
     *,
     together: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> dict[str, Any]:
-    """`exposure` on a test set."""
+    """`exposure` on a test set, or its first rows."""
+    examples = examples[: config.evaluation.exposure_rows or None]
     say(f"{config.arm}: exposure bias on {plural(len(examples), 'prompt')}")
     device = working_device(config.trainer.accelerator)
     name, total = f"{config.arm}, exposure", 2 * len(examples[ranks.rank() :: ranks.world_size()])

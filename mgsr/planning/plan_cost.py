@@ -267,8 +267,9 @@ def answer_phases(
     found = [written("test sets, student twice", student, 2 * rows * seeds)]
     if teacher is not None:
         found.append(written("test sets, teacher", teacher, rows * seeds))
-        both = [written("exposure bias", model, rows) for model in (student, teacher)]
-        scored = [flops.forward(m.shape, 2 * rows, text.prompt + new, 2 * rows * new) for m in (student, teacher)]
+        seen = min(rows, evaluation.exposure_rows or rows)
+        both = [written("exposure bias", model, seen) for model in (student, teacher)]
+        scored = [flops.forward(m.shape, 2 * seen, text.prompt + new, 2 * seen * new) for m in (student, teacher)]
         seconds = sum(phase.seconds for phase in both)
         seconds += sum(
             _computing(hardware, w, m, devices) for w, m in zip(scored, (student, teacher), strict=True)

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from mgsr.config.schema import ExperimentConfig
+from mgsr.data.prompts import Example
+from mgsr.evaluation import exposure_bias as module
 from mgsr.evaluation.exposure_bias import exposure
 from mgsr.generation import LanguageModel
+from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime import ranks
 from mgsr.runtime.rng import Stream
 from tests.scrg.tiny import BUDGET, EOS, tiny
@@ -80,6 +84,18 @@ def test_two_equal_models_have_no_error_to_speak_of() -> None:
     got = measure(model, model)
     assert got["kl_student_prefix"] == got["kl_teacher_prefix"] == 0.0
     assert got["ex_acc_err_at_end"] is None
+
+
+@pytest.mark.parametrize(("limit", "seen"), [(0, [7, 8, 9]), (2, [7, 8]), (5, [7, 8, 9])])
+def test_a_limit_takes_the_first_prompts(limit: int, seen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(module, "exposure", lambda *args, **_: asked.extend(id for id, _ in args[2]))
+    config = ExperimentConfig()
+    config.evaluation.exposure_rows = limit
+    examples = [Example(id=id, prompt_ids=ids, response_ids=(EOS,), references=("x",)) for id, ids in PROMPTS]
+    models = tiny("llama"), tiny("llama", 1)
+    module.exposure_bias(config, *models, TextEnds((EOS,), EOS), examples, 11)
+    assert asked == seen
 
 
 def test_no_prompts_are_refused() -> None:

@@ -155,6 +155,9 @@ def test_test_sets_are_counted_greedily_and_sampled(tiny_file: Path, planned: Pl
     assert list(phases) == names and sum(p.seconds for p in phases.values()) == pytest.approx(planned.sampled)
     # exposure bias is of one seed either way
     exposed = phases["exposure bias"].seconds
+    few = plan(tiny_file, ["run_root=runs", "evaluation.exposure_rows=4"], available=GIB)
+    part = next(p.seconds for p in few.phases if p.name == "exposure bias")
+    assert part == pytest.approx(exposed * 4 / planned.text.tests)
     # greedily once, and sampled once per seed
     times = 1 + len(seeds)
     assert planned.sampled - exposed == pytest.approx(times * (planned.greedy - exposed)) and len(seeds) > 1
