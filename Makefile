@@ -31,7 +31,7 @@ install: $(BIN)/.base ## create .venv and install mgsr
 demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, evaluation (SEEDS="0 1 2 3 4" for more)
 	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) $(ARGS)
 
-demo-teacher: $(BIN)/.base ## train the teacher that comes with mgsr anew, below runs/: an hour on two cores
+demo-teacher: $(BIN)/.base ## train the teacher that comes with mgsr anew, below runs/: half an hour on two cores
 	$(BIN)/mgsr train configs/demo_teacher.yaml $(ARGS)
 	$(BIN)/mgsr export runs/demo_teacher/main/seed=0 runs/demo_teacher/exported --dtype bfloat16
 
@@ -93,7 +93,7 @@ reports: $(BIN)/.base ## write all reports, and experiments/README.md over them,
 bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; writes experiments/bench/README.md
 	$(BIN)/python -m experiments.bench.run $(ARGS)
 
-torture: $(BIN)/.test ## kill runs 50 times, resume them, compare bit by bit (ARGS="--seed 1 --times 10")
+torture: $(BIN)/.test ## kill 55 runs, resume them, compare bit by bit (ARGS="--seed 1 --times 10")
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.torture $(ARGS)
 
 first-hour: $(BIN)/.test ## what a newcomer does with models and rows of his own, from a wheel in a fresh folder

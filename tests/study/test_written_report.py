@@ -58,6 +58,7 @@ def test_rows_within_the_training_lengths_stand_apart_with_their_floors(tmp_path
 def test_verdicts_in_words(tmp_path: Path, effect: float, spread: float, said: str) -> None:
     page, _ = written(tmp_path, {"full": 0.0, "removed": effect}, spread=spread)
     assert re.search(said, page)
+    assert ("| open, finds " in page) == said.startswith("Open")
 
 
 def test_one_seed_has_no_verdict(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
 
 def _verdict(one: Comparison) -> str:
     verdict = f"{one.verdict}, by less than the margin" if one.small else one.verdict
+    if one.verdict == "open":
+        verdict = f"open, finds {one.detectable:.2f}"
     return f"{verdict}, analysed alone" if one.alone else verdict
 
 
