@@ -29,7 +29,7 @@ help: ## list the targets
 install: $(BIN)/.base ## create .venv and install mgsr
 
 demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, evaluation (SEEDS="0 1 2 3 4" for more)
-	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) $(ARGS)
+	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) --jobs $(JOBS) $(ARGS)
 
 demo-teacher: $(BIN)/.base ## train the teacher that comes with mgsr anew, below runs/: half an hour on two cores
 	$(BIN)/mgsr train configs/demo_teacher.yaml $(ARGS)

@@ -173,7 +173,7 @@ def _report_all(folder: Path) -> None:
     left = index(folder, [load_study(path) for path in sorted(folder.glob("*/study.yaml"))])
     print(f"written to {folder / INDEX}")
     if left:
-        print(f"nothing recorded of {', '.join(left)}")
+        print(f"without an answer, as declared seeds are missing: {', '.join(left)}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

@@ -70,9 +70,14 @@ class View:
         known = [row for row in rows if row[3] is not None]
         return pd.DataFrame(known, columns=["arm", "block", "seed", "score"])
 
+    def judged(self, read: Reader) -> pd.DataFrame:
+        """`frame` of the arms that have run with all declared seeds: who looks before has looked twice."""
+        frame = self.frame(read)
+        return frame[~frame["arm"].isin(self.absent)]
+
     def compared(self, read: Reader, margin: float) -> dict[str, Comparison]:
         """Every arm against the baseline; empty where the baseline has no such figure."""
-        frame = self.frame(read)
+        frame = self.judged(read)
         if self.study.baseline not in set(frame["arm"]):
             return {}
         return compare(frame, self.study.baseline, margin, [[arm] for arm in self.study.asked])
@@ -83,14 +88,19 @@ class View:
         return sum(values) / len(values) if values else None
 
     @cached_property
+    def absent(self) -> dict[str, list[int]]:
+        """Declared seeds that an arm lacks, of arms that lack some."""
+        ran = {arm: {run.seed for run in self.of(arm)} for arm in self.study.arms}
+        found = {arm: [seed for seed in self.study.seeds if seed not in seeds] for arm, seeds in ran.items()}
+        return {arm: seeds for arm, seeds in found.items() if seeds}
+
+    @property
     def missing(self) -> list[str]:
-        """Arms with the declared seeds that they lack."""
-        found = []
-        for arm in self.study.arms:
-            absent = [seed for seed in self.study.seeds if seed not in {run.seed for run in self.of(arm)}]
-            if absent:
-                found.append(f"{arm}: {'no run' if not self.of(arm) else ', '.join(map(str, absent))}")
-        return found
+        """Arms with the declared seeds that they lack, in words."""
+        return [
+            f"{arm}: {', '.join(map(str, seeds)) if self.of(arm) else 'no run'}"
+            for arm, seeds in self.absent.items()
+        ]
 
 
 def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> View:

@@ -97,13 +97,23 @@ def test_runs_of_other_rows_are_left_out(tmp_path: Path) -> None:
 def test_a_block_is_a_seed_with_its_start(tmp_path: Path) -> None:
     """An arm that another machine ran is compared where its own start has the baseline too."""
     study = study_in(tmp_path)
-    fill(study, {"full": 0.0, "removed": -1.0}, seeds=range(4), spread=0.01)
+    fill(study, {"full": 0.0, "removed": -1.0}, spread=0.01)
     pool.record(study.pool(), result_of(study.config("removed", 4), 10.0, start="made elsewhere"))
     view = look(study, [study.pool()])
     found = view.compared(rouge_l(), 0.5)["removed"]
-    assert found.blocks == 4 and found.effect == pytest.approx(-1.0, abs=0.05)
+    assert found.blocks == 5 and found.effect == pytest.approx(-1.0, abs=0.05)
     pool.record(study.pool(), result_of(study.config("full", 4), 11.0, start="made elsewhere"))
-    assert look(study, [study.pool()]).compared(rouge_l(), 0.5)["removed"].blocks == 5
+    assert look(study, [study.pool()]).compared(rouge_l(), 0.5)["removed"].blocks == 6
+
+
+def test_arms_without_all_declared_seeds_are_not_judged(tmp_path: Path) -> None:
+    """Who judges half of the seeds, and then all, has looked twice."""
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0})
+    fill(study, {"other": 3.0}, seeds=range(4))
+    view = look(study, [study.pool()])
+    assert view.absent == {"other": [4]} and view.missing == ["other: 4"] and "other" in view.arms
+    assert set(view.compared(rouge_l(), 0.5)) == {"removed"}
 
 
 def test_figures_of_a_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_an_arm_with_another_start_has_the_baseline_run_for_it(
     run_study(study, [0, 1], root, record=True)
     # the arm that was not there, and the baseline once more, behind it
     assert ran == ["other/0", "other/1", "full/0", "full/1"]
-    view = look(study, [study.pool()])
+    view = look(replace(study, seeds=(0, 1)), [study.pool()])
     assert len({run.block for run in view.of("full")}) == 4
     found = view.compared(rouge_l(), 0.5)
     # each within its own blocks: the levels of the two starts are 7 apart

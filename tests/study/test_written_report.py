@@ -74,7 +74,7 @@ def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
 
 def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
     page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, seeds=range(6))
-    assert "Declared and not recorded: other: no run." in page
+    assert "Declared and not recorded, so that these arms have no verdict: other: no run." in page
     assert "Recorded and not declared, in no figure: full, seeds 5." in page
 
 
@@ -135,7 +135,7 @@ def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture
         "empty",
     )
     assert main(["report", str(tmp_path)]) == 0
-    assert "nothing recorded of empty" in capsys.readouterr().out
+    assert "as declared seeds are missing: empty" in capsys.readouterr().out
     page = (tmp_path / "README.md").read_text()
     assert MARK in page and "[made_up](made_up/README.md)" in page and "ROUGE-L against full" in page
     assert index(tmp_path, [study]) == []

@@ -93,16 +93,20 @@ def _below_floors(view: View) -> list[str]:
 def _factors(view: View) -> list[str]:
     """What the contrasts say."""
     study = view.study
-    frame = view.frame(rouge_l())
+    frame = view.judged(rouge_l())
     if not study.contrasts or study.baseline not in set(frame["arm"]):
         return []
     found = contrast(frame, study.baseline, study.contrasts, study.margin)
     return [sentence(name, one) for name, one in found.items()]
 
 
+MANY = 5
+"""Arms beside the baseline; more are told by name."""
+
+
 def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
     """Which arms are better and which are worse, in one sentence each."""
-    said = []
+    said, few = [], len(compared) <= MANY
     verdicts = {
         "better": "Better than",
         "worse": "Worse than",
@@ -111,8 +115,9 @@ def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
         "": "No spread, and so no verdict against",
     }
     for verdict, words in verdicts.items():
+        # of many arms the figures stand in the table alone
         arms = [
-            f"`{arm}` ({signed(one.effect)}" + (f", {interval(one)}" if interval(one) else "") + ")"
+            f"`{arm}`" + (f" ({', '.join(filter(None, (signed(one.effect), interval(one))))})" if few else "")
             for arm, one in compared.items()
             if one.verdict == verdict
         ]
@@ -224,7 +229,9 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
             "interval would be 0.7 of the margin."
         )
     if view.missing:
-        lines.append("Declared and not recorded: " + "; ".join(view.missing) + ".")
+        lines.append(
+            "Declared and not recorded, so that these arms have no verdict: " + "; ".join(view.missing) + "."
+        )
     for arm, seeds in view.undeclared.items():
         lines.append(f"Recorded and not declared, in no figure: {arm}, seeds {', '.join(map(str, seeds))}.")
     if view.other_data:

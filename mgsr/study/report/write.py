@@ -48,15 +48,17 @@ def _report(study: Study, place: Path | None = None, out: Path | None = None) ->
 
 
 def index(folder: Path, studies: Sequence[Study]) -> list[str]:
-    """Reports of all studies in a folder, and README.md over them; names of those that nothing is recorded of.
+    """Reports of all studies in a folder, and README.md over them; names of those without an answer: they declare
+    no seeds, or not all are recorded.
 
     Studies that ask something come first, before the others those that look at their question in other settings.
     """
     entries, unrecorded = [], []
     for study in sorted(studies, key=lambda study: (not study.asked, not study.settings)):
         try:
-            # a baseline that another study has recorded answers nothing
-            if len(look(study, [study.pool()]).arms) < 2:
+            # a baseline that another study has recorded answers nothing, nor does half of what was declared
+            absent = look(study, [study.pool()]).absent
+            if not study.seeds or any(arm in absent for arm in study.asked or study.arms):
                 unrecorded.append(study.name)
                 continue
             written, content = _report(study)
