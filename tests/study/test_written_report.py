@@ -121,6 +121,11 @@ def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
     svg = (study.home / "forest.svg").read_text()
     assert "on other text" in svg and "elsewhere" not in svg
     assert "Not run yet: elsewhere." in (study.home / "README.md").read_text()
+    # nor is a setting shown of which a declared seed is missing
+    more = other.path.read_text().replace("4]", "4, 5]")
+    other.path.write_text(more)
+    report(study)
+    assert "on other text" not in (study.home / "forest.svg").read_text()
 
 
 def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

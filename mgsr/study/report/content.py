@@ -137,7 +137,7 @@ def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
             if NOTHING not in str(error):
                 raise
             continue
-        if arm in view.arms:
+        if arm in view.arms and not {arm, view.study.baseline} & set(view.absent):
             found.append((label, view, arm))
     return found
 
@@ -146,8 +146,9 @@ def _plots(
     view: View, compared: Mapping[str, Mapping[str, Comparison]], elsewhere: Sequence[tuple[str, View, str]]
 ) -> dict[str, tuple[str, str]]:
     study, found = view.study, {}
-    first = [arm for arm in study.asked if arm in view.arms]
-    order = [*first, *(arm for arm in view.arms if arm not in first and arm != study.baseline)]
+    judged = [arm for arm in view.arms if arm not in view.absent and arm != study.baseline]
+    first = [arm for arm in judged if arm in study.asked]
+    order = [*first, *(arm for arm in judged if arm not in first)]
     rows = [_row(arm, view, arm, "test") for arm in order]
     rows[len(first) : len(first)] = [
         _row(label + _on(name), other, arm, name) for label, other, arm in elsewhere for name in other.test_sets
