@@ -3,7 +3,8 @@
     score ~ arm + block,    ordinary least squares, one spread for all arms
 
 A block is a training seed together with the student that it starts from. Arms of a family have simultaneous 95 %
-intervals (Dunnett 1955): the multivariate t distribution with the correlations that the model gives them.
+intervals (Dunnett 1955): the multivariate t distribution with the correlations that the model gives them. An arm
+that is analysed alone takes its share of the family's 5 % (Bonferroni), so that the whole family keeps its 95 %.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-CONFIDENCE = 0.95
+ERROR = 0.05
+"""Chance that any interval of a family misses."""
 POWER = 0.8
 WIDER = 2.0
 """An arm whose residuals spread so many times as wide as the others' is analysed alone with the baseline."""
@@ -80,15 +82,13 @@ def compare(
     named = {arm for family in families for arm in family}
     found: dict[str, Comparison] = {}
     for family in [*families, [arm for arm in arms if arm not in named]]:
-        together = {arm: ([arm], [baseline]) for arm in family if arm in arms and arm not in wide}
-        pooled = scores[~scores["arm"].isin(wide)]
-        found |= _contrasts(pooled, baseline, together, margin)
-    for arm in wide:
-        pair = scores[scores["arm"].isin([arm, baseline])]
-        found |= {
-            name: replace(one, alone=True)
-            for name, one in _contrasts(pair, baseline, {arm: ([arm], [baseline])}, margin).items()
-        }
+        sides = {arm: ([arm], [baseline]) for arm in family if arm in arms}
+        together = {arm: both for arm, both in sides.items() if arm not in wide}
+        found |= _contrasts(scores[~scores["arm"].isin(wide)], baseline, together, margin, of=len(sides))
+        for arm in sides.keys() - together.keys():
+            pair = scores[scores["arm"].isin([arm, baseline])]
+            one = _contrasts(pair, baseline, {arm: sides[arm]}, margin, of=len(sides))
+            found |= {name: replace(each, alone=True) for name, each in one.items()}
     return {arm: found[arm] for arm in arms if arm in found}
 
 
@@ -104,11 +104,11 @@ def contrast(
     known = {name: both for name, both in sides.items() if {*both[0], *both[1]} <= there}
     wide = _wide(scores, baseline)
     pooled = {name: both for name, both in known.items() if not {*both[0], *both[1]} & {*wide}}
-    found = _contrasts(scores[~scores["arm"].isin(wide)], baseline, pooled, margin)
+    found = _contrasts(scores[~scores["arm"].isin(wide)], baseline, pooled, margin, of=len(known))
     for name in [name for name in known if name not in pooled]:
         # by its own spread: one difference of each block in which all its arms have run
         means = [_means(scores, arms, side) for side, arms in zip(("with", "without"), known[name], strict=True)]
-        alone = _contrasts(pd.concat(means), "without", {name: (["with"], ["without"])}, margin)
+        alone = _contrasts(pd.concat(means), "without", {name: (["with"], ["without"])}, margin, of=len(known))
         found |= {name: replace(one, alone=True) for name, one in alone.items()}
     return {name: found[name] for name in known if name in found}
 
@@ -181,8 +181,9 @@ def _times_wider(scores: pd.DataFrame, arm: str, baseline: str, chance: float) -
 
 
 def _contrasts(
-    scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float
+    scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float, *, of: int
 ) -> dict[str, Comparison]:
+    """Simultaneous among themselves, with their share of the error of a family `of` so many."""
     if not sides:
         return {}
     fit = _fit(scores, baseline)
@@ -204,11 +205,12 @@ def _contrasts(
     critical = math.nan
     if fit.freedom > 0 and (errors > 0).all():
         correlation = np.round(covariance / np.outer(errors, errors), 6)
-        critical = critical_value(tuple(map(tuple, correlation.tolist())), fit.freedom)
+        error = ERROR * len(sides) / of
+        critical = critical_value(tuple(map(tuple, correlation.tolist())), fit.freedom, error)
     ran = {arm: set(scores.loc[scores["arm"] == arm, "block"]) for arm in dict.fromkeys(scores["arm"])}
     found = {}
-    for (name, vector), error in zip(vectors.items(), errors, strict=True):
-        effect, half = float(vector @ fit.effects), critical * float(error)
+    for (name, vector), deviation in zip(vectors.items(), errors, strict=True):
+        effect, half = float(vector @ fit.effects), critical * float(deviation)
         low, high = effect - half, effect + half
         verdict = verdict_of(low, high, margin)
         found[name] = Comparison(
@@ -219,7 +221,9 @@ def _contrasts(
             len(set.intersection(*(ran[arm] for side in sides[name] for arm in side))),
             verdict,
             verdict in ("better", "worse") and -margin <= low and high <= margin,
-            float(error) * (critical + float(stats.t.ppf(POWER, fit.freedom))) if fit.freedom > 0 else math.nan,
+            float(deviation) * (critical + float(stats.t.ppf(POWER, fit.freedom)))
+            if fit.freedom > 0
+            else math.nan,
             math.sqrt(fit.scale),
         )
     return found
@@ -239,21 +243,21 @@ def verdict_of(low: float, high: float, margin: float) -> str:
 
 
 @lru_cache(maxsize=256)
-def critical_value(correlation: tuple[tuple[float, ...], ...], freedom: int) -> float:
-    """c with P(max |T_i| <= c) = 0.95 for a multivariate t with these correlations; from a fixed random state.
+def critical_value(correlation: tuple[tuple[float, ...], ...], freedom: int, error: float = ERROR) -> float:
+    """c with P(max |T_i| > c) = error for a multivariate t with these correlations; from a fixed random state.
 
     >>> round(critical_value(((1.0,),), 10), 3)
     2.228
     """
     if len(correlation) == 1:
-        return float(stats.t.ppf(0.5 + CONFIDENCE / 2.0, freedom))
+        return float(stats.t.ppf(1.0 - error / 2.0, freedom))
     values, vectors = np.linalg.eigh(np.array(correlation))
     # contrasts may depend on each other, and a correlation is rounded
     positive = vectors * values.clip(min=0.0) @ vectors.T
     draws = stats.multivariate_t(np.zeros(len(correlation)), positive, df=freedom, allow_singular=True).rvs(
         DRAWS, random_state=np.random.default_rng(0)
     )
-    return float(np.quantile(np.abs(draws).max(axis=1), CONFIDENCE))
+    return float(np.quantile(np.abs(draws).max(axis=1), 1.0 - error))
 
 
 def seeds_needed(spread: float, margin: float, arms: int = 1) -> int:
@@ -265,7 +269,7 @@ def seeds_needed(spread: float, margin: float, arms: int = 1) -> int:
     """
     for blocks in range(2, 1000):
         freedom = (blocks - 1) * arms
-        critical = stats.t.ppf(1.0 - (1.0 - CONFIDENCE) / (2.0 * arms), freedom)
+        critical = stats.t.ppf(1.0 - ERROR / (2.0 * arms), freedom)
         if critical * spread * math.sqrt(2.0 / blocks) <= 0.7 * margin:
             return blocks
     return 1000

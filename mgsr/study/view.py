@@ -96,10 +96,9 @@ class View:
 
     @property
     def missing(self) -> list[str]:
-        """Arms with the declared seeds that they lack, in words."""
+        """Arms with the declared seeds that they lack, in words; those without any run alone."""
         return [
-            f"{arm}: {', '.join(map(str, seeds)) if self.of(arm) else 'no run'}"
-            for arm, seeds in self.absent.items()
+            f"{arm} ({', '.join(map(str, seeds))})" if self.of(arm) else arm for arm, seeds in self.absent.items()
         ]
 
 

@@ -39,8 +39,10 @@ def study_in(folder: Path, text: str = STUDY, name: str = "made_up") -> Study:
     return load_study(home / "study.yaml")
 
 
-def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16, **more: Any) -> dict[str, Any]:
-    """A result of a run that never was."""
+def result_of(
+    config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16, sampled: float | None = None, **more: Any
+) -> dict[str, Any]:
+    """A result of a run that never was; `sampled`: ROUGE-L of its sampled answers."""
     measures = {"rouge_l": rouge_l, "exact_match": rouge_l / 2, "accuracy": rouge_l / 2, "distinct_2": 0.5}
     test = {
         **measures,
@@ -48,7 +50,7 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
         "accuracy_by_category": {"one": 1.0, "two": 2.0},
         "examples": 10,
         "within": {"rouge_l": rouge_l + 1, "accuracy": 3.0, "examples": 4},
-        "sampled": {**measures, "rouge_l": rouge_l - 5, "rouge_l_std": 0.1},
+        "sampled": {**measures, "rouge_l": rouge_l - 5 if sampled is None else sampled, "rouge_l_std": 0.1},
     }
     floor = {"rouge_l": 12.0, "exact_match": 0.0, "accuracy": 0.0, "within": {"rouge_l": 13.0, "accuracy": 1.0}}
     metrics = {
@@ -75,6 +77,7 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
         "settings": pool.settings_of(config),
         "environment": {
             "cpu": "Some processor",
+            "cpu_model": "family 6, model 1",
             "torch": "2.13.0",
             "threads": 1,
             "commit": "0" * 40,
@@ -91,12 +94,19 @@ def result_of(config: ExperimentConfig, rouge_l: float, *, start: str = "s" * 16
     }
 
 
-def fill(study: Study, effects: Mapping[str, float], seeds: Sequence[int] = range(5), spread: float = 0.2) -> None:
-    """Record runs: level of the seed, effect of the arm, and noise."""
+def fill(
+    study: Study,
+    effects: Mapping[str, float],
+    seeds: Sequence[int] = range(5),
+    spread: float = 0.2,
+    sampled: Mapping[str, float] | None = None,
+) -> None:
+    """Record runs: level of the seed, effect of the arm, and noise; `sampled`: effects on sampled answers."""
     draw = random.Random(0)
     level = {seed: 50 + draw.gauss(0, 3) for seed in seeds}
     for arm, effect in effects.items():
         for seed in seeds:
             config = study.config(arm, seed, study.arguments)
             score = level[seed] + effect + draw.gauss(0, spread)
-            pool.record(study.pool(), result_of(config, score, start=f"student-{seed}"))
+            other = None if sampled is None else score + sampled[arm] - effect
+            pool.record(study.pool(), result_of(config, score, start=f"student-{seed}", sampled=other))

@@ -83,8 +83,16 @@ def test_an_arm_that_swings_is_alone_and_does_not_widen_the_others() -> None:
     scores.loc[swings, "score"] += np.random.default_rng(5).normal(0, 8.0, int(swings.sum()))
     found = compare(scores, "base", 0.5)
     assert found["c"].alone and not found["a"].alone
-    without = compare(scores[~swings], "base", 0.5)
-    assert found["a"].high - found["a"].low == pytest.approx(without["a"].high - without["a"].low, rel=1e-6)
+    # the family's 5 % is shared out: two thirds for the two others, one third for the one alone
+    rest = scores[~swings].pivot(index="block", columns="arm", values="score")
+    residuals = rest.sub(rest.mean(axis=1), axis=0).sub(rest.mean() - rest.to_numpy().mean())
+    error = math.sqrt(2 / 8 * float((residuals**2).to_numpy().sum()) / 14)
+    half = critical_value(((1.0, 0.5), (0.5, 1.0)), 14, 0.05 * 2 / 3) * error
+    assert found["a"].high - found["a"].effect == pytest.approx(half, rel=1e-6)
+    wide = scores.pivot(index="block", columns="arm", values="score")
+    difference = wide["c"] - wide["base"]
+    half = stats.t.ppf(1 - 0.05 / 3 / 2, 7) * difference.std() / math.sqrt(8)
+    assert found["c"].high - found["c"].effect == pytest.approx(half)
 
 
 def test_one_block_tells_no_spread() -> None:
@@ -150,9 +158,11 @@ def test_a_factor_with_a_wide_arm_has_a_spread_of_its_own() -> None:
     found = contrast(scores, "full", sides, 0.5)
     table = scores.pivot(index="block", columns="arm", values="score")
     difference = (table["full"] + table["no_b"] - table["no_a"] - table["none"]) / 2
-    half = stats.t.ppf(0.975, 11) * difference.std() / math.sqrt(12)
+    half = stats.t.ppf(1 - 0.05 / 2 / 2, 11) * difference.std() / math.sqrt(12)
     assert list(found) == ["a", "b"] and found["a"].alone and not found["b"].alone
     assert found["a"].high - found["a"].effect == pytest.approx(half)
-    # the others keep theirs
+    # the others keep their spread, and share the family's 5 %
     rest = contrast(scores[scores["arm"] != "none"], "full", {"b": sides["b"]}, 0.5)["b"]
-    assert found["b"] == rest
+    assert found["b"].spread == rest.spread and found["b"].effect == rest.effect
+    wider = stats.t.ppf(1 - 0.05 / 2 / 2, 22) / stats.t.ppf(0.975, 22)
+    assert (found["b"].high - found["b"].low) / (rest.high - rest.low) == pytest.approx(wider)

@@ -83,7 +83,7 @@ def test_only_declared_seeds_make_figures(tmp_path: Path) -> None:
     view = look(study, [study.pool()])
     assert view.seeds == [0, 1, 2, 3, 4] and view.undeclared == {"full": [5, 6], "removed": [5, 6]}
     assert len(view.frame(rouge_l())) == 10
-    assert view.missing == ["other: no run"]
+    assert view.missing == ["other"]
 
 
 def test_runs_of_other_rows_are_left_out(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_arms_without_all_declared_seeds_are_not_judged(tmp_path: Path) -> None:
     fill(study, {"full": 0.0, "removed": -1.0})
     fill(study, {"other": 3.0}, seeds=range(4))
     view = look(study, [study.pool()])
-    assert view.absent == {"other": [4]} and view.missing == ["other: 4"] and "other" in view.arms
+    assert view.absent == {"other": [4]} and view.missing == ["other (4)"] and "other" in view.arms
     assert set(view.compared(rouge_l(), 0.5)) == {"removed"}
 
 

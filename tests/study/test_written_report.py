@@ -32,9 +32,7 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     assert "floor: the prompt again | 12.00" in page and "teacher | 80.00" in page and "start | 40.00" in page
     # a quarter and a half of the norms
     assert (
-        "share of the gradient, divergence, %" in html
-        and "<td>37.5</td>" in html
-        and "gradient, spans" not in html
+        "share of the gradient, divergence, %" in html and "<td>38</td>" in html and "gradient, spans" not in html
     )
     assert '<td class="worse">worse</td>' in html and "<details>" in html and "<script src" not in html
 
@@ -52,13 +50,13 @@ def test_rows_within_the_training_lengths_stand_apart_with_their_floors(tmp_path
     [
         (0.0, 0.05, "Equivalent: the whole interval lies within the margin."),
         (0.3, 0.05, "Better, by less than the margin."),
-        (0.0, 3.0, r"Open: so many seeds find an effect of \d+\.\d\d in four studies of five."),
+        (0.0, 3.0, r"Open: these seeds would detect an effect of \d+\.\d\d with probability 0.8."),
     ],
 )
 def test_verdicts_in_words(tmp_path: Path, effect: float, spread: float, said: str) -> None:
     page, _ = written(tmp_path, {"full": 0.0, "removed": effect}, spread=spread)
     assert re.search(said, page)
-    assert ("| open, finds " in page) == said.startswith("Open")
+    assert ("| open, would detect " in page) == said.startswith("Open")
 
 
 def test_one_seed_has_no_verdict(tmp_path: Path) -> None:
@@ -72,10 +70,20 @@ def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
     assert re.search(r"\*\*Better than `full`: `other` \(\+2\.\d\d, .*\)\. Worse than `full`: `removed` \(-", page)
 
 
+def test_where_sampled_answers_say_the_opposite_it_is_told(tmp_path: Path) -> None:
+    study = study_in(tmp_path, STUDY.replace("asked: [removed]\n", ""))
+    fill(study, {"full": 0.0, "removed": -2.0, "other": 2.0}, sampled={"full": 0.0, "removed": 3.0, "other": 2.0})
+    report(study)
+    page = (study.home / "README.md").read_text()
+    assert "**Sampled at temperature 1, the whole interval lies above `full`: `removed`.**" in page
+    assert "lies below" not in page
+
+
 def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
     page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, seeds=range(6))
-    assert "Declared and not recorded, so that these arms have no verdict: other: no run." in page
-    assert "Recorded and not declared, in no figure: full, seeds 5." in page
+    assert "Without a verdict, as declared seeds are not recorded yet: other." in page
+    assert "seeds that this study does not declare, and in no figure: full (5) and removed (5)." in page
+    assert "Processors: Some processor (family 6, model 1)." in page
 
 
 def test_a_second_writing_changes_nothing(tmp_path: Path) -> None:
@@ -120,7 +128,7 @@ def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
     report(study)
     svg = (study.home / "forest.svg").read_text()
     assert "on other text" in svg and "elsewhere" not in svg
-    assert "Not run yet: elsewhere." in (study.home / "README.md").read_text()
+    assert "Not complete yet in other settings: elsewhere." in (study.home / "README.md").read_text()
     # nor is a setting shown of which a declared seed is missing
     more = other.path.read_text().replace("4]", "4, 5]")
     other.path.write_text(more)

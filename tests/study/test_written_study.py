@@ -66,7 +66,7 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
         "mgsr ablate baselines --config conf/my.yaml --arms full sft gkd --seeds 0 trainer.threads=1",
         "mgsr report runs/baselines-my",
     ]
-    assert "Base `conf/my.yaml`" in text and "Difference to full:" in text
+    assert "Base `conf/my.yaml`" in text and "Difference to full with 95 %" in text
     page = (runs / "report.html").read_text()
     assert not [word for word in ("demo", "DistiLLM", "experiments/", "not recorded") if word in text + page]
     # the study among its runs is a study: what it has is complete, and it was typed as it was typed

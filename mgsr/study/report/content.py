@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mgsr.config.shipped import as_typed, shipped
 from mgsr.runtime.errors import UserError
@@ -56,6 +57,7 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
     answers += _factors(view)
     if not answers:
         answers = [_overview(compared["test"], study.baseline)]
+    answers += [said for name, found in compared.items() if (said := _turned(view, name, found))]
     answers = [*_below_floors(view), *answers]
     return Content(
         f"Study: {study.name}",
@@ -126,6 +128,23 @@ def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
     return " ".join(said) or f"Nothing can be compared with `{baseline}` yet."
 
 
+def _turned(view: View, test_set: str, compared: Mapping[str, Comparison]) -> str:
+    """Arms whose sampled answers lie on the other side of the baseline than their greedy ones."""
+    sampled = view.compared(rouge_l(test_set, sampled=True), view.study.margin)
+    sides = {("worse", "better"): "above", ("better", "worse"): "below"}
+    said = []
+    for verdicts, side in sides.items():
+        arms = [
+            f"`{arm}`"
+            for arm, one in compared.items()
+            if arm in sampled and (one.verdict, sampled[arm].verdict) == verdicts
+        ]
+        if arms:
+            where = f"Sampled at temperature {_temperature(view):g}{_on(test_set)}"
+            said.append(f"{where}, the whole interval lies {side} `{view.study.baseline}`: {listed(arms)}.")
+    return " ".join(said)
+
+
 def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
     """The question in other settings: label, view, arm."""
     found = []
@@ -155,7 +174,7 @@ def _plots(
     ]
     further = [name for name in view.test_sets if name != "test"]
     rows += [_row(arm + _on(name), view, arm, name) for name in further for arm in order]
-    caption = f"Difference to {study.baseline}: simultaneous 95 % intervals, a dot per seed, the margin shaded."
+    caption = f"Difference to {study.baseline} with 95 % intervals; a dot is a seed, and the margin is shaded."
     titles = ("greedy", f"temperature {_temperature(view):g}")
     drawn = {"forest.svg": (caption, plots.forest(rows, titles, study.margin))}
     for label, name in plots.CURVES.items():
@@ -184,9 +203,7 @@ def _why(view: View, subjects: Sequence[str]) -> list[str]:
     for name, (read, digits) in WHY.items():
         arms = [view.study.baseline, *subjects]
         values = {arm: value for arm in arms if (value := view.mean(arm, read)) is not None}
-        if view.study.baseline in values and (
-            len(values) > 1 or name.startswith(("ROUGE-L that", "share of corr"))
-        ):
+        if view.study.baseline in values and (len(values) > 1 or name.startswith(("ROUGE-L that", "share of"))):
             lines.append(f"{name}: " + ", ".join(f"{arm} {shown(value, digits)}" for arm, value in values.items()))
     return lines[:3]
 
@@ -210,7 +227,7 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
     """What was run, on what, and what is missing."""
     study = view.study
     environments = [run.result["environment"] for run in view.runs]
-    cpus = dict.fromkeys(str(e.get("cpu") or e.get("machine") or "unknown") for e in environments)
+    cpus = dict.fromkeys(_processor(environment) for environment in environments)
     torches = dict.fromkeys(str(e.get("torch")) for e in environments)
     base = study.typed.get("base") or as_typed(study.base, "config", folder)
     lines = [
@@ -221,7 +238,7 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
     ]
     absent = [label for label in study.settings if label not in elsewhere]
     if absent:
-        lines.append(f"Not run yet: {listed(absent)}.")
+        lines.append(f"Not complete yet in other settings: {'; '.join(absent)}.")
     spread = next((one.spread for one in compared.values() if one.verdict), 0.0)
     if spread and not study.seeds:
         needed = seeds_needed(spread, study.margin)
@@ -230,14 +247,19 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
             "interval would be 0.7 of the margin."
         )
     if view.missing:
-        lines.append(
-            "Declared and not recorded, so that these arms have no verdict: " + "; ".join(view.missing) + "."
-        )
-    for arm, seeds in view.undeclared.items():
-        lines.append(f"Recorded and not declared, in no figure: {arm}, seeds {', '.join(map(str, seeds))}.")
+        lines.append(f"Without a verdict, as declared seeds are not recorded yet: {listed(view.missing)}.")
+    if view.undeclared:
+        others = (f"{arm} ({', '.join(map(str, seeds))})" for arm, seeds in view.undeclared.items())
+        lines.append(f"Recorded with seeds that this study does not declare, and in no figure: {listed(others)}.")
     if view.other_data:
         lines.append(f"Left out: {plural(view.other_data, 'run')} with other rows, or another teacher.")
     return lines
+
+
+def _processor(environment: Mapping[str, Any]) -> str:
+    """Its name and, where the system says it, its model: some name several models alike."""
+    name, model = environment.get("cpu") or environment.get("machine") or "unknown", environment.get("cpu_model")
+    return f"{name} ({model})" if model else str(name)
 
 
 def _command(view: View, folder: Path) -> str:

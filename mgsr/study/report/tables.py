@@ -62,7 +62,7 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
 def _verdict(one: Comparison) -> str:
     verdict = f"{one.verdict}, by less than the margin" if one.small else one.verdict
     if one.verdict == "open":
-        verdict = f"open, finds {one.detectable:.2f}"
+        verdict = f"open, would detect {one.detectable:.2f}"
     return f"{verdict}, analysed alone" if one.alone else verdict
 
 
@@ -128,7 +128,7 @@ def share(term: str) -> Reader:
 
 
 WHY: dict[str, tuple[Reader, int]] = {
-    **{f"share of the gradient, {word}, %": (share(term), 1) for term, word in TERMS.items()},
+    **{f"share of the gradient, {word}, %": (share(term), 0) for term, word in TERMS.items()},
     "ExAccErr at the end, %": (figure("exposure", "ex_acc_err_at_end"), 1),
     "perplexity of answers under the teacher": (figure("exposure", "teacher_perplexity"), 2),
     "distinct-2 of greedy answers": (figure("result", "test", "distinct_2"), 3),

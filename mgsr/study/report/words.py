@@ -35,7 +35,7 @@ def verdict_in_words(found: Comparison) -> str:
     if found.verdict == "equivalent":
         return "Equivalent: the whole interval lies within the margin."
     if found.verdict == "open":
-        return f"Open: so many seeds find an effect of {found.detectable:.2f} in four studies of five."
+        return f"Open: these seeds would detect an effect of {found.detectable:.2f} with probability 0.8."
     small = ", by less than the margin" if found.small else ""
     return f"{found.verdict.capitalize()}{small}."
 
