@@ -20,7 +20,7 @@ REPORT = $(BIN)/mgsr report $(if $(RECORD),$(STUDY),runs/$(NAME)$(if $(CONFIG),-
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
-STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops long-answers
+STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops recipe long-answers
 .PHONY: help install demo demo-teacher smollm2 $(STUDIES) ablate-all ablate-real reports bench torture first-hour fuzz test test-all lint format hooks tensorboard clean
 
 help: ## list the targets
@@ -70,6 +70,11 @@ baselines: $(BIN)/.base ## other ways to distil, from SFT to the newest divergen
 
 equal-flops: STUDY = experiments/equal_flops/study.yaml
 equal-flops: $(BIN)/.base ## MGSR and its peers once all have cost as many FLOPs
+	$(ABLATE)
+	$(REPORT)
+
+recipe: STUDY = experiments/recipe/study.yaml
+recipe: $(BIN)/.base ## configs/recipe.yaml against full MGSR, GKD, SKD, KD and SFT at equal FLOPs
 	$(ABLATE)
 	$(REPORT)
 
