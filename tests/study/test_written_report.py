@@ -25,6 +25,8 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
         r"\*\*`removed`: -[12]\.\d\d ROUGE-L against full, 95 % interval .*, 5 training seeds\. Worse\.\*\*", first
     )
     assert "Does the part help?" in page and "![" in page
+    # the other arms in a sentence of their own
+    assert re.search(r"\*\*(Equivalent to|Open against) `full`: `other` \([+-]0\.\d\d, ", page)
     # a screen: the sentence, the plot, one table of at most eight columns
     table = next(line for line in page.splitlines() if line.startswith("| "))
     assert table.count("|") - 1 <= 8

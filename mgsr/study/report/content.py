@@ -55,8 +55,9 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         for name, found in compared.items()
     ]
     answers += _factors(view)
-    if not answers:
-        answers = [_overview(compared["test"], study.baseline)]
+    others = {arm: one for arm, one in compared["test"].items() if arm not in subjects}
+    if not answers or (others and not study.contrasts):
+        answers.append(_overview(others, study.baseline))
     answers += [said for name, found in compared.items() if (said := _turned(view, name, found))]
     answers = [*_below_floors(view), *answers]
     return Content(
