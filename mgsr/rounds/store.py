@@ -259,7 +259,7 @@ def read_after(folder: Path) -> dict[int, float]:
 def round_statistics(entries: Sequence[RoundEntry]) -> dict[str, float]:
     """What a round did, as numbers.
 
-    disagreement_rate: share of the searched positions of pass 1 where student and teacher chose differently;
+    disagreement_rate: share of the searched positions of pass 1 where the models chose differently, if any;
     corrected_fraction: share of sequences with at least one correction; lengths in tokens; distinct_n and
     self_bleu of the response tokens, see `mgsr.evaluation.metrics`.
     """
@@ -271,12 +271,13 @@ def round_statistics(entries: Sequence[RoundEntry]) -> dict[str, float]:
     corrections = [c for r in revised for c in r.corrections]
     statistics = {
         "sequences": float(len(revised)),
-        "disagreement_rate": sum(r.disagreements for r in revised) / max(1, positions),
         "corrected_fraction": sum(bool(e.revised.corrections or e.replaced) for e in entries) / len(entries),
         "mean_length_before": sum(len(r.rollout_ids) for r in revised) / len(revised),
         "mean_length_after": sum(len(r.response_ids) for r in revised) / len(revised),
         **diversity(texts),
     }
+    if positions:
+        statistics["disagreement_rate"] = sum(r.disagreements for r in revised) / positions
     if corrections:
         statistics["mean_error_position"] = sum(c.position for c in corrections) / len(corrections)
         statistics["mean_kl_at_error"] = sum(c.kl for c in corrections) / len(corrections)

@@ -40,7 +40,7 @@ class Comparison:
     Attributes:
         name: of the arm, or of the contrast.
         effect: arm minus baseline; `low`, `high`: its simultaneous interval, NaN where one block tells no spread.
-        blocks: in which all of them have run.
+        blocks: in which all of them have run; `seeds`: how many training seeds these have.
         verdict: better, worse, equivalent or open; empty where there is no interval.
         small: better or worse, and the whole interval lies within the margin.
         detectable: the smallest effect that these blocks find with a power of 0.8.
@@ -53,6 +53,7 @@ class Comparison:
     low: float
     high: float
     blocks: int
+    seeds: int
     verdict: str
     small: bool
     detectable: float
@@ -66,7 +67,7 @@ def compare(
     """Every arm that some block connects with the baseline.
 
     Args:
-        scores: columns `arm`, `block` and `score`, one row per run.
+        scores: columns `arm`, `block`, `seed` and `score`, one row per run.
         margin: what is no difference worth having, in the unit of the scores.
         families: arms whose intervals are simultaneous among themselves; those in none are a family of their own.
 
@@ -83,12 +84,7 @@ def compare(
     found: dict[str, Comparison] = {}
     for family in [*families, [arm for arm in arms if arm not in named]]:
         sides = {arm: ([arm], [baseline]) for arm in family if arm in arms}
-        together = {arm: both for arm, both in sides.items() if arm not in wide}
-        found |= _contrasts(scores[~scores["arm"].isin(wide)], baseline, together, margin, of=len(sides))
-        for arm in sides.keys() - together.keys():
-            pair = scores[scores["arm"].isin([arm, baseline])]
-            one = _contrasts(pair, baseline, {arm: sides[arm]}, margin, of=len(sides))
-            found |= {name: replace(each, alone=True) for name, each in one.items()}
+        found |= _family(scores, baseline, sides, margin, wide)
     return {arm: found[arm] for arm in arms if arm in found}
 
 
@@ -102,20 +98,26 @@ def contrast(
     """
     there = set(scores["arm"])
     known = {name: both for name, both in sides.items() if {*both[0], *both[1]} <= there}
-    wide = _wide(scores, baseline)
-    pooled = {name: both for name, both in known.items() if not {*both[0], *both[1]} & {*wide}}
-    found = _contrasts(scores[~scores["arm"].isin(wide)], baseline, pooled, margin, of=len(known))
-    for name in [name for name in known if name not in pooled]:
+    return _family(scores, baseline, known, margin, _wide(scores, baseline))
+
+
+def _family(
+    scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float, wide: Sequence[str]
+) -> dict[str, Comparison]:
+    """Contrasts that share an error; those with a `wide` arm are analysed alone."""
+    pooled = {name: both for name, both in sides.items() if not {*both[0], *both[1]} & {*wide}}
+    found = _contrasts(scores[~scores["arm"].isin(wide)], baseline, pooled, margin, of=len(sides))
+    for name in [name for name in sides if name not in pooled]:
         # by its own spread: one difference of each block in which all its arms have run
-        means = [_means(scores, arms, side) for side, arms in zip(("with", "without"), known[name], strict=True)]
-        alone = _contrasts(pd.concat(means), "without", {name: (["with"], ["without"])}, margin, of=len(known))
+        means = [_means(scores, arms, side) for side, arms in zip(("with", "without"), sides[name], strict=True)]
+        alone = _contrasts(pd.concat(means), "without", {name: (["with"], ["without"])}, margin, of=len(sides))
         found |= {name: replace(one, alone=True) for name, one in alone.items()}
-    return {name: found[name] for name in known if name in found}
+    return {name: found[name] for name in sides if name in found}
 
 
 def _means(scores: pd.DataFrame, arms: Sequence[str], name: str) -> pd.DataFrame:
     """The mean of some arms as one arm, of the blocks in which all of them have run."""
-    table = scores[scores["arm"].isin(arms)].pivot(index="block", columns="arm", values="score").dropna()
+    table = scores[scores["arm"].isin(arms)].pivot(index=["block", "seed"], columns="arm", values="score").dropna()
     return table.mean(axis=1).rename("score").reset_index().assign(arm=name)
 
 
@@ -207,18 +209,21 @@ def _contrasts(
         correlation = np.round(covariance / np.outer(errors, errors), 6)
         error = ERROR * len(sides) / of
         critical = critical_value(tuple(map(tuple, correlation.tolist())), fit.freedom, error)
-    ran = {arm: set(scores.loc[scores["arm"] == arm, "block"]) for arm in dict.fromkeys(scores["arm"])}
+    ran = {arm: set(rows["block"]) for arm, rows in scores.groupby("arm")}
+    seeds = dict(zip(scores["block"], scores["seed"], strict=True))
     found = {}
     for (name, vector), deviation in zip(vectors.items(), errors, strict=True):
         effect, half = float(vector @ fit.effects), critical * float(deviation)
         low, high = effect - half, effect + half
+        shared = set.intersection(*(ran[arm] for side in sides[name] for arm in side))
         verdict = verdict_of(low, high, margin)
         found[name] = Comparison(
             name,
             effect,
             low,
             high,
-            len(set.intersection(*(ran[arm] for side in sides[name] for arm in side))),
+            len(shared),
+            len({seeds[block] for block in shared}),
             verdict,
             verdict in ("better", "worse") and -margin <= low and high <= margin,
             float(deviation) * (critical + float(stats.t.ppf(POWER, fit.freedom)))

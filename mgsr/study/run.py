@@ -27,13 +27,12 @@ from mgsr.runtime.files import write_atomically
 from mgsr.runtime.processor import usable_cores
 from mgsr.runtime.progress import Advance, progress, say
 from mgsr.runtime.wording import duration, plural
-from mgsr.study import pool
-from mgsr.study.study import Study
+from mgsr.study import pool, view
+from mgsr.study.study import Study, load_study
 from mgsr.study.study_keys import refuse_unknown_arm
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
-from mgsr.study.view import block_of
-from mgsr.study.written_study import baseline_of, write_study
+from mgsr.study.written_study import write_study
 from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
 from mgsr.training.train import prepare, train
 
@@ -82,53 +81,71 @@ def run_study(
     seeds = list(seeds or study.seeds or (0,))
     root = Path(study.base_config(overrides).run_root)
     place = study.pool(root, record=record)
-    _check(study, seeds[0], overrides, arms)
+    data = _check(study, seeds[0], overrides, arms)
+    told = study
     if record and (undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]):
         what = plural(len(undeclared), "seed")
         say(f"{study.name}: {what} not declared in {study.path}: recorded, and in no verdict of its report")
     if not record:
         write_study(study, root / study.name, arms, overrides, seeds)
-    if len(arms) > 1 and baseline_of(study, arms) != study.baseline:
-        say(f"{study.name}: compared with `{arms[0]}`, as `{study.baseline}` is not among these arms")
-    # an arm that reads another's result comes after it; the baseline comes last, for every start that others have
-    first = [arm for arm in arms if not study.needs(arm) and arm != study.baseline]
-    later = [arm for arm in arms if study.needs(arm) and arm != study.baseline]
-    base = [study.baseline] if study.baseline in arms else []
-    runs: list[Run] = []
-    total, skipped, told = len(arms) * len(seeds), 0, 0
-    # what comes later may have begun with a student that the baseline has not
-    for group in (first, base, later, base if later else []):
-        found = [_run(study, arm, seed, overrides, place) for seed in seeds for arm in group]
-        starts = {run.seed: _starts(runs, run.seed) for run in found}
-        pending = [
-            run
-            for run in found
-            if not run.recorded or (run.arm in base and not _starts([run], run.seed) >= starts[run.seed])
-        ]
-        again = [run for run in runs if run.arm in group]
-        runs = [run for run in runs if run.arm not in group]
-        skipped += 0 if again else len(found) - len(pending)
-        if skipped > told and (pending or group is later):
+        told = load_study(root / study.name)
+    if len(arms) > 1 and told.baseline != study.baseline:
+        say(f"{study.name}: compared with `{told.baseline}`, as `{study.baseline}` is not among these arms")
+
+    def found(some: Sequence[str]) -> list[Run]:
+        return [_run(study, arm, seed, overrides, place) for seed in seeds for arm in some]
+
+    # seed by seed, so that one that is whole can be compared; what reads another's result comes after it
+    own = sorted((arm for arm in arms if not study.needs(arm)), key=lambda arm: arm != study.baseline)
+    later = [arm for arm in arms if study.needs(arm)]
+    total, done, skipped, said = len(arms) * len(seeds), 0, 0, 0
+    ran: set[tuple[str, int]] = set()
+    for group in (own, later):
+        runs = found(group)
+        pending = [run for run in runs if not run.recorded]
+        skipped += len(runs) - len(pending)
+        if skipped > said and (pending or group is later):
             say(f"{study.name}: {skipped} of {plural(total, 'run')} complete already")
-            told = skipped
-        run_all(study, pending, jobs, place, first=len(runs) + len(found) - len(pending), total=total)
-        runs += [_run(study, run.arm, run.seed, overrides, place) for run in found]
+            said = skipped
+        run_all(study, pending, jobs, place, first=done + len(runs) - len(pending), total=total)
+        done += len(runs)
+        ran |= {(run.arm, run.seed) for run in pending}
+    # what was recorded on another machine may have begun with a student that the baseline has not, or the others
+    for again in ({study.baseline}, {*arms} - {study.baseline}):
+        runs = found(arms)
+        apart = _apart(runs, study.baseline) - ran
+        pending = [run for run in runs if run.arm in again and (run.arm, run.seed) in apart]
+        run_all(study, pending, jobs, place, first=total - len(pending), total=total)
+    runs = found(arms)
     for run in runs:
         write_events(run.folder, run.config, run.recorded[0])
-    summary = summarise(study, arms, [(run.arm, run.seed, run.recorded) for run in runs])
+    if not told.seeds or {*seeds} & {*told.seeds}:
+        seen = view.look(told, [place], overrides, data=data)
+    else:  # figures of seeds that are in no verdict
+        all_of = [view.Run(r.arm, r.seed, view.block_of(result), result) for r in runs for result in r.recorded]
+        seen = view.View(told, tuple(all_of), {})
+    summary = summarise(seen)
     write_atomically(root / study.name / "metrics.json", json.dumps(summary, indent=2) + "\n")
     write_layout(root / study.name / "layout")
     return summary
 
 
-def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str]) -> None:
-    """Refuse, before the first run has run for an hour, an arm that cannot run or has other data."""
+def _apart(runs: Sequence[Run], baseline: str) -> set[tuple[str, int]]:
+    """Arms and seeds that began with no student of the baseline's, and the baseline with these seeds."""
+    starts = {(run.arm, run.seed): {view.block_of(result) for result in run.recorded} for run in runs}
+    apart = {(arm, seed) for (arm, seed), own in starts.items() if not own & starts.get((baseline, seed), own)}
+    return apart | {(baseline, seed) for _, seed in apart}
+
+
+def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str]) -> str:
+    """The fingerprint of all arms' data; refuses, before a run has run for an hour, an arm that cannot run."""
     data: dict[str, str] = {}
     for arm in arms:
         config = study.config(arm, seed, overrides, {name: name for name in study.arms})
         data[arm] = pool.data_of(config)
         if data[arm] != data[arms[0]]:
             raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
+    return data[arms[0]]
 
 
 def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Path) -> Run:
@@ -141,10 +158,6 @@ def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Pat
     data = pool.data_of(config)
     same = (result for result in pool.find([place], pool.key_of(config)) if result["data"] == data)
     return Run(arm, seed, config, tuple(same))
-
-
-def _starts(runs: Sequence[Run], seed: int) -> set[str]:
-    return {block_of(result) for run in runs if run.seed == seed for result in run.recorded}
 
 
 def _refuse_other_numerics(run: Run) -> None:

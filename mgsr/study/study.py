@@ -19,30 +19,9 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.config.shipped import as_typed, is_packed, located, shipped
 from mgsr.config.yaml_reader import YAML, line_of, nodes_of, pairs_of, read_yaml, text_of, words_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
-from mgsr.study.study_keys import (
-    read_arguments,
-    read_asked,
-    read_contrasts,
-    read_margin,
-    read_seeds,
-    read_settings,
-    read_typed,
-)
+from mgsr.study.study_keys import SHAPES, read_contrasts, refuse_wrong_shapes
 
-STUDY_KEYS = (
-    "study",
-    "base",
-    "arms",
-    "baseline",
-    "question",
-    "asked",
-    "seeds",
-    "margin",
-    "contrasts",
-    "settings",
-    "arguments",
-    "typed",
-)
+STUDY_KEYS = ("base", "arms", "baseline", "contrasts", *SHAPES)
 FIXED = ("experiment", "arm", "seed")
 _MODELS_AND_DATA = ("data", "teacher", "student")
 RESERVED = ("study", "seeds", "teacher", "sft_start", "floors", "comparisons", "layout")
@@ -190,9 +169,8 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     baseline = str(tree.get("baseline") or next(iter(flat)))
     if baseline not in flat:
         raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
-    for name in ("study", "question"):
-        if not isinstance(tree.get(name, ""), str | None):
-            raise ConfigError(f"{path}: `{name}` takes words, not a {type(tree[name]).__name__}")
+    refuse_wrong_shapes(path, tree, flat)
+    settings = {str(label): str(word).split("/") for label, word in (tree.get("settings") or {}).items()}
     study = Study(
         str(tree.get("study") or path.stem),
         # that of the file need not be there where another one is named
@@ -201,14 +179,14 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
         baseline,
         read_contrasts(path, tree.get("contrasts") or {}, flat),
         str(tree.get("question") or ""),
-        read_asked(path, tree.get("asked") or [], flat),
-        read_seeds(path, tree.get("seeds") or []),
-        read_margin(path, tree.get("margin", "0.5")),
-        read_settings(path, tree.get("settings") or {}),
+        tuple(map(str, tree.get("asked") or ())),
+        tuple(map(int, tree.get("seeds") or ())),
+        float(0.5 if tree.get("margin") is None else tree["margin"]),
+        {label: (name, arm) for label, (name, arm) in settings.items()},
         path,
-        read_arguments(path, tree.get("arguments") or []),
+        tuple(tree.get("arguments") or ()),
         {arm: {name: said.place for name, said in layer.items()} for arm, layer in layers.items()},
-        read_typed(path, tree.get("typed") or {}),
+        dict(tree.get("typed") or {}),
     )
     return study if base is None else _on(study, base)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,58 +11,65 @@ from mgsr.runtime.errors import ConfigError, did_you_mean
 TYPED = ("study", "base", "folder", "config")
 
 
-def read_asked(path: str | Path, value: Any, arms: Mapping[str, Any]) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ConfigError(f"{path}: `asked` takes a list of arms, as in [removed]")
-    for arm in map(str, value):
+def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(holds, value))
+
+
+def _is_margin(value: Any) -> bool:
+    try:
+        return 0 < float(value) <= 100
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, str) and value.count("/") == 1
+
+
+SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "study": (lambda value: isinstance(value, str), "takes words"),
+    "question": (lambda value: isinstance(value, str), "takes words"),
+    "asked": (lambda value: isinstance(value, list), "takes a list of arms, as in [removed]"),
+    "seeds": (
+        lambda value: _is_list(value, lambda seed: str(seed).isdecimal()),
+        "takes a list of training seeds, as in [0, 1, 2]",
+    ),
+    "margin": (_is_margin, "takes a difference in ROUGE-L, such as 0.5"),
+    "settings": (
+        lambda value: isinstance(value, Mapping) and all(map(_is_pair, value.values())),
+        "maps words to study/arm, as in {real text: real_text/no_scrg}",
+    ),
+    "arguments": (
+        lambda value: _is_list(value, lambda said: isinstance(said, str) and "=" in said),
+        "takes a list of key=value, as in [data.train=TRAIN.jsonl]",
+    ),
+    "typed": (
+        lambda value: (
+            isinstance(value, dict)
+            and set(value) <= set(TYPED)
+            and all(isinstance(v, str) for v in value.values())
+        ),
+        f"takes {', '.join(TYPED)}, as `mgsr ablate` writes them",
+    ),
+}
+"""What a key has to hold, and the words for it."""
+
+
+def refuse_wrong_shapes(path: str | Path, tree: Mapping[str, Any], arms: Mapping[str, Any]) -> None:
+    """See that the keys of a study hold what they take.
+
+    Raises:
+        ConfigError: one does not, names an arm that is not there, or a seed twice.
+    """
+    for name, (holds, words) in SHAPES.items():
+        if tree.get(name) is not None and not holds(tree[name]):
+            raise ConfigError(f"{path}: `{name}` {words}")
+    for arm in map(str, tree.get("asked") or ()):
         if arm not in arms:
             raise ConfigError(f"{path}: `asked` names {arm}, which is no arm{did_you_mean(arm, arms)}")
-    return tuple(map(str, value))
-
-
-def read_seeds(path: str | Path, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(str(seed).isdecimal() for seed in value):
-        raise ConfigError(f"{path}: `seeds` takes a list of training seeds, as in [0, 1, 2]")
-    found = tuple(int(seed) for seed in value)
-    if len(set(found)) < len(found):
+    seeds = [int(seed) for seed in tree.get("seeds") or ()]
+    if len(set(seeds)) < len(seeds):
         raise ConfigError(f"{path}: `seeds` names a seed twice; leave one out")
-    return found
-
-
-def read_margin(path: str | Path, value: Any) -> float:
-    try:
-        margin = float(value)
-    except (TypeError, ValueError):
-        margin = -1.0
-    if not 0 < margin <= 100:
-        raise ConfigError(f"{path}: `margin` takes a difference in ROUGE-L, such as 0.5")
-    return margin
-
-
-def read_settings(path: str | Path, value: Any) -> dict[str, tuple[str, str]]:
-    named = isinstance(value, Mapping) and all(
-        isinstance(word, str) and word.count("/") == 1 for word in value.values()
-    )
-    if not named:
-        raise ConfigError(f"{path}: `settings` maps words to study/arm, as in {{real text: real_text/no_scrg}}")
-    pairs = {str(name): word.split("/") for name, word in value.items()}
-    return {name: (study, arm) for name, (study, arm) in pairs.items()}
-
-
-def read_arguments(path: str | Path, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(said, str) and "=" in said for said in value):
-        raise ConfigError(f"{path}: `arguments` takes a list of key=value, as in [data.train=TRAIN.jsonl]")
-    return tuple(value)
-
-
-def read_typed(path: str | Path, value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not set(value) <= set(TYPED) or not all(map(_is_word, value.values())):
-        raise ConfigError(f"{path}: `typed` takes {', '.join(TYPED)}, as `mgsr ablate` writes them")
-    return value
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def refuse_unknown_arm(path: str | Path, asked: Sequence[str], arms: Mapping[str, Any]) -> None:

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
-from mgsr.study import view
-from mgsr.study.study import Study
-from mgsr.study.view import Run, View
-from mgsr.study.written_study import baseline_of
+from mgsr.study.view import View, rouge_l
 
 
-def summarise(
-    study: Study, arms: Sequence[str], found: Sequence[tuple[str, int, Sequence[Mapping[str, Any]]]]
-) -> dict[str, Any]:
+def summarise(view: View) -> dict[str, Any]:
     """Mean figures of every arm on the test set, of what they start from, the floors, and the comparisons.
 
-    Args:
-        found: arm, seed, and the runs recorded of it.
+    Runs and verdicts are those of the study's report.
     """
-    runs = [Run(arm, seed, view.block_of(result), result) for arm, seed, results in found for result in results]
-    looked = View(study, tuple(run for arm in arms for run in runs if run.arm == arm), {})
-    first = looked.runs[0].result["metrics"]
-    summary: dict[str, Any] = {"study": study.name, "seeds": looked.seeds}
+    summary: dict[str, Any] = {"study": view.study.name, "seeds": view.seeds}
     for name in ("teacher", "sft_start"):
-        tests = [run.result["metrics"][name]["test"] for run in looked.runs if run.result["metrics"].get(name)]
+        tests = [run.result["metrics"][name]["test"] for run in view.runs if run.result["metrics"].get(name)]
         if tests:
             summary[name] = _mean(tests)
-    summary["floors"] = (first.get("floors") or {}).get("test", {})
-    for arm in looked.arms:
-        summary[arm] = _mean([run.result["metrics"]["result"]["test"] for run in looked.of(arm)])
-    base = baseline_of(study, looked.arms)
-    if len(looked.arms) > 1:
-        asked = tuple(arm for arm in study.asked if arm in looked.arms and arm != base)
-        of_base = replace(looked, study=replace(study, baseline=base, asked=asked))
-        compared = of_base.compared(view.rouge_l(), study.margin)
-        summary["comparisons"] = {f"{arm} - {base}": _plain(asdict(one)) for arm, one in compared.items()}
+    summary["floors"] = (view.runs[0].result["metrics"].get("floors") or {}).get("test", {})
+    for arm in view.arms:
+        summary[arm] = _mean([run.result["metrics"]["result"]["test"] for run in view.of(arm)])
+    if len(view.arms) > 1:
+        compared = view.compared(rouge_l(), view.study.margin)
+        summary["comparisons"] = {
+            f"{arm} - {view.study.baseline}": _plain(asdict(one)) for arm, one in compared.items()
+        }
     return summary
 
 

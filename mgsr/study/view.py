@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,17 @@ class View:
 
     def compared(self, read: Reader, margin: float) -> dict[str, Comparison]:
         """Every arm against the baseline; empty where the baseline has no such figure."""
-        frame = self.judged(read)
-        if self.study.baseline not in set(frame["arm"]):
-            return {}
-        return compare(frame, self.study.baseline, margin, [[arm] for arm in self.study.asked])
+        if (read, margin) not in self._compared:
+            frame = self.judged(read)
+            there = self.study.baseline in set(frame["arm"])
+            asked = [[arm] for arm in self.study.asked]
+            self._compared[read, margin] = compare(frame, self.study.baseline, margin, asked) if there else {}
+        return self._compared[read, margin]
+
+    @cached_property
+    def _compared(self) -> dict[tuple[Reader, float], dict[str, Comparison]]:
+        # a report asks for one several times
+        return {}
 
     def mean(self, arm: str, read: Reader) -> float | None:
         """Over the runs that have the figure."""
@@ -89,7 +96,12 @@ class View:
 
     @cached_property
     def absent(self) -> dict[str, list[int]]:
-        """Declared seeds that an arm lacks, of arms that lack some."""
+        """Declared seeds that an arm lacks, of arms that lack some.
+
+        A study that lies among its runs is judged as it stands: it declares what was typed, arm by arm.
+        """
+        if "folder" in self.study.typed:
+            return {}
         ran = {arm: {run.seed for run in self.of(arm)} for arm in self.study.arms}
         found = {arm: [seed for seed in self.study.seeds if seed not in seeds] for arm, seeds in ran.items()}
         return {arm: seeds for arm, seeds in found.items() if seeds}
@@ -102,11 +114,12 @@ class View:
         ]
 
 
-def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> View:
+def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = (), *, data: str | None = None) -> View:
     """Find a study's runs.
 
     Args:
         overrides: words of a command line, which the runs had too; empty: those that the study says it needs.
+        data: fingerprint of the rows that count (None: those of most runs).
 
     Raises:
         UserError: there is none.
@@ -115,20 +128,28 @@ def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = ()) -> 
     found: list[Run] = []
     undeclared: dict[str, list[int]] = {}
     for arm in study.arms:
-        known = key_in(study, arm, 0, overrides).config
-        extra = [seed for seed in pool.seeds_in(pools, known) if study.seeds and seed not in study.seeds]
+        known = _seeds_in(study, arm, pools, overrides)
+        extra = [seed for seed in known if study.seeds and seed not in study.seeds]
         if extra:
             undeclared[arm] = extra
-        seeds = study.seeds or pool.seeds_in(pools, known)
-        for seed in seeds:
+        for seed in study.seeds or known:
             for result in pool.find(pools, key_in(study, arm, seed, overrides)):
                 found.append(Run(arm, seed, block_of(result), result))
     if not found:
         typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
         raise UserError(f"{study.path}: {NOTHING}; run it first: mgsr ablate {typed}")
-    data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
+    if data is None:
+        data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
     same = [run for run in found if run.result["data"] == data]
     return View(study, tuple(same), undeclared, len(found) - len(same))
+
+
+def _seeds_in(study: Study, arm: str, pools: Sequence[Path], overrides: Sequence[str]) -> list[int]:
+    """Seeds that an arm has been recorded with; where its values hold the seed, each has a key of its own."""
+    if not any("{seed}" in str(value) for value in study.arms[arm].values()):
+        return pool.seeds_in(pools, key_in(study, arm, 0, overrides).config)
+    keys = {seed: key_in(study, arm, seed, overrides) for seed in pool.seeds_in(pools, "*")}
+    return [seed for seed, key in keys.items() if seed in pool.seeds_in(pools, key.config)]
 
 
 def key_in(study: Study, arm: str, seed: int, overrides: Sequence[str] = ()) -> pool.Key:
@@ -145,11 +166,13 @@ def block_of(result: Result) -> str:
 # ---- figures of a run
 
 
+@cache
 def rouge_l(test_set: str = "test", *, sampled: bool = False) -> Reader:
     """ROUGE-L of greedy answers, or of sampled ones."""
     return _of_set(test_set, "rouge_l", sampled)
 
 
+@cache
 def right(test_set: str = "test", *, sampled: bool = False) -> Reader:
     """Share of right answers; exact match where rows cannot be checked."""
     accuracy, exact = _of_set(test_set, "accuracy", sampled), _of_set(test_set, "exact_match", sampled)

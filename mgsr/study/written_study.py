@@ -32,14 +32,16 @@ def write_study(
 
     Args:
         folder: of the study's runs.
-        arms, seeds: that are run now; those of an earlier command stay.
+        arms, seeds: that are run now; those of an earlier command stay, if they had the same base.
         overrides: of the command line.
     """
-    earlier = read_yaml(folder / FILE) if (folder / FILE).exists() else None
-    known = {} if earlier is None else words_of(earlier, str(folder / FILE))
+    base = merged(study.base_layer(), *read_words(overrides))
+    base_text = _text({name: said.value for name, said in base.items() if name not in FIXED})
+    known: dict[str, Any] = {}
+    if (folder / FILE).exists() and (folder / BASE).exists() and (folder / BASE).read_text() == base_text:
+        known = words_of(read_yaml(folder / FILE), str(folder / FILE))
     kept = [arm for arm in study.arms if arm in arms or arm in (known.get("arms") or {})]
     declared = sorted({*seeds, *map(int, known.get("seeds") or ())})
-    base = merged(study.base_layer(), *read_words(overrides))
     typed = {"study": as_typed(study.path, "study"), "base": as_typed(study.base, "config"), **study.typed}
     tree = {
         "study": study.name,
@@ -59,8 +61,8 @@ def write_study(
         "arguments": [*(study.arguments if study.typed.get("folder") else ()), *overrides],
         "typed": {**typed, "folder": Path(folder).as_posix()},
     }
-    _write(folder / BASE, {name: said.value for name, said in base.items() if name not in FIXED})
-    _write(folder / FILE, {name: value for name, value in tree.items() if value})
+    write_atomically(folder / BASE, base_text)
+    write_atomically(folder / FILE, _text({name: value for name, value in tree.items() if value}))
 
 
 def baseline_of(study: Study, arms: Sequence[str]) -> str:
@@ -68,6 +70,6 @@ def baseline_of(study: Study, arms: Sequence[str]) -> str:
     return study.baseline if study.baseline in arms else arms[0]
 
 
-def _write(path: Path, tree: dict[str, Any]) -> None:
+def _text(tree: dict[str, Any]) -> str:
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
-    write_atomically(path, f"# written by mgsr ablate, and again when more arms are run\n{text}")
+    return f"# written by mgsr ablate, and again when more arms are run\n{text}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,8 +107,8 @@ def test_a_study_is_recorded_skipped_and_shared(
 ) -> None:
     study, ran = make(tmp_path, quick_file), counted(monkeypatch)
     summary = run_study(study, [0, 1], [root_in(tmp_path, shared_root)], record=True)
-    # the baseline behind the others, and behind it what reads its result
-    assert ran == ["removed/0", "removed/1", "full/0", "full/1", "mean/0", "mean/1"]
+    # seed by seed, the baseline first; behind them what reads its result
+    assert ran == ["full/0", "removed/0", "full/1", "removed/1", "mean/0", "mean/1"]
     place = tmp_path / "studies/results"
     assert study.pool() == place and len(list(place.iterdir())) == 6
     result = recorded(study, "full", 0, place)
@@ -153,6 +154,58 @@ def test_a_study_is_recorded_skipped_and_shared(
     assert all(f"| {arm} | " in page for arm in study.arms)
 
 
+def test_runs_of_two_machines_end_in_one_comparison(
+    quick_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm recorded elsewhere began with a student that no run here begins with: it is run again, once.
+    So is the baseline, where that was the one recorded."""
+    for first, again in (("removed", "removed"), ("full", "full")):
+        folder = tmp_path / first
+        folder.mkdir()
+        study = make(folder, quick_file, "two", "\n  full: {}\n  removed: {scrg.enabled: false}\n")
+        words = [root_in(folder, shared_root)]
+        run_study(study, [0], words, arms=[first], record=True)
+        (path,) = study.pool().iterdir()
+        result = json.loads(path.read_text())
+        result["start"]["student"] = "made elsewhere"
+        path.unlink()
+        pool.record(study.pool(), result)
+        shutil.rmtree(folder / "runs/two")
+        with monkeypatch.context() as patch:
+            ran = counted(patch)
+            summary = run_study(study, [0], words, record=True)
+            other = {"full": "removed", "removed": "full"}[first]
+            assert ran == [f"{other}/0", f"{again}/0"] and "removed - full" in summary["comparisons"]
+            ran.clear()
+            assert run_study(study, [0], words, record=True) == summary and ran == []
+
+
+def test_the_terminal_says_what_the_report_says(
+    quick_file: Path, shared_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Declared seeds alone are judged where runs are recorded; among its runs a study is judged as it stands."""
+    path = make(tmp_path, quick_file, "said", "\n  full: {}\n  removed: {scrg.enabled: false}\n").path
+    path.write_text(path.read_text() + "seeds: [0]\n")
+    study, word = load_study(path), root_in(tmp_path, shared_root)
+    summary = run_study(study, [0, 1], [word], record=True)
+    assert summary["seeds"] == [0] and summary["comparisons"]["removed - full"]["blocks"] == 1
+    assert "not declared" in capsys.readouterr().out
+    assert run_study(study, [1], [word], record=True)["comparisons"] == {}
+    path.write_text(path.read_text().replace("[0]", "[0, 1, 2]"))
+    for runs in study.pool().iterdir():
+        pool.record(study.pool(tmp_path / "runs", record=False), pool.read(runs))
+    assert run_study(load_study(path), [0, 1], [word], record=True)["comparisons"] == {}
+    both = run_study(load_study(path), [0, 1], [word])
+    assert both["comparisons"]["removed - full"]["blocks"] == 2
+    # arms that were typed later, with another seed, take no verdict from those before
+    capsys.readouterr()
+    one = run_study(load_study(path), [1], [word], arms=["full"])
+    assert one == both
+    assert main(["report", str(tmp_path / "runs/said")]) == 0
+    page = (tmp_path / "runs/said/README.md").read_text()
+    assert f"{both['comparisons']['removed - full']['effect']:+.2f}" in page
+
+
 def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -> None:
     """Killed in the middle of a training, by the command line; the arm behind it reads the killed one's bounds."""
     base = tmp_path / "torture.yaml"
@@ -173,12 +226,11 @@ def test_a_half_finished_study_ends_as_one_that_was_left_alone(tmp_path: Path) -
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     assert ablate(whole) == 0, (tmp_path / "whole.log").read_text()[-2000:]
     assert json.loads((whole / "visits.json").read_text())["step.end"] == batches
-    assert ablate(halved, "step.end=kill@25") == -signal.SIGKILL
-    (path,) = (halved / "results").glob("*.json")
-    assert pool.read(path)["first"] == {"study": "half", "arm": "early"}
+    assert ablate(halved, "step.end=kill@13") == -signal.SIGKILL
+    assert not list((halved / "results").glob("*.json"))
     assert ablate(halved) == 0, (tmp_path / "halved.log").read_text()[-2000:]
     # of the killed arm's six steps the four up to its resume point are not done again
-    assert json.loads((halved / "visits.json").read_text())["step.end"] == 12 - 8 + 12
+    assert json.loads((halved / "visits.json").read_text())["step.end"] == 12 - 8 + 24
     names = [sorted(path.name for path in (root / "results").iterdir()) for root in (whole, halved)]
     assert names[0] == names[1] and len(names[0]) == 3
     for name in names[0]:

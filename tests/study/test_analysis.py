@@ -14,7 +14,7 @@ from mgsr.study.analysis import Comparison, compare, contrast, critical_value, s
 
 def frame(scores: dict[str, dict[int, float]]) -> pd.DataFrame:
     rows = [(arm, block, score) for arm, by_block in scores.items() for block, score in by_block.items()]
-    return pd.DataFrame(rows, columns=["arm", "block", "score"])
+    return pd.DataFrame(rows, columns=["arm", "block", "score"]).assign(seed=lambda found: found["block"])
 
 
 def drawn(

@@ -10,6 +10,7 @@ from mgsr.data.rows import Message, Row
 from mgsr.data.splits import rows_fingerprint
 from mgsr.runtime.errors import DataError, UserError
 from mgsr.study import pool
+from mgsr.study.report.words import sentence
 from mgsr.study.view import look, right, rouge_l
 from tests.study.pooled import STUDY, fill, result_of, study_in
 
@@ -103,7 +104,17 @@ def test_a_block_is_a_seed_with_its_start(tmp_path: Path) -> None:
     found = view.compared(rouge_l(), 0.5)["removed"]
     assert found.blocks == 5 and found.effect == pytest.approx(-1.0, abs=0.05)
     pool.record(study.pool(), result_of(study.config("full", 4), 11.0, start="made elsewhere"))
-    assert look(study, [study.pool()]).compared(rouge_l(), 0.5)["removed"].blocks == 6
+    found = look(study, [study.pool()]).compared(rouge_l(), 0.5)["removed"]
+    assert (found.blocks, found.seeds) == (6, 5)
+    assert "5 training seeds with 6 starts" in sentence("`removed`", found, "full")
+
+
+def test_an_arm_that_holds_its_seed_is_found_without_declared_seeds(tmp_path: Path) -> None:
+    text = STUDY.replace("seeds: [0, 1, 2, 3, 4]\n", "").replace("scrg.passes: 3", 'data.synthetic.seed: "{seed}"')
+    study = study_in(tmp_path, text)
+    fill(study, {"full": 0.0, "other": 1.0}, seeds=[2, 5])
+    view = look(study, [study.pool()])
+    assert [(run.arm, run.seed) for run in view.runs] == [("full", 2), ("full", 5), ("other", 2), ("other", 5)]
 
 
 def test_arms_without_all_declared_seeds_are_not_judged(tmp_path: Path) -> None:

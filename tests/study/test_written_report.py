@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from mgsr.cli.main import main
 from mgsr.runtime.errors import UserError
+from mgsr.study.analysis import Comparison
+from mgsr.study.report.plots import Row, forest
 from mgsr.study.report.write import MARK, index, report
 from tests.study.pooled import STUDY, fill, study_in
 
@@ -22,7 +25,8 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     page, html = written(tmp_path, {"full": 0.0, "removed": -2.0, "other": 0.05})
     first = next(line for line in page.splitlines() if line.startswith("**"))
     assert re.match(
-        r"\*\*`removed`: -[12]\.\d\d ROUGE-L against full, 95 % interval .*, 5 training seeds\. Worse\.\*\*", first
+        r"\*\*`removed` is [12]\.\d\d ROUGE-L below `full` \(95 % interval -.*, 5 training seeds\)\. Worse\.\*\*",
+        first,
     )
     assert "Does the part help?" in page and "![" in page
     # the other arms in a sentence of their own
@@ -63,7 +67,7 @@ def test_verdicts_in_words(tmp_path: Path, effect: float, spread: float, said: s
 
 def test_one_seed_has_no_verdict(tmp_path: Path) -> None:
     page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, STUDY.replace("[0, 1, 2, 3, 4]", "[0]"), seeds=[0])
-    assert "1 training seed: no spread can be told yet, and so no verdict." in page
+    assert "(1 training seed). No spread can be told yet, and so no verdict." in page
 
 
 def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
@@ -72,19 +76,46 @@ def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
     assert re.search(r"\*\*Better than `full`: `other` \(\+2\.\d\d, .*\)\. Worse than `full`: `removed` \(-", page)
 
 
-def test_where_sampled_answers_say_the_opposite_it_is_told(tmp_path: Path) -> None:
-    study = study_in(tmp_path, STUDY.replace("asked: [removed]\n", ""))
-    fill(study, {"full": 0.0, "removed": -2.0, "other": 2.0}, sampled={"full": 0.0, "removed": 3.0, "other": 2.0})
+def test_where_sampled_answers_say_otherwise_it_is_told(tmp_path: Path) -> None:
+    """The other way around, or what greedy answers leave open."""
+    text = STUDY.replace("asked: [removed]\n", "") + "  same: {train.lr: 0.5}\n"
+    study = study_in(tmp_path, text)
+    effects = {"full": 0.0, "removed": -2.0, "other": 2.0, "same": 0.0}
+    fill(study, effects, sampled={"full": 0.0, "removed": 3.0, "other": 2.0, "same": -3.0})
     report(study)
     page = (study.home / "README.md").read_text()
-    assert "**Sampled at temperature 1, the whole interval lies above `full`: `removed`.**" in page
-    assert "lies below" not in page
+    said = "`removed` above `full`; `same` below `full`, by the whole interval."
+    assert f"**Sampled at temperature 1 it is otherwise: {said}**" in page
+
+
+def test_why_has_pull_answers_and_corrections(tmp_path: Path) -> None:
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -2.0})
+    for path in study.pool().iterdir():
+        result = json.loads(path.read_text())
+        if result["first"]["arm"] == "full":
+            # where nothing was looked for, none are found: no rate
+            result["metrics"]["scrg"] = {"disagreement_rate": 0.25, "mean_kl_at_error": 1.0}
+            result["metrics"]["corrections"] = {"rouge_l_gain": -0.5, "rouge_l_raised": 0.25}
+        else:
+            result["metrics"]["scrg"] = {"disagreement_rate": 0.0}
+        path.write_text(json.dumps(result))
+    page = report(study).read_text()
+    assert "Share of the gradient of `full`, %, mean and range of its runs: cross-entropy 62 (62 to 62)," in page
+    assert (
+        "Answers of `full` and `removed`: perplexity under the teacher 3.00 and 3.00; ExAccErr, % 20.0 and 20.0; "
+        "distinct-2 0.500 and 0.500." in page
+    )
+    assert "A correction of `full` changes its text's ROUGE-L by -0.50; 25% raise it." in page
+    html = (study.home / "report.html").read_text()
+    assert "<td>0.250</td>" in html and "<td>0.000</td>" not in html
 
 
 def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
-    page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0}, seeds=range(6))
+    page, html = written(tmp_path, {"full": 0.0, "removed": -2.0}, seeds=range(6))
     assert "Without a verdict, as declared seeds are not recorded yet: other." in page
-    assert "seeds that this study does not declare, and in no figure: full (5) and removed (5)." in page
+    assert "Seeds that this study does not declare are recorded too, and in no figure." in page
+    assert re.search(r"<td>full</td><td></td><td>0, 1, 2, 3, 4</td><td>5</td>", html.replace("\n", ""))
     assert "Processors: Some processor (family 6, model 1)." in page
 
 
@@ -116,7 +147,7 @@ def test_factors_are_told_by_contrasts(tmp_path: Path) -> None:
         + "contrasts:\n  the part: {with: [full, other], without: [removed]}\n"
     )
     page, _ = written(tmp_path, {"full": 1.0, "other": 1.0, "removed": 0.0}, text)
-    assert re.search(r"\*\*the part: \+[01]\.\d\d ROUGE-L, with against without, 95 % interval", page)
+    assert re.search(r"\*\*the part: \+[01]\.\d\d ROUGE-L, with against without \(95 % interval", page)
 
 
 def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
@@ -130,6 +161,10 @@ def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
     report(study)
     svg = (study.home / "forest.svg").read_text()
     assert "on other text" in svg and "elsewhere" not in svg
+    said = (
+        r"\*\*On other text: `removed` is [01]\.\d\d ROUGE-L below `full` \(95 % interval -.*, 5 training seeds\)"
+    )
+    assert re.search(said, (study.home / "README.md").read_text())
     assert "Not complete yet in other settings: elsewhere." in (study.home / "README.md").read_text()
     # nor is a setting shown of which a declared seed is missing
     more = other.path.read_text().replace("4]", "4, 5]")
@@ -152,5 +187,25 @@ def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["report", str(tmp_path)]) == 0
     assert "as declared seeds are missing: empty" in capsys.readouterr().out
     page = (tmp_path / "README.md").read_text()
-    assert MARK in page and "[made_up](made_up/README.md)" in page and "ROUGE-L against full" in page
+    assert MARK in page and "[made_up](made_up/README.md)" in page and "ROUGE-L below `full`" in page
+    assert "Not complete yet: empty." in page
     assert index(tmp_path, [study]) == []
+    # without its baseline whole a study answers nothing
+    for path in study.pool().glob("*-4-*.json"):
+        if json.loads(path.read_text())["first"]["arm"] == "full":
+            path.unlink()
+    assert index(tmp_path, [study]) == ["made_up"]
+
+
+def test_an_arm_that_swings_leaves_the_others_room() -> None:
+    def one(low: float, high: float, alone: bool = False) -> Comparison:
+        return Comparison("arm", (low + high) / 2, low, high, 5, 5, "open", False, 1.0, 0.5, alone)
+
+    steady, swinging = Row("steady", [(one(-0.5, 0.7), [0.1])]), Row("swings", [(one(-9.0, 9.0, True), [1.0])])
+    narrow = forest([steady, swinging], ["greedy"], 0.5)
+    assert narrow is not None
+    ticks = [float(tick.replace("\u2212", "-")) for tick in re.findall(r">([-\u2212]?\d+\.\d+)</text>", narrow)]
+    assert min(ticks) > -1.2 and max(ticks) < 1.4
+    # without others the swing is what is shown
+    wide = forest([swinging], ["greedy"], 0.5)
+    assert wide is not None and re.search(r">[-\u2212]?(7\.5|8|5)(\.0)?</text>", wide)

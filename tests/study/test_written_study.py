@@ -101,11 +101,16 @@ def test_another_base_has_an_own_study_without_the_question(
     Path("my.yaml").write_text(BASE + "train: {lr: 0.5}\n")
     config = kept.config("other", 0)
     assert (config.train.lr, config.train.epochs, config.scrg.passes) == (0.25, 7, 3)
-    # arms and seeds of an earlier command stay; without its arms there is no contrast
+    # arms and seeds of an earlier command with this base stay; without its arms there is no contrast
     assert list(kept.arms) == ["removed", "other"] and kept.baseline == "removed" and kept.contrasts == {}
     assert kept.seeds == (0, 3)
     for arm in kept.arms:
         record(kept, arm, 50.0)
+    # and those of another base do not
+    write_study(load_study(made.path, "my.yaml"), Path("runs/later"), ["other"], ["train.epochs=7"], [3])
+    write_study(load_study(made.path, "my.yaml"), Path("runs/later"), ["removed"], ["train.epochs=8"], [0])
+    later = load_study(Path("runs/later"))
+    assert list(later.arms) == ["removed"] and later.seeds == (0,)
     text = report(kept).read_text()
     assert text.split("```")[1].split("\n")[1:3] == [
         "mgsr ablate made_up/study.yaml --config my.yaml --arms removed other --seeds 0 train.epochs=7",

@@ -13,7 +13,18 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.wording import plural
 from mgsr.study.analysis import Comparison, contrast, seeds_needed
 from mgsr.study.report import plots
-from mgsr.study.report.tables import WHY, Table, all_tables, floors_of, main_table
+from mgsr.study.report.tables import (
+    GAIN,
+    RAISED,
+    TERMS,
+    WHY,
+    Table,
+    all_tables,
+    begun,
+    floors_of,
+    main_table,
+    share,
+)
 from mgsr.study.report.words import interval, listed, sentence, shown, signed
 from mgsr.study.study import Study, load_study
 from mgsr.study.view import NOTHING, View, look, rouge_l
@@ -54,6 +65,12 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         for arm in subjects
         for name, found in compared.items()
     ]
+    answers += [
+        sentence(f"{label[0].upper()}{label[1:]}{_on(name)}: `{arm}`", found, other.study.baseline)
+        for label, other, arm in elsewhere
+        for name in other.test_sets
+        if (found := other.compared(rouge_l(name), other.study.margin).get(arm))
+    ]
     answers += _factors(view)
     others = {arm: one for arm, one in compared["test"].items() if arm not in subjects}
     if not answers or (others and not study.contrasts):
@@ -82,9 +99,9 @@ def _below_floors(view: View) -> list[str]:
     """Who scores less, greedily, than what needs no model."""
     said = []
     for name in view.test_sets:
-        floors, begun = floors_of(view, name)
-        models = {**begun, **{f"`{arm}`": view.mean(arm, rouge_l(name)) for arm in view.arms}}
-        for floor, score in floors.items():
+        models = {word: value.get("rouge_l") for word, value in begun(view, name).items()}
+        models |= {f"`{arm}`": view.mean(arm, rouge_l(name)) for arm in view.arms}
+        for floor, score in floors_of(view, name).items():
             below = [
                 model for model, own in models.items() if own is not None and score is not None and own < score
             ]
@@ -130,20 +147,19 @@ def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
 
 
 def _turned(view: View, test_set: str, compared: Mapping[str, Comparison]) -> str:
-    """Arms whose sampled answers lie on the other side of the baseline than their greedy ones."""
+    """Arms that sampled answers tell from the baseline otherwise than greedy ones do."""
     sampled = view.compared(rouge_l(test_set, sampled=True), view.study.margin)
-    sides = {("worse", "better"): "above", ("better", "worse"): "below"}
     said = []
-    for verdicts, side in sides.items():
+    for verdict, side in (("better", "above"), ("worse", "below")):
         arms = [
             f"`{arm}`"
             for arm, one in compared.items()
-            if arm in sampled and (one.verdict, sampled[arm].verdict) == verdicts
+            if arm in sampled and sampled[arm].verdict == verdict != one.verdict
         ]
         if arms:
-            where = f"Sampled at temperature {_temperature(view):g}{_on(test_set)}"
-            said.append(f"{where}, the whole interval lies {side} `{view.study.baseline}`: {listed(arms)}.")
-    return " ".join(said)
+            said.append(f"{listed(arms)} {side} `{view.study.baseline}`")
+    where = f"Sampled at temperature {_temperature(view):g}{_on(test_set)} it is otherwise"
+    return f"{where}: {'; '.join(said)}, by the whole interval." if said else ""
 
 
 def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
@@ -165,7 +181,7 @@ def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
 def _plots(
     view: View, compared: Mapping[str, Mapping[str, Comparison]], elsewhere: Sequence[tuple[str, View, str]]
 ) -> dict[str, tuple[str, str]]:
-    study, found = view.study, {}
+    study = view.study
     judged = [arm for arm in view.arms if arm not in view.absent and arm != study.baseline]
     first = [arm for arm in judged if arm in study.asked]
     order = [*first, *(arm for arm in judged if arm not in first)]
@@ -181,10 +197,7 @@ def _plots(
     for label, name in plots.CURVES.items():
         file = name.replace("/", "-") + ".svg"
         drawn[file] = (f"{label} while training, mean over seeds", plots.curve(view, name, label))
-    for name, (words, svg) in drawn.items():
-        if svg is not None:
-            found[name] = (words, svg)
-    return found
+    return {name: (words, svg) for name, (words, svg) in drawn.items() if svg is not None}
 
 
 def _temperature(view: View) -> float:
@@ -198,15 +211,39 @@ def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
     return plots.Row(label, each)
 
 
+ANSWERS = {
+    "perplexity under the teacher": "perplexity of answers under the teacher",
+    "ExAccErr, %": "ExAccErr at the end, %",
+    "distinct-2": "distinct-2 of greedy answers",
+}
+
+
 def _why(view: View, subjects: Sequence[str]) -> list[str]:
-    """Three figures of the baseline beside those of the arms that answer the question."""
-    lines = []
-    for name, (read, digits) in WHY.items():
-        arms = [view.study.baseline, *subjects]
-        values = {arm: value for arm in arms if (value := view.mean(arm, read)) is not None}
-        if view.study.baseline in values and (len(values) > 1 or name.startswith(("ROUGE-L that", "share of"))):
-            lines.append(f"{name}: " + ", ".join(f"{arm} {shown(value, digits)}" for arm, value in values.items()))
-    return lines[:3]
+    """How the baseline's terms pull, how answers differ, and what corrections gain."""
+    base, lines = view.study.baseline, []
+    shares = {}
+    for term, word in TERMS.items():
+        found = [value for run in view.of(base) if (value := share(term)(run.result)) is not None]
+        if found:
+            shares[word] = f"{shown(sum(found) / len(found), 0)} ({min(found):.0f} to {max(found):.0f})"
+    if shares:
+        told = ", ".join(f"{word} {value}" for word, value in shares.items())
+        lines.append(f"Share of the gradient of `{base}`, %, mean and range of its runs: {told}.")
+    arms = [arm for arm in (base, *subjects) if view.of(arm)]
+    figures = []
+    for word, name in ANSWERS.items():
+        read, digits = WHY[name]
+        values = [view.mean(arm, read) for arm in arms]
+        if None not in values:
+            figures.append(f"{word} {listed(shown(value, digits) for value in values)}")
+    if figures:
+        lines.append(f"Answers of {listed(f'`{arm}`' for arm in arms)}: {'; '.join(figures)}.")
+    gain, raised = (view.mean(base, WHY[name][0]) for name in (GAIN, RAISED))
+    if gain is not None and raised is not None:
+        lines.append(
+            f"A correction of `{base}` changes its text's ROUGE-L by {signed(gain)}; {raised:.0%} raise it."
+        )
+    return lines
 
 
 def _corrections(view: View) -> list[tuple[str, str, str]]:
@@ -233,8 +270,8 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
     base = study.typed.get("base") or as_typed(study.base, "config", folder)
     lines = [
         f"Base `{base}`, {plural(len(view.runs), 'run')} of {plural(len(view.seeds), 'training seed')}. "
-        "There is one teacher and one set of rows; a seed changes the student's start, the order, sampling and "
-        "dropout.",
+        "There is one teacher and one set of rows; a seed changes the student's start, the order of rows and what "
+        "is drawn.",
         f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
     absent = [label for label in study.settings if label not in elsewhere]
@@ -250,8 +287,7 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
     if view.missing:
         lines.append(f"Without a verdict, as declared seeds are not recorded yet: {listed(view.missing)}.")
     if view.undeclared:
-        others = (f"{arm} ({', '.join(map(str, seeds))})" for arm, seeds in view.undeclared.items())
-        lines.append(f"Recorded with seeds that this study does not declare, and in no figure: {listed(others)}.")
+        lines.append("Seeds that this study does not declare are recorded too, and in no figure.")
     if view.other_data:
         lines.append(f"Left out: {plural(view.other_data, 'run')} with other rows, or another teacher.")
     return lines

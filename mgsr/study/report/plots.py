@@ -56,8 +56,28 @@ def forest(rows: Sequence[Row], titles: Sequence[str], margin: float) -> str | N
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("difference in ROUGE-L")
         axes.set_ylim(-0.6, len(rows) - 0.4)
+        _narrow(axes, [row.panels[column] for row in reversed(rows)], margin)
     panels[0][0].set_yticks(range(len(rows)), [row.label for row in reversed(rows)])
     return _svg(figure)
+
+
+def _narrow(axes: Any, found: Sequence[tuple[Comparison | None, Sequence[float]]], margin: float) -> None:
+    """Arms that swing widely leave the others room: an arrow stands where they go on beyond the axis."""
+    steady = [(one, dots) for one, dots in found if one is not None and not one.alone and not math.isnan(one.low)]
+    if not steady or len(steady) == len(found):
+        return
+    edges = [-margin, margin, *(edge for one, dots in steady for edge in (one.low, one.high, *dots))]
+    room = 0.25 * (max(edges) - min(edges))
+    low, high = min(edges) - room, max(edges) + room
+    axes.set_xlim(low, high)
+    for place, (one, dots) in enumerate(found):
+        ends = [*dots, *([] if one is None or math.isnan(one.low) else [one.low, one.high])]
+        for beyond, edge, mark in (
+            (min(ends, default=0) < low, low, "<"),
+            (max(ends, default=0) > high, high, ">"),
+        ):
+            if beyond:
+                axes.plot([edge], [place], mark, color="#57606a", markersize=6, clip_on=False)
 
 
 CURVES = {
@@ -70,9 +90,9 @@ CURVES = {
 
 
 def curve(view: View, name: str, label: str) -> str | None:
-    """A curve of every arm, mean over its runs; None where no arm has it."""
+    """A curve of every arm, mean over its runs; None where no arm has more than a point of it."""
     curves = {arm: found for arm in view.arms if (found := _mean_curve(view.of(arm), name))}
-    if not curves:
+    if max((len(steps) for steps, _ in curves.values()), default=0) < 2:
         return None
     figure, axes = _pyplot().subplots(figsize=(6.4, 3.6))
     styles = ["-", "--", ":", "-."]

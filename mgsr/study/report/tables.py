@@ -9,7 +9,7 @@ from typing import Any
 from mgsr.evaluation.floors import NAMES as FLOORS
 from mgsr.study.analysis import Comparison
 from mgsr.study.report.words import interval, shown, signed
-from mgsr.study.view import Reader, Result, View, figure, right, rouge_l
+from mgsr.study.view import Reader, Result, Run, View, figure, right, rouge_l
 
 BEGUN = {"sft_start": "start", "teacher": "teacher"}
 
@@ -33,13 +33,13 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
         "difference",
         "95 % interval",
         "verdict",
-        "sampled",
+        "ROUGE-L, sampled",
         "right, %" if checked else "exact, %",
         "TFLOPs",
     ]
     rows = [
         [name, shown(value.get("rouge_l")), "", "", "", *_sampled(value), _right(value), ""]
-        for name, value in _begun(view, test_set)
+        for name, value in {**_floors(view, test_set), **begun(view, test_set)}.items()
     ]
     for arm in view.arms:
         one = compared.get(arm)
@@ -66,26 +66,33 @@ def _verdict(one: Comparison) -> str:
     return f"{verdict}, analysed alone" if one.alone else verdict
 
 
-def floors_of(view: View, test_set: str) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """Greedy ROUGE-L of the floors, and of the teacher and the start, by their words."""
-    named = {name: value.get("rouge_l") for name, value in _begun(view, test_set)}
-    words = set(BEGUN.values())
-    floors = {name.partition(": ")[2]: value for name, value in named.items() if name not in words}
-    return floors, {name: value for name, value in named.items() if name in words}
+FLOOR = "floor: "
 
 
-def _begun(view: View, test_set: str) -> list[tuple[str, Mapping[str, Any]]]:
-    """Floors of the first run, and the mean of what runs of the baseline begin with."""
-    runs = view.of(view.study.baseline) or list(view.runs)
-    floors = (runs[0].result["metrics"].get("floors") or {}).get(test_set, {})
-    found: list[tuple[str, Mapping[str, Any]]] = [
-        (f"floor: {FLOORS[name]}", value) for name, value in floors.items()
-    ]
+def _floors(view: View, test_set: str) -> dict[str, Mapping[str, Any]]:
+    """Figures of the floors, those of the first run."""
+    floors = (_begins(view)[0].result["metrics"].get("floors") or {}).get(test_set, {})
+    return {f"{FLOOR}{FLOORS[name]}": value for name, value in floors.items()}
+
+
+def floors_of(view: View, test_set: str) -> dict[str, float | None]:
+    """Greedy ROUGE-L of the floors, by their words."""
+    return {name.removeprefix(FLOOR): value.get("rouge_l") for name, value in _floors(view, test_set).items()}
+
+
+def begun(view: View, test_set: str) -> dict[str, Mapping[str, Any]]:
+    """Mean figures of the start and of the teacher."""
+    found: dict[str, Mapping[str, Any]] = {}
     for name, word in BEGUN.items():
-        tests = [t for run in runs if (t := (run.result["metrics"].get(name) or {}).get(test_set))]
+        tests = [t for run in _begins(view) if (t := (run.result["metrics"].get(name) or {}).get(test_set))]
         if tests:
-            found.append((word, _means(tests)))
+            found[word] = _means(tests)
     return found
+
+
+def _begins(view: View) -> list[Run]:
+    """Runs that tell what runs begin with: those of the baseline."""
+    return view.of(view.study.baseline) or list(view.runs)
 
 
 def _means(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -127,14 +134,21 @@ def share(term: str) -> Reader:
     return read
 
 
+def _disagreement(result: Result) -> float | None:
+    """Of a run that looked for errors: without corrections its rate is 0 by definition."""
+    searched = figure("scrg", "mean_kl_at_error")(result) is not None
+    return figure("scrg", "disagreement_rate")(result) if searched else None
+
+
+GAIN, RAISED = "ROUGE-L that a correction gains", "share of corrections that raise ROUGE-L"
 WHY: dict[str, tuple[Reader, int]] = {
     **{f"share of the gradient, {word}, %": (share(term), 0) for term, word in TERMS.items()},
     "ExAccErr at the end, %": (figure("exposure", "ex_acc_err_at_end"), 1),
     "perplexity of answers under the teacher": (figure("exposure", "teacher_perplexity"), 2),
     "distinct-2 of greedy answers": (figure("result", "test", "distinct_2"), 3),
-    "ROUGE-L that a correction gains": (figure("corrections", "rouge_l_gain"), 2),
-    "share of corrections that raise ROUGE-L": (figure("corrections", "rouge_l_raised"), 2),
-    "tokens on which the models disagree": (figure("scrg", "disagreement_rate"), 3),
+    GAIN: (figure("corrections", "rouge_l_gain"), 2),
+    RAISED: (figure("corrections", "rouge_l_raised"), 2),
+    "tokens on which the models disagree": (_disagreement, 3),
     "dev loss at the end, nats": (figure("val", "loss"), 3),
     "factor of the divergence": (figure("divergence_factor"), 3),
     "seconds of training": (figure("seconds_training"), 0),
@@ -175,8 +189,9 @@ def within_table(view: View, test_set: str) -> Table:
         for title, name in names.items()
         if view.mean(view.arms[0], figure("result", test_set, "within", name)) is not None
     }
-    begun = [(word, value.get("within") or {}) for word, value in _begun(view, test_set)]
-    rows = [[word, *(shown(value.get(name)) for name in known.values())] for word, value in begun if value]
+    without = {**_floors(view, test_set), **begun(view, test_set)}
+    values = {word: value["within"] for word, value in without.items() if value.get("within")}
+    rows = [[word, *(shown(value.get(name)) for name in known.values())] for word, value in values.items()]
     reads = [figure("result", test_set, "within", name) for name in known.values()]
     rows += [[arm, *(shown(view.mean(arm, read)) for read in reads)] for arm in view.arms if known]
     count = figure("result", test_set, "within", "examples")(view.runs[0].result)
@@ -208,7 +223,8 @@ def arms_table(view: View) -> Table:
         [arm, " ".join(f"{key}={value}" for key, value in view.study.arms[arm].items()), _seeds(view, arm)]
         for arm in view.arms
     ]
-    return Table("Arms", ["", "overrides", "training seeds"], rows)
+    rows = [[*row, ", ".join(map(str, view.undeclared.get(row[0], ())))] for row in rows]
+    return Table("Arms", ["", "overrides", "training seeds", "not declared, in no figure"], rows)
 
 
 def _seeds(view: View, arm: str) -> str:

@@ -10,26 +10,31 @@ from mgsr.study.analysis import Comparison
 
 
 def sentence(subject: str, found: Comparison | None, baseline: str = "") -> str:
-    """What a comparison says of the question, in one or two short sentences.
+    """What a comparison says of the question, in two or three short sentences.
 
     Args:
         baseline: empty where the subject is a factor, with against without.
+
+    >>> sentence("`removed`", Comparison("removed", 0.7, 0.2, 1.2, 5, 5, "better", False, 0.5, 0.3), "full")
+    '`removed` is 0.70 ROUGE-L above `full` (95 % interval +0.20 to +1.20, 5 training seeds). Better.'
     """
     if found is None:
-        return f"{subject}: no run can be compared with {baseline} yet."
-    effect = f"{signed(found.effect)} ROUGE-L" + (f" against {baseline}" if baseline else ", with against without")
-    seeds = found.blocks
+        return f"{subject}: no run can be compared with `{baseline}` yet."
+    effect = f"{subject}: {signed(found.effect)} ROUGE-L, with against without"
+    if baseline:
+        side = "above" if found.effect >= 0 else "below"
+        effect = f"{subject} is {abs(found.effect):.2f} ROUGE-L {side} `{baseline}`"
+    seeds = plural(found.seeds, "training seed")
+    if found.seeds != found.blocks:
+        seeds += f" with {found.blocks} starts"
     if not found.verdict:
-        return (
-            f"{subject}: {effect}. {plural(seeds, 'training seed')}: no spread can be told yet, and so no verdict."
-        )
-    said = f"{subject}: {effect}, 95 % interval {interval(found)}, {plural(seeds, 'training seed')}."
-    return f"{said} {verdict_in_words(found)}"
+        return f"{effect} ({seeds}). No spread can be told yet, and so no verdict."
+    return f"{effect} (95 % interval {interval(found)}, {seeds}). {verdict_in_words(found)}"
 
 
 def verdict_in_words(found: Comparison) -> str:
     """
-    >>> verdict_in_words(Comparison("a", 0.1, -0.3, 0.4, 5, "equivalent", False, 0.5, 0.3))
+    >>> verdict_in_words(Comparison("a", 0.1, -0.3, 0.4, 5, 5, "equivalent", False, 0.5, 0.3))
     'Equivalent: the whole interval lies within the margin.'
     """
     if found.verdict == "equivalent":

@@ -40,7 +40,8 @@ def _report(study: Study, place: Path | None = None, out: Path | None = None) ->
         raise UserError(f"{path}: was written by hand and stays; choose another folder with --out")
     pool = study.pool() if place is None else place
     found = content_of(look(study, [pool]), folder, pool)
-    for name, (_, svg) in found.plots.items():
+    # the page has its plots in it; README.md shows the first
+    for name, (_, svg) in list(found.plots.items())[:1]:
         write_atomically(folder / name, svg)
     write_atomically(folder / "report.html", filled("report.html.j2", found))
     write_atomically(path, filled("report.md.j2", found))
@@ -58,7 +59,8 @@ def index(folder: Path, studies: Sequence[Study]) -> list[str]:
         try:
             # a baseline that another study has recorded answers nothing, nor does half of what was declared
             absent = look(study, [study.pool()]).absent
-            if not study.seeds or any(arm in absent for arm in study.asked or study.arms):
+            wanted = {study.baseline, *(study.asked or study.arms)}
+            if not study.seeds or any(arm in absent for arm in wanted):
                 unrecorded.append(study.name)
                 continue
             written, content = _report(study)
@@ -71,7 +73,7 @@ def index(folder: Path, studies: Sequence[Study]) -> list[str]:
     path = folder / INDEX
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         raise UserError(f"{path}: was written by hand and stays; move it away")
-    write_atomically(path, filled("index.md.j2", entries=entries))
+    write_atomically(path, filled("index.md.j2", entries=entries, unrecorded=unrecorded))
     return unrecorded
 
 
