@@ -36,6 +36,8 @@ def test_it_begins_with_the_sentence(tmp_path: Path) -> None:
     assert table.count("|") - 1 <= 8
     assert page.count("\n## ") <= 4 and len(page.split()) < 500
     assert "floor: the prompt again | 12.00" in page and "teacher | 80.00" in page and "start | 40.00" in page
+    # of the kinds of task those that tell nothing
+    assert "- No arm has more than 1 % right of one: their accuracy tells nothing." in page
     # a quarter and a half of the norms
     assert (
         "share of the gradient, divergence, %" in html and "<td>38</td>" in html and "gradient, spans" not in html

@@ -1,6 +1,7 @@
 """Divergences of 2024 to 2026: p is the teacher's softmax, q the student's, sg(.) stops the gradient.
 
-Each follows its paper's code where that and the paper differ. None has a closed form in `fused/`: they are trained
+Each follows its paper's code where that and the paper differ; `entropy_aware` and `veto`, of which no code is
+known, follow the paper. None has a closed form in `fused/`: they are trained
 by these functions, under autograd, a tile of tokens at a time.
 
 Arguments, result and errors of all are those of `classic.forward_kl`. Gradients reach the student's logits alone,

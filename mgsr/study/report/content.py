@@ -13,18 +13,8 @@ from mgsr.runtime.errors import UserError
 from mgsr.runtime.wording import plural
 from mgsr.study.analysis import Comparison, contrast, seeds_needed
 from mgsr.study.report import plots
-from mgsr.study.report.tables import (
-    GAIN,
-    RAISED,
-    TERMS,
-    WHY,
-    Table,
-    all_tables,
-    begun,
-    floors_of,
-    main_table,
-    share,
-)
+from mgsr.study.report.tables import Table, all_tables, begun, floors_of, main_table, never_right
+from mgsr.study.report.why import corrections, why
 from mgsr.study.report.words import interval, listed, sentence, shown, signed
 from mgsr.study.study import Study, load_study
 from mgsr.study.view import NOTHING, View, look, rouge_l
@@ -83,8 +73,8 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         answers,
         _plots(view, compared, elsewhere),
         [main_table(view, name, found) for name, found in compared.items()],
-        _why(view, subjects),
-        _corrections(view),
+        why(view, subjects),
+        corrections(view),
         _scope(view, folder, [label for label, _, _ in elsewhere], compared["test"]),
         _command(view, folder),
         all_tables(view),
@@ -211,50 +201,6 @@ def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
     return plots.Row(label, each)
 
 
-ANSWERS = {
-    "perplexity under the teacher": "perplexity of answers under the teacher",
-    "ExAccErr, %": "ExAccErr at the end, %",
-    "distinct-2": "distinct-2 of greedy answers",
-}
-
-
-def _why(view: View, subjects: Sequence[str]) -> list[str]:
-    """How the baseline's terms pull, how answers differ, and what corrections gain."""
-    base, lines = view.study.baseline, []
-    shares = {}
-    for term, word in TERMS.items():
-        found = [value for run in view.of(base) if (value := share(term)(run.result)) is not None]
-        if found:
-            shares[word] = f"{shown(sum(found) / len(found), 0)} ({min(found):.0f} to {max(found):.0f})"
-    if shares:
-        told = ", ".join(f"{word} {value}" for word, value in shares.items())
-        lines.append(f"Share of the gradient of `{base}`, %, mean and range of its runs: {told}.")
-    arms = [arm for arm in (base, *subjects) if view.of(arm)]
-    figures = []
-    for word, name in ANSWERS.items():
-        read, digits = WHY[name]
-        values = [view.mean(arm, read) for arm in arms]
-        if None not in values:
-            figures.append(f"{word} {listed(shown(value, digits) for value in values)}")
-    if figures:
-        lines.append(f"Answers of {listed(f'`{arm}`' for arm in arms)}: {'; '.join(figures)}.")
-    gain, raised = (view.mean(base, WHY[name][0]) for name in (GAIN, RAISED))
-    if gain is not None and raised is not None:
-        lines.append(
-            f"A correction of `{base}` changes its text's ROUGE-L by {signed(gain)}; {raised:.0%} raise it."
-        )
-    return lines
-
-
-def _corrections(view: View) -> list[tuple[str, str, str]]:
-    """Two texts of the baseline before and after correction, as its first run recorded them."""
-    for run in view.of(view.study.baseline):
-        texts = run.result["metrics"].get("corrections", {}).get("examples") or []
-        if texts:
-            return [(text["prompt"], text["before"], text["after"]) for text in texts[:2]]
-    return []
-
-
 def _sampling(view: View) -> str:
     sampled = view.runs[0].result["metrics"]["result"]["test"].get("sampled") or {}
     seeds = len(sampled.get("rouge_l_by_seed") or {})
@@ -274,6 +220,11 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
         "is drawn.",
         f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
+    for name in view.test_sets:
+        if kinds := never_right(view, name):
+            lines.append(
+                f"No arm has more than 1 % right{_on(name)} of {listed(kinds)}: their accuracy tells nothing."
+            )
     absent = [label for label in study.settings if label not in elsewhere]
     if absent:
         lines.append(f"Not complete yet in other settings: {'; '.join(absent)}.")

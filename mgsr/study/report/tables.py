@@ -199,13 +199,24 @@ def within_table(view: View, test_set: str) -> Table:
     return Table(title, ["", *known], rows if known else [])
 
 
+def kinds_of(view: View, test_set: str, name: str) -> list[str]:
+    """Kinds of task of a test set that the measure is known of."""
+    each = (run.result["metrics"]["result"].get(test_set, {}).get(f"{name}_by_category", {}) for run in view.runs)
+    return list(dict.fromkeys(kind for kinds in each for kind in kinds))
+
+
+def never_right(view: View, test_set: str) -> list[str]:
+    """Kinds of task of which no arm has more than one answer in a hundred right."""
+    read = {
+        kind: figure("result", test_set, "accuracy_by_category", kind)
+        for kind in kinds_of(view, test_set, "accuracy")
+    }
+    return [kind for kind, one in read.items() if all((view.mean(arm, one) or 0.0) <= 1.0 for arm in view.arms)]
+
+
 def kinds_table(view: View, test_set: str, name: str) -> Table:
     """A measure by kind of task, greedily; `name`: rouge_l or accuracy."""
-    kinds: dict[str, None] = {}
-    for run in view.runs:
-        kinds.update(
-            dict.fromkeys(run.result["metrics"]["result"].get(test_set, {}).get(f"{name}_by_category", {}))
-        )
+    kinds = kinds_of(view, test_set, name)
     rows = [
         [
             arm,

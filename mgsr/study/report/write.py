@@ -49,18 +49,20 @@ def _report(study: Study, place: Path | None = None, out: Path | None = None) ->
 
 
 def index(folder: Path, studies: Sequence[Study]) -> list[str]:
-    """Reports of all studies in a folder, and README.md over them; names of those without an answer: they declare
-    no seeds, or not all are recorded.
+    """Reports of all studies in a folder that declare seeds, and README.md over them; names of those without an
+    answer, as not all of these are recorded.
 
     Studies that ask something come first, before the others those that look at their question in other settings.
     """
     entries, unrecorded = [], []
-    for study in sorted(studies, key=lambda study: (not study.asked, not study.settings)):
+    for study in sorted(
+        (study for study in studies if study.seeds), key=lambda study: (not study.asked, not study.settings)
+    ):
         try:
             # a baseline that another study has recorded answers nothing, nor does half of what was declared
             absent = look(study, [study.pool()]).absent
             wanted = {study.baseline, *(study.asked or study.arms)}
-            if not study.seeds or any(arm in absent for arm in wanted):
+            if any(arm in absent for arm in wanted):
                 unrecorded.append(study.name)
                 continue
             written, content = _report(study)

@@ -1,0 +1,52 @@
+"""What may explain a difference, in three lines and two corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mgsr.study.report.tables import GAIN, RAISED, TERMS, WHY, share
+from mgsr.study.report.words import listed, shown, signed
+from mgsr.study.view import View
+
+ANSWERS = {
+    "perplexity under the teacher": "perplexity of answers under the teacher",
+    "ExAccErr, %": "ExAccErr at the end, %",
+    "distinct-2": "distinct-2 of greedy answers",
+}
+
+
+def why(view: View, subjects: Sequence[str]) -> list[str]:
+    """How the baseline's terms pull, how answers differ, and what corrections gain."""
+    base, lines = view.study.baseline, []
+    shares = {}
+    for term, word in TERMS.items():
+        found = [value for run in view.of(base) if (value := share(term)(run.result)) is not None]
+        if found:
+            shares[word] = f"{shown(sum(found) / len(found), 0)} ({min(found):.0f} to {max(found):.0f})"
+    if shares:
+        told = ", ".join(f"{word} {value}" for word, value in shares.items())
+        lines.append(f"Share of the gradient of `{base}`, %, mean and range of its runs: {told}.")
+    arms = [arm for arm in (base, *subjects) if view.of(arm)]
+    figures = []
+    for word, name in ANSWERS.items():
+        read, digits = WHY[name]
+        values = [view.mean(arm, read) for arm in arms]
+        if None not in values:
+            figures.append(f"{word} {listed(shown(value, digits) for value in values)}")
+    if figures:
+        lines.append(f"Answers of {listed(f'`{arm}`' for arm in arms)}: {'; '.join(figures)}.")
+    gain, raised = (view.mean(base, WHY[name][0]) for name in (GAIN, RAISED))
+    if gain is not None and raised is not None:
+        lines.append(
+            f"A correction of `{base}` changes its text's ROUGE-L by {signed(gain)}; {raised:.0%} raise it."
+        )
+    return lines
+
+
+def corrections(view: View) -> list[tuple[str, str, str]]:
+    """Two texts of the baseline before and after correction, as its first run recorded them."""
+    for run in view.of(view.study.baseline):
+        texts = run.result["metrics"].get("corrections", {}).get("examples") or []
+        if texts:
+            return [(text["prompt"], text["before"], text["after"]) for text in texts[:2]]
+    return []
