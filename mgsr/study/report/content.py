@@ -182,6 +182,8 @@ def _plots(
     further = [name for name in view.test_sets if name != "test"]
     rows += [_row(arm + _on(name), view, arm, name) for name in further for arm in order]
     caption = f"Difference to {study.baseline} with 95 % intervals; a dot is a seed, and the margin is shaded."
+    if any(one.alone for found in compared.values() for one in found.values()):
+        caption += " What is analysed alone goes on beyond the axis where an arrow stands."
     titles = ("greedy", f"temperature {_temperature(view):g}")
     drawn = {"forest.svg": (caption, plots.forest(rows, titles, study.margin))}
     for label, name in plots.CURVES.items():
