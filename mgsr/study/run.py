@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock
 from typing import Any
 
-import torch
-
 import mgsr
-from mgsr.config.load import dump, fingerprint
-from mgsr.config.schema import ExperimentConfig, TrainerConfig
+from mgsr.config.load import fingerprint
+from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.environment import numerics_of
-from mgsr.runtime.errors import ConfigError, RunInterruptedError, UserError
+from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
-from mgsr.runtime.processor import usable_cores
 from mgsr.runtime.progress import Advance, progress, say
 from mgsr.runtime.wording import duration, plural
 from mgsr.study import pool, view
+from mgsr.study.processes import devices_here, in_process, torch_threads
 from mgsr.study.study import Study, load_study
 from mgsr.study.study_keys import refuse_unknown_arm
 from mgsr.study.summary import summarise
@@ -35,6 +28,9 @@ from mgsr.study.tensorboard_events import remove_events, write_events, write_lay
 from mgsr.study.written_study import write_study
 from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
 from mgsr.training.train import prepare, train
+
+STARTS = ("teacher", "student", "trainer", "data")
+"""Parts of a configuration that make the student which a run begins with."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def run_study(
     seeds = list(seeds or study.seeds or (0,))
     root = Path(study.base_config(overrides).run_root)
     place = study.pool(root, record=record)
-    data = _check(study, seeds[0], overrides, arms)
+    _check(study, seeds[0], overrides, arms)
     told = study
     if record and (undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]):
         what = plural(len(undeclared), "seed")
@@ -89,8 +85,6 @@ def run_study(
     if not record:
         write_study(study, root / study.name, arms, overrides, seeds)
         told = load_study(root / study.name)
-    if len(arms) > 1 and told.baseline != study.baseline:
-        say(f"{study.name}: compared with `{told.baseline}`, as `{study.baseline}` is not among these arms")
 
     def found(some: Sequence[str]) -> list[Run]:
         return [_run(study, arm, seed, overrides, place) for seed in seeds for arm in some]
@@ -115,15 +109,22 @@ def run_study(
         runs = found(arms)
         apart = _apart(runs, study.baseline) - ran
         pending = [run for run in runs if run.arm in again and (run.arm, run.seed) in apart]
+        if pending:
+            say(f"{study.name}: {plural(len(pending), 'run')} again: recorded from another start than the others'")
         run_all(study, pending, jobs, place, first=total - len(pending), total=total)
     runs = found(arms)
     for run in runs:
         write_events(run.folder, run.config, run.recorded[0])
     if not told.seeds or {*seeds} & {*told.seeds}:
-        seen = view.look(told, [place], overrides, data=data)
+        seen = view.look(told, [place], overrides, data={pool.data_of(run.config) for run in runs})
     else:  # figures of seeds that are in no verdict
         all_of = [view.Run(r.arm, r.seed, view.block_of(result), result) for r in runs for result in r.recorded]
         seen = view.View(told, tuple(all_of), {})
+    if told.baseline not in seen.arms:
+        told = replace(told, baseline=seen.arms[0], asked=tuple(arm for arm in told.asked if arm != seen.arms[0]))
+        seen = replace(seen, study=told)
+    if len(seen.arms) > 1 and told.baseline != study.baseline:
+        say(f"{study.name}: compared with `{told.baseline}`, as `{study.baseline}` is not among these arms")
     summary = summarise(seen)
     write_atomically(root / study.name / "metrics.json", json.dumps(summary, indent=2) + "\n")
     write_layout(root / study.name / "layout")
@@ -131,21 +132,30 @@ def run_study(
 
 
 def _apart(runs: Sequence[Run], baseline: str) -> set[tuple[str, int]]:
-    """Arms and seeds that began with no student of the baseline's, and the baseline with these seeds."""
+    """Arms and seeds that began with no student of the baseline's, and the baseline with these seeds.
+
+    An arm with models of its own begins with another one by right.
+    """
+    base = {run.seed: run for run in runs if run.arm == baseline}
     starts = {(run.arm, run.seed): {view.block_of(result) for result in run.recorded} for run in runs}
-    apart = {(arm, seed) for (arm, seed), own in starts.items() if not own & starts.get((baseline, seed), own)}
+    apart = {
+        (run.arm, run.seed)
+        for run in runs
+        if run.seed in base
+        and not starts[run.arm, run.seed] & starts[baseline, run.seed]
+        and all(getattr(run.config, part) == getattr(base[run.seed].config, part) for part in STARTS)
+    }
     return apart | {(baseline, seed) for _, seed in apart}
 
 
-def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str]) -> str:
-    """The fingerprint of all arms' data; refuses, before a run has run for an hour, an arm that cannot run."""
+def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str]) -> None:
+    """Refuse, before the first run has run for an hour, an arm that cannot run or has other data."""
     data: dict[str, str] = {}
     for arm in arms:
         config = study.config(arm, seed, overrides, {name: name for name in study.arms})
         data[arm] = pool.data_of(config)
         if data[arm] != data[arms[0]]:
             raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
-    return data[arms[0]]
 
 
 def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Path) -> Run:
@@ -191,7 +201,7 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int, place: Path, *, fir
         for number, run in enumerate(pending, first + 1):
             say(f"[{number}/{total}] {study.name}: {run.arm}, seed {run.seed}")
             if run in several:
-                _in_process(run, 1, None)
+                in_process(run.config, 1, None)
             else:
                 with torch_threads():
                     train(run.config, resume=(run.folder / "config.yaml").exists())
@@ -211,7 +221,7 @@ def _prepare(runs: Sequence[Run]) -> None:
 
 def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, place: Path, advance: Advance) -> None:
     """Each run takes a device that is free; where there are fewer than jobs, several share one."""
-    devices, failed, lock = _devices(), Event(), Lock()
+    devices, failed, lock = devices_here(), Event(), Lock()
     free: SimpleQueue[str | None] = SimpleQueue()
     for number in range(jobs):
         free.put(devices[number % len(devices)] if devices else None)
@@ -221,7 +231,7 @@ def _side_by_side(study: Study, pending: Sequence[Run], jobs: int, place: Path, 
             return
         device = free.get()
         try:
-            _in_process(run, jobs, device)
+            in_process(run.config, jobs, device)
             _record(study, run, place)
         except BaseException:
             failed.set()
@@ -243,53 +253,3 @@ def _record(study: Study, run: Run, place: Path) -> None:
     test, seconds = result["metrics"]["result"]["test"], result["metrics"]["seconds"]
     right = f", {test['accuracy']:.1f} % right" if "accuracy" in test else ""
     say(f"{study.name}: {run.arm}, seed {run.seed}: ROUGE-L {test['rouge_l']:.2f}{right}, {duration(seconds)}")
-
-
-def threads_of(trainer: TrainerConfig, jobs: int) -> int:
-    """CPU threads of a run: as configured; alone, torch's choice; otherwise its share of the processor."""
-    if trainer.threads or jobs * trainer.devices == 1:
-        return trainer.threads or min(torch.get_num_threads(), usable_cores())
-    return max(1, usable_cores() // (jobs * trainer.devices))
-
-
-@contextmanager
-def torch_threads() -> Iterator[None]:
-    """Whatever number of threads is set inside, torch has its own again behind it."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _devices() -> list[str]:
-    """The devices this process may use, by the names its children know them by."""
-    allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return allowed or [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _in_process(run: Run, jobs: int, device: str | None) -> None:
-    """`mgsr train` of one run, with its share of the processor; what it says goes to `train.log`.
-
-    Raises:
-        UserError: it failed; its last line is in the message.
-    """
-    queue = run.folder.parent / f".{run.folder.name}.yaml"
-    write_atomically(queue, dump(run.config))
-    log = run.folder.parent / f"{run.folder.name}.log"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads_of(run.config.trainer, jobs))}
-    if device is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = device
-    command = [sys.executable, "-m", "mgsr", "train", str(queue), f"run_root={run.config.run_root}"]
-    if (run.folder / "config.yaml").exists():
-        command += ["--resume", str(run.folder)]
-    with log.open("a", encoding="utf-8") as out:
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(f"# {started} {' '.join(command)}", file=out, flush=True)
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment, check=False)
-    queue.unlink(missing_ok=True)
-    if done.returncode:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if done.returncode in (130, 143) and lines:
-            raise RunInterruptedError(lines[-1].removeprefix("mgsr: "), done.returncode - 128)
-        raise UserError(f"{run.arm}, seed {run.seed} failed ({log}): {lines[-1] if lines else 'no output'}")

@@ -23,7 +23,7 @@ def _is_margin(value: Any) -> bool:
 
 
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, str) and value.count("/") == 1
+    return isinstance(value, str) and value.count("/") == 1 and all(value.split("/"))
 
 
 SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "margin": (_is_margin, "takes a difference in ROUGE-L, such as 0.5"),
     "settings": (
-        lambda value: isinstance(value, Mapping) and all(map(_is_pair, value.values())),
+        lambda value: isinstance(value, Mapping) and all(value) and all(map(_is_pair, value.values())),
         "maps words to study/arm, as in {real text: real_text/no_scrg}",
     ),
     "arguments": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -114,17 +114,19 @@ class View:
         ]
 
 
-def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = (), *, data: str | None = None) -> View:
+def look(
+    study: Study, pools: Sequence[Path], overrides: Sequence[str] | None = None, *, data: Collection[str] = ()
+) -> View:
     """Find a study's runs.
 
     Args:
-        overrides: words of a command line, which the runs had too; empty: those that the study says it needs.
-        data: fingerprint of the rows that count (None: those of most runs).
+        overrides: words of a command line, which the runs had too (None: those that the study says it needs).
+        data: fingerprints of the rows that count (empty: of those of most runs).
 
     Raises:
         UserError: there is none.
     """
-    overrides = overrides or study.arguments
+    overrides = study.arguments if overrides is None else overrides
     found: list[Run] = []
     undeclared: dict[str, list[int]] = {}
     for arm in study.arms:
@@ -138,15 +140,16 @@ def look(study: Study, pools: Sequence[Path], overrides: Sequence[str] = (), *, 
     if not found:
         typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
         raise UserError(f"{study.path}: {NOTHING}; run it first: mgsr ablate {typed}")
-    if data is None:
-        data, _ = Counter(run.result["data"] for run in found).most_common(1)[0]
-    same = [run for run in found if run.result["data"] == data]
+    if not data:
+        data = [most for most, _ in Counter(run.result["data"] for run in found).most_common(1)]
+    same = [run for run in found if run.result["data"] in data]
     return View(study, tuple(same), undeclared, len(found) - len(same))
 
 
 def _seeds_in(study: Study, arm: str, pools: Sequence[Path], overrides: Sequence[str]) -> list[int]:
     """Seeds that an arm has been recorded with; where its values hold the seed, each has a key of its own."""
-    if not any("{seed}" in str(value) for value in study.arms[arm].values()):
+    values = [value for name in (arm, *study.needs(arm)) for value in study.arms[name].values()]
+    if not any("{seed}" in str(value) for value in values):
         return pool.seeds_in(pools, key_in(study, arm, 0, overrides).config)
     keys = {seed: key_in(study, arm, seed, overrides) for seed in pool.seeds_in(pools, "*")}
     return [seed for seed, key in keys.items() if seed in pool.seeds_in(pools, key.config)]

@@ -21,6 +21,7 @@ from mgsr.config.shipped import as_typed
 from mgsr.config.yaml_reader import read_yaml, words_of
 from mgsr.runtime.files import write_atomically
 from mgsr.study.study import FIXED, Study
+from mgsr.training.run_folder import NEUTRAL
 
 FILE, BASE = "study.yaml", "base.yaml"
 
@@ -38,7 +39,7 @@ def write_study(
     base = merged(study.base_layer(), *read_words(overrides))
     base_text = _text({name: said.value for name, said in base.items() if name not in FIXED})
     known: dict[str, Any] = {}
-    if (folder / FILE).exists() and (folder / BASE).exists() and (folder / BASE).read_text() == base_text:
+    if (folder / FILE).exists() and _same_runs(folder / BASE, base_text):
         known = words_of(read_yaml(folder / FILE), str(folder / FILE))
     kept = [arm for arm in study.arms if arm in arms or arm in (known.get("arms") or {})]
     declared = sorted({*seeds, *map(int, known.get("seeds") or ())})
@@ -68,6 +69,16 @@ def write_study(
 def baseline_of(study: Study, arms: Sequence[str]) -> str:
     """The arm that others are compared with: the study's baseline, or the first of those that are there."""
     return study.baseline if study.baseline in arms else arms[0]
+
+
+def _same_runs(path: Path, text: str) -> bool:
+    """Whether two bases differ in keys alone that change no figure."""
+    try:
+        trees = [yaml.safe_load(each) or {} for each in (path.read_text(encoding="utf-8"), text)]
+    except (OSError, yaml.YAMLError):
+        return False
+    one, other = ({name: value for name, value in tree.items() if name not in NEUTRAL} for tree in trees)
+    return one == other
 
 
 def _text(tree: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mgsr
+import mgsr.study.processes
 import mgsr.study.run
 from mgsr.cli.main import main
 from mgsr.runtime import faults
@@ -96,7 +96,7 @@ def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return subprocess.CompletedProcess(command, forked(work, Path(stdout.name)))
 
     if request.param == "forked":
-        monkeypatch.setattr(mgsr.study.run, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+        monkeypatch.setattr(mgsr.study.processes, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
 
 
 WORK = ("tokens", "attended", "rows")
@@ -152,32 +152,6 @@ def test_a_study_is_recorded_skipped_and_shared(
     assert main(["report", str(study.path)]) == 0
     page = (study.path.parent / "README.md").read_text()
     assert all(f"| {arm} | " in page for arm in study.arms)
-
-
-def test_runs_of_two_machines_end_in_one_comparison(
-    quick_file: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An arm recorded elsewhere began with a student that no run here begins with: it is run again, once.
-    So is the baseline, where that was the one recorded."""
-    for first, again in (("removed", "removed"), ("full", "full")):
-        folder = tmp_path / first
-        folder.mkdir()
-        study = make(folder, quick_file, "two", "\n  full: {}\n  removed: {scrg.enabled: false}\n")
-        words = [root_in(folder, shared_root)]
-        run_study(study, [0], words, arms=[first], record=True)
-        (path,) = study.pool().iterdir()
-        result = json.loads(path.read_text())
-        result["start"]["student"] = "made elsewhere"
-        path.unlink()
-        pool.record(study.pool(), result)
-        shutil.rmtree(folder / "runs/two")
-        with monkeypatch.context() as patch:
-            ran = counted(patch)
-            summary = run_study(study, [0], words, record=True)
-            other = {"full": "removed", "removed": "full"}[first]
-            assert ran == [f"{other}/0", f"{again}/0"] and "removed - full" in summary["comparisons"]
-            ran.clear()
-            assert run_study(study, [0], words, record=True) == summary and ran == []
 
 
 def test_the_terminal_says_what_the_report_says(

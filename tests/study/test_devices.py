@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+import mgsr.study.processes
 import mgsr.study.run
-from mgsr.config.schema import TrainerConfig
+from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.runtime.errors import ConfigError
-from mgsr.study.run import Run, run_all, threads_of
+from mgsr.study.processes import threads_of
+from mgsr.study.run import Run, run_all
 from mgsr.study.study import Study
 from tests.study.pooled import study_in
 
@@ -33,17 +35,17 @@ def test_a_run_takes_a_device_that_is_free(
     ran: list[tuple[str, str]] = []
     last = threading.Event()
 
-    def in_process(run: Run, jobs: int, device: str) -> None:
-        assert device not in busy, f"{run.arm} and {busy[device]} on one device"
-        busy[device] = run.arm
-        ran.append((run.arm, device))
-        if run.arm == "long":
+    def in_process(config: ExperimentConfig, jobs: int, device: str) -> None:
+        assert device not in busy, f"{config.arm} and {busy[device]} on one device"
+        busy[device] = config.arm
+        ran.append((config.arm, device))
+        if config.arm == "long":
             assert last.wait(20), "the last run never began"
-        if run.arm == "d":
+        if config.arm == "d":
             last.set()
         del busy[device]
 
-    monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
+    monkeypatch.setattr(mgsr.study.run, "in_process", in_process)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
     runs = [Run(arm, 0, make_config(f"arm={arm}"), ()) for arm in ("long", "a", "b", "c", "d")]
     run_all(study, runs, 2, tmp_path, first=0, total=5)
@@ -58,11 +60,11 @@ def test_more_jobs_than_devices_share_them_evenly(
     together = threading.Barrier(4, timeout=20)
     taken: list[str] = []
 
-    def in_process(run: Run, jobs: int, device: str) -> None:
+    def in_process(config: ExperimentConfig, jobs: int, device: str) -> None:
         taken.append(device)
         together.wait()
 
-    monkeypatch.setattr(mgsr.study.run, "_in_process", in_process)
+    monkeypatch.setattr(mgsr.study.run, "in_process", in_process)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     runs = [Run(arm, 0, make_config(f"arm={arm}"), ()) for arm in "abcd"]
     run_all(study, runs, 4, tmp_path, first=0, total=4)
@@ -76,10 +78,10 @@ def test_runs_of_several_devices_go_one_after_another(make_config: Any, study: S
 
 
 def test_a_run_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mgsr.study.run, "usable_cores", lambda: 12)
+    monkeypatch.setattr(mgsr.study.processes, "usable_cores", lambda: 12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     # alone as torch has it, though never more than there are; side by side a share; what is configured counts
     assert [threads_of(TrainerConfig(), jobs) for jobs in (1, 4, 100)] == [5, 3, 1]
     assert threads_of(TrainerConfig(devices=2), 1) == 6 and threads_of(TrainerConfig(threads=7), 4) == 7
-    monkeypatch.setattr(mgsr.study.run, "usable_cores", lambda: 2)
+    monkeypatch.setattr(mgsr.study.processes, "usable_cores", lambda: 2)
     assert threads_of(TrainerConfig(), 1) == 2

@@ -1,4 +1,4 @@
-"""Arms are compared where they began with the same student: the baseline runs for every start that others have."""
+"""Arms are compared where they began with the same student: what shares no start with the baseline runs again."""
 
 from __future__ import annotations
 
@@ -83,14 +83,58 @@ def test_a_start_that_the_baseline_has_is_not_run_again(
     assert said.count("complete already") == 1 and "made_up: 3 of 3 runs complete already" in said
     # another seed is another start
     run_study(study, [0, 1], [f"run_root={tmp_path}/runs"], arms=["full", "removed"], record=True)
-    assert ran == ["removed/1", "full/1"]
+    assert ran == ["full/1", "removed/1"]
+
+
+def test_an_arm_recorded_elsewhere_runs_again_with_the_baseline_s_start(
+    study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of an interrupted study arms alone came from elsewhere; once all share a start nothing is made again."""
+    record_elsewhere(study, "removed", seeds=(0,))
+    root = [f"run_root={tmp_path}/runs"]
+    summary = run_study(study, [0, 1], root, record=True)
+    assert ran == ["full/0", "other/0", "full/1", "removed/1", "other/1", "removed/0"]
+    assert "1 run again: recorded from another start than the others'" in capsys.readouterr().out
+    assert len(list(pool.find([study.pool()], pool.key_of(study.config("removed", 0))))) == 2
+    ran.clear()
+    assert run_study(study, [0, 1], root, record=True) == summary and ran == []
+
+
+def test_an_arm_with_a_student_of_its_own_is_run_once(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_in(tmp_path, STUDY.replace("other: {scrg.passes: 3}", "other: {student.sft.max_steps: 7}"))
+
+    def collect(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
+        return made_up(config, f"made by {config.student.sft.max_steps} steps")
+
+    monkeypatch.setattr(pool, "collect", collect)
+    for runs in (["full/0", "removed/0", "other/0"], []):
+        ran.clear()
+        run_study(study, [0], [f"run_root={tmp_path}/runs"], record=True)
+        assert ran == runs
+
+
+def test_arms_without_their_baseline_are_compared_with_the_first(
+    study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for record in (True, False):
+        summary = run_study(study, [0, 1], [f"run_root={tmp_path}/runs"], arms=["other", "removed"], record=record)
+        assert list(summary["comparisons"]) == (["other - removed"] if not record else [])
+        assert "compared with `removed`, as `full` is not among these arms" in capsys.readouterr().out
+
+
+def test_words_that_a_study_declares_are_those_of_its_report_alone(ran: list[str], tmp_path: Path) -> None:
+    study = study_in(tmp_path, STUDY + "arguments: [train.epochs=7]\n")
+    summary = run_study(study, [0], [f"run_root={tmp_path}/runs"], arms=["full"], record=True)
+    assert summary["full"]["rouge_l"] == SCORES["full"]
 
 
 def test_runs_of_other_rows_are_no_runs_of_this_study(study: Study, ran: list[str], tmp_path: Path) -> None:
     for arm in study.arms:
         pool.record(study.pool(), result_of(study.config(arm, 0), 90.0, data="e" * 16))
     summary = run_study(study, [0], [f"run_root={tmp_path}/runs"], record=True)
-    assert ran == ["removed/0", "other/0", "full/0"]
+    assert ran == ["full/0", "removed/0", "other/0"]
     assert {arm: summary[arm]["rouge_l"] for arm in study.arms} == SCORES
 
 

@@ -60,7 +60,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Began(config.arm)
 
     monkeypatch.setattr(mgsr.study.run, "train", train)
-    monkeypatch.setattr(mgsr.study.run, "_in_process", lambda run, jobs, device: train(run.config))
+    monkeypatch.setattr(mgsr.study.run, "in_process", lambda config, jobs, device: train(config))
     monkeypatch.setattr(mgsr.study.run, "prepare", lambda config: None)
 
 

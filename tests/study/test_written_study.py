@@ -111,6 +111,10 @@ def test_another_base_has_an_own_study_without_the_question(
     write_study(load_study(made.path, "my.yaml"), Path("runs/later"), ["removed"], ["train.epochs=8"], [0])
     later = load_study(Path("runs/later"))
     assert list(later.arms) == ["removed"] and later.seeds == (0,)
+    # a word that changes no figure is no other base
+    words = ["train.epochs=8", "trainer.threads=3", "run_root=elsewhere"]
+    write_study(load_study(made.path, "my.yaml"), Path("runs/later"), ["other"], words, [1])
+    assert list(load_study(Path("runs/later")).arms) == ["removed", "other"]
     text = report(kept).read_text()
     assert text.split("```")[1].split("\n")[1:3] == [
         "mgsr ablate made_up/study.yaml --config my.yaml --arms removed other --seeds 0 train.epochs=7",

@@ -182,7 +182,7 @@ def _plots(
     further = [name for name in view.test_sets if name != "test"]
     rows += [_row(arm + _on(name), view, arm, name) for name in further for arm in order]
     caption = f"Difference to {study.baseline} with 95 % intervals; a dot is a seed, and the margin is shaded."
-    if any(one.alone for found in compared.values() for one in found.values()):
+    if any(one is not None and one.alone for row in rows for one, _ in row.panels):
         caption += " What is analysed alone goes on beyond the axis where an arrow stands."
     titles = ("greedy", f"temperature {_temperature(view):g}")
     drawn = {"forest.svg": (caption, plots.forest(rows, titles, study.margin))}
@@ -224,9 +224,7 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
     ]
     for name in view.test_sets:
         if kinds := never_right(view, name):
-            lines.append(
-                f"No arm has more than 1 % right{_on(name)} of {listed(kinds)}: their accuracy tells nothing."
-            )
+            lines.append(f"Kinds of task{_on(name)} of which no arm has more than 1 % right: {listed(kinds)}.")
     absent = [label for label in study.settings if label not in elsewhere]
     if absent:
         lines.append(f"Not complete yet in other settings: {'; '.join(absent)}.")

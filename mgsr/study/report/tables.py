@@ -135,9 +135,8 @@ def share(term: str) -> Reader:
 
 
 def _disagreement(result: Result) -> float | None:
-    """Of a run that looked for errors: without corrections its rate is 0 by definition."""
-    searched = figure("scrg", "mean_kl_at_error")(result) is not None
-    return figure("scrg", "disagreement_rate")(result) if searched else None
+    """Older runs that looked for no error have a rate of 0."""
+    return figure("scrg", "disagreement_rate")(result) or None
 
 
 GAIN, RAISED = "ROUGE-L that a correction gains", "share of corrections that raise ROUGE-L"

@@ -26,9 +26,9 @@ def why(view: View, subjects: Sequence[str]) -> list[str]:
     if shares:
         told = ", ".join(f"{word} {value}" for word, value in shares.items())
         lines.append(f"Share of the gradient of `{base}`, %, mean and range of its runs: {told}.")
-    arms = [arm for arm in (base, *subjects) if view.of(arm)]
+    arms = [arm for arm in dict.fromkeys((base, *subjects)) if view.of(arm)]
     figures = []
-    for word, name in ANSWERS.items():
+    for word, name in ANSWERS.items() if arms else ():
         read, digits = WHY[name]
         values = [view.mean(arm, read) for arm in arms]
         if None not in values:
@@ -37,9 +37,7 @@ def why(view: View, subjects: Sequence[str]) -> list[str]:
         lines.append(f"Answers of {listed(f'`{arm}`' for arm in arms)}: {'; '.join(figures)}.")
     gain, raised = (view.mean(base, WHY[name][0]) for name in (GAIN, RAISED))
     if gain is not None and raised is not None:
-        lines.append(
-            f"A correction of `{base}` changes its text's ROUGE-L by {signed(gain)}; {raised:.0%} raise it."
-        )
+        lines.append(f"A correction of `{base}` changes ROUGE-L by {signed(gain)}; {100 * raised:.0f} % raise it.")
     return lines
 
 

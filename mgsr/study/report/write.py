@@ -49,8 +49,8 @@ def _report(study: Study, place: Path | None = None, out: Path | None = None) ->
 
 
 def index(folder: Path, studies: Sequence[Study]) -> list[str]:
-    """Reports of all studies in a folder that declare seeds, and README.md over them; names of those without an
-    answer, as not all of these are recorded.
+    """Reports of all studies in a folder, and README.md over them; names of those without an answer: they declare
+    no seeds, or not all are recorded.
 
     Studies that ask something come first, before the others those that look at their question in other settings.
     """
@@ -76,7 +76,7 @@ def index(folder: Path, studies: Sequence[Study]) -> list[str]:
     if path.exists() and MARK not in path.read_text(encoding="utf-8"):
         raise UserError(f"{path}: was written by hand and stays; move it away")
     write_atomically(path, filled("index.md.j2", entries=entries, unrecorded=unrecorded))
-    return unrecorded
+    return unrecorded + [f"{study.name} (declares none)" for study in studies if not study.seeds]
 
 
 def filled(template: str, content: Content | None = None, **more: Any) -> str:
