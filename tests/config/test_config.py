@@ -20,6 +20,7 @@ from mgsr.config.load import (
 )
 from mgsr.config.schema import DIVERGENCE_NAMES, ExperimentConfig
 from mgsr.config.yaml_reader import repeated_key
+from mgsr.data.splits import read_split
 from mgsr.losses import DIVERGENCES
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.study.study import load_study
@@ -38,8 +39,12 @@ def message(*overrides: str) -> str:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_config_parses(path: Path) -> None:
-    assert load_config(path).experiment
+def test_every_shipped_config_parses_and_draws_its_rows(path: Path) -> None:
+    config = load_config(path)
+    assert config.experiment
+    if config.data.train == "synthetic":
+        rows = {split: len(read_split(config.data, split)) for split in ("dev", "test")}
+        assert rows == {"dev": config.data.synthetic.dev_rows, "test": config.data.synthetic.test_rows}
 
 
 STUDIES = [p for p in sorted((ROOT / "experiments").rglob("*.yaml")) if p.parent.name not in OLD_FORM]
