@@ -131,11 +131,8 @@ DIVERGENCES = {
     "full_kl": FORWARD,
     "reverse_kl": REVERSE,
     "jensen_shannon": kl_kind("jensen_shannon", 0.5),
-    "total_variation": kl_kind("total_variation"),
     "fixed_at_start": dac(*AT_START),
-    "fixed_wide": dac(0.1, 0.95),
     "top_k_10": dac(-INF, 10 / CLASSES, sharpness=0, quantile="rank"),
-    "top_p_0.9": dac(-INF, 0.9, sharpness=0),
     "target_only": dac(INF, INF),
     "literal": dac(*AT_START, form="literal"),
 }
@@ -144,6 +141,12 @@ UNSHIPPED = {
     "symmetric_kl": ("objective.divergence=symmetric_kl", kl_kind("symmetric_kl", 0.5)),
     "skewed_forward_kl": ("objective.divergence=skewed_forward_kl", SKEWED[0]),
     "skewed_reverse_kl": ("objective.divergence=skewed_reverse_kl", SKEWED[1]),
+    "total_variation": ("objective.divergence=total_variation", kl_kind("total_variation")),
+    "fixed_wide": ("clip.mode=fixed clip.lower=0.1 clip.upper=0.95", dac(0.1, 0.95)),
+    "top_p_0.9": (
+        "clip.mode=fixed clip.lower=-.inf clip.upper=0.9 clip.sharpness=0",
+        dac(-INF, 0.9, sharpness=0),
+    ),
     "fixed_head_kept": ("clip.mode=fixed clip.lower=-.inf clip.upper=0.9", dac(-INF, 0.9)),
     "high_density_only": ("clip.keep_target=false", dac(*AT_START, keep_target=False)),
 }
