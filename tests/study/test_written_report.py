@@ -8,10 +8,11 @@ import pytest
 
 from mgsr.cli.main import main
 from mgsr.runtime.errors import UserError
+from mgsr.study import pool
 from mgsr.study.analysis import Comparison
 from mgsr.study.report.plots import Row, forest
 from mgsr.study.report.write import MARK, index, report
-from tests.study.pooled import STUDY, fill, study_in
+from tests.study.pooled import STUDY, fill, result_of, study_in
 
 
 def written(folder: Path, effects: dict[str, float], text: str = STUDY, **options: object) -> tuple[str, str]:
@@ -119,6 +120,20 @@ def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
     assert "Seeds that this study does not declare are recorded too, and in no figure." in page
     assert re.search(r"<td>full</td><td></td><td>0, 1, 2, 3, 4</td><td>5</td>", html.replace("\n", ""))
     assert "Processors: Some processor (family 6, model 1)." in page
+
+
+def test_arms_of_other_starts_are_told(tmp_path: Path) -> None:
+    said = "Not all arms began with the same starts."
+    study = study_in(tmp_path)
+    fill(study, {"full": 0.0, "removed": -1.0})
+    # its seeds are not all there: it is in no comparison
+    fill(study, {"other": 1.0}, seeds=range(3))
+    assert said not in report(study).read_text()
+    for arm in ("full", "removed"):
+        pool.record(study.pool(), result_of(study.config(arm, 4), 50.0, start="made elsewhere"))
+    assert said not in report(study).read_text()
+    pool.record(study.pool(), result_of(study.config("full", 3), 50.0, start="made elsewhere"))
+    assert said in report(study).read_text()
 
 
 def test_a_second_writing_changes_nothing(tmp_path: Path) -> None:

@@ -222,6 +222,11 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
         "is drawn.",
         f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
+    if len({frozenset(run.block for run in view.of(arm)) for arm in view.arms if arm not in view.absent}) > 1:
+        lines.append(
+            "Not all arms began with the same starts. Means are over an arm's own runs, "
+            "differences within a start."
+        )
     for name in view.test_sets:
         if kinds := never_right(view, name):
             lines.append(f"Kinds of task{_on(name)} of which no arm has more than 1 % right: {listed(kinds)}.")
