@@ -14,9 +14,11 @@ from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.encoding import pad_id, require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.row_files import read_rows
+from mgsr.data.rows import Row
 from mgsr.data.splits import encode, read_split
+from mgsr.runtime.devices import settle
 from mgsr.scrg import Prompt
-from mgsr.training.sft import prepare_student, prepare_teacher, shared_vocabulary
+from mgsr.training.sft import Prepared, prepare_student, prepare_teacher, shared_vocabulary
 
 CONFIG = "configs/demo.yaml"
 DOLLY = {
@@ -53,12 +55,19 @@ def demo_config(*overrides: str) -> ExperimentConfig:
     return load_config(CONFIG, [*OVERRIDES, *overrides])
 
 
+def teacher_of(config: ExperimentConfig, dev: list[Row]) -> Prepared:
+    """The teacher in the type that it computes in, not that of its file: the same for all sides of a comparison."""
+    teacher = prepare_teacher(config, dev)
+    assert teacher is not None
+    settle(teacher.model)
+    return teacher
+
+
 def demo_pair(prompts: int = 256, *, as_long_as_dolly: bool = False) -> Pair:
     """The demo's fine-tuned models on its training prompts, drawn out to the lengths of Dolly's if asked."""
     config = demo_config()
     dev, train = read_split(config.data, "dev"), read_split(config.data, "train")
-    teacher = prepare_teacher(config, dev)
-    assert teacher is not None
+    teacher = teacher_of(config, dev)
     student = prepare_student(config, teacher, train, dev)
     examples = encode(train[:prompts], student.tokenizer, config.data, "prompts").examples
     texts = [(e.id, e.prompt_ids) for e in examples]

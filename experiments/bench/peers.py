@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.bench.pair import demo_config
+from experiments.bench.pair import demo_config, teacher_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.encoding import pad_id
 from mgsr.data.prompts import Example
@@ -21,7 +21,7 @@ from mgsr.data.splits import encode, read_split
 from mgsr.evaluation.test_set import Predictor, evaluate
 from mgsr.generation.decoding import pad_left
 from mgsr.training.run_folder import run_folder
-from mgsr.training.sft import prepare_student, prepare_teacher
+from mgsr.training.sft import prepare_student
 from mgsr.training.train import train
 
 GKD = (
@@ -87,9 +87,8 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
 
     config = demo_config(f"seed={seed}")
     dev, rows = read_split(config.data, "dev"), read_split(config.data, "train")
-    teacher = prepare_teacher(config, dev)
+    teacher = teacher_of(config, dev)
     student = prepare_student(config, teacher, rows, dev)
-    assert teacher is not None
     tokenizer = student.tokenizer
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
     examples = encode(rows, tokenizer, config.data, "training rows").examples

@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from experiments.bench.pair import OVERRIDES, demo_config
+from experiments.bench.pair import OVERRIDES, demo_config, teacher_of
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import read_split
@@ -24,7 +24,7 @@ from mgsr.models.output_layer import last_hidden, output_head
 from mgsr.training.build import Job, build_job
 from mgsr.training.callbacks import StepProgress
 from mgsr.training.optim import build_optimizer
-from mgsr.training.sft import prepare_student, prepare_teacher, shared_start
+from mgsr.training.sft import prepare_student, shared_start
 from mgsr.training.trainer import quiet_lightning
 
 
@@ -58,7 +58,7 @@ def job_of(config: ExperimentConfig, folder: Path) -> Job:
     train = read_split(config.data, "train")
     # models that are not fine-tuned first need no dev set
     dev = read_split(config.data, "dev") if config.student.sft.enabled else []
-    teacher = prepare_teacher(config, dev)
+    teacher = teacher_of(config, dev)
     student = prepare_student(config, teacher, train, dev)
     start = shared_start(config, teacher, student)
     return build_job(config, train, (), start, folder, torch.device("cpu"))
