@@ -17,7 +17,9 @@ from mgsr.losses import IGNORED, dac_kl, span_correlation, tiled_objective
 from mgsr.models.clip_network import ClipNetwork
 
 CLIP = (0.1, 0.95)
-CHUNKS = (64, 128, 256, 512)
+CHUNKS = (64, 128, 256, 512, 1024)
+TILES = (64, 150, 896)
+"""Rows that the bare products take at a time: few, as many as mgsr takes of 50,257 classes, and all."""
 KEPT_CLASSES = (16, 64, 256)
 
 
@@ -84,25 +86,24 @@ def trl(problem: Problem) -> float:
     )
 
 
-def products(problem: Problem, tile: int = 64) -> float:
-    """The four matrix products that no implementation can do without, on the tokens that count."""
+def products(problem: Problem, tile: int) -> float:
+    """The four matrix products that no implementation can do without, on the tokens that count.
+
+    Memory for a tile's logits is taken once, and the first tile writes the weight's gradient.
+    """
     kept = problem.labels != IGNORED
     with torch.no_grad():
         student, teacher = problem.student[kept], problem.teacher[kept]
-        total = 0.0
-        grad_weight = torch.zeros_like(problem.student_weight)
+        room = student.new_empty(2, min(tile, len(student)), len(problem.student_weight))
+        grad_states, grad_weight = torch.empty_like(student), torch.empty_like(problem.student_weight)
         for start in range(0, len(student), tile):
-            part = student[start : start + tile]
-            logits = part @ problem.student_weight.T
-            total += float((teacher[start : start + tile] @ problem.teacher_weight.T)[0, 0])
-            total += float((logits @ problem.student_weight)[0, 0])
-            grad_weight.addmm_(logits.T, part)
-        return total
-
-
-def wide_products(problem: Problem) -> float:
-    """The same in tiles as large as mgsr's own."""
-    return products(problem, tile=299)
+            here = slice(start, min(start + tile, len(student)))
+            part, count = student[here], here.stop - start
+            logits = torch.mm(part, problem.student_weight.T, out=room[0, :count])
+            torch.mm(teacher[here], problem.teacher_weight.T, out=room[1, :count])
+            torch.mm(logits, problem.student_weight, out=grad_states[here])
+            grad_weight.addmm_(logits.T, part, beta=1 if start else 0)
+        return float(grad_weight[0, 0] + grad_states[0, 0])
 
 
 LIGER: dict[str, dict[str, Callable[[Problem], float]]] = {
@@ -125,8 +126,7 @@ CASES: dict[str, Callable[[Problem], float]] = {
     **LIGER["liger"],
     **LIGER["liger_kl"],
     "trl": trl,
-    "products": products,
-    "wide_products": wide_products,
+    **{f"products_{tile}": partial(products, tile=tile) for tile in TILES},
 }
 
 

@@ -56,7 +56,7 @@ def demo_config(*overrides: str) -> ExperimentConfig:
 
 
 def teacher_of(config: ExperimentConfig, dev: list[Row]) -> Prepared:
-    """The teacher in the type that it computes in, not that of its file: the same for all sides of a comparison."""
+    """The teacher in the type that it computes in, not that of its file: the same for all sides."""
     teacher = prepare_teacher(config, dev)
     assert teacher is not None
     settle(teacher.model)

@@ -25,12 +25,18 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         "",
         "All figures are of a CPU and two threads, in float32 but where another type is named. Every measurement runs in",
         "a process of its own, one of each in turn; a figure is the median over processes of the process's median. Memory",
-        "is the peak of resident memory above where it stood before the call. Before anything is timed the objective's",
-        "value and gradients, with fixed bounds and with a clip network, are compared with the dense functions, and the",
-        "peers' with mgsr's; greedy text with `generate`'s, and a round with one that reads every corrected prefix",
-        "afresh; every step's loss under Lightning with the bare loop's. Every machine has a chapter, and every section",
-        "names its commit: one from before a check was added did not have it. The demo's rows and models are those of",
-        "that commit: they are others since numerics version 3.",
+        "is the peak of resident memory above where it stood before the call, from glibc's allocator as it is by default.",
+        "All sides take numbers below the smallest normal one for 0; mgsr's processes also have PyTorch's threads wait",
+        "less busily, as its command line does.",
+        "",
+        "The objective's value and gradients are compared with the dense functions before, with fixed bounds and with a",
+        "clip network, and the peers' with mgsr's (Liger's as it is without its compiler). Greedy text is compared with",
+        "`generate`'s, and a round with one that reads every corrected prefix afresh. Every step's loss under Lightning",
+        "is compared with the bare loop's.",
+        "",
+        "Every machine has a chapter, and every section names its commit: one from before a check was added did not have",
+        "it. The demo's rows and models are those of that commit: they are others since numerics version 3, so that the",
+        "ratios of one row may be of different models.",
         "",
         *summary(machines),
     ]
@@ -56,9 +62,10 @@ def slug(machine: str) -> str:
 def _stamp(result: Mapping[str, Any]) -> str:
     e = result["environment"]
     peers = ", ".join(f"{name} {e[name]}" for name in ("trl", "liger-kernel") if name in e)
+    model = ", ".join(e.get("cpu_model", "").split(", ")[:2])
     tree = " (with uncommitted changes)" if e["dirty"] else ""
     return (
-        f"*Commit {e['commit'][:7]}{tree}, {e['cores']} cores of {e['cpu']}, torch {e['torch']}, transformers "
+        f"*Commit {e['commit'][:7]}{tree}, {e['cores']} cores of {e['cpu']}{f' ({model})' if model else ''}, torch {e['torch']}, transformers "
         f"{e['transformers']}, lightning {e['lightning']}{', ' + peers if peers else ''}; "
         f"{result['processes']} process{'' if result['processes'] == 1 else 'es'}.*"
     )
@@ -76,7 +83,7 @@ def _long_prompts(pair: Any, figures: Mapping[str, Any], folder: Path, machine: 
 def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
     what = (
-        "The demo's fine-tuned teacher and student, 256 of its prompts, at most 32 new tokens, batches of 64."
+        "The demo's teacher and student, 256 of its prompts, at most its `scrg.max_new_tokens` new tokens, batches of 64."
         if pair is None
         else f"Teacher {pair[0]}, student {pair[1]} (folders), 32 prompts of {pair[2]} (cut to 128 tokens), at most 64 new tokens."
     )
@@ -126,6 +133,7 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
         *own_command(pair, "pair_step"),
         what,
         "The bare loop does the two forwards, the objective, backward, clipping, optimiser and schedule, and nothing else.",
+        "Times are means over the steps of a process.",
         f"Lightning takes {median(ratios):.3f} of its time ({min(ratios):.3f} to {max(ratios):.3f}), data loading and curves",
         "included" + (", and the gradient norm of every term once in 200 steps." if pair is None else "."),
         "",
@@ -165,8 +173,9 @@ def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
         "",
         "The demo's models and rows, 400 steps of 32 sequences, from the same SFT student: wall-clock of training and",
         "test ROUGE-L of the last weights, one run per training seed. TRL writes on-policy text in about half of its",
-        "steps, at every such step; mgsr writes one round per epoch, for half of each step's prompts. mgsr's clock also",
-        "covers its spans, a look at the dev set, checkpoints and curves.",
+        "steps, by the student as it is then, in batches of 32; mgsr writes one round per epoch, for half of each step's",
+        "prompts, in batches of 256. mgsr's clock also covers its spans, a look at the dev set, checkpoints and curves.",
+        "TRL's AdamW is the fused one, as transformers chooses it; mgsr's is not.",
         "",
         *table(["", "s", "range", "ROUGE-L", "by seed"], rows),
     ]
@@ -183,7 +192,9 @@ def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: st
         "",
         *own_command(pair, "pair_peers"),
         f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}: 24 steps of 8 sequences, at most 64 new tokens, one run per",
-        "training seed. TRL writes on-policy text in about half of its steps; mgsr writes one round, for half of the rows.",
+        "training seed. TRL writes text in about half of its steps, by the student as it is then, a batch of 8 at a time.",
+        "mgsr writes one round for half of the rows, by the student as it starts, in batches of 32. Under bf16 TRL's teacher",
+        "computes under autocast, and mgsr's has its weights in bf16. TRL's AdamW is the fused one.",
         "Before, both take the loss of the same three batches: it is the same within a ten-thousandth.",
         "",
         *table(["", "s", "range"], rows),
@@ -227,7 +238,8 @@ def _rival(gguf: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
         "```",
         "",
         f"Plain sampling of {gguf[0]}, 32 prompts of {gguf[1]} in one batch, at most 64 new tokens, temperature 1.",
-        "OpenVINO keeps the weights packed in few bits, as the file has them; the others unpack them.",
+        "OpenVINO keeps the weights packed in few bits, as the file has them; the others unpack them. It has taken the",
+        "memory for its KV cache before the clock starts, so that its last column lacks it.",
         f"It writes {narrow:.2f} times the tokens/s of mgsr in bf16, {wide:.2f} times in float32. A backend on it would have to convert the student anew",
         "for every round, and to take its draws from mgsr's keys for text to stay the same; it has neither.",
         "",

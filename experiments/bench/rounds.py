@@ -98,8 +98,8 @@ def _correct(pair: Pair, prompts: Sequence[Sequence[int]], responses: Sequence[S
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     first = -1 - max(map(len, responses))
     logs = [
-        model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        .logits[:, first:-1, : pair.vocab_size]
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=-first)
+        .logits[:, :-1, : pair.vocab_size]
         .float()
         .log_softmax(-1)
         for model in (pair.teacher, pair.student)

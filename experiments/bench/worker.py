@@ -14,7 +14,7 @@ from typing import Any
 from mgsr.runtime.processor import prefer_quick_sorts, rest_soon
 
 THREADS = 2
-PEERS = ("trl", "liger", "products", "wide_products", "generate", "naive", "openvino")
+PEERS = ("trl", "liger", "products", "generate", "naive", "openvino")
 """How names of cases begin that keep the waiting of PyTorch's threads as it is by default."""
 
 

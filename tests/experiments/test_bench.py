@@ -18,7 +18,7 @@ BENCH = Path(report.__file__).parent
 
 
 @pytest.mark.parametrize(
-    "case", ["mgsr", "mgsr_network", "mgsr_forward_kl", "mgsr_cached_16", "products", "wide_products"]
+    "case", ["mgsr", "mgsr_network", "mgsr_forward_kl", "mgsr_cached_16", "products_64", "products_896"]
 )
 def test_cases_of_the_objective_run_and_are_measured(case: str) -> None:
     problem = problems.artificial(40, 300, hidden=(8, 12))
