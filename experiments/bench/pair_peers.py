@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from experiments.bench.pair import OVERRIDES
-from experiments.bench.peers import GKD, Collator, trl_config
+from experiments.bench.peers import GKD, Collator, counting, texts_of, trl_config
 from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
@@ -63,7 +63,7 @@ def mgsr_gkd(config: ExperimentConfig) -> dict[str, Any]:
     # timed anew each time: a finished run would only be read
     shutil.rmtree(run_folder(config), ignore_errors=True)
     metrics = train(config)
-    return {"seconds": [metrics["seconds_training"]], "tokens": metrics["costs"]["tokens_training"]}
+    return {"seconds": [metrics["seconds_training"]], "texts": texts_of(metrics)}
 
 
 def trl_gkd(config: ExperimentConfig) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def trl_gkd(config: ExperimentConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         arguments = trl_config(GKDConfig, config, scratch, config.seed, STEPS)
         arguments.bf16 = config.trainer.precision == "bf16-mixed"
-        trainer = GKDTrainer(
+        trainer = counting(GKDTrainer)(
             model=student,
             teacher_model=teacher,
             args=arguments,
@@ -85,7 +85,7 @@ def trl_gkd(config: ExperimentConfig) -> dict[str, Any]:
         )
         start = time.perf_counter()
         trainer.train()
-        return {"seconds": [time.perf_counter() - start]}
+        return {"seconds": [time.perf_counter() - start], "texts": trainer.texts}
 
 
 def _parts(config: ExperimentConfig) -> tuple[Any, Any, Any, list[Example]]:

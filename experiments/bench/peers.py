@@ -54,7 +54,13 @@ def _mgsr(arm: str, seed: int, steps: int, *overrides: str) -> dict[str, Any]:
     # timed anew each time: a finished run would only be read
     shutil.rmtree(run_folder(config), ignore_errors=True)
     metrics = train(config)
-    return {"seconds": [metrics["seconds_training"]], "rouge_l": metrics["result"]["test"]["rouge_l"]}
+    rouge_l = metrics["result"]["test"]["rouge_l"]
+    return {"seconds": [metrics["seconds_training"]], "rouge_l": rouge_l, "texts": texts_of(metrics)}
+
+
+def texts_of(metrics: dict[str, Any]) -> int:
+    """Texts that the student has written for a run of mgsr's, corrections aside."""
+    return round(metrics["scrg"]["sequences"] * metrics["scrg"]["rounds"])
 
 
 class Collator:
@@ -80,6 +86,19 @@ class Collator:
         }
 
 
+def counting(trainer: type) -> Any:
+    """TRL's trainer, which counts the texts that its student writes."""
+
+    class Counting(trainer):  # type: ignore[misc]
+        texts = 0
+
+        def generate_on_policy_outputs(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+            self.texts += len(inputs["prompts"])
+            return trainer.generate_on_policy_outputs(model, inputs, *rest)  # type: ignore[attr-defined]
+
+    return Counting
+
+
 def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
     """TRL's `GKDTrainer`: lambda 0.5, beta 0.5, temperature 1."""
     from datasets import Dataset
@@ -94,7 +113,7 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
     examples = encode(rows, tokenizer, config.data, "training rows").examples
     student.model.generation_config.eos_token_id = tokenizer.eos_token_id
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = GKDTrainer(
+        trainer = counting(GKDTrainer)(
             model=student.model,
             teacher_model=teacher.model,
             args=trl_config(GKDConfig, config, scratch, seed, steps),
@@ -107,7 +126,8 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
         seconds = time.perf_counter() - start
     test = encode(read_split(config.data, "test"), tokenizer, config.data, "test rows").examples
     predictor = Predictor(tokenizer, list(test), config.evaluation, pad_token_id=pad_id(tokenizer))
-    return {"seconds": [seconds], "rouge_l": evaluate(trainer.model.eval(), predictor).summary["rouge_l"]}
+    rouge_l = evaluate(trainer.model.eval(), predictor).summary["rouge_l"]
+    return {"seconds": [seconds], "rouge_l": rouge_l, "texts": trainer.texts}
 
 
 def trl_config(cls: Any, config: ExperimentConfig, folder: str, seed: int, steps: int) -> Any:

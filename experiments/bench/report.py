@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -162,12 +162,17 @@ def _ends(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
     return [*lines, *table(header, rows)]
 
 
+def _texts(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Texts that the student wrote, where results say so."""
+    return f"{median(run['texts'] for run in runs):,.0f}" if all("texts" in run for run in runs) else "–"
+
+
 def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = []
     for case, runs in figures.items():
         scores = [run["rouge_l"] for run in runs]
         each = ", ".join(f"{score:.2f}" for score in scores)
-        rows.append(timed(case, runs, 1, f"{sum(scores) / len(scores):.2f}", each))
+        rows.append(timed(case, runs, 1, _texts(runs), f"{sum(scores) / len(scores):.2f}", each))
     return [
         "### End to end against TRL",
         "",
@@ -177,13 +182,16 @@ def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
         "prompts, in batches of 256. mgsr's clock also covers its spans, a look at the dev set, checkpoints and curves.",
         "TRL's AdamW is the fused one, as transformers chooses it; mgsr's is not.",
         "",
-        *table(["", "s", "range", "ROUGE-L", "by seed"], rows),
+        *table(["", "s", "range", "texts written", "ROUGE-L", "by seed"], rows),
     ]
 
 
 def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = [
-        [NAMES[case] + (", bf16" if precision == "bf16-mixed" else ", float32"), *timed(case, runs, 1)[1:]]
+        [
+            NAMES[case] + (", bf16" if precision == "bf16-mixed" else ", float32"),
+            *timed(case, runs, 1, _texts(runs))[1:],
+        ]
         for precision, cases in figures.items()
         for case, runs in cases.items()
     ]
@@ -197,7 +205,7 @@ def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: st
         "computes under autocast, and mgsr's has its weights in bf16. TRL's AdamW is the fused one.",
         "Before, both take the loss of the same three batches: it is the same within a ten-thousandth.",
         "",
-        *table(["", "s", "range"], rows),
+        *table(["", "s", "range", "texts written"], rows),
     ]
 
 
