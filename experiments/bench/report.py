@@ -26,6 +26,8 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         "All figures are of a CPU and two threads, in float32 but where another type is named. Every measurement runs in",
         "a process of its own, one of each in turn; a figure is the median over processes of the process's median. Memory",
         "is the peak of resident memory above where it stood before the call, from glibc's allocator as it is by default.",
+        "That one maps blocks beyond 32 MiB anew each time, which costs a side the more, the larger its blocks are. With",
+        "memory that is kept, leads of mgsr's over Liger and TRL are far smaller: `experiments/LOG.md` has the figures.",
         "All sides take numbers below the smallest normal one for 0; mgsr's processes also have PyTorch's threads wait",
         "less busily, as its command line does.",
         "",
