@@ -52,6 +52,16 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     (folder / "README.md").write_text("\n".join(lines))
 
 
+def processor(environment: Mapping[str, Any]) -> str:
+    """A machine's name: its processor, by family and model where they are known.
+
+    >>> processor({"cpu": "AMD EPYC", "cpu_model": "family 25, model 1, stepping 1"}), processor({"cpu": "M2"})
+    ('AMD EPYC (family 25, model 1)', 'M2')
+    """
+    model = ", ".join((environment.get("cpu_model") or "").split(", ")[:2])
+    return f"{environment['cpu']} ({model})" if model else environment["cpu"]
+
+
 def slug(machine: str) -> str:
     """The name of a machine as part of a file's name.
 
@@ -64,10 +74,9 @@ def slug(machine: str) -> str:
 def _stamp(result: Mapping[str, Any]) -> str:
     e = result["environment"]
     peers = ", ".join(f"{name} {e[name]}" for name in ("trl", "liger-kernel") if name in e)
-    model = ", ".join(e.get("cpu_model", "").split(", ")[:2])
     tree = " (with uncommitted changes)" if e["dirty"] else ""
     return (
-        f"*Commit {e['commit'][:7]}{tree}, {e['cores']} cores of {e['cpu']}{f' ({model})' if model else ''}, torch {e['torch']}, transformers "
+        f"*Commit {e['commit'][:7]}{tree}, {e['cores']} cores of {processor(e)}, torch {e['torch']}, transformers "
         f"{e['transformers']}, lightning {e['lightning']}{', ' + peers if peers else ''}; "
         f"{result['processes']} process{'' if result['processes'] == 1 else 'es'}.*"
     )

@@ -223,7 +223,7 @@ def main() -> None:
     )
     stamp = {**environment(), **versions(), "dirty": bool(dirty.stdout)}
     # results of other kinds of machine stay as they are, behind this one's
-    machine = f"{stamp['cpu']} ({', '.join(stamp['cpu_model'].split(', ')[:2])})"
+    machine = report.processor(stamp)
     results = machines.pop(machine, {})
     machines = {machine: results, **machines}
     if arguments.only == list(GROUPS):
