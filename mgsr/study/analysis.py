@@ -166,10 +166,13 @@ def _times_wider(scores: pd.DataFrame, arm: str, baseline: str, chance: float) -
     """An arm's spread over that of the others; 0 where it may be chance (F test), or they tell none.
 
     The arm is left out of the model: within it, a wide arm would widen the residuals of all. Its distance to the
-    mean of a block's other n runs has the variance `own^2 + others^2 / n`.
+    mean of a block's other n runs, less the effects of their arms, has the variance `own^2 + others^2 / n`.
     """
     others = scores[scores["arm"] != arm]
     fit = _fit(others, baseline)
+    # blocks may hold different arms
+    effects = others["arm"].map(dict(zip(fit.arms, fit.effects, strict=False))).fillna(0.0)
+    others = others.assign(score=others["score"] - effects)
     runs = scores[scores["arm"] == arm].set_index("block")["score"]
     blocks = others.groupby("block")["score"].agg(["mean", "size"])
     shared = [block for block in runs.index if block in blocks.index]

@@ -14,7 +14,8 @@ from typing import Any
 import mgsr
 from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig
-from mgsr.runtime.environment import numerics_of
+from mgsr.runtime import processor
+from mgsr.runtime.environment import cpu_model, numerics_of
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
@@ -160,14 +161,19 @@ def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str
 
 def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Path) -> Run:
     """The run as it stands, with what is recorded of it on the same rows."""
-    others: dict[str, str] = {}
+    others = {}
     for name in study.needs(arm):
-        for result in pool.find([place], pool.key_of(study.config(name, seed, overrides))):
-            others.setdefault(name, str(pool.path_in(place, result)))
+        if found := _recorded(study.config(name, seed, overrides), place):
+            others[name] = str(pool.path_in(place, found[0]))
     config = study.config(arm, seed, overrides, others)
-    data = pool.data_of(config)
+    return Run(arm, seed, config, tuple(_recorded(config, place)))
+
+
+def _recorded(config: ExperimentConfig, place: Path) -> list[dict[str, Any]]:
+    """Runs of a configuration on its rows; first those of this kind of processor, as their start is made here."""
+    data, here = pool.data_of(config), cpu_model(processor.described())
     same = (result for result in pool.find([place], pool.key_of(config)) if result["data"] == data)
-    return Run(arm, seed, config, tuple(same))
+    return sorted(same, key=lambda result: result["environment"].get("cpu_model") != here)
 
 
 def _refuse_other_numerics(run: Run) -> None:

@@ -95,6 +95,14 @@ def test_an_arm_that_swings_is_alone_and_does_not_widen_the_others() -> None:
     assert found["c"].high - found["c"].effect == pytest.approx(half)
 
 
+def test_a_calm_arm_is_not_alone_because_blocks_hold_different_arms() -> None:
+    """Half of the blocks hold an arm that scores far less: their means say nothing of another arm's spread."""
+    scores = drawn(3, {"base": 0.0, "a": 0.0, "low": -5.0}, 12, spread=0.05)
+    scores = scores[(scores["arm"] != "low") | (scores["seed"] < 6)]
+    found = compare(scores, "base", 0.5)
+    assert set(found) == {"a", "low"} and not any(one.alone for one in found.values())
+
+
 def test_one_block_tells_no_spread() -> None:
     (found,) = compare(frame({"base": {0: 1.0}, "a": {0: 3.0}}), "base", 0.5).values()
     assert found.effect == pytest.approx(2.0) and math.isnan(found.low) and found.verdict == ""

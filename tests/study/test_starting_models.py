@@ -145,6 +145,24 @@ def test_a_baseline_that_reads_another_arm_s_run_comes_behind_it_once(ran: list[
     assert ran == ["removed/0", "other/0", "full/0"]
 
 
+@pytest.mark.parametrize("here", ["one", "another"])
+def test_of_two_starts_an_arm_reads_the_run_of_this_kind_of_processor(
+    here: str, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = '{clip.mode: mean_of_run, clip.run: "{run:full}"}'
+    study = study_in(tmp_path, STUDY.replace("other: {scrg.passes: 3}", f"other: {reading}"))
+    places = {}
+    for start in ("one", "another"):
+        result = made_up(study.config("full", 0), start)
+        result["environment"] = {**result["environment"], "cpu_model": start}
+        places[start] = str(pool.record(study.pool(), result))
+    read: list[str] = []
+    monkeypatch.setattr(mgsr.study.run, "cpu_model", lambda described: here)
+    monkeypatch.setattr(mgsr.study.run, "train", lambda config, **_: read.append(config.clip.run))
+    run_study(study, [0], [f"run_root={tmp_path}/runs"], arms=["full", "other"], record=True)
+    assert read[0] == places[here]
+
+
 def test_undeclared_seeds_are_named_before_they_run(
     study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
