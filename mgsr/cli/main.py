@@ -161,7 +161,7 @@ def _report(arguments: argparse.Namespace) -> None:
         # of an installed study, as it was run here
         study = load_study(study.home)
     places = [None if path is None else Path(path) for path in (arguments.results, arguments.out)]
-    written = report(study, place=places[0], out=places[1])
+    written, _ = report(study, place=places[0], out=places[1])
     print(f"written to {written} and {written.with_name('report.html')}")
 
 

@@ -38,17 +38,14 @@ class Comparison:
     """An arm against the baseline, or several arms against others.
 
     Attributes:
-        name: of the arm, or of the contrast.
         effect: arm minus baseline; `low`, `high`: its simultaneous interval, NaN where one block tells no spread.
         blocks: in which all of them have run; `seeds`: how many training seeds these have.
         verdict: better, worse, equivalent or open; empty where there is no interval.
         small: better or worse, and the whole interval lies within the margin.
         detectable: the smallest effect that these blocks find with a power of 0.8.
-        spread: standard deviation of a run within its block.
         alone: analysed without the other arms, as its spread is wider.
     """
 
-    name: str
     effect: float
     low: float
     high: float
@@ -57,7 +54,6 @@ class Comparison:
     verdict: str
     small: bool
     detectable: float
-    spread: float
     alone: bool = False
 
 
@@ -221,7 +217,6 @@ def _contrasts(
         shared = set.intersection(*(ran[arm] for side in sides[name] for arm in side))
         verdict = verdict_of(low, high, margin)
         found[name] = Comparison(
-            name,
             effect,
             low,
             high,
@@ -232,7 +227,6 @@ def _contrasts(
             float(deviation) * (critical + float(stats.t.ppf(POWER, fit.freedom)))
             if fit.freedom > 0
             else math.nan,
-            math.sqrt(fit.scale),
         )
     return found
 
@@ -266,18 +260,3 @@ def critical_value(correlation: tuple[tuple[float, ...], ...], freedom: int, err
         DRAWS, random_state=np.random.default_rng(0)
     )
     return float(np.quantile(np.abs(draws).max(axis=1), 1.0 - error))
-
-
-def seeds_needed(spread: float, margin: float, arms: int = 1) -> int:
-    """Blocks with which the half width of an interval is expected to be at most 0.7 of the margin.
-
-    Args:
-        spread: standard deviation of a run within its block, from pilot seeds on the dev set.
-        arms: of the family; intervals are taken as wide as Bonferroni's, which are a little wider than Dunnett's.
-    """
-    for blocks in range(2, 1000):
-        freedom = (blocks - 1) * arms
-        critical = stats.t.ppf(1.0 - ERROR / (2.0 * arms), freedom)
-        if critical * spread * math.sqrt(2.0 / blocks) <= 0.7 * margin:
-            return blocks
-    return 1000

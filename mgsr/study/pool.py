@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -115,7 +115,7 @@ def collect(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
         "start": read_run_file(folder, START),
         "settings": settings_of(config),
         "environment": read_run_file(folder, ENVIRONMENT),
-        "metrics": _rounded({name: value for name, value in metrics.items() if name not in NAMES}),
+        "metrics": rounded({name: value for name, value in metrics.items() if name not in NAMES}),
         "curves": read_curves(folder),
         "first": {"study": config.experiment, "arm": config.arm},
     }
@@ -161,19 +161,16 @@ def _absurd(value: Any) -> str | None:
     return None
 
 
-def find(pools: Iterable[Path], key: Key) -> Iterator[dict[str, Any]]:
-    """All recorded runs of a key, one per data and start; of two pools the first counts."""
-    seen = set()
-    for pool in pools:
-        for path in sorted(pool.glob(f"{key.config}-*-{key.seed}-*.json")):
-            if FILE.fullmatch(path.name) and path.name not in seen:
-                seen.add(path.name)
-                yield read(path)
+def find(pool: Path, key: Key) -> Iterator[dict[str, Any]]:
+    """All recorded runs of a key, one per data and start."""
+    for path in sorted(pool.glob(f"{key.config}-*-{key.seed}-*.json")):
+        if FILE.fullmatch(path.name):
+            yield read(path)
 
 
-def seeds_in(pools: Iterable[Path], config: str) -> list[int]:
+def seeds_in(pool: Path, config: str) -> list[int]:
     """Seeds that a configuration has been recorded with."""
-    names = (FILE.fullmatch(path.name) for pool in pools for path in pool.glob(f"{config}-*.json"))
+    names = (FILE.fullmatch(path.name) for path in pool.glob(f"{config}-*.json"))
     return sorted({int(name[3]) for name in names if name})
 
 
@@ -210,11 +207,11 @@ def _significant(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Eight significant digits, all the way down: what is beyond is noise in a diff."""
     if isinstance(value, float):
         # JSON has no nan
         return _significant(value, 8) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {k: _rounded(v) for k, v in value.items()}
-    return [_rounded(v) for v in value] if isinstance(value, list) else value
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value

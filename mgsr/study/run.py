@@ -117,7 +117,7 @@ def run_study(
     for run in runs:
         write_events(run.folder, run.config, run.recorded[0])
     if not told.seeds or {*seeds} & {*told.seeds}:
-        seen = view.look(told, [place], overrides, data={pool.data_of(run.config) for run in runs})
+        seen = view.look(told, place, overrides, data={pool.data_of(run.config) for run in runs})
     else:  # figures of seeds that are in no verdict
         all_of = [view.Run(r.arm, r.seed, view.block_of(result), result) for r in runs for result in r.recorded]
         seen = view.View(told, tuple(all_of), {})
@@ -172,7 +172,7 @@ def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Pat
 def _recorded(config: ExperimentConfig, place: Path) -> list[dict[str, Any]]:
     """Runs of a configuration on its rows; first those of this kind of processor, as their start is made here."""
     data, here = pool.data_of(config), cpu_model(processor.described())
-    same = (result for result in pool.find([place], pool.key_of(config)) if result["data"] == data)
+    same = (result for result in pool.find(place, pool.key_of(config)) if result["data"] == data)
     return sorted(same, key=lambda result: result["environment"].get("cpu_model") != here)
 
 

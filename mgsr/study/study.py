@@ -84,7 +84,7 @@ class Study:
     ) -> ExperimentConfig:
         """The configuration of one run: base, then the command line, then the arm.
 
-        `{seed}` in an arm's values stands for the seed, and `{run:ARM}` for the recorded run of another arm.
+        `{run:ARM}` in an arm's values stands for the recorded run of another arm.
 
         Args:
             recorded: arm -> path of its run with this seed, of those that are recorded.
@@ -94,7 +94,7 @@ class Study:
         """
         self._refuse_fixed(overrides)
         own = {"arm": Said(arm, str(self.path)), "seed": Said(seed, COMMAND_LINE)}
-        filled = {"{seed}": str(seed), **{f"{{run:{name}}}": path for name, path in (recorded or {}).items()}}
+        filled = {f"{{run:{name}}}": path for name, path in (recorded or {}).items()}
         base = self.base_layer()
         layer = merged(base, own, *read_words(overrides), self._arm(arm, filled))
         keep_inside(layer)
@@ -251,7 +251,7 @@ def _arms(path: str | Path, arms: yaml.Node | None) -> dict[str, Layer]:
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(f"{here} must be a mapping of keys to values")
         for inner in nodes_of(node):
-            if isinstance(inner, yaml.ScalarNode) and any(word in inner.value for word in ("{seed}", "{run:")):
+            if isinstance(inner, yaml.ScalarNode) and "{run:" in inner.value:
                 inner.tag = LATER
         found[arm] = layer_of(node, partial(_place, path, arm))
         taken = [name for name in FIXED if name in found[arm]]

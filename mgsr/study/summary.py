@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mgsr.study import pool
 from mgsr.study.view import View, rouge_l
 
 
@@ -16,26 +16,20 @@ def summarise(view: View) -> dict[str, Any]:
     Runs and verdicts are those of the study's report.
     """
     summary: dict[str, Any] = {"study": view.study.name, "seeds": view.seeds}
+    begins = view.of(view.study.baseline)
     for name in ("teacher", "sft_start"):
-        tests = [run.result["metrics"][name]["test"] for run in view.runs if run.result["metrics"].get(name)]
+        tests = [run.result["metrics"][name]["test"] for run in begins if run.result["metrics"].get(name)]
         if tests:
             summary[name] = _mean(tests)
-    summary["floors"] = (view.runs[0].result["metrics"].get("floors") or {}).get("test", {})
+    summary["floors"] = (begins[0].result["metrics"].get("floors") or {}).get("test", {})
     for arm in view.arms:
         summary[arm] = _mean([run.result["metrics"]["result"]["test"] for run in view.of(arm)])
     if len(view.arms) > 1:
-        compared = view.compared(rouge_l(), view.study.margin)
+        compared = view.compared(rouge_l())
         summary["comparisons"] = {
-            f"{arm} - {view.study.baseline}": _plain(asdict(one)) for arm, one in compared.items()
+            f"{arm} - {view.study.baseline}": pool.rounded(asdict(one)) for arm, one in compared.items()
         }
     return summary
-
-
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value for name, value in found.items()
-    }
 
 
 def _mean(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

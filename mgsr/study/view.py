@@ -11,13 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from mgsr.config.shipped import as_typed
-from mgsr.runtime.errors import UserError
 from mgsr.study import pool
 from mgsr.study.analysis import Comparison, compare
 from mgsr.study.study import Study
 
-NOTHING = "nothing is recorded yet"
 Result = Mapping[str, Any]
 Reader = Callable[[Result], float | None]
 
@@ -75,17 +72,17 @@ class View:
         frame = self.frame(read)
         return frame[~frame["arm"].isin(self.absent)]
 
-    def compared(self, read: Reader, margin: float) -> dict[str, Comparison]:
+    def compared(self, read: Reader) -> dict[str, Comparison]:
         """Every arm against the baseline; empty where the baseline has no such figure."""
-        if (read, margin) not in self._compared:
-            frame = self.judged(read)
-            there = self.study.baseline in set(frame["arm"])
-            asked = [[arm] for arm in self.study.asked]
-            self._compared[read, margin] = compare(frame, self.study.baseline, margin, asked) if there else {}
-        return self._compared[read, margin]
+        if read not in self._compared:
+            frame, study = self.judged(read), self.study
+            there = study.baseline in set(frame["arm"])
+            asked = [[arm] for arm in study.asked]
+            self._compared[read] = compare(frame, study.baseline, study.margin, asked) if there else {}
+        return self._compared[read]
 
     @cached_property
-    def _compared(self) -> dict[tuple[Reader, float], dict[str, Comparison]]:
+    def _compared(self) -> dict[Reader, dict[str, Comparison]]:
         # a report asks for one several times
         return {}
 
@@ -114,45 +111,29 @@ class View:
         ]
 
 
-def look(
-    study: Study, pools: Sequence[Path], overrides: Sequence[str] | None = None, *, data: Collection[str] = ()
-) -> View:
+def look(study: Study, place: Path, overrides: Sequence[str] | None = None, *, data: Collection[str] = ()) -> View:
     """Find a study's runs.
 
     Args:
+        place: the pool.
         overrides: words of a command line, which the runs had too (None: those that the study says it needs).
         data: fingerprints of the rows that count (empty: of those of most runs).
-
-    Raises:
-        UserError: there is none.
     """
     overrides = study.arguments if overrides is None else overrides
     found: list[Run] = []
     undeclared: dict[str, list[int]] = {}
     for arm in study.arms:
-        known = _seeds_in(study, arm, pools, overrides)
+        known = pool.seeds_in(place, key_in(study, arm, 0, overrides).config)
         extra = [seed for seed in known if study.seeds and seed not in study.seeds]
         if extra:
             undeclared[arm] = extra
         for seed in study.seeds or known:
-            for result in pool.find(pools, key_in(study, arm, seed, overrides)):
+            for result in pool.find(place, key_in(study, arm, seed, overrides)):
                 found.append(Run(arm, seed, block_of(result), result))
-    if not found:
-        typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
-        raise UserError(f"{study.path}: {NOTHING}; run it first: mgsr ablate {typed}")
     if not data:
         data = [most for most, _ in Counter(run.result["data"] for run in found).most_common(1)]
     same = [run for run in found if run.result["data"] in data]
     return View(study, tuple(same), undeclared, len(found) - len(same))
-
-
-def _seeds_in(study: Study, arm: str, pools: Sequence[Path], overrides: Sequence[str]) -> list[int]:
-    """Seeds that an arm has been recorded with; where its values hold the seed, each has a key of its own."""
-    values = [value for name in (arm, *study.needs(arm)) for value in study.arms[name].values()]
-    if not any("{seed}" in str(value) for value in values):
-        return pool.seeds_in(pools, key_in(study, arm, 0, overrides).config)
-    keys = {seed: key_in(study, arm, seed, overrides) for seed in pool.seeds_in(pools, "*")}
-    return [seed for seed, key in keys.items() if seed in pool.seeds_in(pools, key.config)]
 
 
 def key_in(study: Study, arm: str, seed: int, overrides: Sequence[str] = ()) -> pool.Key:

@@ -81,10 +81,10 @@ def test_an_arm_is_blamed_with_its_line(write: Any) -> None:
 
 def test_an_arm_is_filled_in_before_it_is_read(write: Any, tmp_path: Path) -> None:
     base = write(BASE)
-    values = "data.synthetic: {seed: '{seed}'}, data.dev: '{run:b}/{seed}', data.test_sets.1: '{seed}'"
+    values = "data.synthetic: {seed: '{run:b}'}, data.dev: '{run:b}/7', data.test_sets.1: '{run:b}'"
     study = load_study(write(f"base: {base}\narms: {{a: {{{values}}}, b: }}\n", "study.yaml"))
-    config = study.config("a", 7, recorded={"b": "there.json"})
-    assert config.data.synthetic.seed == 7 and config.data.dev == "there.json/7"
+    config = study.config("a", 7, recorded={"b": "7"})
+    assert config.data.synthetic.seed == 7 and config.data.dev == "7/7"
     assert config.data.test_sets == {"1": "7"}
 
 

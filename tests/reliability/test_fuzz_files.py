@@ -197,7 +197,7 @@ def test_fuzz_recorded_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     def read() -> None:
         pool.read(path)
-        view = look(study, [study.pool()])
+        view = look(study, study.pool())
         study_table(summarise(view))
         filled("report.md.j2", reported.content_of(view, study.home, study.pool()))
 

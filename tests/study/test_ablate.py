@@ -64,7 +64,7 @@ def root_in(folder: Path, shared_root: Path, name: str = "runs") -> str:
 
 
 def recorded(study: Study, arm: str, seed: int, place: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    (found,) = pool.find([place], key_in(study, arm, seed, overrides))
+    (found,) = pool.find(place, key_in(study, arm, seed, overrides))
     return found
 
 
@@ -285,4 +285,4 @@ def test_a_run_that_fails_side_by_side_is_named(quick_file: Path, tmp_path: Path
     (tmp_path / "fails/bad/seed=0").write_text("in the way")
     with pytest.raises(UserError, match=r"bad, seed 0 failed"):
         run_study(study, [0], [f"run_root={tmp_path}", "trainer.threads=1"], jobs=2)
-    assert list(pool.find([tmp_path / "results"], key_in(study, "bad", 0))) == []
+    assert list(pool.find(tmp_path / "results", key_in(study, "bad", 0))) == []

@@ -40,7 +40,7 @@ def test_bounds_are_drawn_of_arms_that_have_them(tmp_path: Path) -> None:
     for seed in (0, 1):
         record(study, "full", seed, learned((0, 0.2), (10, 0.1)))
         record(study, "removed", seed, {})
-    page = report(study)
+    page, _ = report(study)
     # README.md shows the forest alone
     assert [path.name for path in page.parent.glob("*.svg")] == ["forest.svg"]
     html = page.with_name("report.html").read_text()
@@ -69,9 +69,9 @@ def test_a_curve_is_the_mean_over_seeds_at_steps_that_all_of_them_have(tmp_path:
         study = study_in(tmp_path / str(number))
         for seed, points in enumerate(runs):
             record(study, "full", seed, learned(*points))
-        drawn.append(curve(look(study, [study.pool()]), "dac/lower", "lower bound"))
+        drawn.append(curve(look(study, study.pool()), "dac/lower", "lower bound"))
     assert drawn[0] == drawn[1] != drawn[2]
-    assert curve(look(study, [study.pool()]), "dac/upper", "upper bound") is None
+    assert curve(look(study, study.pool()), "dac/upper", "upper bound") is None
 
 
 def test_an_arm_takes_the_bounds_of_the_recorded_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,9 +62,9 @@ def test_an_arm_with_another_start_has_the_baseline_run_for_it(
     run_study(study, [0, 1], root, record=True)
     # the arm that was not there, and the baseline once more, behind it
     assert ran == ["other/0", "other/1", "full/0", "full/1"]
-    view = look(replace(study, seeds=(0, 1)), [study.pool()])
+    view = look(replace(study, seeds=(0, 1)), study.pool())
     assert len({run.block for run in view.of("full")}) == 4
-    found = view.compared(rouge_l(), 0.5)
+    found = view.compared(rouge_l())
     # each within its own blocks: the levels of the two starts are 7 apart
     assert (found["removed"].blocks, found["other"].blocks) == (2, 2)
     assert found["removed"].effect == pytest.approx(-2.0) and found["other"].effect == pytest.approx(3.0)
@@ -95,7 +95,7 @@ def test_an_arm_recorded_elsewhere_runs_again_with_the_baseline_s_start(
     summary = run_study(study, [0, 1], root, record=True)
     assert ran == ["full/0", "other/0", "full/1", "removed/1", "other/1", "removed/0"]
     assert "1 run again: recorded from another start than the others'" in capsys.readouterr().out
-    assert len(list(pool.find([study.pool()], pool.key_of(study.config("removed", 0))))) == 2
+    assert len(list(pool.find(study.pool(), pool.key_of(study.config("removed", 0))))) == 2
     ran.clear()
     assert run_study(study, [0, 1], root, record=True) == summary and ran == []
 
@@ -169,7 +169,7 @@ def test_undeclared_seeds_are_named_before_they_run(
     run_study(study, [4, 5], [f"run_root={tmp_path}/runs"], arms=["full"], record=True)
     said = re.escape(f"made_up: 1 seed not declared in {study.path}: recorded, and in no verdict of its report")
     assert re.search(said, capsys.readouterr().out)
-    assert look(study, [study.pool()]).seeds == [4]
+    assert look(study, study.pool()).seeds == [4]
     # without a word the declared ones
     ran.clear()
     run_study(study, (), [f"run_root={tmp_path}/runs"], arms=["full"], record=True)

@@ -115,7 +115,7 @@ def test_another_base_has_an_own_study_without_the_question(
     words = ["train.epochs=8", "trainer.threads=3", "run_root=elsewhere"]
     write_study(load_study(made.path, "my.yaml"), Path("runs/later"), ["other"], words, [1])
     assert list(load_study(Path("runs/later")).arms) == ["removed", "other"]
-    text = report(kept).read_text()
+    text = report(kept)[0].read_text()
     assert text.split("```")[1].split("\n")[1:3] == [
         "mgsr ablate made_up/study.yaml --config my.yaml --arms removed other --seeds 0 train.epochs=7",
         "mgsr report runs/made_up-my",
@@ -162,7 +162,7 @@ margin: 0.25
 arms:
   full: {}
   on: {clip.mode: fixed, clip.lower: -.inf}
-  '010': {data.synthetic.seed: "{seed}", arm_is: x}
+  '010': {data.synthetic.seed: 4, arm_is: x}
   mean: {clip.mode: mean_of_run, clip.run: "{run:full}"}
 """.replace(", arm_is: x", "")
     studies = [load_study(name, str(tiny_file)) for name in ("scrg", "span")]
@@ -203,7 +203,7 @@ def test_words_that_change_models_or_data_leave_the_shipped_question_out(
     write_study(found, folder, ["sft"], words)
     kept = load_study(folder)
     record(kept, "sft", 50.0)
-    text = report(kept).read_text()
+    text = report(kept)[0].read_text()
     assert "Base `demo 'teacher.source=./my teacher' data.train=d.jsonl`" in text
     assert plain.question not in text
     assert "mgsr ablate baselines --arms sft --seeds 0 'teacher.source=./my teacher'" in text
@@ -239,5 +239,5 @@ def test_a_run_of_another_length_is_refused_in_its_folder_and_found_in_the_pool(
     summary = run_study(study, [0], words)
     assert summary["full"]["rouge_l"] == 61.0
     # the study among its runs finds it without a word, the one that was typed only with those words
-    assert [run.arm for run in look(kept, [kept.pool()]).runs] == ["full"]
-    assert [run.arm for run in look(study, [kept.pool()], words).runs] == ["full"]
+    assert [run.arm for run in look(kept, kept.pool()).runs] == ["full"]
+    assert [run.arm for run in look(study, kept.pool(), words).runs] == ["full"]

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from mgsr.config.shipped import as_typed, shipped
-from mgsr.runtime.errors import UserError
 from mgsr.runtime.wording import plural
-from mgsr.study.analysis import Comparison, contrast, seeds_needed
+from mgsr.study.analysis import Comparison, contrast
 from mgsr.study.report import plots
 from mgsr.study.report.tables import Table, all_tables, begun, floors_of, main_table, never_right
 from mgsr.study.report.why import corrections, why
 from mgsr.study.report.words import interval, listed, sentence, shown, signed
 from mgsr.study.study import Study, load_study
-from mgsr.study.view import NOTHING, View, look, rouge_l
+from mgsr.study.view import View, look, rouge_l
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Content:
 def content_of(view: View, folder: Path, place: Path) -> Content:
     """Args: folder: where the report will lie; place: the pool."""
     study = view.study
-    compared = {name: view.compared(rouge_l(name), study.margin) for name in view.test_sets}
+    compared = {name: view.compared(rouge_l(name)) for name in view.test_sets}
     elsewhere = _elsewhere(study, place)
     subjects = [arm for arm in study.asked if arm in view.arms]
     answers = [
@@ -59,7 +58,7 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         sentence(f"{label[0].upper()}{label[1:]}{_on(name)}: `{arm}`", found, other.study.baseline)
         for label, other, arm in elsewhere
         for name in other.test_sets
-        if (found := other.compared(rouge_l(name), other.study.margin).get(arm))
+        if (found := other.compared(rouge_l(name)).get(arm))
     ]
     answers += _factors(view)
     others = {arm: one for arm, one in compared["test"].items() if arm not in subjects}
@@ -75,7 +74,7 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         [main_table(view, name, found) for name, found in compared.items()],
         why(view, subjects),
         corrections(view),
-        _scope(view, folder, [label for label, _, _ in elsewhere], compared["test"]),
+        _scope(view, folder, [label for label, _, _ in elsewhere]),
         _command(view, folder),
         all_tables(view),
     )
@@ -138,7 +137,7 @@ def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
 
 def _turned(view: View, test_set: str, compared: Mapping[str, Comparison]) -> str:
     """Arms that sampled answers tell from the baseline otherwise than greedy ones do."""
-    sampled = view.compared(rouge_l(test_set, sampled=True), view.study.margin)
+    sampled = view.compared(rouge_l(test_set, sampled=True))
     said = []
     for verdict, side in (("better", "above"), ("worse", "below")):
         arms = [
@@ -157,12 +156,7 @@ def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
     found = []
     for label, (name, arm) in study.settings.items():
         path = study.path.parent.parent / name / "study.yaml"
-        try:
-            view = look(load_study(path if path.exists() else name), [place])
-        except UserError as error:
-            if NOTHING not in str(error):
-                raise
-            continue
+        view = look(load_study(path if path.exists() else name), place)
         if arm in view.arms and not {arm, view.study.baseline} & set(view.absent):
             found.append((label, view, arm))
     return found
@@ -198,8 +192,8 @@ def _temperature(view: View) -> float:
 
 
 def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
-    margin, readers = view.study.margin, (rouge_l(test_set), rouge_l(test_set, sampled=True))
-    each = [(view.compared(read, margin).get(arm), plots.differences(view, arm, read)) for read in readers]
+    readers = rouge_l(test_set), rouge_l(test_set, sampled=True)
+    each = [(view.compared(read).get(arm), plots.differences(view, arm, read)) for read in readers]
     return plots.Row(label, each)
 
 
@@ -209,7 +203,7 @@ def _sampling(view: View) -> str:
     return f"Sampled at temperature {_temperature(view):g}, {plural(seeds, 'sampling seed')}. " if seeds else ""
 
 
-def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping[str, Comparison]) -> list[str]:
+def _scope(view: View, folder: Path, elsewhere: Sequence[str]) -> list[str]:
     """What was run, on what, and what is missing."""
     study = view.study
     environments = [run.result["environment"] for run in view.runs]
@@ -222,24 +216,14 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str], compared: Mapping
         "is drawn.",
         f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
-    if len({frozenset(run.block for run in view.of(arm)) for arm in view.arms if arm not in view.absent}) > 1:
-        lines.append(
-            "Not all arms began with the same starts. Means are over an arm's own runs, "
-            "differences within a start."
-        )
+    if not any(key.startswith("train.lr") for arm in view.arms for key in study.arms[arm]):
+        lines.append("All arms have the base's learning rate; none was tuned for itself.")
     for name in view.test_sets:
         if kinds := never_right(view, name):
             lines.append(f"Kinds of task{_on(name)} of which no arm has more than 1 % right: {listed(kinds)}.")
     absent = [label for label in study.settings if label not in elsewhere]
     if absent:
         lines.append(f"Not complete yet in other settings: {'; '.join(absent)}.")
-    spread = next((one.spread for one in compared.values() if one.verdict), 0.0)
-    if spread and not study.seeds:
-        needed = seeds_needed(spread, study.margin)
-        lines.append(
-            f"No seeds are declared. A run spreads by {spread:.2f} within its block. With {needed} seeds half an "
-            "interval would be 0.7 of the margin."
-        )
     if view.missing:
         lines.append(f"Without a verdict, as declared seeds are not recorded yet: {listed(view.missing)}.")
     if view.undeclared:

@@ -16,12 +16,13 @@ BEGUN = {"sft_start": "start", "teacher": "teacher"}
 
 @dataclass(frozen=True)
 class Table:
-    """`verdicts`: the column that has verdicts, which a page colours."""
+    """`verdicts`: the column of verdicts, which a page colours; `note`: what a reader must know beside it."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     verdicts: int | None = None
+    note: str = ""
 
 
 def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) -> Table:
@@ -33,7 +34,7 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
         "difference",
         "95 % interval",
         "verdict",
-        "ROUGE-L, sampled",
+        "ROUGE-L, sampled (interval of its difference)",
         "right, %" if checked else "exact, %",
         "TFLOPs",
     ]
@@ -41,8 +42,10 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
         [name, shown(value.get("rouge_l")), "", "", "", *_sampled(value), _right(value), ""]
         for name, value in {**_floors(view, test_set), **begun(view, test_set)}.items()
     ]
+    sampled = view.compared(rouge_l(test_set, sampled=True))
     for arm in view.arms:
         one = compared.get(arm)
+        beside = f" ({interval(sampled[arm])})" if arm in sampled and interval(sampled[arm]) else ""
         difference = ["", "", "baseline" if arm == view.study.baseline else ""]
         if one is not None:
             difference = [signed(one.effect), interval(one), _verdict(one)]
@@ -51,12 +54,22 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
                 arm,
                 shown(view.mean(arm, rouge_l(test_set))),
                 *difference,
-                shown(view.mean(arm, rouge_l(test_set, sampled=True))),
+                shown(view.mean(arm, rouge_l(test_set, sampled=True))) + beside,
                 shown(view.mean(arm, right(test_set)), 1),
                 shown(view.mean(arm, tera_flops), 2),
             ]
         )
-    return Table(f"On {test_set}", header, rows, verdicts=4)
+    return Table(f"On {test_set}", header, rows, verdicts=4, note=_starts(view))
+
+
+def _starts(view: View) -> str:
+    """Why differences are not those of the means, where that is so."""
+    if len({frozenset(run.block for run in view.of(arm)) for arm in view.arms if arm not in view.absent}) <= 1:
+        return ""
+    return (
+        "Not all arms began with the same starts. Means are over an arm's own runs. "
+        "Differences are within a start, and so not those of the means."
+    )
 
 
 def _verdict(one: Comparison) -> str:
@@ -134,11 +147,6 @@ def share(term: str) -> Reader:
     return read
 
 
-def _disagreement(result: Result) -> float | None:
-    """Older runs that looked for no error have a rate of 0."""
-    return figure("scrg", "disagreement_rate")(result) or None
-
-
 GAIN, RAISED = "ROUGE-L that a correction gains", "share of corrections that raise ROUGE-L"
 WHY: dict[str, tuple[Reader, int]] = {
     **{f"share of the gradient, {word}, %": (share(term), 0) for term, word in TERMS.items()},
@@ -147,10 +155,7 @@ WHY: dict[str, tuple[Reader, int]] = {
     "distinct-2 of greedy answers": (figure("result", "test", "distinct_2"), 3),
     GAIN: (figure("corrections", "rouge_l_gain"), 2),
     RAISED: (figure("corrections", "rouge_l_raised"), 2),
-    "tokens on which the models disagree": (_disagreement, 3),
-    "dev loss at the end, nats": (figure("val", "loss"), 3),
     "factor of the divergence": (figure("divergence_factor"), 3),
-    "seconds of training": (figure("seconds_training"), 0),
 }
 """What may explain a difference."""
 
@@ -175,7 +180,7 @@ def other_measures(view: View, test_set: str) -> Table:
     }
     rows = []
     for name, read in measures.items():
-        for arm, one in view.compared(read, view.study.margin).items():
+        for arm, one in view.compared(read).items():
             rows.append([arm, name, signed(one.effect), interval(one)])
     return Table(f"Other measures on {test_set}", ["", "measure", "difference", "95 % interval"], rows)
 

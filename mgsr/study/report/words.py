@@ -15,7 +15,7 @@ def sentence(subject: str, found: Comparison | None, baseline: str = "") -> str:
     Args:
         baseline: empty where the subject is a factor, with against without.
 
-    >>> sentence("`removed`", Comparison("removed", 0.7, 0.2, 1.2, 5, 5, "better", False, 0.5, 0.3), "full")
+    >>> sentence("`removed`", Comparison(0.7, 0.2, 1.2, 5, 5, "better", False, 0.5), "full")
     '`removed` is 0.70 ROUGE-L above `full` (95 % interval +0.20 to +1.20, 5 training seeds). Better.'
     """
     if found is None:
@@ -34,7 +34,7 @@ def sentence(subject: str, found: Comparison | None, baseline: str = "") -> str:
 
 def verdict_in_words(found: Comparison) -> str:
     """
-    >>> verdict_in_words(Comparison("a", 0.1, -0.3, 0.4, 5, 5, "equivalent", False, 0.5, 0.3))
+    >>> verdict_in_words(Comparison(0.1, -0.3, 0.4, 5, 5, "equivalent", False, 0.5))
     'Equivalent: the whole interval lies within the margin.'
     """
     if found.verdict == "equivalent":

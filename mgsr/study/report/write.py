@@ -8,24 +8,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mgsr.config.shipped import as_typed
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.study.report.content import Content, content_of
 from mgsr.study.report.tables import Table
 from mgsr.study.study import Study
-from mgsr.study.view import NOTHING, look
+from mgsr.study.view import look
 
 INDEX = "README.md"
 MARK = "<!-- written by mgsr report -->"
 
 
-def report(study: Study, *, place: Path | None = None, out: Path | None = None) -> Path:
-    """Write a study's report, and say where."""
-    return _report(study, place, out)[0]
-
-
-def _report(study: Study, place: Path | None = None, out: Path | None = None) -> tuple[Path, Content]:
-    """Write a study's report.
+def report(study: Study, *, place: Path | None = None, out: Path | None = None) -> tuple[Path, Content]:
+    """Write a study's report, and say where.
 
     Args:
         place: the pool (None: the study's own).
@@ -36,10 +32,13 @@ def _report(study: Study, place: Path | None = None, out: Path | None = None) ->
     """
     folder = study.home if out is None else out
     path = folder / "README.md"
-    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
-        raise UserError(f"{path}: was written by hand and stays; choose another folder with --out")
+    _refuse_by_hand(path, "choose another folder with --out")
     pool = study.pool() if place is None else place
-    found = content_of(look(study, [pool]), folder, pool)
+    view = look(study, pool)
+    if not view.runs:
+        typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
+        raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {typed}")
+    found = content_of(view, folder, pool)
     # the page has its plots in it; README.md shows the first
     for name, (_, svg) in list(found.plots.items())[:1]:
         write_atomically(folder / name, svg)
@@ -48,33 +47,30 @@ def _report(study: Study, place: Path | None = None, out: Path | None = None) ->
     return path, found
 
 
+def _refuse_by_hand(path: Path, remedy: str) -> None:
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        raise UserError(f"{path}: was written by hand and stays; {remedy}")
+
+
 def index(folder: Path, studies: Sequence[Study]) -> list[str]:
     """Reports of all studies in a folder, and README.md over them; names of those without an answer: they declare
     no seeds, or not all are recorded.
 
     Studies that ask something come first, before the others those that look at their question in other settings.
     """
+    path = folder / INDEX
+    _refuse_by_hand(path, "move it away")
     entries, unrecorded = [], []
     for study in sorted(
         (study for study in studies if study.seeds), key=lambda study: (not study.asked, not study.settings)
     ):
-        try:
-            # a baseline that another study has recorded answers nothing, nor does half of what was declared
-            absent = look(study, [study.pool()]).absent
-            wanted = {study.baseline, *(study.asked or study.arms)}
-            if any(arm in absent for arm in wanted):
-                unrecorded.append(study.name)
-                continue
-            written, content = _report(study)
-        except UserError as error:
-            if NOTHING not in str(error):
-                raise
+        # a baseline that another study has recorded answers nothing, nor does half of what was declared
+        absent = look(study, study.pool()).absent
+        if any(arm in absent for arm in {study.baseline, *(study.asked or study.arms)}):
             unrecorded.append(study.name)
             continue
+        written, content = report(study)
         entries.append((study, written.parent.name, content.answers))
-    path = folder / INDEX
-    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
-        raise UserError(f"{path}: was written by hand and stays; move it away")
     write_atomically(path, filled("index.md.j2", entries=entries, unrecorded=unrecorded))
     return unrecorded + [f"{study.name} (declares none)" for study in studies if not study.seeds]
 
