@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from mgsr.study.analysis import Comparison, compare
 from mgsr.study.study import Study
 
 Result = Mapping[str, Any]
-Reader = Callable[[Result], float | None]
+TERMS = {"sft": "cross-entropy", "dac_kl": "divergence", "span": "spans"}
+"""Terms of the loss as curves name them, and in words."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,69 @@ class View:
     def of(self, arm: str) -> list[Run]:
         return [run for run in self.runs if run.arm == arm]
 
-    def frame(self, read: Reader) -> pd.DataFrame:
-        """Columns arm, block, seed and score; runs without the figure are left out."""
-        rows = [(run.arm, run.block, run.seed, read(run.result)) for run in self.runs]
-        known = [row for row in rows if row[3] is not None]
-        return pd.DataFrame(known, columns=["arm", "block", "seed", "score"])
+    @cached_property
+    def figures(self) -> pd.DataFrame:
+        """A row per run: every number of `metrics.json` under its place, as in `exposure/teacher_perplexity`.
 
-    def judged(self, read: Reader) -> pd.DataFrame:
-        """`frame` of the arms that have run with all declared seeds: who looks before has looked twice."""
-        frame = self.frame(read)
-        return frame[~frame["arm"].isin(self.absent)]
-
-    def compared(self, read: Reader) -> dict[str, Comparison]:
-        """Every arm against the baseline; empty where the baseline has no such figure."""
-        if read not in self._compared:
-            frame, study = self.judged(read), self.study
-            there = study.baseline in set(frame["arm"])
-            asked = [[arm] for arm in study.asked]
-            self._compared[read] = compare(frame, study.baseline, study.margin, asked) if there else {}
-        return self._compared[read]
+        Beside an accuracy or an exact match stands `right`: the first of them that is known. `share/TERM` are per
+        cent of the gradient.
+        """
+        rows = [{**run.result["metrics"], "share": _shares(run.result)} for run in self.runs]
+        table = pd.json_normalize(rows, sep="/").apply(pd.to_numeric, errors="coerce")
+        places = {
+            name.removesuffix(f"/{last}")
+            for last in ("accuracy", "exact_match")
+            for name in table
+            if name.endswith(f"/{last}")
+        }
+        nothing = pd.Series(math.nan, table.index)
+        found = {
+            f"{place}/right": table.get(f"{place}/accuracy", nothing).fillna(
+                table.get(f"{place}/exact_match", nothing)
+            )
+            for place in places
+        }
+        return pd.concat([table, pd.DataFrame(found, table.index)], axis=1)
 
     @cached_property
-    def _compared(self) -> dict[Reader, dict[str, Comparison]]:
+    def _means(self) -> pd.DataFrame:
+        return self.figures.groupby([run.arm for run in self.runs]).mean()
+
+    def mean(self, arm: str, name: str) -> float | None:
+        """Over the runs that have the figure; None where none has."""
+        if name not in self._means or arm not in self._means.index:
+            return None
+        value = float(self._means.at[arm, name])
+        return None if math.isnan(value) else value
+
+    def known(self, name: str) -> bool:
+        """Whether any arm has the figure."""
+        return any(self.mean(arm, name) is not None for arm in self.arms)
+
+    def frame(self, name: str) -> pd.DataFrame:
+        """Columns arm, block, seed and score; runs without the figure are left out."""
+        rows = [(run.arm, run.block, run.seed) for run in self.runs]
+        table = pd.DataFrame(rows, columns=["arm", "block", "seed"])
+        return table.assign(score=self.figures.get(name, math.nan)).dropna()
+
+    def judged(self, name: str) -> pd.DataFrame:
+        """`frame` of the arms that have run with all declared seeds: who looks before has looked twice."""
+        frame = self.frame(name)
+        return frame[~frame["arm"].isin(self.absent)]
+
+    def compared(self, name: str) -> dict[str, Comparison]:
+        """Every arm against the baseline; empty where the baseline has no such figure."""
+        if name not in self._compared:
+            frame, study = self.judged(name), self.study
+            there = study.baseline in set(frame["arm"])
+            asked = [[arm] for arm in study.asked]
+            self._compared[name] = compare(frame, study.baseline, study.margin, asked) if there else {}
+        return self._compared[name]
+
+    @cached_property
+    def _compared(self) -> dict[str, dict[str, Comparison]]:
         # a report asks for one several times
         return {}
-
-    def mean(self, arm: str, read: Reader) -> float | None:
-        """Over the runs that have the figure."""
-        values = [value for run in self.of(arm) if (value := read(run.result)) is not None]
-        return sum(values) / len(values) if values else None
 
     @cached_property
     def absent(self) -> dict[str, list[int]]:
@@ -147,42 +183,22 @@ def block_of(result: Result) -> str:
     return f"{result['seed']}/{str(result['start']['student'])[:12]}"
 
 
-# ---- figures of a run
+def _shares(result: Result) -> dict[str, float]:
+    """Per cent of the norms of all terms' gradients that a term has, mean over the steps that were measured."""
+    curves = {term: found["values"] for term in TERMS if (found := result["curves"].get(f"grad_norm/{term}"))}
+    steps = [each for each in zip(*curves.values(), strict=False) if sum(each) > 0]
+    means = [
+        sum(own / sum(each) for own, each in zip(column, steps, strict=True)) / len(steps)
+        for column in zip(*steps, strict=True)
+    ]
+    return {term: 100.0 * mean for term, mean in zip(curves, means, strict=False)}
 
 
-@cache
-def rouge_l(test_set: str = "test", *, sampled: bool = False) -> Reader:
-    """ROUGE-L of greedy answers, or of sampled ones."""
-    return _of_set(test_set, "rouge_l", sampled)
+def rouge_l(test_set: str = "test", *, sampled: bool = False) -> str:
+    """The name of ROUGE-L of greedy answers, or of sampled ones."""
+    return f"result/{test_set}/{'sampled/' if sampled else ''}rouge_l"
 
 
-@cache
-def right(test_set: str = "test", *, sampled: bool = False) -> Reader:
-    """Share of right answers; exact match where rows cannot be checked."""
-    accuracy, exact = _of_set(test_set, "accuracy", sampled), _of_set(test_set, "exact_match", sampled)
-
-    def read(result: Result) -> float | None:
-        found = accuracy(result)
-        return exact(result) if found is None else found
-
-    return read
-
-
-def _of_set(test_set: str, name: str, sampled: bool) -> Reader:
-    def read(result: Result) -> float | None:
-        figures = result["metrics"]["result"].get(test_set, {})
-        return (figures.get("sampled") or {} if sampled else figures).get(name)
-
-    return read
-
-
-def figure(*path: str) -> Reader:
-    """A figure of `metrics.json` by its place, as in `figure("exposure", "teacher_perplexity")`."""
-
-    def read(result: Result) -> float | None:
-        value: Any = result["metrics"]
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-    return read
+def right(test_set: str = "test", *, sampled: bool = False) -> str:
+    """The name of the share of right answers; exact match where rows cannot be checked."""
+    return f"result/{test_set}/{'sampled/' if sampled else ''}right"

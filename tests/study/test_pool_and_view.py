@@ -118,14 +118,19 @@ def test_arms_without_all_declared_seeds_are_not_judged(tmp_path: Path) -> None:
     assert set(view.compared(rouge_l())) == {"removed"}
 
 
-def test_figures_of_a_run(tmp_path: Path) -> None:
+def test_figures_of_runs(tmp_path: Path) -> None:
     study = study_in(tmp_path)
-    result = result_of(study.config("full", 0), 50.0)
-    assert (rouge_l()(result), rouge_l(sampled=True)(result), right()(result)) == (50.0, 45.0, 25.0)
-    assert rouge_l("absent")(result) is None
+    pool.record(study.pool(), result_of(study.config("full", 0), 50.0))
+    # rows of the second cannot be checked
+    result = result_of(study.config("removed", 0), 30.0)
     del result["metrics"]["result"]["test"]["accuracy"]
     result["metrics"]["result"]["test"]["exact_match"] = 7.0
-    assert right()(result) == 7.0
+    pool.record(study.pool(), result)
+    view = look(study, study.pool())
+    names = rouge_l(), rouge_l(sampled=True), right(), rouge_l("absent")
+    assert [view.mean("full", name) for name in names] == [50.0, 45.0, 25.0, None]
+    assert [view.mean("removed", name) for name in names] == [30.0, 25.0, 7.0, None]
+    assert view.mean("other", rouge_l()) is None and view.known(right()) and not view.known(rouge_l("absent"))
 
 
 def test_an_arm_that_reads_another_arm_s_run_is_found_wherever_that_lies(tmp_path: Path) -> None:
@@ -137,7 +142,10 @@ def test_an_arm_that_reads_another_arm_s_run_is_found_wherever_that_lies(tmp_pat
         config = study.config("other", seed, recorded=places)
         pool.record(study.pool(), result_of(config, 60.0 + seed, start=f"student-{seed}"))
     view = look(study, study.pool())
-    assert [(run.seed, rouge_l()(run.result)) for run in view.of("other")] == [(0, 60.0), (1, 61.0)]
+    assert [(run.seed, run.result["metrics"]["result"]["test"]["rouge_l"]) for run in view.of("other")] == [
+        (0, 60.0),
+        (1, 61.0),
+    ]
     # bounds of another run are another arm
     second = STUDY.replace("full: {}", "full: {scrg.passes: 2}").replace("{scrg.passes: 3}", MEAN)
     fill(study_in(tmp_path, second, "second"), {"full": 0.0}, seeds=[0, 1])

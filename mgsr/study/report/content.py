@@ -12,7 +12,7 @@ from mgsr.config.shipped import as_typed, shipped
 from mgsr.runtime.wording import plural
 from mgsr.study.analysis import Comparison, contrast
 from mgsr.study.report import plots
-from mgsr.study.report.tables import Table, all_tables, begun, floors_of, main_table, never_right
+from mgsr.study.report.tables import FLOOR, Table, all_tables, main_table, never_right, rows_of
 from mgsr.study.report.why import corrections, why
 from mgsr.study.report.words import interval, listed, sentence, shown, signed
 from mgsr.study.study import Study, load_study
@@ -88,14 +88,17 @@ def _below_floors(view: View) -> list[str]:
     """Who scores less, greedily, than what needs no model."""
     said = []
     for name in view.test_sets:
-        models = {word: value.get("rouge_l") for word, value in begun(view, name).items()}
-        models |= {f"`{arm}`": view.mean(arm, rouge_l(name)) for arm in view.arms}
-        for floor, score in floors_of(view, name).items():
+        scores = {label: view.mean(arm, f"{place}/rouge_l") for label, (arm, place) in rows_of(view, name).items()}
+        floors = {label: score for label, score in scores.items() if label.startswith(FLOOR)}
+        for floor, score in floors.items():
             below = [
-                model for model, own in models.items() if own is not None and score is not None and own < score
+                f"`{label}`" if label in view.arms else label
+                for label, own in scores.items()
+                if label not in floors and own is not None and score is not None and own < score
             ]
             if below:
-                said.append(f"Below the floor of {floor}{_on(name)} ({shown(score)}): {listed(below)}.")
+                words = floor.removeprefix(FLOOR)
+                said.append(f"Below the floor of {words}{_on(name)} ({shown(score)}): {listed(below)}.")
     return said
 
 
@@ -192,8 +195,8 @@ def _temperature(view: View) -> float:
 
 
 def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
-    readers = rouge_l(test_set), rouge_l(test_set, sampled=True)
-    each = [(view.compared(read).get(arm), plots.differences(view, arm, read)) for read in readers]
+    names = rouge_l(test_set), rouge_l(test_set, sampled=True)
+    each = [(view.compared(name).get(arm), plots.differences(view, arm, name)) for name in names]
     return plots.Row(label, each)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgsr.study.analysis import Comparison
-from mgsr.study.view import Reader, Run, View
+from mgsr.study.view import Run, View
 
 COLOURS = {"better": "#1a7f37", "worse": "#b42318", "equivalent": "#0969da", "open": "#57606a", "": "#57606a"}
 
@@ -22,9 +22,9 @@ class Row:
     panels: Sequence[tuple[Comparison | None, Sequence[float]]]
 
 
-def differences(view: View, arm: str, read: Reader) -> list[float]:
+def differences(view: View, arm: str, name: str) -> list[float]:
     """Arm minus baseline, block by block."""
-    frame = view.frame(read)
+    frame = view.frame(name)
     if frame.empty:
         return []
     wide = frame.pivot(index="block", columns="arm", values="score")

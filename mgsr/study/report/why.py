@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mgsr.study.report.tables import GAIN, RAISED, TERMS, WHY, share
+from mgsr.study.report.tables import GAIN, RAISED, WHY
 from mgsr.study.report.words import listed, shown, signed
-from mgsr.study.view import View
+from mgsr.study.view import TERMS, View
 
 ANSWERS = {
     "perplexity under the teacher": "perplexity of answers under the teacher",
@@ -19,18 +19,19 @@ def why(view: View, subjects: Sequence[str]) -> list[str]:
     """How the baseline's terms pull, how answers differ, and what corrections gain."""
     base, lines = view.study.baseline, []
     shares = {}
-    for term, word in TERMS.items():
-        found = [value for run in view.of(base) if (value := share(term)(run.result)) is not None]
-        if found:
-            shares[word] = f"{shown(sum(found) / len(found), 0)} ({min(found):.0f} to {max(found):.0f})"
+    frames = {word: view.frame(f"share/{term}") for term, word in TERMS.items()}
+    for word, frame in frames.items():
+        found = frame.loc[frame["arm"] == base, "score"]
+        if len(found):
+            shares[word] = f"{shown(found.mean(), 0)} ({found.min():.0f} to {found.max():.0f})"
     if shares:
         told = ", ".join(f"{word} {value}" for word, value in shares.items())
         lines.append(f"Share of the gradient of `{base}`, %, mean and range of its runs: {told}.")
     arms = [arm for arm in dict.fromkeys((base, *subjects)) if view.of(arm)]
     figures = []
     for word, name in ANSWERS.items() if arms else ():
-        read, digits = WHY[name]
-        values = [view.mean(arm, read) for arm in arms]
+        place, digits = WHY[name]
+        values = [view.mean(arm, place) for arm in arms]
         if None not in values:
             figures.append(f"{word} {listed(shown(value, digits) for value in values)}")
     if figures:

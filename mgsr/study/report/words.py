@@ -58,9 +58,9 @@ def interval(found: Comparison) -> str:
     return "" if math.isnan(found.low) else f"{signed(found.low)} to {signed(found.high)}"
 
 
-def shown(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A figure of a table; empty where there is none."""
-    return "" if value is None else f"{value:,.{digits}f}{unit}"
+def shown(value: float | None, digits: int = 2, scale: float = 1.0) -> str:
+    """A figure of a table, in units of `scale`; empty where there is none."""
+    return "" if value is None else f"{value / scale:,.{digits}f}"
 
 
 def listed(words: Iterable[str]) -> str:
