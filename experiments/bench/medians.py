@@ -8,9 +8,6 @@ from typing import Any
 
 MIB = 1 << 20
 
-LARGE_PAGES = "_large_pages"
-"""How names of cases end in which a peer, too, has the pages that mgsr's command line takes."""
-
 Runs = Sequence[Mapping[str, Any]]
 
 

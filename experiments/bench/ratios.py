@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-from experiments.bench.medians import LARGE_PAGES, MIB, memory, per_process, rate, seconds
+from experiments.bench.medians import MIB, memory, per_process, rate, seconds
 
 HIDDEN = 256
 """The student's hidden size in the growth measurements."""
@@ -17,8 +17,6 @@ Figures = Mapping[str, Any]
 def _time(of: str, to: str, within: str | None = None) -> Callable[[Figures], str]:
     def ratio(figures: Figures) -> str:
         cases = figures[within] if within else figures
-        if to not in cases:
-            return "–"
         return f"{seconds(cases[of]) / seconds(cases[to]):.2f}"
 
     return ratio
@@ -86,9 +84,6 @@ OBJECTIVE: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("time / Liger's, 2 terms", _time("mgsr", "liger", "cases")),
     ("time / Liger's, 1 term", _time("mgsr", "liger_kl", "cases")),
     ("time / TRL's, 1 term", _time("mgsr", "trl", "cases")),
-    ("time / Liger's with large pages, 2 terms", _time("mgsr", "liger" + LARGE_PAGES, "cases")),
-    ("time / Liger's with large pages, 1 term", _time("mgsr", "liger_kl" + LARGE_PAGES, "cases")),
-    ("time / TRL's with large pages, 1 term", _time("mgsr", "trl" + LARGE_PAGES, "cases")),
     ("time / the four matrix products, in the fastest tiles", _products),
     ("time with the teacher's top classes cached / without, at worst", _cached),
     ("memory / Liger's at its fastest, 2 terms", _memory("liger")),
@@ -126,15 +121,12 @@ RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ("training step, models of one's own: time / a bare loop's", "pair_step", _step),
     ("whole run, GKD preset: time / TRL's GKDTrainer", "peers", _time("mgsr_gkd", "trl_gkd")),
     ("whole run, full MGSR: time / TRL's GKDTrainer", "peers", _time("mgsr_full", "trl_gkd")),
-    ("whole run, full MGSR: time / TRL's with large pages", "peers", _time("mgsr_full", "trl_gkd" + LARGE_PAGES)),
     *(
-        (
-            f"whole run, models of one's own, {name}: time / TRL's {rival}",
-            "pair_peers",
-            _time("mgsr_gkd", case, precision),
+        (f"whole run, models of one's own, {name}: time / TRL's GKDTrainer", "pair_peers", ratio)
+        for name, ratio in (
+            ("float32", _time("mgsr_gkd", "trl_gkd", "32-true")),
+            ("bf16", _time("mgsr_gkd", "trl_gkd", "bf16-mixed")),
         )
-        for name, precision in (("float32", "32-true"), ("bf16", "bf16-mixed"))
-        for rival, case in (("GKDTrainer", "trl_gkd"), ("with large pages", "trl_gkd" + LARGE_PAGES))
     ),
 )
 """What, the group that it is measured in, and the ratio from the group's figures."""

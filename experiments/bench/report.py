@@ -26,9 +26,10 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         "All figures are of a CPU and two threads, in float32 but where another type is named. Every measurement runs in",
         "a process of its own, one of each in turn; a figure is the median over processes of the process's median. Memory",
         "is the peak of resident memory above where it stood before the call, from glibc's allocator as it is by default.",
+        "That one maps blocks beyond 32 MiB anew each time, which costs a side the more, the larger its blocks are. With",
+        "memory that is kept, leads of mgsr's over Liger and TRL are far smaller: `experiments/LOG.md` has the figures.",
         "All sides take numbers below the smallest normal one for 0; mgsr's processes also have PyTorch's threads wait",
-        "less busily and its large tensors take pages of 2 MiB, as its command line does. Liger, TRL and the bare products",
-        "are shown both with the pages that PyTorch takes by default and with large ones.",
+        "less busily, as its command line does.",
         "",
         "The objective's value and gradients are compared with the dense functions before, with fixed bounds and with a",
         "clip network, and the peers' with mgsr's (Liger's as it is without its compiler). Greedy text is compared with",
@@ -198,9 +199,12 @@ def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
 
 def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = [
-        [f"{name}, {'bf16' if precision == 'bf16-mixed' else 'float32'}", *cells]
+        [
+            NAMES[case] + (", bf16" if precision == "bf16-mixed" else ", float32"),
+            *timed(case, runs, 1, _texts(runs))[1:],
+        ]
         for precision, cases in figures.items()
-        for name, *cells in (timed(case, runs, 1, _texts(runs)) for case, runs in cases.items())
+        for case, runs in cases.items()
     ]
     return [
         "### End to end against TRL, models and rows of one's own",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench import report
-from experiments.bench.medians import LARGE_PAGES, seconds
+from experiments.bench.medians import seconds
 from experiments.bench.objective import KEPT_CLASSES, LIGER, TILES
 from experiments.bench.rival import CASES as RIVALS
 from mgsr.runtime.environment import environment
@@ -56,7 +56,6 @@ OBJECTIVE = (
     *(f"products_{tile}" for tile in TILES),
 )
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
-TRL = ("trl_gkd", "trl_gkd" + LARGE_PAGES)
 TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 CLASSES = (8192, 32768, 50257, 128256)
 
@@ -103,8 +102,7 @@ def growth(
 def objective(processes: int, **options: Any) -> dict[str, Any]:
     """The objective's cases, among them Liger's fastest of all its settings.
 
-    One process of each setting finds the fastest two; these are measured as often as all else, and the first with
-    large pages too.
+    One process of each setting finds the fastest two; these are measured as often as all else.
     """
     worker("objective", "check", **options)
     scan: dict[str, Any] = {}
@@ -113,17 +111,14 @@ def objective(processes: int, **options: Any) -> dict[str, Any]:
         found = interleaved("objective", tuple(settings), 1, **options)
         likely[name] = sorted(found, key=lambda case: seconds(found[case]))[:2]
         scan |= found
-    again = [case for two in likely.values() for case in two]
-    peers = [*(two[0] for two in likely.values()), "trl", *(f"products_{tile}" for tile in TILES)]
-    large = [case + LARGE_PAGES for case in peers]
-    cases = interleaved("objective", (*OBJECTIVE, *again, *large), processes, **options)
+    cases = interleaved(
+        "objective", (*OBJECTIVE, *(case for two in likely.values() for case in two)), processes, **options
+    )
     fastest: dict[str, str] = {}
     for name, two in likely.items():
-        found = {case: cases.pop(case) for case in two}
-        fastest[name] = min(found, key=lambda case: seconds(found[case]))
-        cases[name] = found[fastest[name]]
-        fastest[name + LARGE_PAGES] = two[0]
-        cases[name + LARGE_PAGES] = cases.pop(two[0] + LARGE_PAGES)
+        again = {case: cases.pop(case) for case in two}
+        fastest[name] = min(again, key=lambda case: seconds(again[case]))
+        cases[name] = again[fastest[name]]
     problem = worker("objective", "problem", **options)
     return {"problem": problem, "scan": scan, "fastest": fastest, "cases": cases}
 
@@ -163,7 +158,7 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None, gguf: 
         return interleaved("step", ("both",), processes, steps=200)
     if group == "ends":
         return interleaved("ends", ("corrections", "finish", "end", "end_of_old"), processes)
-    return seeds("peers", ("mgsr_gkd", "mgsr_full", *TRL), processes)
+    return seeds("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), processes)
 
 
 def measure_pair(group: str, processes: int, pair: Sequence[str]) -> Any:
@@ -179,7 +174,7 @@ def measure_pair(group: str, processes: int, pair: Sequence[str]) -> Any:
         return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
     worker("pair_peers", "check", **options)
     return {
-        precision: seeds("pair_peers", ("mgsr_gkd", *TRL), processes, precision=precision, **options)
+        precision: seeds("pair_peers", ("mgsr_gkd", "trl_gkd"), processes, precision=precision, **options)
         for precision in ("32-true", "bf16-mixed")
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.bench.medians import LARGE_PAGES, seconds, spread
+from experiments.bench.medians import seconds, spread
 
 NAMES = {
     "mgsr": "mgsr: cross-entropy + DAC-KL + span (3 terms)",
@@ -43,8 +43,7 @@ NAMES = {
 
 def timed(case: str, runs: Sequence[Mapping[str, Any]], digits: int, *more: str) -> list[str]:
     """A row: what, median seconds, their range over processes, and further cells."""
-    name = NAMES[case.removesuffix(LARGE_PAGES)] + (", large pages" if case.endswith(LARGE_PAGES) else "")
-    return [name, f"{seconds(runs):.{digits}f}", spread(runs), *more]
+    return [NAMES[case], f"{seconds(runs):.{digits}f}", spread(runs), *more]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

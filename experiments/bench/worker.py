@@ -11,19 +11,18 @@ import sys
 import warnings
 from typing import Any
 
-from experiments.bench.medians import LARGE_PAGES
-from mgsr.runtime.processor import prefer_large_pages, prefer_quick_sorts, rest_soon
+from mgsr.runtime.processor import prefer_quick_sorts, rest_soon
 
 THREADS = 2
 PEERS = ("trl", "liger", "products", "generate", "naive", "openvino")
-"""How names of cases begin that keep PyTorch's threads and pages as they are by default."""
+"""How names of cases begin that keep the waiting of PyTorch's threads as it is by default."""
 
 
 def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
     from mgsr.runtime.devices import quick_cpu
 
     with quick_cpu(THREADS):
-        return _measured(group, case.removesuffix(LARGE_PAGES), options)
+        return _measured(group, case, options)
 
 
 def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -86,11 +85,8 @@ def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     # as the command line does
     prefer_quick_sorts()
-    peer = sys.argv[2].startswith(PEERS)
-    if not peer:
+    if not sys.argv[2].startswith(PEERS):
         rest_soon()
-    if not peer or sys.argv[2].endswith(LARGE_PAGES):
-        prefer_large_pages()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore")

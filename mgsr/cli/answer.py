@@ -78,11 +78,10 @@ def answer(commands: Mapping[str, Command], argv: Sequence[str] | None) -> int:
 def _prepare() -> None:
     """What has to be settled before numpy, torch, Lightning and transformers are imported."""
     from mgsr.runtime.launchers import forget_strangers
-    from mgsr.runtime.processor import prefer_large_pages, prefer_quick_sorts, rest_soon
+    from mgsr.runtime.processor import prefer_quick_sorts, rest_soon
 
     prefer_quick_sorts()
     rest_soon()
-    prefer_large_pages()
     # forked tokenizer threads would only warn
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -98,13 +98,3 @@ def rest_soon(environ: MutableMapping[str, str] = os.environ) -> None:
     """
     if "OMP_WAIT_POLICY" not in environ:
         environ.setdefault("GOMP_SPINCOUNT", "50000")
-
-
-def prefer_large_pages(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Have PyTorch ask Linux for pages of 2 MiB for tensors of that size and more in a CPU's memory.
-
-    The kernel clears every page of a new tensor, and memory of 32 MiB and more is new at each operation: logits
-    and gradients take 512 times as many pages of 4 KiB. PyTorch looks at this when it first allocates. A setting
-    of the user's stays.
-    """
-    environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

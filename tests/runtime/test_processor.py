@@ -17,7 +17,6 @@ ZEN_4 = {
     "model name": "EPYC",
 }
 NAME = "NPY_DISABLE_CPU_FEATURES"
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.fixture
@@ -58,34 +57,6 @@ def test_threads_rest_soon_unless_the_user_says_otherwise(given: dict[str, str],
     environ = dict(given)
     processor.rest_soon(environ)
     assert environ.get("GOMP_SPINCOUNT") == found
-
-
-FAULTS = """
-import resource, torch
-from mgsr.runtime.processor import prefer_large_pages
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(25_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-prefer_large_pages()
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(not PAGES.exists() or "[never]" in PAGES.read_text(), reason="the kernel has no large pages")
-@pytest.mark.parametrize(("setting", "large"), [(None, True), ("0", False)])
-def test_large_tensors_take_large_pages_unless_the_user_says_otherwise(
-    setting: str | None, large: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    if setting is not None:
-        if "[always]" in PAGES.read_text():
-            pytest.skip("the kernel gives them to everyone")
-        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", setting)
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=120)
-    # 100 MB are 24,414 small pages
-    assert (int(done.stdout) < 12_000) is large
 
 
 def test_without_proc_the_platform_is_asked(is_: pytest.MonkeyPatch) -> None:
