@@ -166,7 +166,9 @@ def _times_wider(scores: pd.DataFrame, arm: str, baseline: str, chance: float) -
     """
     others = scores[scores["arm"] != arm]
     fit = _fit(others, baseline)
-    # blocks may hold different arms
+    # blocks may hold different arms, whose effects count where some block connects them
+    if not np.allclose(fit.spanned[: len(fit.arms)], np.eye(len(fit.effects))[: len(fit.arms)], atol=1e-8):
+        return 0.0
     effects = others["arm"].map(dict(zip(fit.arms, fit.effects, strict=False))).fillna(0.0)
     others = others.assign(score=others["score"] - effects)
     runs = scores[scores["arm"] == arm].set_index("block")["score"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,6 +96,13 @@ def run_study(
     total, done, skipped, said = len(arms) * len(seeds), 0, 0, 0
     ran: set[tuple[str, int]] = set()
     for group in (own, later):
+        # what an arm reads has to begin with the student that it will begin with itself
+        read = sorted({name for arm in group for name in study.needs(arm)})
+        waiting = {run.seed for run in found(group) if not run.recorded}
+        foreign = [run for run in found(read) if run.seed in waiting and (run.arm, run.seed) not in ran]
+        foreign = [run for run in foreign if run.recorded and not _is_of_this_processor(run.recorded[0])]
+        run_all(study, foreign, jobs, place, first=total - len(foreign), total=total)
+        ran |= {(run.arm, run.seed) for run in foreign}
         runs = found(group)
         pending = [run for run in runs if not run.recorded]
         skipped += len(runs) - len(pending)
@@ -171,9 +178,13 @@ def _run(study: Study, arm: str, seed: int, overrides: Sequence[str], place: Pat
 
 def _recorded(config: ExperimentConfig, place: Path) -> list[dict[str, Any]]:
     """Runs of a configuration on its rows; first those of this kind of processor, as their start is made here."""
-    data, here = pool.data_of(config), cpu_model(processor.described())
+    data = pool.data_of(config)
     same = (result for result in pool.find(place, pool.key_of(config)) if result["data"] == data)
-    return sorted(same, key=lambda result: result["environment"].get("cpu_model") != here)
+    return sorted(same, key=lambda result: not _is_of_this_processor(result))
+
+
+def _is_of_this_processor(result: Mapping[str, Any]) -> bool:
+    return bool(result["environment"].get("cpu_model") == cpu_model(processor.described()))
 
 
 def _refuse_other_numerics(run: Run) -> None:

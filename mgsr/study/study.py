@@ -24,7 +24,7 @@ from mgsr.study.study_keys import SHAPES, read_contrasts, refuse_wrong_shapes
 STUDY_KEYS = ("base", "arms", "baseline", "contrasts", *SHAPES)
 FIXED = ("experiment", "arm", "seed")
 _MODELS_AND_DATA = ("data", "teacher", "student")
-RESERVED = ("study", "seeds", "teacher", "sft_start", "floors", "comparisons", "layout")
+RESERVED = ("study", "seeds", "start", "teacher", "sft_start", "floors", "comparisons", "layout")
 """Names that a summary or a folder of a study has use for."""
 POOL = "results"
 """Folder of recorded runs."""

@@ -16,7 +16,7 @@ def summarise(view: View) -> dict[str, Any]:
     Runs and verdicts are those of the study's report.
     """
     summary: dict[str, Any] = {"study": view.study.name, "seeds": view.seeds}
-    begins = view.of(view.study.baseline)
+    begins = view.of(view.study.baseline) or view.runs
     for name in ("teacher", "sft_start"):
         tests = [run.result["metrics"][name]["test"] for run in begins if run.result["metrics"].get(name)]
         if tests:

@@ -76,7 +76,8 @@ class View:
             name.removesuffix(f"/{last}")
             for last in ("accuracy", "exact_match")
             for name in table
-            if name.endswith(f"/{last}")
+            # kinds of task have names of their own
+            if name.endswith(f"/{last}") and "_by_category/" not in name
         }
         nothing = pd.Series(math.nan, table.index)
         found = {
@@ -185,7 +186,8 @@ def block_of(result: Result) -> str:
 
 def _shares(result: Result) -> dict[str, float]:
     """Per cent of the norms of all terms' gradients that a term has, mean over the steps that were measured."""
-    curves = {term: found["values"] for term in TERMS if (found := result["curves"].get(f"grad_norm/{term}"))}
+    known = {term: result["curves"].get(f"grad_norm/{term}", {}).get("values") for term in TERMS}
+    curves = {term: values for term, values in known.items() if values}
     steps = [each for each in zip(*curves.values(), strict=False) if sum(each) > 0]
     means = [
         sum(own / sum(each) for own, each in zip(column, steps, strict=True)) / len(steps)

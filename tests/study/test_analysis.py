@@ -103,6 +103,14 @@ def test_a_calm_arm_is_not_alone_because_blocks_hold_different_arms() -> None:
     assert set(found) == {"a", "low"} and not any(one.alone for one in found.values())
 
 
+def test_arms_that_only_a_third_connects_are_no_reason_to_set_it_apart() -> None:
+    here, there = {"base": 0.0, "a": 0.1}, {"low": -5.0, "lower": -9.0}
+    scores = drawn(3, {**here, **there, "x": 0.0}, 12, spread=0.05)
+    scores = scores[(scores["arm"] == "x") | (scores["arm"].isin(here) == (scores["seed"] < 6))]
+    found = compare(scores, "base", 0.5)
+    assert set(found) == {"a", "low", "lower", "x"} and not found["x"].alone
+
+
 def test_one_block_tells_no_spread() -> None:
     (found,) = compare(frame({"base": {0: 1.0}, "a": {0: 3.0}}), "base", 0.5).values()
     assert found.effect == pytest.approx(2.0) and math.isnan(found.low) and found.verdict == ""

@@ -126,10 +126,16 @@ def test_figures_of_runs(tmp_path: Path) -> None:
     del result["metrics"]["result"]["test"]["accuracy"]
     result["metrics"]["result"]["test"]["exact_match"] = 7.0
     pool.record(study.pool(), result)
+    # kinds of task may be called as measures are
+    for path in study.pool().iterdir():
+        content = json.loads(path.read_text())
+        content["metrics"]["result"]["test"]["accuracy_by_category"] = {"accuracy": 1.0, "right": 2.0}
+        path.write_text(json.dumps(content))
     view = look(study, study.pool())
     names = rouge_l(), rouge_l(sampled=True), right(), rouge_l("absent")
     assert [view.mean("full", name) for name in names] == [50.0, 45.0, 25.0, None]
     assert [view.mean("removed", name) for name in names] == [30.0, 25.0, 7.0, None]
+    assert view.mean("full", "result/test/accuracy_by_category/right") == 2.0
     assert view.mean("other", rouge_l()) is None and view.known(right()) and not view.known(rouge_l("absent"))
 
 

@@ -163,6 +163,14 @@ def test_of_two_starts_an_arm_reads_the_run_of_this_kind_of_processor(
     assert read[0] == places[here]
 
 
+def test_an_arm_that_reads_a_run_from_elsewhere_has_it_made_here_first(ran: list[str], tmp_path: Path) -> None:
+    reading = '{clip.mode: mean_of_run, clip.run: "{run:full}"}'
+    study = study_in(tmp_path, STUDY.replace("other: {scrg.passes: 3}", f"other: {reading}"))
+    record_elsewhere(study, "full", seeds=(0,))
+    run_study(study, [0], [f"run_root={tmp_path}/runs"], arms=["full", "other"], record=True)
+    assert ran == ["full/0", "other/0"]
+
+
 def test_undeclared_seeds_are_named_before_they_run(
     study: Study, ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,7 +107,7 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(
         (("{scrg.passes: 3}", "{seed: 3}"), "sets `seed`, which the study sets itself"),
         *(
             (("  other: {scrg", f"  {name}: {{scrg"), f"arm `{name}` has a name with a meaning")
-            for name in ("teacher", "floors", "layout")
+            for name in ("teacher", "start", "floors", "layout")
         ),
         (("  other: {scrg.passes: 3}", "  full: {scrg.passes: 3}"), "stands twice"),
     ],

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,8 @@ def test_why_has_pull_answers_and_corrections(tmp_path: Path) -> None:
         result = json.loads(path.read_text())
         if result["first"]["arm"] == "full":
             result["metrics"]["corrections"] = {"rouge_l_gain": -0.5, "rouge_l_raised": 0.25}
+            # a curve without a finite value
+            result["curves"]["grad_norm/span"] = {"steps": [], "values": []}
         path.write_text(json.dumps(result))
     page = report(study)[0].read_text()
     assert "Share of the gradient of `full`, %, mean and range of its runs: cross-entropy 62 (62 to 62)," in page
@@ -206,6 +209,9 @@ def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture
         if json.loads(path.read_text())["first"]["arm"] == "full":
             path.unlink()
     assert index(tmp_path, [study]) == ["made_up"]
+    # one that was stopped before its first run is recorded
+    begun = replace(study_in(tmp_path / "runs"), typed={"folder": "runs/made_up"})
+    assert index(tmp_path, [begun]) == ["made_up"]
 
 
 def test_a_page_without_its_baseline_is_a_page(tmp_path: Path) -> None:

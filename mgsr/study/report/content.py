@@ -219,8 +219,8 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str]) -> list[str]:
         "is drawn.",
         f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
-    if not any(key.startswith("train.lr") for arm in view.arms for key in study.arms[arm]):
-        lines.append("All arms have the base's learning rate; none was tuned for itself.")
+    if len(view.arms) > 1 and not any(key.startswith("train.lr") for arm in view.arms for key in study.arms[arm]):
+        lines.append("All arms have the base's learning rate.")
     for name in view.test_sets:
         if kinds := never_right(view, name):
             lines.append(f"Kinds of task{_on(name)} of which no arm has more than 1 % right: {listed(kinds)}.")

@@ -58,7 +58,7 @@ def main_table(view: View, test_set: str, compared: Mapping[str, Comparison]) ->
 def rows_of(view: View, test_set: str) -> dict[str, tuple[str, str]]:
     """What a table has in its rows: label -> the arm whose runs tell it, and where in `metrics.json` it stands.
 
-    Floors, start and teacher are those of the baseline's runs.
+    Floors, start and teacher are those of the baseline's runs, or else of the first arm's.
     """
     base = view.study.baseline if view.study.baseline in view.arms else view.arms[0]
     places = {f"{FLOOR}{FLOORS[name]}": f"floors/{test_set}/{name}" for name in sorted(FLOORS)}
@@ -126,6 +126,7 @@ def within_table(view: View, test_set: str) -> Table:
     rows = [
         [label, *(shown(view.mean(arm, f"{place}/within/{name}")) for name in known.values())]
         for label, (arm, place) in rows_of(view, test_set).items()
+        if view.mean(arm, f"{place}/within/rouge_l") is not None
     ]
     count = shown(view.mean(view.arms[0], f"result/{test_set}/within/examples"), 0)
     title = f"On {count} rows of {test_set} within the training lengths"

@@ -65,8 +65,8 @@ def index(folder: Path, studies: Sequence[Study]) -> list[str]:
         (study for study in studies if study.seeds), key=lambda study: (not study.asked, not study.settings)
     ):
         # a baseline that another study has recorded answers nothing, nor does half of what was declared
-        absent = look(study, study.pool()).absent
-        if any(arm in absent for arm in {study.baseline, *(study.asked or study.arms)}):
+        view = look(study, study.pool())
+        if not view.runs or {*view.absent} & {study.baseline, *(study.asked or study.arms)}:
             unrecorded.append(study.name)
             continue
         written, content = report(study)
