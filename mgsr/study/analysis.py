@@ -87,7 +87,7 @@ def compare(
 def contrast(
     scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float
 ) -> dict[str, Comparison]:
-    """Mean of some arms minus mean of others, by name; all of them simultaneous.
+    """Mean of some arms minus mean of others, by name; all of them simultaneous (Bonferroni where they are means).
 
     Args:
         sides: name -> (arms with, arms without). Left out where an arm has not run.
@@ -100,14 +100,18 @@ def contrast(
 def _family(
     scores: pd.DataFrame, baseline: str, sides: Mapping[str, Sides], margin: float, wide: Sequence[str]
 ) -> dict[str, Comparison]:
-    """Contrasts that share an error; those with a `wide` arm are analysed alone."""
-    pooled = {name: both for name, both in sides.items() if not {*both[0], *both[1]} & {*wide}}
+    """Contrasts that share an error; means of arms, and what has a `wide` arm, by a spread of their own.
+
+    What a part does with one seed, it does to all arms of that seed which have it: they are no independent runs.
+    """
+    swings = {name for name, both in sides.items() if {*both[0], *both[1]} & {*wide}}
+    pooled = {n: both for n, both in sides.items() if n not in swings and len(both[0]) == len(both[1]) == 1}
     found = _contrasts(scores[~scores["arm"].isin(wide)], baseline, pooled, margin, of=len(sides))
     for name in [name for name in sides if name not in pooled]:
         # by its own spread: one difference of each block in which all its arms have run
         means = [_means(scores, arms, side) for side, arms in zip(("with", "without"), sides[name], strict=True)]
         alone = _contrasts(pd.concat(means), "without", {name: (["with"], ["without"])}, margin, of=len(sides))
-        found |= {name: replace(one, alone=True) for name, one in alone.items()}
+        found |= {name: replace(one, alone=name in swings) for name, one in alone.items()}
     return {name: found[name] for name in sides if name in found}
 
 

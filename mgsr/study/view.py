@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from mgsr.study import pool
-from mgsr.study.analysis import Comparison, compare
+from mgsr.study.analysis import Comparison, compare, contrast
 from mgsr.study.study import Study
 
 Result = Mapping[str, Any]
@@ -127,6 +127,13 @@ class View:
     def _compared(self) -> dict[str, dict[str, Comparison]]:
         # a report asks for one several times
         return {}
+
+    def contrasted(self, name: str) -> dict[str, Comparison]:
+        """Every contrast of the study; empty where the baseline has no such figure."""
+        frame, study = self.judged(name), self.study
+        if not study.contrasts or study.baseline not in set(frame["arm"]):
+            return {}
+        return contrast(frame, study.baseline, study.contrasts, study.margin)
 
     @cached_property
     def absent(self) -> dict[str, list[int]]:

@@ -160,6 +160,24 @@ def test_a_factor_is_the_difference_of_means() -> None:
     assert found.low < 1.65 < found.high and found.verdict == "better" and found.blocks == 6
 
 
+def test_a_factor_that_differs_from_seed_to_seed_has_that_spread() -> None:
+    """Its four differences in a block are alike: as independent runs they would make the interval too narrow."""
+    scores = drawn(6, {"full": 0.0, "no_a": 0.0, "no_b": 0.0, "none": 0.0}, 6, spread=0.05)
+    with_a = scores["arm"].isin(["full", "no_b"])
+    scores.loc[with_a, "score"] += scores.loc[with_a, "seed"].map(
+        dict(enumerate((-2.0, 0.0, -0.2, -0.9, -0.1, -0.4)))
+    )
+    sides = {"a": (["full", "no_b"], ["no_a", "none"]), "b": (["full", "no_a"], ["no_b", "none"])}
+    found = contrast(scores, "full", sides, 0.5)
+    wide = scores.pivot(index="block", columns="arm", values="score")
+    for name, (own, others) in sides.items():
+        difference = wide[own].mean(axis=1) - wide[others].mean(axis=1)
+        half = stats.t.ppf(1 - 0.05 / 2 / 2, 5) * difference.std() / math.sqrt(6)
+        assert found[name].effect == pytest.approx(difference.mean())
+        assert found[name].high - found[name].effect == pytest.approx(half)
+    assert found["a"].verdict == "open" and found["b"].verdict == "equivalent"
+
+
 def test_a_factor_with_a_wide_arm_has_a_spread_of_its_own() -> None:
     scores = drawn(6, {"full": 2.0, "no_a": 0.0, "no_b": 1.5, "none": 0.2}, 12, spread=0.1)
     noise = np.random.default_rng(1).normal(0, 3, 12)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mgsr.config.shipped import as_typed, shipped
 from mgsr.runtime.wording import plural
-from mgsr.study.analysis import Comparison, contrast
+from mgsr.study.analysis import Comparison
 from mgsr.study.report import plots
 from mgsr.study.report.tables import FLOOR, Table, all_tables, main_table, never_right, rows_of
 from mgsr.study.report.why import corrections, why
@@ -60,7 +60,7 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
         for name in other.test_sets
         if (found := other.compared(rouge_l(name)).get(arm))
     ]
-    answers += _factors(view)
+    answers += [sentence(name, one) for name, one in view.contrasted(rouge_l()).items()]
     others = {arm: one for arm, one in compared["test"].items() if arm not in subjects}
     if not answers or (others and not study.contrasts):
         answers.append(_overview(others, study.baseline))
@@ -100,16 +100,6 @@ def _below_floors(view: View) -> list[str]:
                 words = floor.removeprefix(FLOOR)
                 said.append(f"Below the floor of {words}{_on(name)} ({shown(score)}): {listed(below)}.")
     return said
-
-
-def _factors(view: View) -> list[str]:
-    """What the contrasts say."""
-    study = view.study
-    frame = view.judged(rouge_l())
-    if not study.contrasts or study.baseline not in set(frame["arm"]):
-        return []
-    found = contrast(frame, study.baseline, study.contrasts, study.margin)
-    return [sentence(name, one) for name, one in found.items()]
 
 
 MANY = 5
@@ -179,6 +169,9 @@ def _plots(
     further = [name for name in view.test_sets if name != "test"]
     rows += [_row(arm + _on(name), view, arm, name) for name in further for arm in order]
     caption = f"Difference to {study.baseline} with 95 % intervals; a dot is a seed, and the margin is shaded."
+    if factors := _factors(view):
+        rows = [*factors, *rows]
+        caption += f" First, {listed(row.label for row in factors)}: with against without."
     if any(one is not None and one.alone for row in rows for one, _ in row.panels):
         caption += " What is analysed alone goes on beyond the axis where an arrow stands."
     titles = ("greedy", f"temperature {_temperature(view):g}")
@@ -195,9 +188,21 @@ def _temperature(view: View) -> float:
 
 
 def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
+    sides = [arm], [view.study.baseline]
     names = rouge_l(test_set), rouge_l(test_set, sampled=True)
-    each = [(view.compared(name).get(arm), plots.differences(view, arm, name)) for name in names]
+    each = [(view.compared(name).get(arm), plots.differences(view, sides, name)) for name in names]
     return plots.Row(label, each)
+
+
+def _factors(view: View) -> list[plots.Row]:
+    """A row per contrast."""
+    names = rouge_l(), rouge_l(sampled=True)
+    found = {name: view.contrasted(name) for name in names}
+    return [
+        plots.Row(factor, [(found[name].get(factor), plots.differences(view, sides, name)) for name in names])
+        for factor, sides in view.study.contrasts.items()
+        if factor in found[names[0]]
+    ]
 
 
 def _sampling(view: View) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mgsr.study.analysis import Comparison
+from mgsr.study.analysis import Comparison, Sides
 from mgsr.study.view import Run, View
 
 COLOURS = {"better": "#1a7f37", "worse": "#b42318", "equivalent": "#0969da", "open": "#57606a", "": "#57606a"}
@@ -22,15 +22,14 @@ class Row:
     panels: Sequence[tuple[Comparison | None, Sequence[float]]]
 
 
-def differences(view: View, arm: str, name: str) -> list[float]:
-    """Arm minus baseline, block by block."""
-    frame = view.frame(name)
-    if frame.empty:
+def differences(view: View, sides: Sides, name: str) -> list[float]:
+    """Mean of some arms minus mean of others, block by block, where all of them have run."""
+    wide = view.frame(name).pivot(index="block", columns="arm", values="score")
+    arms = [arm for side in sides for arm in side]
+    if not {*arms} <= {*wide.columns}:
         return []
-    wide = frame.pivot(index="block", columns="arm", values="score")
-    if arm not in wide or view.study.baseline not in wide:
-        return []
-    return [float(value) for value in (wide[arm] - wide[view.study.baseline]).dropna()]
+    with_, without = (wide[arms].dropna()[list(side)].mean(axis=1) for side in sides)
+    return [float(value) for value in with_ - without]
 
 
 def forest(rows: Sequence[Row], titles: Sequence[str], margin: float) -> str | None:

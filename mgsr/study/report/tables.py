@@ -114,7 +114,7 @@ def other_measures(view: View, test_set: str) -> Table:
     rows = [
         [arm, words, signed(one.effect), interval(one)]
         for words, name in measures.items()
-        for arm, one in view.compared(name).items()
+        for arm, one in {**view.compared(name), **(view.contrasted(name) if test_set == "test" else {})}.items()
     ]
     return Table(f"Other measures on {test_set}", ["", "measure", "difference", "95 % interval"], rows)
 
