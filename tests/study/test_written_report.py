@@ -11,8 +11,10 @@ from mgsr.cli.main import main
 from mgsr.runtime.errors import UserError
 from mgsr.study import pool
 from mgsr.study.analysis import Comparison
-from mgsr.study.report.plots import Row, forest
+from mgsr.study.report.plots import Row, differences, forest
 from mgsr.study.report.write import MARK, index, report
+from mgsr.study.study import load_study
+from mgsr.study.view import look, rouge_l
 from tests.study.pooled import STUDY, fill, result_of, study_in
 
 
@@ -160,8 +162,15 @@ def test_factors_are_told_by_contrasts(tmp_path: Path) -> None:
         STUDY.replace("asked: [removed]\n", "")
         + "contrasts:\n  the part: {with: [full, other], without: [removed]}\n"
     )
-    page, _ = written(tmp_path, {"full": 1.0, "other": 1.0, "removed": 0.0}, text)
+    page, html = written(tmp_path, {"full": 1.0, "other": 1.0, "removed": 0.0}, text)
     assert re.search(r"\*\*the part: \+[01]\.\d\d ROUGE-L, with against without \(95 % interval", page)
+    # a row of the plot, a dot per seed, and sampled answers under the fold
+    assert "First, the part: with against without." in page and ">the part</text>" in html
+    assert re.search(r"<td>the part</td><td>ROUGE-L, sampled</td><td>\+[01]\.\d\d</td><td>[+-]", html)
+    view = look(load_study(tmp_path / "made_up"), tmp_path / "results")
+    dots = differences(view, (["full", "other"], ["removed"]), rouge_l())
+    table = view.frame(rouge_l()).pivot(index="block", columns="arm", values="score")
+    assert dots == pytest.approx(list((table["full"] + table["other"]) / 2 - table["removed"])) and len(dots) == 5
 
 
 def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
