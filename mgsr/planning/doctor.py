@@ -9,16 +9,13 @@ from mgsr.config.load import load_config
 from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
-from mgsr.data.rows import Row
 from mgsr.models.preflight import Size, checks
 from mgsr.planning.doctor_data import look_at_lengths, look_at_rows, look_at_tokenizers
 from mgsr.planning.doctor_memory import look_at_memory
 from mgsr.planning.findings import Report
 from mgsr.planning.outline import outline
 from mgsr.runtime.errors import UserError
-from mgsr.runtime.wording import plural
 from mgsr.training.build import check_match, mean_bounds, writer_class
-from mgsr.training.optim import training_length
 
 
 def examine(path: str | Path | None, overrides: Sequence[str] = (), *, available: int | None = None) -> Report:
@@ -48,7 +45,7 @@ def examine(path: str | Path | None, overrides: Sequence[str] = (), *, available
                 check()
         except UserError as error:
             report.say("error", section, str(error))
-    look_at_plan(config, rows, report)
+    _look_elsewhere(config, report)
     tokenizer = look_at_tokenizers(config, report)
     if tokenizer is None:
         return report
@@ -63,19 +60,11 @@ def examine(path: str | Path | None, overrides: Sequence[str] = (), *, available
     return report
 
 
-def look_at_plan(config: ExperimentConfig, rows: dict[str, list[Row]], report: Report) -> None:
-    """Optimiser steps of the main job, and what else it needs from elsewhere."""
+def _look_elsewhere(config: ExperimentConfig, report: Report) -> None:
+    """What the main job needs of another run, of the user's code and of its models' places."""
     try:
         mean_bounds(config)
         writer_class(config)
         check_match(config)
-        if "train" in rows:
-            length = training_length(
-                config.train, len(rows["train"]), config.trainer.devices * config.trainer.num_nodes
-            )
-            report.figures["plan"] = {"steps": length.total_steps, "epochs": length.epochs}
-            report.say(
-                "ok", "plan", f"{plural(length.total_steps, 'optimiser step')} in {plural(length.epochs, 'epoch')}"
-            )
     except UserError as error:
         report.say("error", "plan", str(error))

@@ -37,6 +37,7 @@ from mgsr.planning.units import readable
 from mgsr.planning.workload import main_job
 from mgsr.runtime.devices import computing_dtype, working_device
 from mgsr.runtime.errors import UserError
+from mgsr.training.build import writer_class
 from mgsr.training.checkpoint import KEPT
 
 # resident memory of a training step over the bytes of its tensors, glibc; measured, see tests/reliability
@@ -67,7 +68,7 @@ def look_at_memory(
         mixed=mixed,
     )
     device = working_device(config.trainer.accelerator)
-    trainer, trained = config.trainer, own.trained
+    trainer = config.trainer
     world = trainer.devices * trainer.num_nodes
     micro_batches = micro_batches_per_step(config.train.batch_size, config.train.micro_batch_size, world)
     rows = -(-config.train.batch_size // (micro_batches * world))
@@ -81,13 +82,13 @@ def look_at_memory(
         report.say("ok", "memory.strategy", _between(config, world))
     if world > 1 and shards == 1:
         # gradients stay in the buckets that they are sent in
-        static, own = static + own.trained, replace(own, trained=0)
+        static, stepped = static + own.trained, replace(own, trained=0)
     else:
-        own = replace(own, trained=own.trained // shards)
+        stepped = replace(own, trained=own.trained // shards)
     account = {
         "student_weights": own.weights,
         "student_parameters": own.parameters,
-        "trained": trained,
+        "trained": own.trained,
         "teacher_weights": frozen.weights if frozen else 0,
         "teacher_parameters": taught.parameters if taught else 0,
         "optimiser": own.optimiser,
@@ -96,7 +97,7 @@ def look_at_memory(
         "length": length,
         "rows": rows,
         "activations": kept.of(rows),
-        "training_added": training_added(config, own, taught, kept, rows, length, device.type),
+        "training_added": training_added(config, stepped, taught, kept, rows, length, device.type),
         "generation_added": generation_added(config, acting, frozen, config.scrg.batch_size),
     }
     if shards > 1 or acting.weights < own.weights:
@@ -104,7 +105,7 @@ def look_at_memory(
         account["generation_added"] += acting.weights
     if frozen is not None and config.teacher.placement == "cpu" and config.scrg.enabled:
         # it comes to score, and the student makes room where not every token needs both
-        room_made = own.weights if config.scrg.text in ("student", "teacher", "paired", "switched") else 0
+        room_made = 0 if writer_class(config).together else own.weights
         account["generation_added"] += max(0, frozen.weights - room_made)
     holes = HEAP_HOLES.get(device.type, 1.0)
     for phase in ("training", "generation"):
@@ -115,7 +116,7 @@ def look_at_memory(
         room //= trainer.devices
     stages = {"teacher": (mode, teacher, taught), "student": (mode, student, own)}
     _look_at_fine_tuning(config, report, stages, len(tokenizer), shards, length, device, room)
-    _compare(config, report, own, acting, frozen, kept, length, device, room)
+    _compare(config, report, stepped, acting, frozen, kept, length, device, room)
     _look_at_disk(config, own, taught, report)
 
 
@@ -149,7 +150,8 @@ def _look_at_fine_tuning(
         mixed = MIXED.get(config.trainer.precision)
         kept = activations(mode, model, length, checkpointing=sft.gradient_checkpointing, mixed=mixed)
         rows = min(sft.micro_batch_size, sft.batch_size)
-        added = training_added(config, size, None, kept, rows, length, device.type)
+        stepped = replace(size, trained=size.trained // shards)
+        added = training_added(config, stepped, None, kept, rows, length, device.type)
         needs = (size.weights + size.optimiser) // shards + int(holes * added)
         account[f"{name}_sft"] = needs
         text = f"{readable(needs)} of {readable(room)} on {device.type}"

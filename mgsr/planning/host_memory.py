@@ -60,11 +60,12 @@ def saved(config: ExperimentConfig, stage: Stage, sized: Mapping[str, Model], ha
     clip, clip_moments = clip_state(config, size.classes) if main else (0, 0)
     point, best = weights + moments + clip + clip_moments, weights + clip if main else 0
     every = config.trainer.checkpoint_every_n_steps
-    looks = length.epochs // config.evaluation.val_every_n_epochs
+    # stages before the main job have no dev set; the main job looks at its end in any case
+    looks = -(-length.epochs // config.evaluation.val_every_n_epochs) if main else 0
     # within an epoch, before a look at the dev set, and at the end
     saves = length.total_steps // every + looks + length.epochs
     copy, write = point / hardware.host, point / hardware.disk
-    held = saves * copy + max(1, stage.rounds) * write + (looks * best / hardware.host if main else 0.0)
+    held = saves * copy + max(1, stage.rounds) * write + looks * best / hardware.host
     return Saved(stage.name, point, best, KEPT, (KEPT + 1) * point + 2 * best, saves, copy, write, held)
 
 

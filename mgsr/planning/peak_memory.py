@@ -24,6 +24,7 @@ from mgsr.losses.fused.tile import rows_per_part, rows_per_tile
 from mgsr.models.output_layer import causal_lm, last_hidden
 from mgsr.models.pruning import decoder_layers
 from mgsr.planning.model_size import ModelSize, model_size
+from mgsr.training.build import writer_class
 
 FLOAT = 4
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -168,7 +169,7 @@ def generation_added(config: ExperimentConfig, student: ModelSize, teacher: Mode
     if not config.scrg.enabled:
         return 0
     length = config.data.max_prompt_length + config.scrg.max_new_tokens
-    joint = config.scrg.text not in ("student", "teacher", "paired", "switched")
+    joint = writer_class(config).together
     cache = rows * length * student.kv_per_token
     corrected = cache if config.scrg.text == "student" and config.scrg.passes else 0
     other = rows * length * teacher.kv_per_token if teacher and config.scrg.text != "student" else 0

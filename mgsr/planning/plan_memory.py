@@ -25,6 +25,7 @@ from mgsr.data.splits import answered_data
 from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, in_type
 from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, largest, training_added
 from mgsr.runtime.devices import NARROW
+from mgsr.training.build import writer_class
 
 DEVICE = "cuda"
 # what the CUDA context and the allocator's holes may take of a device
@@ -160,7 +161,7 @@ def account(
     generation += student.parts.weights // shards if stays else 0
     # the student in one piece; a teacher from CPU memory takes turns with it, unless every token needs both
     piece = acting.parts.weights if config.scrg.enabled else 0
-    joint = config.scrg.enabled and config.scrg.text not in ("student", "teacher", "paired", "switched")
+    joint = config.scrg.enabled and writer_class(config).together
     generation += piece + visiting if joint else max(piece, visiting)
     generation += cache if config.scrg.enabled else 0
     found = Account(

@@ -117,8 +117,13 @@ def find_text(config: ExperimentConfig, rows: int | None) -> tuple[Text, PreTrai
     figures = report.figures.get("lengths.train")
     if figures is None:
         raise UserError(report.findings[0].text)
-    prompt = figures["prompt_tokens"] / len(found)
-    response = figures["tokens"] / len(found) - prompt
+    # a chat template may leave rows out
+    usable = len(found) - figures["left_out"]
+    if rows is None and figures["left_out"]:
+        count, rows_from = usable, f"{rows_from}, {figures['left_out']} left out"
+        teacher_rows = teacher_rows if synthetic else count
+    prompt = figures["prompt_tokens"] / usable
+    response = figures["tokens"] / usable - prompt
     written = min(response, config.scrg.max_new_tokens)
     lengths_from = "measured on the rows; written answers are assumed as long as theirs"
     longest = longest_sequence(config, report)
@@ -184,14 +189,14 @@ def _is_here(model: ModelConfig) -> bool:
 def sft_stage(name: str, train: TrainConfig, rows: int, world_size: int) -> Stage:
     """Supervised fine-tuning of the teacher or the student before the main job."""
     length = training_length(train, rows, world_size)
-    return Stage(name, length, _forward_rows(train, length, world_size), _sequences(train, length, rows))
+    return Stage(name, length, _forward_rows(train, length, world_size), _sequences(length, rows))
 
 
 def main_job(config: ExperimentConfig, rows: int, world_size: int) -> Stage:
     """The main job: ground truth and written text, and the rounds that write it."""
     train, every = config.train, config.scrg.every_n_epochs
     length = training_length(train, rows, world_size)
-    sequences = _sequences(train, length, rows)
+    sequences = _sequences(length, rows)
     share = text_share(config.mixture) if config.scrg.enabled else 0.0
     rounds = math.ceil(length.epochs / every) if share else 0
     # in one epoch a prompt is drawn with probability `share`, in `every` of them at least once with this one
@@ -227,7 +232,6 @@ def _forward_rows(train: TrainConfig, length: Length, world_size: int) -> int:
     return math.ceil(train.batch_size / (length.micro_batches * world_size))
 
 
-def _sequences(train: TrainConfig, length: Length, rows: int) -> float:
-    """Sequences trained on in all: an epoch's last step may be smaller, or be left out where it is too small."""
-    per_epoch = min(rows, length.steps_per_epoch * train.batch_size)
-    return per_epoch * length.total_steps / length.steps_per_epoch
+def _sequences(length: Length, rows: int) -> float:
+    """Sequences trained on in all: an epoch's last step may be smaller."""
+    return rows * length.total_steps / length.steps_per_epoch

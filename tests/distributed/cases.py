@@ -82,12 +82,14 @@ class Case:
 
 FSDP2 = ("trainer.strategy=fsdp2", "teacher.placement=sharded")
 # three prompts a round, one after another: two ranks call the teacher a different number of times
-RAGGED = ("scrg.text=interleaved", "mixture.student_fraction=0.34", "scrg.batch_size=1", "scrg.shard_size=1")
-# the optimiser that runs have; one rank without a dev row
+WRITTEN = ("scrg.text=interleaved", "mixture.student_fraction=0.34", "scrg.batch_size=1", "scrg.shard_size=1")
+RAGGED = (*WRITTEN, "train.epochs=3")
+# the optimiser that runs have; one rank without a dev row; the first run makes stages of its own for all of them
 ADAMW = ("data.dev_limit=1", "train.epochs=3", "train.lr=0.01", "train.grad_clip=1")
-# rank 1 dies behind step 4 of 9, within the second epoch
-DIES = "step.end=kill@9#1"
-BF16 = ("teacher.dtype=float32", "student.dtype=float32", "trainer.precision=bf16-mixed")
+DDP, SHARDED = (*ADAMW, "run_root={folder}/ddp_runs"), (*ADAMW, *FSDP2, "run_root={folder}/sharded_runs")
+# rank 1 dies behind step 4 of 9, within the second epoch; once more behind step 8
+DIES, DIES_AGAIN = "step.end=kill@9#1", "step.end=kill@7#1"
+BF16 = ("teacher.dtype=float32", "student.dtype=float32", "trainer.precision=bf16-mixed", "train.epochs=1")
 CASES = (
     Case("one", 1, sgd=True),
     Case("ddp", 2, sgd=True),
@@ -99,19 +101,16 @@ CASES = (
     Case("one_bf16", 1, BF16, sgd=True),
     Case("ddp_bf16", 2, BF16, sgd=True),
     Case("fsdp2_bf16", 2, (*BF16, *FSDP2), sgd=True),
-    Case("adamw", 2, ADAMW),
-    Case("killed", 2, ADAMW, kill=DIES),
-    Case("killed", 2, ADAMW, resumes="same"),
-    Case("crossing", 2, ADAMW, kill=DIES),
-    Case("crossing", 1, ADAMW, resumes="fewer"),
-    Case("sharded", 2, (*ADAMW, *FSDP2)),
-    Case("sharded_killed", 2, (*ADAMW, *FSDP2), kill=DIES),
-    Case("sharded_killed", 2, (*ADAMW, *FSDP2), resumes="same"),
-    # each its own stages too
-    Case("gone", 2, (*ADAMW, "trainer.strategy=fsdp2", "run_root={folder}/gone_runs"), watched=True),
-    Case("gone_ddp", 2, (*ADAMW, "run_root={folder}/gone_ddp_runs"), watched=True),
-    Case("changing", 2, ADAMW, kill=DIES),
-    Case("changing", 2, (*ADAMW, *FSDP2), resumes="sharded"),
+    Case("adamw", 2, DDP, watched=True),
+    Case("killed", 2, DDP, kill=DIES),
+    Case("killed", 2, DDP, resumes="same"),
+    # from two ranks to a student in two parts, and from there to one process
+    Case("crossing", 2, DDP, kill=DIES),
+    Case("crossing", 2, (*DDP, *FSDP2), resumes="sharded", kill=DIES_AGAIN),
+    Case("crossing", 1, DDP, resumes="fewer"),
+    Case("sharded", 2, SHARDED, watched=True),
+    Case("sharded_killed", 2, SHARDED, kill=DIES),
+    Case("sharded_killed", 2, SHARDED, resumes="same"),
 )
 
 

@@ -120,7 +120,7 @@ def test_first_gradients_are_those_of_one_process(results: Results, name: str, a
     ("name", "alone"),
     [*SAME_RUN, ("fsdp2_stages", "one_stages")],
 )
-def test_weights_after_21_steps_of_sgd_are_those_of_one_process(results: Results, name: str, alone: str) -> None:
+def test_weights_after_all_steps_of_sgd_are_those_of_one_process(results: Results, name: str, alone: str) -> None:
     expected, found = state(results, alone), state(results, name)
     assert set(expected) == set(found)
     for parameter, value in expected.items():
@@ -181,7 +181,7 @@ def _same(a: Any, b: Any, where: str) -> None:
         assert a == b, where
 
 
-@pytest.mark.parametrize("name", ["gone", "gone_ddp"])
+@pytest.mark.parametrize("name", ["adamw", "sharded"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_nothing_of_a_stage_outlives_it(results: Results, name: str, rank: int) -> None:
     found = json.loads((results[0] / f"{name}.live-{rank}.json").read_text())
@@ -199,14 +199,13 @@ def test_a_run_whose_rank_died_resumes_bit_identical(results: Results, name: str
     assert found == ["metrics.arm"]
 
 
-@pytest.mark.parametrize("name", ["crossing", "changing"])
-def test_a_checkpoint_is_taken_up_by_fewer_ranks_and_by_another_strategy(results: Results, name: str) -> None:
+def test_a_checkpoint_is_taken_up_by_another_strategy_and_by_fewer_ranks(results: Results) -> None:
     # AdamW divides by the square root of squared gradients, which makes more of a last digit
     for part in ("resume", "best"):
         if part == "resume":
-            expected, found = state(results, "adamw"), state(results, name)
+            expected, found = state(results, "adamw"), state(results, "crossing")
         else:
-            paths = [run_of(results, n) / "checkpoints" / BEST for n in ("adamw", name)]
+            paths = [run_of(results, n) / "checkpoints" / BEST for n in ("adamw", "crossing")]
             expected, found = (read_checkpoint(path)["state_dict"] for path in paths)
         for parameter, value in expected.items():
             torch.testing.assert_close(found[parameter], value, rtol=0, atol=1e-9, msg=parameter)

@@ -215,6 +215,16 @@ def test_memory_of_one_of_several_devices(tiny_file: Path) -> None:
     assert fsdp2["static"] == one["static"] - own + own // 2
     sharded = memory("trainer.devices=2", "trainer.strategy=fsdp2", "teacher.placement=sharded")
     assert fsdp2["static"] - sharded["static"] == one["teacher_weights"] - one["teacher_weights"] // 2
+    # a checkpoint is one whole file, of the adapters alone where there are any; fine-tuning has gradients too
+    for words in ([], ["student.lora.r=2", "student.sft.enabled=false"]):
+        figures = [
+            examine(tiny_file, [*words, *more], available=10**9).figures
+            for more in ([], ["trainer.devices=2"], ["trainer.devices=2", "trainer.strategy=fsdp2"])
+        ]
+        assert len({found["disk"]["resume_points"] for found in figures}) == 1
+        if not words:
+            assert figures[0]["memory"]["student_sft"] == figures[1]["memory"]["student_sft"]
+            assert figures[2]["memory"]["student_sft"] < figures[0]["memory"]["student_sft"]
     away = memory("teacher.placement=cpu")
     # all but the output layer: 16 wide, in float32
     vocabulary = (one["static"] - away["static"] - one["teacher_weights"]) // -(16 * 4)

@@ -65,19 +65,22 @@ def test_a_checkpoint_is_as_large_as_the_plan_says(tiny_file: Path, tmp_path: Pa
 
 
 def test_time_of_checkpoints_by_hand(tiny_file: Path) -> None:
-    words = ["run_root=runs", "train.epochs=3", "trainer.checkpoint_every_n_steps=2"]
+    looks = "evaluation.val_every_n_epochs=2"
+    words = ["run_root=runs", "train.epochs=3", "trainer.checkpoint_every_n_steps=2", looks]
     found = plan(tiny_file, words, available=GIB)
     config, stage = found.config, found.main
     sized = {name: real(config, name) for name in ("teacher", "student")}
     rates = Hardware(host=100.0, disk=10.0)
     one = saved(config, stage, sized, rates)
-    # every second step, before a look at the dev set, and at the end of an epoch
-    assert one.saves == stage.length.total_steps // 2 + 3 + 3
+    # every second step, before a look at the dev set (after the second epoch and the last), at the end of an epoch
+    assert one.saves == stage.length.total_steps // 2 + 2 + 3
     assert (one.copy, one.write) == (one.size / 100, one.size / 10)
-    assert one.held == pytest.approx(one.saves * one.copy + stage.rounds * one.write + 3 * one.best / 100)
-    # a stage that writes no text waits for its last one alone
+    assert one.held == pytest.approx(one.saves * one.copy + stage.rounds * one.write + 2 * one.best / 100)
+    # a stage that writes no text waits for its last one alone, and looks at no dev set
     sft = saved(config, found.stages[0], sized, rates)
-    assert sft.best == 0 and sft.held == pytest.approx(sft.saves * sft.copy + sft.write)
+    length = found.stages[0].length
+    assert sft.best == 0 and sft.saves == length.total_steps // 2 + length.epochs
+    assert sft.held == pytest.approx(sft.saves * sft.copy + sft.write)
     assert sft.size == sized["teacher"].size.weights + sized["teacher"].size.optimiser
 
 

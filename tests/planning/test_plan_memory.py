@@ -22,6 +22,7 @@ from mgsr.planning.peak_memory import (
 )
 from mgsr.planning.plan import plan
 from mgsr.planning.plan_memory import Account, Model, Trained, account, combinations, usable
+from mgsr.runtime.errors import ConfigError
 
 GIB = 2**30
 
@@ -100,6 +101,26 @@ def test_strategies_that_exist() -> None:
         ("ddp", "replicated"), ("ddp", "cpu"),
         ("fsdp2", "replicated"), ("fsdp2", "sharded"), ("fsdp2", "cpu"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "left"),
+    [
+        ("objective.teacher_top_k=8", ["ddp replicated", "ddp cpu", "fsdp2 replicated", "fsdp2 cpu"]),
+        ("trainer.compile=true", ["ddp replicated", "ddp cpu"]),
+        ("objective.match_gradient=true", ["ddp replicated"]),
+    ],
+)
+def test_what_a_run_would_refuse_is_not_planned(tiny_file: Path, word: str, left: list[str]) -> None:
+    found = plan(tiny_file, ["run_root=runs", word], devices=2, available=10**9)
+    assert [f"{option.account.strategy} {option.account.placement}" for option in found.options] == left
+
+
+def test_a_run_that_no_strategy_takes_is_refused(tiny_file: Path) -> None:
+    words = ["run_root=runs", "scrg.backend=vllm", "trainer.accelerator=cuda"]
+    assert plan(tiny_file, words, available=10**9).options
+    with pytest.raises(ConfigError, match="writes on one device"):
+        plan(tiny_file, words, devices=2, available=10**9)
 
 
 def stage(weights: int, micro_batches: int) -> tuple[ExperimentConfig, Trained, Model]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_lengths_are_measured_where_rows_and_tokenizer_are_here(tiny_file: Path)
     assert text.prompt == pytest.approx(sum(prompts) / 32) and text.response == pytest.approx(sum(answers) / 32)
     assert text.longest == max(*map(sum, zip(prompts, answers, strict=True)), max(prompts) + 6)
     assert find_text(config, 7)[0].rows == 7
+
+
+def test_rows_that_are_left_out_are_in_no_mean_and_no_step(tiny_file: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    short = [{"instruction": f"Say {word}.", "output": word} for word in ("one", "two", "six")]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in (*short, {**short[0], "instruction": str(7**400)})))
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"instruction": "Say ten.", "output": "ten"}))
+    words = [f"data.train={rows}", f"data.dev={other}", f"data.test={other}", "data.too_long=leave_out"]
+    config = load_config(tiny_file, words)
+    text, tokenizer = find_text(config, None)
+    assert tokenizer is not None and (text.rows, text.teacher_rows) == (3, 3)
+    assert text.rows_from == f"read from {rows}, 1 left out"
+    examples = encode(read_split(config.data, "train")[:3], tokenizer, config.data, "rows").examples
+    assert text.prompt * 3 == pytest.approx(sum(len(example.prompt_ids) for example in examples))
+    assert text.response * 3 == pytest.approx(sum(len(example.response_ids) for example in examples))
+    # as many rows as were asked for, as long as those here
+    assert find_text(config, 7)[0] == replace(text, rows=7, teacher_rows=7, rows_from="as given by --rows")
 
 
 def test_rows_that_are_not_here() -> None:
