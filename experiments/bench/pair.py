@@ -14,7 +14,6 @@ from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.encoding import pad_id, require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.row_files import read_rows
-from mgsr.data.rows import Row
 from mgsr.data.splits import encode, read_split
 from mgsr.runtime.devices import settle
 from mgsr.scrg import Prompt
@@ -55,9 +54,9 @@ def demo_config(*overrides: str) -> ExperimentConfig:
     return load_config(CONFIG, [*OVERRIDES, *overrides])
 
 
-def teacher_of(config: ExperimentConfig, dev: list[Row]) -> Prepared:
+def teacher_of(config: ExperimentConfig) -> Prepared:
     """The teacher in the type that it computes in, not that of its file: the same for all sides."""
-    teacher = prepare_teacher(config, dev)
+    teacher = prepare_teacher(config)
     assert teacher is not None
     settle(teacher.model)
     return teacher
@@ -66,9 +65,9 @@ def teacher_of(config: ExperimentConfig, dev: list[Row]) -> Prepared:
 def demo_pair(prompts: int = 256, *, as_long_as_dolly: bool = False) -> Pair:
     """The demo's fine-tuned models on its training prompts, drawn out to the lengths of Dolly's if asked."""
     config = demo_config()
-    dev, train = read_split(config.data, "dev"), read_split(config.data, "train")
-    teacher = teacher_of(config, dev)
-    student = prepare_student(config, teacher, train, dev)
+    train = read_split(config.data, "train")
+    teacher = teacher_of(config)
+    student = prepare_student(config, teacher, train)
     examples = encode(train[:prompts], student.tokenizer, config.data, "prompts").examples
     texts = [(e.id, e.prompt_ids) for e in examples]
     if as_long_as_dolly:

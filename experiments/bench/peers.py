@@ -105,9 +105,9 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     config = demo_config(f"seed={seed}")
-    dev, rows = read_split(config.data, "dev"), read_split(config.data, "train")
-    teacher = teacher_of(config, dev)
-    student = prepare_student(config, teacher, rows, dev)
+    rows = read_split(config.data, "train")
+    teacher = teacher_of(config)
+    student = prepare_student(config, teacher, rows)
     tokenizer = student.tokenizer
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
     examples = encode(rows, tokenizer, config.data, "training rows").examples

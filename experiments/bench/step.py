@@ -56,10 +56,8 @@ def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
 def job_of(config: ExperimentConfig, folder: Path) -> Job:
     """The main job as `mgsr train` builds it; nothing looks at a dev set."""
     train = read_split(config.data, "train")
-    # models that are not fine-tuned first need no dev set
-    dev = read_split(config.data, "dev") if config.student.sft.enabled else []
-    teacher = teacher_of(config, dev)
-    student = prepare_student(config, teacher, train, dev)
+    teacher = teacher_of(config)
+    student = prepare_student(config, teacher, train)
     start = shared_start(config, teacher, student)
     return build_job(config, train, (), start, folder, torch.device("cpu"))
 

@@ -27,13 +27,12 @@ from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
 from mgsr.rounds.unrevised import WRITERS
 from mgsr.rounds.writer import RoundWriter
-from mgsr.runtime.devices import product_dtype, working_device
+from mgsr.runtime.devices import placed, product_dtype, working_device
 from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
 from mgsr.training.datamodule import DistillationDataModule
-from mgsr.training.fsdp import first_in_lockstep
 from mgsr.training.launch import StopRequest, stop_request
 from mgsr.training.module import DistillationModule
 from mgsr.training.optim import Length, training_length
@@ -129,7 +128,7 @@ def build_job(
     tops, report = None, None
     if config.objective.teacher_top_k and teacher is not None:
         # the first rank writes what is missing, the others read it
-        with first_in_lockstep(teacher, device):
+        with first_alone(), placed(device, teacher):
             tops, report = cached_teacher(
                 cache_folder(config),
                 teacher,

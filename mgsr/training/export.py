@@ -131,7 +131,7 @@ def _load_teacher(folder: Path, config: ExperimentConfig) -> tuple[PreTrainedMod
         return load_cached(cached, config.teacher), models.load_tokenizer(str(cached))
     if config.teacher.source == "init" or config.teacher.sft.enabled:
         raise UserError(f"its teacher is no longer at {cached}")
-    teacher = prepare_teacher(config, [])
+    teacher = prepare_teacher(config)
     assert teacher is not None
     return settle(teacher.model), teacher.tokenizer
 

@@ -2,14 +2,14 @@
 
 Whoever writes text calls the model another number of times than its neighbours do, and a sharded model is
 gathered by all ranks together. So the student is put together once for a whole phase (`WholeCopy`), and a sharded
-teacher is called in lockstep (`Lockstep`). `build_strategy` chooses among FSDP2, DDP and one device.
+teacher is called in lockstep (`phase_of`). `build_strategy` chooses among FSDP2, DDP and one device.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from torch.optim import Optimizer
 from mgsr import models
 from mgsr.config.schema import ExperimentConfig, TrainerConfig
 from mgsr.models.output_layer import causal_lm, last_hidden, trunk
-from mgsr.runtime.devices import TYPES, move, placed, working_device
-from mgsr.runtime.ranks import agreed, first_alone, is_first, largest, several, world_size
+from mgsr.runtime.devices import TYPES, move, working_device
+from mgsr.runtime.ranks import agreed, is_first, largest, several, world_size
 from mgsr.training.checkpoint import read_checkpoint
 
 
@@ -165,49 +165,25 @@ def working(model: Any, dtype: torch.dtype | None) -> Iterator[Any]:
         copied.empty()
 
 
-class Lockstep:
-    """Lets ranks call a sharded model a different number of times: who is done goes on calling it for the others.
-
-    Every forward begins with one small all-reduce, which says whether some rank still has work.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    @contextmanager
-    def phase(self, device: torch.device) -> Iterator[None]:
-        """Forwards of this model inside the block; it ends when all ranks are done.
-
-        After an error nothing is awaited: the job ends.
-        """
-        handle = trunk(self.model).register_forward_pre_hook(_still_working)
-        try:
-            yield
-        finally:
-            handle.remove()
-        token = torch.zeros(1, 1, dtype=torch.long, device=device)
-        while largest(0):
-            with torch.no_grad():
-                last_hidden(self.model, token)
-
-
 @contextmanager
-def first_in_lockstep(model: Any, device: torch.device) -> Iterator[None]:
-    """As `first_alone`; meanwhile the others call a sharded model as often as the first rank does."""
+def phase_of(model: Any, device: torch.device) -> Iterator[None]:
+    """In which ranks may call a model a different number of times, be it whole or in parts.
+
+    Every forward of a sharded model begins with one small all-reduce, which says whether some rank still has work.
+    A rank that is done goes on calling the model for the others. After an error nothing is awaited: the job ends.
+    """
     if not is_sharded(model):
-        with first_alone(), placed(device, model):
-            yield
-        return
-    with Lockstep(model).phase(device):
-        if is_first():
-            yield
-    if not is_first():
         yield
-
-
-def phase_of(model: Any, device: torch.device) -> AbstractContextManager[None]:
-    """In which ranks may call a model a different number of times, be it whole or in parts."""
-    return Lockstep(model).phase(device) if is_sharded(model) else nullcontext()
+        return
+    handle = trunk(model).register_forward_pre_hook(_still_working)
+    try:
+        yield
+    finally:
+        handle.remove()
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    while largest(0):
+        with torch.no_grad():
+            last_hidden(model, token)
 
 
 def _still_working(*_: Any) -> None:

@@ -249,17 +249,13 @@ class DistillationModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.student.eval()
-        if self.predict is not None:
-            self._dev_phase.enter_context(self.placement.whole())
+        self._dev_phase.enter_context(self.placement.whole())
         self._dev = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.check_stop()
-        if self.predict is None and self.placement.sharded:
-            sft = self.losses(batch, (None, None), False).sft
-        else:
-            states = *self.placement.student_states(batch, plain=True), None, None
-            sft = self.objective(batch.targets, *states, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size).sft
+        states = *self.placement.student_states(batch, plain=True), None, None
+        sft = self.objective(batch.targets, *states, weights=(1.0, 0.0, 0.0), vocab_size=self.vocab_size).sft
         tokens = batch.counts.ground_truth_tokens
         self._dev[0] += sft.double() * tokens
         self._dev[1] += tokens

@@ -97,8 +97,8 @@ def prepare_models(config: ExperimentConfig, rows: Mapping[str, list[Row]]) -> S
     Raises:
         UserError: anything the user can mend, such as tokenizers that disagree.
     """
-    teacher = prepare_teacher(config, rows["dev"])
-    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    teacher = prepare_teacher(config)
+    student = prepare_student(config, teacher, rows["train"])
     how = student.tokenizer, config.data, config.evaluation
     tests = {
         name: (rows[name], encode_answered(rows[name], *how, f"{name} rows"))
@@ -132,7 +132,7 @@ def shared_vocabulary(teacher: Prepared | None, student: Prepared) -> int:
     return models.shared_vocab_size(teacher.tokenizer, student.tokenizer, teacher.model, student.model)
 
 
-def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | None:
+def prepare_teacher(config: ExperimentConfig) -> Prepared | None:
     """The teacher, fine-tuned first where the config says so; None where no teacher is configured."""
     quiet_transformers()
     teacher = config.teacher
@@ -148,14 +148,12 @@ def prepare_teacher(config: ExperimentConfig, dev: Sequence[Row]) -> Prepared | 
     if teacher.sft.enabled:
         on_first(lambda: try_student(config))
     tokenizer = build_tokenizer(config, teacher, rows)
-    rest, seed = (tokenizer, rows, dev, key, folder), stage_seed(config, teacher.sft)
+    rest, seed = (tokenizer, rows, key, folder), stage_seed(config, teacher.sft)
     build = partial(build_model, config, teacher, tokenizer, seed=seed)
     return _fine_tuned(config, teacher, "teacher", build, *rest)
 
 
-def prepare_student(
-    config: ExperimentConfig, teacher: Prepared | None, train: Sequence[Row], dev: Sequence[Row]
-) -> Prepared:
+def prepare_student(config: ExperimentConfig, teacher: Prepared | None, train: Sequence[Row]) -> Prepared:
     """The student that the main job starts from, fine-tuned first where the config says so."""
     quiet_transformers()
     student = config.student
@@ -166,7 +164,7 @@ def prepare_student(
     if agreed((folder / "config.json").exists()):
         return _taken(config, folder, "student", student, key)
     tokenizer = teacher.tokenizer if teacher and origin else build_tokenizer(config, student, train)
-    rest, seed = (tokenizer, train, dev, key, folder), stage_seed(config, student.sft)
+    rest, seed = (tokenizer, train, key, folder), stage_seed(config, student.sft)
     taught = None if teacher is None else teacher.model
     build = partial(build_student, config, student, taught, tokenizer, seed=seed)
     return _fine_tuned(config, student, "student", build, *rest)
@@ -214,7 +212,6 @@ def _fine_tuned(
     build: Callable[[], PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
-    dev: Sequence[Row],
     key: str,
     folder: Path,
 ) -> Prepared:
@@ -234,7 +231,7 @@ def _fine_tuned(
         if is_first():
             remove_leftovers(own)
             models.remove_half_folders(folder)
-        _supervise(config, settings.sft, name, build(), tokenizer, rows, dev, own, folder)
+        _supervise(config, settings.sft, name, build(), tokenizer, rows, own, folder)
     free_memory()
     # as the next run will find it: what training leaves in memory may differ, such as the type of a buffer
     return _taken(config, folder, name, settings, key)
@@ -256,7 +253,6 @@ def _supervise(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
-    dev: Sequence[Row],
     own: Path,
     folder: Path,
 ) -> None:
@@ -266,13 +262,13 @@ def _supervise(
     seed = stage_seed(config, sft)
     unannotated = Annotation(None)
     train = unannotated.ground_truth(encode(rows, tokenizer, config.data, f"{name} training rows").examples)
-    dev_rows = unannotated.ground_truth(encode(dev, tokenizer, config.data, f"{name} dev rows").examples)
     ends = configured_ends(config.data, [model], [tokenizer], models.written_vocab_size(tokenizer, model))
     length = training_length(sft, len(train), config.trainer.devices * config.trainer.num_nodes)
     data = DistillationDataModule(
         config,
         train,
-        dev_rows,
+        # without a dev set: a stage is as long as the configuration says
+        (),
         stage=sft,
         length=length,
         pad_token_id=ends.pad_id,

@@ -26,7 +26,7 @@ from mgsr.evaluation.test_set import Predictor, evaluate
 from mgsr.models.from_config import load_source
 from mgsr.runtime.devices import placed, working_type
 from mgsr.runtime.ranks import barrier, rank, several, world_size
-from mgsr.training.fsdp import WholeCopy, first_in_lockstep, is_sharded, phase_of, shard_at_loading
+from mgsr.training.fsdp import WholeCopy, is_sharded, phase_of, shard_at_loading
 from tests.distributed.cases import run_ranks
 from tests.reliability.harness import small_config
 
@@ -84,12 +84,6 @@ def look(folder: Path) -> None:
     )  # fmt: skip
     with placed(CPU, teacher):
         found = evaluate(teacher, predictor)
-    alone = folder / f"{world_size()}-alone"
-    with first_in_lockstep(teacher, CPU):
-        # the first rank writes what the others then find
-        if not alone.exists():
-            assert rank() == 0
-            alone.write_text(json.dumps(predictor.write(teacher, 0)))
     copied = shell.fill(teacher, on_host=True)
     seen = {
         "peak": peak,

@@ -35,9 +35,6 @@ def test_both_ranks_see_what_one_process_sees(seen: tuple[Path, dict[str, Any]])
         # of float32 weights, though they are cast after they were cut
         assert part["fingerprint"] == whole["fingerprint"]
         assert (part["answers"], part["rouge_l"]) == (whole["answers"], whole["rouge_l"])
-    written = [json.loads((seen[0] / f"{ranks}-alone").read_text()) for ranks in (1, 2)]
-    # the first rank answers its own share alone, and the other one has called the teacher along with it
-    assert written[1] == written[0][::2] and len(written[0]) > len(written[1])
 
 
 def test_a_rank_holds_its_part_and_never_more_than_a_layer_beside_it(seen: tuple[Path, dict[str, Any]]) -> None:

@@ -27,8 +27,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, A
     double = ["teacher.dtype=float64", "student.dtype=float64", "trainer.precision=64-true", "scrg.passes=2"]
     config = load_config(path, [f"run_root={root}/runs", *double])
     train, dev = read_split(config.data, "train"), read_split(config.data, "dev")
-    teacher = prepare_teacher(config, dev)
-    student = prepare_student(config, teacher, train, dev)
+    teacher = prepare_teacher(config)
+    student = prepare_student(config, teacher, train)
     assert teacher is not None
     teacher.model.double(), student.model.double()
     start = shared_start(config, teacher, student)

@@ -82,7 +82,7 @@ def upgraded_package(root: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
 def prepared(make_config: Make, source: str, root: Path) -> Prepared:
     # a cache of the test's own: the same content has been cached by the others
     config = make_config(f"student.source={source}", f"run_root={root / 'runs'}", *WORDS)
-    return prepare_student(config, None, read_split(config.data, "train"), read_split(config.data, "dev"))
+    return prepare_student(config, None, read_split(config.data, "train"))
 
 
 @pytest.mark.parametrize("kind", [replaced_folder, moved_branch, upgraded_package])

@@ -171,8 +171,8 @@ def test_probabilities_of_corrections_are_over_the_shared_ids(pair: Pair) -> Non
 def test_the_loss_of_a_batch_is_that_of_logits_cut_to_the_shared_ids(pair: Pair, tmp_path: Path) -> None:
     config = load_config(pair.file, [f"run_root={tmp_path}"])
     rows = {name: read_split(config.data, name) for name in ("train", "dev")}
-    teacher = prepare_teacher(config, rows["dev"])
-    student = prepare_student(config, teacher, rows["train"], rows["dev"])
+    teacher = prepare_teacher(config)
+    student = prepare_student(config, teacher, rows["train"])
     assert teacher is not None and shared_vocabulary(teacher, student) == pair.ids
     start = shared_start(config, teacher, student)
     job = build_job(config, rows["train"], rows["dev"], start, tmp_path / "run", torch.device("cpu"))
