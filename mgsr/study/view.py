@@ -167,12 +167,14 @@ def look(study: Study, place: Path, overrides: Sequence[str] | None = None, *, d
     found: list[Run] = []
     undeclared: dict[str, list[int]] = {}
     for arm in study.arms:
-        known = pool.seeds_in(place, key_in(study, arm, 0, overrides).config)
+        # a seed is no part of the fingerprint
+        key = key_in(study, arm, 0, overrides)
+        known = pool.seeds_in(place, key.config)
         extra = [seed for seed in known if study.seeds and seed not in study.seeds]
         if extra:
             undeclared[arm] = extra
         for seed in study.seeds or known:
-            for result in pool.find(place, key_in(study, arm, seed, overrides)):
+            for result in pool.find(place, key._replace(seed=seed)):
                 found.append(Run(arm, seed, block_of(result), result))
     if not data:
         data = [most for most, _ in Counter(run.result["data"] for run in found).most_common(1)]

@@ -80,7 +80,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-@pytest.fixture(params=["forked", pytest.param("started", marks=pytest.mark.long)])
+@pytest.fixture(
+    params=[
+        pytest.param("forked", marks=pytest.mark.stands_in),
+        pytest.param("started", marks=pytest.mark.long),
+    ]
+)
 def processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How `mgsr train` begins where runs are side by side: in a fork, which imports nothing, or from its start."""
 
@@ -279,6 +284,7 @@ def test_two_runs_side_by_side_equal_one_after_another(
     assert "mgsr train" in log and "written to" in log
 
 
+@pytest.mark.parametrize("processes", ["forked"], indirect=True)
 def test_a_run_that_fails_side_by_side_is_named(quick_file: Path, tmp_path: Path, processes: None) -> None:
     study = make(tmp_path, quick_file, "fails", "\n  full: {}\n  bad: {scrg.passes: 2}\n")
     (tmp_path / "fails/bad").mkdir(parents=True)

@@ -28,10 +28,23 @@ def run(*words: str, cwd: Path, path: Path | None = None) -> str:
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{words}: {(done.stdout + done.stderr)[-3000:]}"
     return done.stdout
+
+
+DRIVER = """
+import contextlib, io, json, mgsr
+from mgsr.cli.main import main
+
+codes, said = [], []
+for words in {commands!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        codes.append(main(words))
+    said.append(out.getvalue())
+print(json.dumps({{"package": mgsr.__file__, "codes": codes, "said": said}}))
+"""
 
 
 @pytest.mark.long
@@ -39,7 +52,7 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     wheels, target, work = (tmp_path / name for name in ("wheels", "target", "work"))
     work.mkdir()
     alone = ("--no-deps", "--no-index", "--quiet")
-    run("pip", "wheel", str(ROOT), "--no-build-isolation", *alone, "-w", str(wheels), cwd=work)
+    run("-m", "pip", "wheel", str(ROOT), "--no-build-isolation", *alone, "-w", str(wheels), cwd=work)
     (wheel,) = wheels.iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names} == {"mgsr", f"{wheel.name.split('-py3')[0]}.dist-info"}
@@ -47,17 +60,23 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     assert sorted(name for name in names if name.startswith(TEACHER)) == teacher
     code = [name for name in names if name.startswith("mgsr/") and not name.startswith(TEACHER)]
     assert {Path(name).suffix for name in code} == {".py", ".yaml", ".j2"}
-    run("pip", "install", str(wheel), *alone, "--target", str(target), cwd=work)
+    run("-m", "pip", "install", str(wheel), *alone, "--target", str(target), cwd=work)
     before = sorted(path for path in target.rglob("*") if path.suffix != ".pyc")
 
-    def mgsr(*words: str) -> str:
-        return run("mgsr", *words, cwd=work, path=target)
-
-    listed = mgsr("config", "--list")
+    listed = run("-m", "mgsr", "config", "--list", cwd=work, path=target)
     assert "\n  smollm2 " in listed and "\n  scrg " in listed
-    assert "written to runs/demo/full/seed=0" in mgsr("train", "demo", *TINY)
-    assert "mgsr report runs/span" in mgsr("ablate", "span", "--arms", "full", "no_span", *TINY)
-    assert "written to runs/span/README.md" in mgsr("report", "span")
+    commands = [
+        ["train", "demo", *TINY],
+        ["ablate", "span", "--arms", "full", "no_span", *TINY],
+        ["report", "span"],
+        ["ablate", "span", "--arms", "full", "--seeds", "0", "--record", *TINY],
+    ]
+    # one after another in one process, which imports once
+    found = json.loads(run("-c", DRIVER.format(commands=commands), cwd=work, path=target).splitlines()[-1])
+    assert Path(found["package"]).is_relative_to(target) and found["codes"] == [0, 0, 0, 0]
+    trained, ablated, reported, skipped = found["said"]
+    assert "written to runs/demo/full/seed=0" in trained and "mgsr report runs/span" in ablated
+    assert "written to runs/span/README.md" in reported and "1 of 1 run complete already" in skipped
     text = (work / "runs/span/README.md").read_text()
     assert (
         "mgsr ablate span --arms full no_span --seeds 0" in text
@@ -66,8 +85,5 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     # of somebody's checkout around it nothing is said
     results = [json.loads(path.read_text()) for path in (work / "runs/results").iterdir()]
     assert [result["environment"]["commit"] for result in results] == ["unknown", "unknown"]
-    assert "1 of 1 run complete already" in mgsr(
-        "ablate", "span", "--arms", "full", "--seeds", "0", "--record", *TINY
-    )
     assert sorted(path for path in target.rglob("*") if path.suffix != ".pyc") == before
     assert [path.name for path in work.iterdir()] == ["runs"]

@@ -6,7 +6,6 @@ Text is of another length in every arm, so the steps of a window share its promp
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -30,8 +29,7 @@ Windows = list[list[int]]
 
 @pytest.fixture(autouse=True)
 def quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of rounds: neither need they survive a crash, nor is their diversity looked at."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    """Hundreds of rounds, whose diversity nobody looks at."""
     monkeypatch.setattr(store, "diversity", lambda texts: {})
 
 

@@ -1,4 +1,7 @@
-"""Every option runs to its end; those of the training step do what they say, as seen from inside the step."""
+"""Options run to their end; those of the training step do what they say, as seen from inside the step.
+
+Here are options that neither the golden arms nor the baselines of the studies have.
+"""
 
 from __future__ import annotations
 
@@ -26,36 +29,21 @@ Make = Callable[..., ExperimentConfig]
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["scrg.passes=0"],
-        ["scrg.passes=3", "scrg.error_position=threshold", "scrg.kl_threshold=0.01"],
         ["scrg.error_position=random", "scrg.teacher_token=argmax"],
-        ["scrg.text=teacher", "scrg.cross_entropy=true"],
-        ["scrg.text=mixed"],
-        ["scrg.text=interleaved", "scrg.interleaved_top_k=2"],
-        ["scrg.text=switched", "scrg.switch_threshold=0.05"],
         ["scrg.text=paired", "objective.divergence=todi", "objective.written_divergence=skewed_reverse_kl"],
         ["scrg.text=switched", "scrg.switch=recent_mean", "scrg.switch_window=2", "scrg.switch_factor=1.0"],
         ["mixture.kind=linear", "scrg.every_n_epochs=2"],
         ["mixture.kind=adaptive", "mixture.student_fraction_start=0.5", "mixture.replay_capacity=5"],
-        ["clip.objective=priced"],
-        ["clip.mode=top_k", "clip.top_k=5"],
-        ["clip.mode=fixed", "clip.form=literal", "clip.ramp=sigmoid"],
         ["clip.mode=fixed", "clip.lower=.inf", "clip.target=label"],
         ["clip.mode=fixed", "clip.keep_target=false", "clip.quantile=rank", "clip.upper=0.1"],
-        ["objective.divergence=jensen_shannon", "spans.chunker=all_adjacent", "spans.relation=cosine"],
         ["objective.divergence=skewed_reverse_kl", "spans.chunker=fixed", "spans.relation=trace"],
-        ["objective.divergence=total_variation", "spans.chunker=random", "spans.norm=l2"],
         ["objective.temperature=2", "train.gradient_checkpointing=true", "train.micro_batch_size=3"],
-        ["student.lora.r=2", "student.lora.target_modules=[q_proj]"],
         ["student.source=teacher", "student.keep_layers=[0]"],
-        ["trainer.precision=bf16-mixed"],
-        ["trainer.precision=bf16-true"],
-        ["trainer.precision=64-true", "teacher.dtype=float64", "student.dtype=float64"],
         ["evaluation.temperature=0", "evaluation.val_every_n_epochs=2"],
     ],
     ids=",".join,
 )
-def test_every_option_runs_and_moves_the_student(make_config: Make, overrides: list[str]) -> None:
+def test_an_option_runs_to_its_end(make_config: Make, overrides: list[str]) -> None:
     config = make_config("train.epochs=2", "train.batch_size=16", *overrides)
     metrics = train(config)
     assert metrics["steps"] == 4
@@ -132,6 +120,7 @@ def test_every_trained_weight_moves_in_the_precision_asked_for(
 ) -> None:
     seen = watched(make_config("train.epochs=2", *overrides))
     assert set(seen.outputs) - {k for k, n in seen.outputs.items() if not n} == {dtype}
+    assert all(bool(torch.isfinite(value).all()) for value in seen.after.values())
     moved = {name: not torch.equal(seen.before[name], value) for name, value in seen.after.items()}
     assert len(moved) > 2 and all(moved.values()), [name for name, yes in moved.items() if not yes]
 
