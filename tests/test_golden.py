@@ -175,14 +175,14 @@ def differences(golden: Any, found: Any, where: str = "") -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def golden_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the arms share their teacher and student."""
+    """Where all share their teacher and student, which the golden run makes."""
     return tmp_path_factory.mktemp("golden")
 
 
-def test_the_golden_run_gives_the_committed_numbers_and_text(tmp_path: Path) -> None:
+def test_the_golden_run_gives_the_committed_numbers_and_text(golden_root: Path) -> None:
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert golden["numerics_version"] == NUMERICS_VERSION
-    found = list(differences(golden["run"], golden_run(tmp_path)))
+    found = list(differences(golden["run"], golden_run(golden_root)))
     assert not found, "\n".join(found[:20])
 
 

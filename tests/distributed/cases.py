@@ -245,6 +245,9 @@ def _fork(rank: int, ranks: int, port: int, task: Callable[[], None], log: Path)
 def main(arguments: Sequence[str]) -> None:
     folder = Path(arguments[0])
     chosen = arguments[1:]
+    # no fork looks through what was imported, which would copy all of it
+    gc.collect()
+    gc.freeze()
     notes: list[dict[str, Any]] = []
     if not chosen:
         codes = run_ranks(2, partial(averaging, folder), folder / "averaging.log")
