@@ -1,5 +1,5 @@
-"""The command line: `mgsr train`, `evaluate`, `export`, `ablate`, `report`, `doctor`, `plan`, `texts`, `config`
-and `completion`.
+"""The command line: `mgsr init`, `train`, `evaluate`, `export`, `ablate`, `report`, `doctor`, `plan`, `texts`,
+`config` and `completion`.
 
 `arguments` has the parser, `parsing` what it makes of a line of words, `help` what `--help` says, `main` one short
 function per command, `console` the tables in the terminal. `answer` is what ends a command: an exit code, or one

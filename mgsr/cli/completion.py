@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import shtab
 
 from mgsr.cli.arguments import build_parser
-from mgsr.config.keys import walk
+from mgsr.config.keys import types_of, walk
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.shipped import shipped
 
@@ -88,10 +88,8 @@ def script(shell: str) -> str:
     leaves = list(walk(ExperimentConfig()))
     values = {name: _values(value, meta["choices"]) for name, value, meta in leaves}
     known = {name: words for name, words in values.items() if words}
-    parts = [name.split(".") for name, *_ in leaves]
-    names = dict.fromkeys(".".join(part[:end]) for part in parts for end in range(1, len(part) + 1))
     holes = {
-        "@names@": " ".join(names),
+        "@names@": " ".join(types_of(ExperimentConfig)),
         "@configs@": " ".join(shipped("config")),
         "@studies@": " ".join(shipped("study")),
         "@keys@": " ".join(f"{name}=" for name, *_ in leaves),

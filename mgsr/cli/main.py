@@ -291,6 +291,3 @@ _COMMANDS: dict[str, Command] = {
     "config": _config,
     "completion": _completion,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

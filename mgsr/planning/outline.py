@@ -245,11 +245,9 @@ def _device(config: ExperimentConfig, world: int) -> str:
 
 def _evaluation(config: ExperimentConfig, rows: Mapping[str, Sequence[Row]]) -> str:
     evaluation = config.evaluation
-    tests = [
-        f"{name} ({plural(len(rows[name]), 'row')})" for name in ("test", *config.data.test_sets) if name in rows
-    ]
+    tests = [f"{name} ({plural(len(rows[name]), 'row')})" for name in ("test", *config.data.test_sets)]
     every = evaluation.val_every_n_epochs
-    seen = min(len(rows.get("dev", ())), evaluation.val_rows or len(rows.get("dev", ())))
+    seen = min(len(rows["dev"]), evaluation.val_rows or len(rows["dev"]))
     seeds = len(evaluation.seeds) if evaluation.temperature else 0
     drawn = "greedily" + (f" and sampled with {plural(seeds, 'seed')}" if seeds else "")
     others = "its start and the teacher" if config.teacher.source else "its start"

@@ -77,17 +77,19 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 @contextmanager
 def quick_cpu(threads: int = 0) -> Iterator[None]:
-    """So many threads (0: as they are), and numbers below the smallest normal one count as 0 within the block.
+    """Within the block so many threads (0: as they are), and numbers below the smallest normal one count as 0.
 
     The probabilities of most classes are so small that their products fall below it, and a processor takes a
     hundred times as long for such a number. Threads that are started within the block keep doing so.
     """
-    torch.set_num_threads(usable_threads(threads or torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_threads(threads or before))
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

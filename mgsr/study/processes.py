@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -26,16 +24,6 @@ def threads_of(trainer: TrainerConfig, jobs: int) -> int:
     return max(1, usable_cores() // (jobs * trainer.devices))
 
 
-@contextmanager
-def torch_threads() -> Iterator[None]:
-    """Whatever number of threads is set inside, torch has its own again behind it."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def devices_here() -> list[str]:
     """The devices this process may use, by the names its children know them by."""
     allowed = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
@@ -43,7 +31,7 @@ def devices_here() -> list[str]:
 
 
 def in_process(config: ExperimentConfig, jobs: int, device: str | None) -> None:
-    """`mgsr train` of one run, with its share of the processor; what it says goes to `train.log`.
+    """`mgsr train` of one run, with its share of the processor; what it says goes to `seed=<n>.log`.
 
     Raises:
         UserError: it failed; its last line is in the message.

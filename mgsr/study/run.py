@@ -21,7 +21,7 @@ from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
 from mgsr.runtime.wording import duration, plural
 from mgsr.study import pool, view
-from mgsr.study.processes import devices_here, in_process, torch_threads
+from mgsr.study.processes import devices_here, in_process
 from mgsr.study.study import Study, load_study
 from mgsr.study.study_keys import refuse_unknown_arm
 from mgsr.study.summary import summarise
@@ -220,8 +220,7 @@ def run_all(study: Study, pending: Sequence[Run], jobs: int, place: Path, *, fir
             if run in several:
                 in_process(run.config, 1, None)
             else:
-                with torch_threads():
-                    train(run.config, resume=(run.folder / "config.yaml").exists())
+                train(run.config, resume=(run.folder / "config.yaml").exists())
             _record(study, run, place)
             advance(1)
 

@@ -1,9 +1,8 @@
 """What a study writes for TensorBoard: events of recorded runs, and the layout of their curves.
 
-Events of a run are written from its result file, for a run folder that has none of its own.
-A recorded run is not repeated, whichever study has recorded it, and leaves no event files in this study's folder.
-From the result file come the scalars that are recorded, thinned, under a run's own tags, and
-the same HPARAMS session, so that recorded and repeated runs share charts and one HPARAMS table.
+A recorded run is not repeated, whichever study has recorded it, and has no event files in this study's folder.
+They are written from its result file: the recorded scalars, thinned, under a run's own tags, and the same HPARAMS
+session. So recorded and repeated runs share charts and one HPARAMS table.
 
 The file is `events.out.tfevents.0.<fingerprint>.recorded`. The suffix tells it from the event files of a run. The
 fingerprint is that of its content: a result that was recorded anew is written anew, and processes that write at
@@ -18,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mgsr.config.load import fingerprint, flat_tree
+from mgsr.config.load import fingerprint
 from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.files import write_whole
-from mgsr.training.trainer import event_file
+from mgsr.training.trainer import event_file, shown_values
 
 SUFFIX = ".recorded"
 
@@ -79,9 +78,9 @@ def remove_events(folder: Path) -> None:
 
 def _hyper_parameters(config: ExperimentConfig, result: Mapping[str, Any]) -> dict[str, Any]:
     """As `mgsr.training.trainer.fit` logs them; the number of threads is the one that the run had."""
-    flat = flat_tree(asdict(config))
-    flat["trainer.threads"] = result["environment"].get("threads", flat["trainer.threads"])
-    return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
+    shown = shown_values(asdict(config))
+    shown["trainer.threads"] = result["environment"].get("threads", shown["trainer.threads"])
+    return shown
 
 
 def write_layout(folder: Path) -> None:

@@ -52,7 +52,7 @@ class Mixture(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = trainer.callback_metrics.get("val/loss")
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if loss is not None and not trainer.sanity_checking and isinstance(data, DistillationDataModule):
+        if loss is not None:
             data.mixture.observe_dev_loss(float(loss))
 
 

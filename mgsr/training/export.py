@@ -1,8 +1,8 @@
 """What a run leaves behind as models: its student, its adapters with their base, its teacher.
 
 `mgsr export` writes the student as a plain transformers folder, or its adapters as peft's, with a model card and
-how it is asked. Its
-checkpoints refer to the teacher and to the frozen base of adapters, and do not hold them: they are found here.
+how it is asked. A run's checkpoints refer to the teacher and to the frozen base of adapters, and do not hold them:
+they are found here.
 """
 
 from __future__ import annotations

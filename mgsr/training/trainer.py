@@ -147,7 +147,7 @@ def fit(
         default_root_dir=folder,
     )
     if hyper_parameters is not None:
-        _show_hyper_parameters(logger, folder, _plain(flat_tree(hyper_parameters)))
+        _show_hyper_parameters(logger, folder, shown_values(hyper_parameters))
     try:
         trainer.fit(module, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
         files.background.wait()
@@ -264,6 +264,7 @@ def event_file(
         raise refused(gettempdir(), error) from error
 
 
-def _plain(flat: dict[str, Any]) -> dict[str, Any]:
-    """Values that the HPARAMS tab takes."""
+def shown_values(hyper_parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested configuration by dotted names, with values that the HPARAMS tab takes."""
+    flat = flat_tree(hyper_parameters)
     return {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}

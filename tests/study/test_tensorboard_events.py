@@ -15,7 +15,6 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import mgsr.study.run
-from mgsr.config.load import flat_tree
 from mgsr.config.schema import ExperimentConfig
 from mgsr.study import pool
 from mgsr.study.run import run_study
@@ -112,7 +111,7 @@ def test_hparams_line_up_with_those_of_a_run(study: Study, tmp_path: Path, arm: 
     write_events(run_folder(config), config, result)
     config.trainer.threads = 5
     logger = TensorBoardLogger(tmp_path / "own", name="", version="", default_hp_metric=False)
-    logger.log_hyperparams(trainer._plain(flat_tree(asdict(config))), {"hp/rouge_l": float("nan")})
+    logger.log_hyperparams(trainer.shown_values(asdict(config)), {"hp/rouge_l": float("nan")})
     logger.experiment.close()
     own, recorded = read(tmp_path / "own"), read(run_folder(config))
     for tag in (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG):

@@ -25,9 +25,9 @@ ADAPTIVE = (
 )
 
 
-def look(data: DistillationDataModule, loss: float, *, sanity: bool = False) -> float:
+def look(data: DistillationDataModule, loss: float) -> float:
     """The share of student text after a look at the dev set, as Lightning reports it."""
-    trainer = SimpleNamespace(callback_metrics={"val/loss": loss}, datamodule=data, sanity_checking=sanity)
+    trainer = SimpleNamespace(callback_metrics={"val/loss": loss}, datamodule=data)
     Mixture().on_validation_end(trainer, None)  # type: ignore[arg-type]
     return data.mixture.adaptive_fraction
 
@@ -41,12 +41,6 @@ def test_the_share_rises_only_when_dev_loss_worsens_by_more_than_eps(make_config
     looks += [(3.75, 0.75), (1.0, 0.75), (1.625, 1.0), (9.0, 1.0)]
     for loss, share in looks:
         assert look(data, loss) == share, loss
-
-
-def test_lightnings_sanity_check_does_not_count(make_config: Make, tmp_path: Path) -> None:
-    data = data_module(make_config(*ADAPTIVE), made_up_rows(40), tmp_path)
-    look(data, 1.0, sanity=True)
-    assert data.mixture.previous_dev_loss is None and look(data, 9.0) == 0.25
 
 
 @pytest.mark.parametrize("every", [1, 2])
