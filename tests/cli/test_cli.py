@@ -25,9 +25,10 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def run(tiny_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_file: Path, shared_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, made by the command line."""
     root = tmp_path_factory.mktemp("cli")
+    (root / "cache").symlink_to(shared_root / "cache")
     assert main(["train", str(tiny_file), f"run_root={root}", "train.epochs=2"]) == 0
     return root / "tiny" / "mgsr" / "seed=0"
 
@@ -99,7 +100,7 @@ def test_evaluate_against_a_teacher(run: Path, tmp_path: Path, capsys: Capture) 
     data = write(tmp_path / "questions.jsonl", *({"instruction": f"Say {n}.", "output": n} for n in "abc"))
     words = ["evaluate", str(run), "--data", str(data), "--seeds", "1"]
     figures = []
-    own = next((run.parents[2] / "cache").glob("teacher-*"))
+    own = run.parents[2] / "cache" / json.loads((run / "teacher.json").read_text())["cache"]
     for number, teacher in enumerate(([], [str(own)])):
         out = tmp_path / f"{number}.json"
         assert main([*words, "--out", str(out), "--teacher", *teacher]) == 0
