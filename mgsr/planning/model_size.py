@@ -194,20 +194,23 @@ def parts_of(model: Any, size: ModelSize) -> Parts:
 
 def clip_bytes(config: ExperimentConfig, vocab_size: int) -> int:
     """Weights, gradients and moments of the clip network."""
-    clip = build_clip(config, vocab_size, (0.0, 1.0))
-    if not isinstance(clip, ClipNetwork):
-        return 0
-    trained = list(clip.parameters())
-    return _bytes(clip.buffers()) + (2 + MOMENTS) * _bytes(trained) + STEP_BYTES * len(trained)
+    return sum(_clip_parts(config, vocab_size).values())
 
 
 def clip_state(config: ExperimentConfig, vocab_size: int) -> tuple[int, int]:
-    """Bytes of a checkpoint's clip network: its tensors, and their moments."""
+    """Bytes of a checkpoint's clip network: its weights, and their moments."""
+    parts = _clip_parts(config, vocab_size)
+    return parts["weights"], parts["moments"]
+
+
+def _clip_parts(config: ExperimentConfig, vocab_size: int) -> dict[str, int]:
     clip = build_clip(config, vocab_size, (0.0, 1.0))
     if not isinstance(clip, ClipNetwork):
-        return 0, 0
+        return dict.fromkeys(("weights", "gradients", "moments"), 0)
     trained = list(clip.parameters())
-    return _bytes(clip.state_dict().values()), MOMENTS * _bytes(trained) + STEP_BYTES * len(trained)
+    gradients = _bytes(trained)
+    moments = MOMENTS * gradients + STEP_BYTES * len(trained)
+    return {"weights": _bytes(clip.state_dict().values()), "gradients": gradients, "moments": moments}
 
 
 def _bytes(tensors: Iterable[Tensor | nn.Parameter]) -> int:

@@ -15,6 +15,7 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.evaluation.flops import shape_of
 from mgsr.models.from_config import quiet_transformers, teacher_dtype
+from mgsr.models.output_layer import position_limit
 from mgsr.planning.communication import Traffic, communication
 from mgsr.planning.host_memory import Host, Saved, host_memory, saved
 from mgsr.planning.model_size import fake_models, model_size, parts_of
@@ -283,7 +284,7 @@ def _possible(config: ExperimentConfig, devices: int, nodes: int, has_teacher: b
 
 def _check_positions(config: ExperimentConfig, people: dict[str, Any], text: Text) -> None:
     for name, model in people.items():
-        most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        most = position_limit(model)
         if most is not None and text.longest > most:
             source = getattr(config, name).source
             raise ConfigError(

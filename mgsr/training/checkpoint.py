@@ -79,9 +79,9 @@ def best_is_missing(best: Path) -> UserError:
     )
 
 
-def prune(folder: Path, keep: int = KEPT) -> None:
+def prune(folder: Path) -> None:
     """Remove all resume points but the newest; called when the newest is whole."""
-    for path in resume_points(folder)[keep:]:
+    for path in resume_points(folder)[KEPT:]:
         remove_checked(path)
 
 
