@@ -237,6 +237,11 @@ def test_an_arm_that_swings_leaves_the_others_room() -> None:
     assert narrow is not None
     ticks = [float(tick.replace("\u2212", "-")) for tick in re.findall(r">([-\u2212]?\d+\.\d+)</text>", narrow)]
     assert min(ticks) > -1.2 and max(ticks) < 1.4
+    # but its effect is seen
+    far = forest([steady, Row("swings", [(one(-9.0, 1.0, True), [-4.0])])], ["greedy"], 0.5)
+    assert far is not None
+    ticks = [float(tick.replace("\u2212", "-")) for tick in re.findall(r">([-\u2212]?\d+)</text>", far)]
+    assert -6 < min(ticks) <= -4
     # without others the swing is what is shown
     wide = forest([swinging], ["greedy"], 0.5)
     assert wide is not None and re.search(r">[-\u2212]?(7\.5|8|5)(\.0)?</text>", wide)

@@ -61,11 +61,15 @@ def forest(rows: Sequence[Row], titles: Sequence[str], margin: float) -> str | N
 
 
 def _narrow(axes: Any, found: Sequence[tuple[Comparison | None, Sequence[float]]], margin: float) -> None:
-    """Arms that swing widely leave the others room: an arrow stands where they go on beyond the axis."""
+    """Arms that swing widely leave the others room: an arrow stands where they go on beyond the axis.
+
+    The effect itself is on the axis for every arm.
+    """
     steady = [(one, dots) for one, dots in found if one is not None and not one.alone and not math.isnan(one.low)]
     if not steady or not any(one is not None and one.alone for one, _ in found):
         return
     edges = [-margin, margin, *(edge for one, dots in steady for edge in (one.low, one.high, *dots))]
+    edges += [one.effect for one, _ in found if one is not None]
     room = 0.25 * (max(edges) - min(edges))
     low, high = min(edges) - room, max(edges) + room
     axes.set_xlim(low, high)
