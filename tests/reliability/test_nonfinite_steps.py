@@ -63,11 +63,11 @@ def test_a_step_that_is_left_out_changes_no_weight(make_config: Make, monkeypatc
     kept: dict[int, dict[str, torch.Tensor]] = {}
     original = mgsr.training.checkpoint.prune
 
-    def keep(folder: Path, number: int = 2) -> None:
+    def keep(folder: Path) -> None:
         for path in resume_points(folder):
             content = torch.load(path, weights_only=True)
             kept[content["global_step"]] = content["state_dict"]
-        original(folder, number)
+        original(folder)
 
     monkeypatch.setattr(mgsr.training.checkpoint, "prune", keep)
     train(config)
