@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mgsr.config.checks import check_together
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.evaluation.flops import shape_of
@@ -30,12 +29,11 @@ from mgsr.planning.plan_cost import (
     sft_phase,
     worthwhile_tokens,
 )
-from mgsr.planning.plan_memory import DEVICE, RESERVED, Account, Model, Trained, account, combinations
+from mgsr.planning.plan_memory import DEVICE, RESERVED, Account, Model, Trained, account, possible
 from mgsr.planning.shapes import ShapeFinder
 from mgsr.planning.workload import Stage, Text, find_text, main_job, sft_stage
 from mgsr.runtime.devices import computing_dtype
 from mgsr.runtime.errors import ConfigError
-from mgsr.training.build import check_match
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ def plan(
     checkpoints = [saved(config, stage, sized, hardware) for stage in stages]
     busy = sum(phase.seconds for phase in phases) + sum(one.held for one in checkpoints)
     options = []
-    for strategy, placement in _possible(config, devices, nodes, teacher is not None):
+    for strategy, placement in possible(config, devices, nodes, teacher is not None):
         row = account(
             config, working, computing.get("teacher"), trained,
             world_size=world, strategy=strategy, placement=placement, available=available,
@@ -258,28 +256,6 @@ def plan(
         options,
         worthwhile_tokens(config, speakers["student"], sized["student"].size.parameters, hardware),
     )
-
-
-def _possible(config: ExperimentConfig, devices: int, nodes: int, has_teacher: bool) -> list[tuple[str, str]]:
-    """Strategies and placements that a run of this configuration would take.
-
-    Raises:
-        ConfigError: it takes none on so many devices.
-    """
-    found, refused = [], []
-    for strategy, placement in combinations(devices * nodes, has_teacher):
-        trainer = replace(config.trainer, strategy=strategy, devices=devices, num_nodes=nodes)
-        own = replace(config, trainer=trainer, teacher=replace(config.teacher, placement=placement))
-        try:
-            check_together(own)
-            check_match(own)
-        except ConfigError as error:
-            refused.append(error)
-        else:
-            found.append((strategy, placement))
-    if not found:
-        raise refused[0]
-    return found
 
 
 def _check_positions(config: ExperimentConfig, people: dict[str, Any], text: Text) -> None:

@@ -20,12 +20,14 @@ from typing import Any
 
 import torch
 
+from mgsr.config.checks import check_together
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import answered_data
 from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, in_type
 from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, largest, training_added
 from mgsr.runtime.devices import NARROW
-from mgsr.training.build import writer_class
+from mgsr.runtime.errors import ConfigError
+from mgsr.training.build import check_match, writer_class
 
 DEVICE = "cuda"
 # what the CUDA context and the allocator's holes may take of a device
@@ -120,6 +122,28 @@ def combinations(world_size: int, has_teacher: bool) -> Iterator[tuple[str, str]
             yield strategy, "sharded"
         if has_teacher:
             yield strategy, "cpu"
+
+
+def possible(config: ExperimentConfig, devices: int, nodes: int, has_teacher: bool) -> list[tuple[str, str]]:
+    """Strategies and placements that a run of this configuration would take.
+
+    Raises:
+        ConfigError: it takes none on so many devices.
+    """
+    found, refused = [], []
+    for strategy, placement in combinations(devices * nodes, has_teacher):
+        trainer = replace(config.trainer, strategy=strategy, devices=devices, num_nodes=nodes)
+        own = replace(config, trainer=trainer, teacher=replace(config.teacher, placement=placement))
+        try:
+            check_together(own)
+            check_match(own)
+        except ConfigError as error:
+            refused.append(error)
+        else:
+            found.append((strategy, placement))
+    if not found:
+        raise refused[0]
+    return found
 
 
 def account(

@@ -15,6 +15,8 @@ import torch
 from mgsr.cli.main import main
 from mgsr.config.load import dump, fingerprint, load_config
 from mgsr.config.schema import ExperimentConfig
+from mgsr.planning.doctor import examine
+from mgsr.planning.plan import plan
 from mgsr.rounds.entry import RoundEntry
 from mgsr.rounds.round import LATER, Rounds
 from mgsr.runtime.errors import ConfigError
@@ -49,6 +51,10 @@ class Echo(UnrevisedWriter):
 
     def unrevised(self, prompts, round_):
         return [list(ids[:2]) for _, ids in prompts], [{} for _ in prompts], 1
+
+
+class Both(Echo):
+    together = True
 '''
 
 
@@ -229,3 +235,16 @@ def test_our_own_writers_have_names(tiny_file: Path) -> None:
     assert writer_class(load_config(tiny_file, ["scrg.text=mixed"])).__name__ == "MixingWriter"
     with pytest.raises(ConfigError, match="interleaved"):
         load_config(tiny_file, ["scrg.text=interleave"])
+
+
+@pytest.mark.parametrize(("own", "shipped"), [("Echo", "teacher"), ("Both", "interleaved")])
+def test_memory_is_planned_by_whether_both_models_are_needed_at_once(
+    tiny_file: Path, own: str, shipped: str
+) -> None:
+    found = []
+    for text in (f"my_own:{own}", shipped):
+        words = ["run_root=runs", f"scrg.text={text}", "scrg.passes=0"]
+        looked = examine(tiny_file, [*words, "teacher.placement=cpu"], available=10**9)
+        written = [option.account.generation for option in plan(tiny_file, words, available=10**9).options]
+        found.append((looked.figures["memory"]["generation"], written))
+    assert found[0] == found[1]
