@@ -37,7 +37,7 @@ class Study:
     Attributes:
         arms: name -> flat overrides.
         baseline: the arm that the others are compared with.
-        contrasts: name -> (arms with, arms without): a factor's effect is the difference of the two means.
+        contrasts: name -> (arms with, arms without): the effect is the difference of the two means.
         question: what the study is to answer, in words.
         asked: the arms that answer it, each a question of its own: its interval is not widened by other arms.
         seeds: declared before the first run; no verdict rests on others. Empty: all that are recorded.

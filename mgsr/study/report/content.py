@@ -62,7 +62,7 @@ def content_of(view: View, folder: Path, place: Path) -> Content:
     ]
     answers += [sentence(name, one) for name, one in view.contrasted(rouge_l()).items()]
     others = {arm: one for arm, one in compared["test"].items() if arm not in subjects}
-    if not answers or (others and not study.contrasts):
+    if others or not answers:
         answers.append(_overview(others, study.baseline))
     answers += [said for name, found in compared.items() if (said := _turned(view, name, found))]
     answers = [*_below_floors(view), *answers]
@@ -169,9 +169,9 @@ def _plots(
     further = [name for name in view.test_sets if name != "test"]
     rows += [_row(arm + _on(name), view, arm, name) for name in further for arm in order]
     caption = f"Difference to {study.baseline} with 95 % intervals; a dot is a seed, and the margin is shaded."
-    if factors := _factors(view):
-        rows = [*factors, *rows]
-        caption += f" First, {listed(row.label for row in factors)}: with against without."
+    if contrasts := _contrasts(view):
+        rows = [*contrasts, *rows]
+        caption += f" First, {'; '.join(row.label for row in contrasts)}."
     if any(one is not None and one.alone for row in rows for one, _ in row.panels):
         caption += " What is analysed alone goes on beyond the axis where an arrow stands."
     titles = ("greedy", f"temperature {_temperature(view):g}")
@@ -194,14 +194,14 @@ def _row(label: str, view: View, arm: str, test_set: str) -> plots.Row:
     return plots.Row(label, each)
 
 
-def _factors(view: View) -> list[plots.Row]:
+def _contrasts(view: View) -> list[plots.Row]:
     """A row per contrast."""
     names = rouge_l(), rouge_l(sampled=True)
     found = {name: view.contrasted(name) for name in names}
     return [
-        plots.Row(factor, [(found[name].get(factor), plots.differences(view, sides, name)) for name in names])
-        for factor, sides in view.study.contrasts.items()
-        if factor in found[names[0]]
+        plots.Row(label, [(found[name].get(label), plots.differences(view, sides, name)) for name in names])
+        for label, sides in view.study.contrasts.items()
+        if label in found[names[0]]
     ]
 
 

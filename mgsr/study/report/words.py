@@ -13,14 +13,14 @@ def sentence(subject: str, found: Comparison | None, baseline: str = "") -> str:
     """What a comparison says of the question, in two or three short sentences.
 
     Args:
-        baseline: empty where the subject is a factor, with against without.
+        baseline: empty where the subject is a contrast, whose name says what is compared.
 
     >>> sentence("`removed`", Comparison(0.7, 0.2, 1.2, 5, 5, "better", False, 0.5), "full")
     '`removed` is 0.70 ROUGE-L above `full` (95 % interval +0.20 to +1.20, 5 training seeds). Better.'
     """
     if found is None:
         return f"{subject}: no run can be compared with `{baseline}` yet."
-    effect = f"{subject}: {signed(found.effect)} ROUGE-L, with against without"
+    effect = f"{subject}: {signed(found.effect)} ROUGE-L"
     if baseline:
         side = "above" if found.effect >= 0 else "below"
         effect = f"{subject} is {abs(found.effect):.2f} ROUGE-L {side} `{baseline}`"
