@@ -17,6 +17,9 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loa
 NAME = $(notdir $(patsubst %/,%,$(dir $(STUDY))))
 REPORT = $(BIN)/mgsr report $(if $(RECORD),$(STUDY),runs/$(NAME)$(if $(CONFIG),-$(basename $(notdir $(CONFIG)))))
 
+# what make demo leaves out of configs/demo.yaml: half of the test rows, a sampling seed, most of exposure's prompts
+SHORT = data.test_limit=1000 'evaluation.seeds=[10]' evaluation.exposure_rows=200
+
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
@@ -29,7 +32,7 @@ help: ## list the targets
 install: $(BIN)/.base ## create .venv and install mgsr
 
 demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, evaluation (SEEDS="0 1 2 3 4" for more)
-	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) --jobs $(JOBS) $(ARGS)
+	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG),$(SHORT)) $(SEED_LIST) --jobs $(JOBS) $(ARGS)
 
 demo-teacher: $(BIN)/.base ## train the teacher that comes with mgsr anew, below runs/: half an hour on two cores
 	$(BIN)/mgsr train configs/demo_teacher.yaml $(ARGS)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import DataConfig, ExperimentConfig
@@ -20,11 +18,6 @@ from mgsr.scrg import Prompt
 from mgsr.training.sft import Prepared, prepare_student, prepare_teacher, shared_vocabulary
 
 CONFIG = "configs/demo.yaml"
-DOLLY = {
-    "quantile": (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 100),
-    "tokens": (32, 35, 36, 38, 40, 42, 44, 47, 57, 89, 185, 223, 307),
-}
-"""Lengths of Dolly's prompts, template included, in tokens of SmolLM2 (4,000 rows of databricks-dolly-15k)."""
 OVERRIDES = ("run_root=runs/bench", "experiment=bench")
 
 
@@ -62,38 +55,22 @@ def teacher_of(config: ExperimentConfig) -> Prepared:
     return teacher
 
 
-def demo_pair(prompts: int = 256, *, as_long_as_dolly: bool = False) -> Pair:
-    """The demo's fine-tuned models on its training prompts, drawn out to the lengths of Dolly's if asked."""
+def demo_pair(prompts: int = 256) -> Pair:
+    """The demo's fine-tuned models on its training prompts."""
     config = demo_config()
     train = read_split(config.data, "train")
     teacher = teacher_of(config)
     student = prepare_student(config, teacher, train)
     examples = encode(train[:prompts], student.tokenizer, config.data, "prompts").examples
-    texts = [(e.id, e.prompt_ids) for e in examples]
-    if as_long_as_dolly:
-        texts = _drawn_out(texts)
-        for model in (teacher.model, student.model):
-            # rotary positions go as far as one likes; what is written there is timed, not read
-            model.config.max_position_embeddings = 512
     return Pair(
         teacher.model.eval(),
         student.model.eval(),
         student.tokenizer,
-        texts,
+        [(e.id, e.prompt_ids) for e in examples],
         shared_vocabulary(teacher, student),
         config.scrg.max_new_tokens,
         batch_size=64,
     )
-
-
-def _drawn_out(texts: Sequence[Prompt]) -> list[Prompt]:
-    """Every prompt over and over, up to a length of Dolly's; the lengths come in a fixed, shuffled order."""
-    places = np.random.default_rng(0).permutation(np.linspace(0, 100, len(texts)))
-    lengths = np.interp(places, DOLLY["quantile"], DOLLY["tokens"]).round().astype(int)
-    return [
-        (example, tuple(ids[i % len(ids)] for i in range(length)))
-        for (example, ids), length in zip(texts, lengths.tolist(), strict=True)
-    ]
 
 
 def folder_pair(teacher: str, student: str, data: str, *, prompts: int, max_new_tokens: int = 64) -> Pair:

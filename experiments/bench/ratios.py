@@ -108,8 +108,6 @@ RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     ),
     ("round of SCRG: time / the naive way's", "rounds", _round),
     ("plain sampling: tokens/s / `generate`'s", "rounds", _sampling),
-    ("round of SCRG, prompts as long as Dolly's: time / the naive way's", "long_prompts", _round),
-    ("plain sampling, prompts as long as Dolly's: tokens/s / `generate`'s", "long_prompts", _sampling),
     ("round of SCRG, models of one's own: time / the naive way's", "pair", _round),
     ("plain sampling, models of one's own: tokens/s / `generate`'s", "pair", _sampling),
     *(

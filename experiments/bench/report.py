@@ -82,15 +82,6 @@ def _stamp(result: Mapping[str, Any]) -> str:
     )
 
 
-def _long_prompts(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    lines = _rounds(pair, figures, folder, machine)
-    lines[0] += ", prompts as long as Dolly's"
-    lines[2] = (
-        "As above, the prompts drawn out to the lengths that Dolly's have in tokens of SmolLM2 (median 44, 10 % above 185)."
-    )
-    return lines
-
-
 def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
     rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
     what = (
@@ -272,7 +263,6 @@ SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = 
     "text_objective": report_objective.told,
     "growth": report_objective.growth,
     "rounds": _rounds,
-    "long_prompts": _long_prompts,
     "pair": _rounds,
     "flips": _flips,
     "precision": _precision,

@@ -32,7 +32,6 @@ GROUPS = (
     "text_objective",
     "growth",
     "rounds",
-    "long_prompts",
     "pair",
     "flips",
     "precision",
@@ -148,16 +147,15 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None, gguf: 
             "classes": growth(["mgsr"], "classes", CLASSES, processes),
             "peers": growth(["liger_128", "trl"], "tokens", TOKENS[:4], processes),
         }
-    if group in ("rounds", "long_prompts"):
-        options: dict[str, Any] = {"as_long_as_dolly": True} if group == "long_prompts" else {}
-        worker("rounds", "check", **options)
-        return interleaved("rounds", ROUNDS, processes, **options)
+    if group == "rounds":
+        worker("rounds", "check")
+        return interleaved("rounds", ROUNDS, processes)
     if group == "flips":
         return interleaved("rounds", ("float64", "float32", "bfloat16"), 1)
     if group == "step":
         return interleaved("step", ("both",), processes, steps=200)
     if group == "ends":
-        return interleaved("ends", ("corrections", "finish", "end", "end_of_old"), processes)
+        return interleaved("ends", ("corrections", "finish", "end"), processes)
     return seeds("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), processes)
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mgsr.runtime.errors import UserError
@@ -85,7 +84,7 @@ def _counted(family: Any, config: str) -> Shape | None:
     shape = family.config_class.from_dict(json.loads(config))
     text = shape.get_text_config(decoder=True)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with torch.device("meta"), torch.no_grad():
             # eager attention: what is fused is not counted on a CPU; and some experts have kernels for bf16 alone
             copy = family._from_config(shape, attn_implementation="eager", dtype=torch.bfloat16).eval()
             head = copy.get_output_embeddings().weight.numel()
@@ -105,8 +104,10 @@ def _counted(family: Any, config: str) -> Shape | None:
 
 
 def _products(model: Any, length: int) -> int:
+    ids = torch.zeros(1, length, dtype=torch.long)
     with FlopCounterMode(display=False, custom_mapping=_EXPERTS) as counter:
-        model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False)
+        # without a mask transformers reads positions, which hold nothing here, to see whether texts are packed
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     return counter.get_total_flops()
 
 
