@@ -34,12 +34,6 @@ from mgsr.runtime.ranks import agreed, barrier
 from mgsr.runtime.wording import plural
 from mgsr.scrg import Prompt
 
-LATER = {
-    "objective": ("divergence_options", "written_divergence", "written_options", "match_gradient"),
-    "scrg": ("switch", "switch_threshold", "switch_factor", "switch_window"),
-}
-"""Keys that came when there were rounds already: at their defaults they have no part in a round's key."""
-
 
 class TextWriter(Protocol):
     """Who writes the text of a round, with the models as they stand."""
@@ -144,11 +138,6 @@ class Rounds:
             tree["train"].pop(name)
         for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
             tree["scrg"].pop(name)
-        for section, names in LATER.items():
-            defaults = asdict(getattr(ExperimentConfig(), section))
-            for name in names:
-                if tree[section][name] == defaults[name]:
-                    tree[section].pop(name)
         start = self.first_step(round_)
         return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
 
