@@ -24,7 +24,7 @@ from typing import Any
 from mgsr.evaluation.metrics import diversity
 from mgsr.rounds.entry import RoundEntry
 from mgsr.runtime.errors import DataError
-from mgsr.runtime.files import SUFFIX, check, refused, write_atomically, write_checked
+from mgsr.runtime.files import check, refused, write_atomically, write_checked
 from mgsr.runtime.json_files import Each, ListOf, Maybe, read_json
 from mgsr.runtime.meter import added
 from mgsr.runtime.progress import say
@@ -215,15 +215,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What the manifest says; None where there is none.
 
     Raises:
-        DataError: it is broken, was changed since, or names something else than shards of this folder.
+        DataError: it is broken, was changed since, has no checksum, or names something else than shards of this
+            folder.
     """
     path = folder / MANIFEST
     manifest = read_json(path, SHAPE, f"restore it, or delete {path.parent} if no step has read it", missing={})
     if not manifest:
         return None
-    # rounds that were written before there was a checksum have none
-    if path.with_name(path.name + SUFFIX).exists():
-        check(path)
+    check(path)
     for shard in manifest["shards"]:
         if Path(shard["file"]).name != shard["file"]:
             raise DataError(f"{path}: {shard['file']!r} is no file of this folder: refused; delete {folder}")
