@@ -29,9 +29,7 @@ NAMES = {
     "corrections": "while a round is written: ROUGE-L of both texts of every correction, all ranks together",
     "finish": "when it is written: its shards read, its statistics, its manifest, on the first rank",
     "end": "when the run ends: ground truth, and the figures of one round put together",
-    "end_of_old": "the same with a round that was written before it had figures",
 }
-COUNTED = ("corrections", "finish", "end")
 
 
 def _word(token: int) -> str:
@@ -80,20 +78,19 @@ def case(name: str, sequences: int = SEQUENCES) -> dict[str, Any]:
             names.append(SHARD_NAME.format(0, number))
             told = {"rouge_l_gain": 0.5, "teacher_log_likelihood_before": -2.0}
             known = [{"example_id": entry.revised.example_id, **told} for entry in part]
-            write_shard(folder / names[-1], "key", part, {}, None if name == "end_of_old" else known)
+            write_shard(folder / names[-1], "key", part, {}, known)
         if name != "finish":
             finish_round(folder, "key", names)
             write_after(folder, dict.fromkeys(range(sequences), -1.5))
 
         def end() -> None:
             text_diversity(Path(scratch), truth)
-            correction_quality(Path(scratch), references)
+            correction_quality(Path(scratch))
 
         work: dict[str, Callable[[], Any]] = {
             "corrections": lambda: measure_corrected(folder, texts, references),
             "finish": lambda: finish_round(folder, "key", names),
             "end": end,
-            "end_of_old": end,
         }
         took: list[float] = []
 
@@ -107,13 +104,13 @@ def case(name: str, sequences: int = SEQUENCES) -> dict[str, Any]:
 
 def told(figures: Mapping[str, Any]) -> tuple[list[str], list[str], list[list[str]]]:
     """The section of the report: what stands above its table, the table's header, its rows."""
-    total = sum(seconds(figures[name]) for name in COUNTED)
+    total = sum(map(seconds, figures.values()))
     lines = [
         "### What a run measures of its text",
         "",
         f"{SEQUENCES:,} sequences in one round, every one corrected once, about 110 tokens each, and as many rows",
         "of ground truth; one core, no model.",
-        f"The first three lines are what such a run takes: {total:.1f} s in all.",
+        f"Such a run takes {total:.1f} s in all.",
         "",
     ]
     rows = [

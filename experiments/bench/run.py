@@ -157,7 +157,7 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None, gguf: 
     if group == "step":
         return interleaved("step", ("both",), processes, steps=200)
     if group == "ends":
-        return interleaved("ends", ("corrections", "finish", "end", "end_of_old"), processes)
+        return interleaved("ends", ("corrections", "finish", "end"), processes)
     return seeds("peers", ("mgsr_gkd", "mgsr_full", "trl_gkd"), processes)
 
 
