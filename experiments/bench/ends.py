@@ -85,7 +85,7 @@ def case(name: str, sequences: int = SEQUENCES) -> dict[str, Any]:
 
         def end() -> None:
             text_diversity(Path(scratch), truth)
-            correction_quality(Path(scratch), references)
+            correction_quality(Path(scratch))
 
         work: dict[str, Callable[[], Any]] = {
             "corrections": lambda: measure_corrected(folder, texts, references),
@@ -104,13 +104,13 @@ def case(name: str, sequences: int = SEQUENCES) -> dict[str, Any]:
 
 def told(figures: Mapping[str, Any]) -> tuple[list[str], list[str], list[list[str]]]:
     """The section of the report: what stands above its table, the table's header, its rows."""
-    total = sum(seconds(figures[name]) for name in NAMES)
+    total = sum(map(seconds, figures.values()))
     lines = [
         "### What a run measures of its text",
         "",
         f"{SEQUENCES:,} sequences in one round, every one corrected once, about 110 tokens each, and as many rows",
         "of ground truth; one core, no model.",
-        f"All three together: {total:.1f} s.",
+        f"Such a run takes {total:.1f} s in all.",
         "",
     ]
     rows = [

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.config.schema import EvaluationConfig, ExperimentConfig
@@ -14,7 +15,6 @@ from mgsr.data.encoding import decode, require_eos
 from mgsr.data.prompts import Example
 from mgsr.data.rows import ALL, Row
 from mgsr.evaluation.metrics import distinct_n, exact_match, has_one_short, has_words, rouge_l, self_bleu
-from mgsr.evaluation.statistics import mean_std
 from mgsr.generation import sample
 from mgsr.models.stop_ids import TextEnds
 from mgsr.runtime import ranks
@@ -171,7 +171,7 @@ def evaluate(model: PreTrainedModel, predictor: Predictor) -> Evaluation:
                 **measures(list(sampled.values()), examples),
                 "temperature": config.temperature,
                 # one seed has no spread, and JSON no NaN
-                "rouge_l_std": mean_std(list(means.values())).std if len(means) > 1 else None,
+                "rouge_l_std": float(np.std(list(means.values()), ddof=1)) if len(means) > 1 else None,
                 "rouge_l_by_seed": {str(seed): mean for seed, mean in means.items()},
             }
         return found

@@ -34,12 +34,6 @@ from mgsr.runtime.ranks import agreed, barrier
 from mgsr.runtime.wording import plural
 from mgsr.scrg import Prompt
 
-LATER = {
-    "objective": ("divergence_options", "written_divergence", "written_options", "match_gradient"),
-    "scrg": ("switch", "switch_threshold", "switch_factor", "switch_window"),
-}
-"""Keys that came when there were rounds already: at their defaults they have no part in a round's key."""
-
 
 class TextWriter(Protocol):
     """Who writes the text of a round, with the models as they stand."""
@@ -73,7 +67,7 @@ class Rounds:
     Args:
         run_folder: rounds are kept in its `scrg/`.
         steps_per_epoch: of the stage, which says before which step a round is written.
-        references: of every prompt by example id; None: what corrections gain is measured when the run ends.
+        references: of every prompt by example id, which tell what its correction has gained.
     """
 
     def __init__(
@@ -84,7 +78,7 @@ class Rounds:
         *,
         seed: int,
         steps_per_epoch: int,
-        references: Mapping[int, Sequence[str]] | None = None,
+        references: Mapping[int, Sequence[str]],
     ) -> None:
         self.config, self.writer, self.run_folder = config, writer, run_folder
         self.references = references
@@ -144,11 +138,6 @@ class Rounds:
             tree["train"].pop(name)
         for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
             tree["scrg"].pop(name)
-        for section, names in LATER.items():
-            defaults = asdict(getattr(ExperimentConfig(), section))
-            for name in names:
-                if tree[section][name] == defaults[name]:
-                    tree[section].pop(name)
         start = self.first_step(round_)
         return fingerprint(tree, self.seed, start, [(row.example_id, row.prompt_ids) for row in prompts])
 
@@ -220,19 +209,16 @@ class Rounds:
         missing = [shard for shard in shards if not is_finished(folder / shard.name, shard.key)]
         if len(missing) < len(shards):
             say(f"round {round_}: {len(shards) - len(missing)} of {plural(len(shards), 'shard')} there already")
+        tokenizer = self.config.evaluation.rouge_tokenizer
         total, left = (sum(len(shard.prompts) for shard in some) for some in (shards, missing))
         with progress(f"round {round_}", total, unit="sequences", first=total - left) as advance:
             for shard in missing:
                 prompts = [(row.example_id, row.prompt_ids) for row in shard.prompts]
                 entries, costs = self.writer.write(prompts, round_)
-                write_shard(folder / shard.name, shard.key, entries, costs, self._corrected(folder, entries))
+                # here every rank has its own share at hand
+                gained = measure_corrected(folder, entries, self.references, tokenizer)
+                write_shard(folder / shard.name, shard.key, entries, costs, gained)
                 advance(len(entries))
-
-    def _corrected(self, folder: Path, entries: Sequence[RoundEntry]) -> list[dict[str, Any]] | None:
-        """What the corrections gained: here every rank has its own share at hand."""
-        if self.references is None:
-            return None
-        return measure_corrected(folder, entries, self.references, self.config.evaluation.rouge_tokenizer)
 
     @staticmethod
     def _shared(folder: Path, whole: Round | None) -> Round:

@@ -24,8 +24,8 @@ from typing import Any
 from mgsr.evaluation.metrics import diversity
 from mgsr.rounds.entry import RoundEntry
 from mgsr.runtime.errors import DataError
-from mgsr.runtime.files import SUFFIX, check, refused, write_atomically, write_checked
-from mgsr.runtime.json_files import Each, ListOf, Maybe, read_json
+from mgsr.runtime.files import check, refused, write_atomically, write_checked
+from mgsr.runtime.json_files import Each, ListOf, read_json
 from mgsr.runtime.meter import added
 from mgsr.runtime.progress import say
 
@@ -36,7 +36,7 @@ SHARD_NAME = "shard-{:05d}-{:05d}.jsonl"
 """Of a rank, and of its shards from 0."""
 CORRECTED = {"example_id": int, "rouge_l_gain": float, "teacher_log_likelihood_before": Real}
 """Of a corrected sequence, what its revision gained."""
-RECORD = {"key": str, "sha256": str, "costs": Each(float), "corrected": Maybe(ListOf(CORRECTED))}
+RECORD = {"key": str, "sha256": str, "costs": Each(float), "corrected": ListOf(CORRECTED)}
 SHAPE = {
     "key": str,
     "shards": ListOf({"file": str, "sha256": str}, 1),
@@ -73,26 +73,25 @@ def write_shard(
     key: str,
     entries: Sequence[RoundEntry],
     costs: Mapping[str, float] | None = None,
-    corrected: Sequence[Mapping[str, Any]] | None = None,
+    corrected: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write a part of a round, then the record that makes it a finished one.
 
     Args:
         key: changes with whatever changes the shard's text.
         costs: what the writing took, see `mgsr.runtime.meter`.
-        corrected: `CORRECTED` of every corrected sequence; None: it is measured when it is wanted.
+        corrected: `CORRECTED` of every corrected sequence.
     """
     lines = (json.dumps(entry.to_dict(), ensure_ascii=False) + "\n" for entry in entries)
     content = "".join(lines)
     write_atomically(path, content, kind="shard")
-    record: dict[str, Any] = {
+    record = {
         "key": key,
         "sequences": len(entries),
         "sha256": _sha256(content.encode()),
         "costs": dict(costs or {}),
+        "corrected": list(corrected),
     }
-    if corrected is not None:
-        record["corrected"] = list(corrected)
     write_atomically(path.with_suffix(".json"), json.dumps(record) + "\n", kind="shard.record")
 
 
@@ -146,17 +145,11 @@ def read_round(folder: Path, key: str | None = None) -> Round | None:
         return None
     entries = []
     for shard in manifest["shards"]:
-        entries += read_shard(folder, shard)
+        entries += _read_shard(folder, shard)
     return Round(_by_length(entries), manifest["statistics"])
 
 
-def read_shard(folder: Path, shard: Mapping[str, Any]) -> list[RoundEntry]:
-    """The sequences of one shard, as its manifest describes it.
-
-    Raises:
-        DataError: it is missing, truncated or changed since.
-        UserError: the system refuses to read it.
-    """
+def _read_shard(folder: Path, shard: Mapping[str, Any]) -> list[RoundEntry]:
     path = folder / shard["file"]
     content = _content(path)
     if _sha256(content) != shard["sha256"]:
@@ -167,14 +160,18 @@ def read_shard(folder: Path, shard: Mapping[str, Any]) -> list[RoundEntry]:
     return _parse(content, path)
 
 
-def read_corrected(folder: Path, shard: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """`CORRECTED` of a shard's corrected sequences; None where nobody has measured them.
+def read_corrected(folder: Path, shard: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """`CORRECTED` of a shard's corrected sequences.
 
     Raises:
-        DataError: the shard's record is broken.
+        DataError: the shard's record is missing or broken, or that of another text.
     """
-    record = read_json((folder / shard["file"]).with_suffix(".json"), RECORD, "delete it", missing={})
-    return record.get("corrected") if record.get("sha256") == shard["sha256"] else None
+    path = (folder / shard["file"]).with_suffix(".json")
+    remedy = f"restore it, or delete {folder.parents[1]} to run it anew"
+    record = read_json(path, RECORD, remedy)
+    if record["sha256"] != shard["sha256"]:
+        raise DataError(f"{path}: not the record of the shard its manifest describes; {remedy}")
+    return record["corrected"]
 
 
 def _by_length(entries: Sequence[RoundEntry]) -> list[RoundEntry]:
@@ -215,15 +212,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What the manifest says; None where there is none.
 
     Raises:
-        DataError: it is broken, was changed since, or names something else than shards of this folder.
+        DataError: it is broken, was changed since, has no checksum, or names something else than shards of this
+            folder.
     """
     path = folder / MANIFEST
     manifest = read_json(path, SHAPE, f"restore it, or delete {path.parent} if no step has read it", missing={})
     if not manifest:
         return None
-    # rounds that were written before there was a checksum have none
-    if path.with_name(path.name + SUFFIX).exists():
-        check(path)
+    check(path)
     for shard in manifest["shards"]:
         if Path(shard["file"]).name != shard["file"]:
             raise DataError(f"{path}: {shard['file']!r} is no file of this folder: refused; delete {folder}")

@@ -1,14 +1,12 @@
 """What is measured of the rounds of a finished run: how diverse their text is, and what corrections gain.
 
-Most of it is measured while the rounds are written, by the rank that writes, and only put together here. Of rounds
-without such figures one shard at a time is read, of several ranks each its share.
+Most of it is measured while the rounds are written, by the rank that writes, and only put together here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,10 @@ from mgsr.rounds.store import (
     read_corrected,
     read_manifest,
     read_round,
-    read_shard,
     round_folders,
-    round_statistics,
 )
 from mgsr.runtime.errors import DataError
-from mgsr.runtime.ranks import agreed, gathered, is_first, rank, world_size
+from mgsr.runtime.ranks import agreed, is_first
 
 EXAMPLES, LONGEST = 2, 300
 """Corrections that are shown to people, and the characters of a text."""
@@ -43,6 +39,14 @@ def _folders(run_folder: Path) -> list[Path]:
     return [path for _, path in sorted(round_folders(run_folder).items())]
 
 
+def _manifests(run_folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Of every finished round of a run, oldest first."""
+    for path in _folders(run_folder):
+        manifest = read_manifest(path)
+        if manifest is not None:
+            yield path, manifest
+
+
 def text_diversity(run_folder: Path, ground_truth: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
     """Diversity of the token ids trained on: ground truth, and written text as the mean of its rounds.
 
@@ -53,44 +57,33 @@ def text_diversity(run_folder: Path, ground_truth: Sequence[Sequence[int]]) -> d
 
 def _text_diversity(run_folder: Path, ground_truth: Sequence[Sequence[int]]) -> dict[str, dict[str, float]]:
     figures = {"ground_truth": diversity(ground_truth)}
-    each = []
-    for folder in _folders(run_folder):
-        manifest = read_manifest(folder)
-        statistics: Mapping[str, float] = {} if manifest is None else manifest["statistics"]
-        if statistics and DIVERSITY[0] not in statistics:
-            whole = read_round(folder)
-            statistics = {} if whole is None else round_statistics(whole.entries)
-        if statistics:
-            each.append(statistics)
+    each = [manifest["statistics"] for _, manifest in _manifests(run_folder) if manifest["statistics"]]
     if each:
         names = [name for name in DIVERSITY if all(name in one for one in each)]
         figures["written"] = {name: sum(one[name] for one in each) / len(each) for name in names}
     return figures
 
 
-def correction_quality(
-    run_folder: Path, references: Mapping[int, Sequence[str]], tokenizer: str = "published"
-) -> dict[str, float] | None:
+def correction_quality(run_folder: Path) -> dict[str, float] | None:
     """Are the corrections any good? None without a corrected sequence.
 
     Shares of corrected sequences that gained by it, and mean gains, all passes together: in the teacher's
     log-likelihood per token (nats; where the training step has told the one after) and in ROUGE-L against the
-    references of the same prompt (`tokenizer`: of `rouge_l`). Every rank has to call this.
+    references of the same prompt. Put together by the first rank; every rank has to call this.
     """
+    return agreed(_correction_quality(run_folder) if is_first() else None)
+
+
+def _correction_quality(run_folder: Path) -> dict[str, float] | None:
     gains: list[float] = []
     likelihood: list[float] = []
-    for folder in _folders(run_folder):
-        manifest = read_manifest(folder)
-        after = {} if manifest is None else read_after(folder)
-        for shard in [] if manifest is None else manifest["shards"][rank() :: world_size()]:
-            corrected = read_corrected(folder, shard)
-            if corrected is None:
-                corrected = measure_corrected(folder, read_shard(folder, shard), references, tokenizer)
-            for one in corrected:
+    for folder, manifest in _manifests(run_folder):
+        after = read_after(folder)
+        for shard in manifest["shards"]:
+            for one in read_corrected(folder, shard):
                 gains.append(one["rouge_l_gain"])
                 if one["example_id"] in after:
                     likelihood.append(after[one["example_id"]] - one["teacher_log_likelihood_before"])
-    gains, likelihood = ([*chain(*each)] for each in zip(*gathered((gains, likelihood)), strict=True))
     if not gains:
         return None
     figures = {"corrected": float(len(gains)), **_gains("rouge_l", gains)}
@@ -143,8 +136,7 @@ def measure_corrected(
             continue
         if example not in references:
             raise DataError(
-                f"{folder}: example {example} is no training row; restore the round, or "
-                f"delete {folder.parents[1]} to run it anew"
+                f"{folder}: example {example} is no training row; `scrg.text` answers the prompts it is given"
             )
         after, before = (rouge_l(text, references[example], tokenizer) for text in (entry.response, entry.rollout))
         likelihood = corrections[0].teacher_log_likelihood_before
@@ -158,6 +150,6 @@ def _gains(name: str, values: Sequence[float]) -> dict[str, float]:
     return {
         f"{name}_raised": raised / len(values),
         f"{name}_lowered": lowered / len(values),
-        # exact, so that neither ranks nor shards matter
+        # exact, so that the order of the shards does not matter
         f"{name}_gain": math.fsum(values) / len(values),
     }

@@ -123,7 +123,7 @@ class DistillationDataModule(L.LightningDataModule):
         self.rounds: Rounds | None = None
         if writer is not None and config.scrg.enabled:
             steps = length.steps_per_epoch
-            known: Any = {"seed": seed, "steps_per_epoch": steps, "references": references}
+            known: Any = {"seed": seed, "steps_per_epoch": steps, "references": references or {}}
             self.rounds = Rounds(config, writer, self.run_folder, **known)
         self.mixture = TextMixture(
             config, self.train_rows, self.rounds, batch_size=stage.batch_size, length=length, seed=seed

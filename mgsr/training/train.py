@@ -123,9 +123,8 @@ def _run(
     if done.best is not None:
         load_student(trained, done.best)
     metrics.update(done.figures)
-    references = {row.id: row.references for row in rows["train"]}
     metrics["training_text"] = text_diversity(folder, done.ground_truth)
-    quality = correction_quality(folder, references, config.evaluation.rouge_tokenizer)
+    quality = correction_quality(folder)
     if quality is not None:
         prompts = {row.id: asked(row) for row in rows["train"]}
         metrics["corrections"] = {**quality, "examples": correction_examples(folder, prompts)}

@@ -23,7 +23,6 @@ from mgsr.evaluation.metrics import (
     self_bleu,
     unicode_words,
 )
-from mgsr.evaluation.statistics import mean_std
 
 WORDS = st.sampled_from(
     ["the", "cats", "cat", "running", "runs", "Dog's", "3.5", "é", "\n", "happily", "sat-down"]
@@ -237,14 +236,3 @@ def test_perplexity():
     assert math.isnan(perplexity([0.0], [0]))
     with pytest.raises(ValueError, match="differ"):
         perplexity([1.0], [1, 2])
-
-
-# ---- over seeds
-
-
-def test_mean_and_sample_standard_deviation():
-    result = mean_std([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0])
-    assert result.mean == 5.0 and result.std == pytest.approx(math.sqrt(32 / 7)) and result.n == 8
-    assert mean_std([3.0]).mean == 3.0 and math.isnan(mean_std([3.0]).std)
-    with pytest.raises(ValueError, match="at least one"):
-        mean_std([])

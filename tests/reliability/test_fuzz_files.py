@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -157,11 +158,10 @@ def test_fuzz_manifests_and_records_of_shards(tmp_path: Path) -> None:
 
     @fuzz
     @given(spoiled(written), st.booleans())
-    def manifests(content: bytes, checked: bool) -> None:
-        beside = manifest.with_name(manifest.name + SUFFIX)
-        if not checked:
-            # as rounds were written before
-            beside.unlink(missing_ok=True)
+    def manifests(content: bytes, forged: bool) -> None:
+        # with the checksum of what was written, or with its own
+        digest = hashlib.sha256(content if forged else kept).hexdigest()
+        manifest.with_name(manifest.name + SUFFIX).write_text(f"{digest}  {manifest.name}\n")
         refused_or_answered(manifest, content, read)
 
     @fuzz

@@ -146,9 +146,8 @@ def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     folder = tmp_path / "round=0"
     folder.mkdir()
     shards = [{"file": "../secret", "sha256": "0"}]
-    (folder / "manifest.json").write_text(
-        json.dumps({"key": "k", "shards": shards, "statistics": {}, "costs": {}})
-    )
+    manifest = json.dumps({"key": "k", "shards": shards, "statistics": {}, "costs": {}}).encode()
+    write_checked(folder / "manifest.json", lambda file: file.write(manifest))
     with pytest.raises(DataError, match="no file of this folder"):
         read_round(folder, "k")
 

@@ -38,7 +38,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[ExperimentConfig, A
 def written(parts: tuple[ExperimentConfig, Any], folder: Path, world: int, shard_size: int = 0) -> list[Any]:
     config, job = parts
     config.scrg.shard_size = shard_size
-    rounds = Rounds(config, job.data.rounds.writer, folder, seed=config.seed, steps_per_epoch=3)
+    known = {"seed": config.seed, "steps_per_epoch": 3, "references": job.data.rounds.references}
+    rounds = Rounds(config, job.data.rounds.writer, folder, **known)
     prompts = sorted(job.data.train_rows, key=lambda row: (len(row.prompt_ids), row.example_id))
     found: list[Any] = []
     # the first rank comes last: it writes the manifest when all shards are there

@@ -126,6 +126,16 @@ def test_a_damaged_shard_is_named(tmp_path: Path, harm: str) -> None:
         read_round(folder, "k")
 
 
+def test_a_manifest_without_its_checksum_is_refused(tmp_path: Path) -> None:
+    shard = tmp_path / SHARD_NAME.format(0, 0)
+    write_shard(shard, "s", [entry(0, True)])
+    finish_round(tmp_path, "k", [shard.name])
+    (tmp_path / "manifest.json.sha256").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json: has no checksum beside it") as refused:
+        read_round(tmp_path, "k")
+    assert "\n" not in str(refused.value)
+
+
 def test_statistics_of_a_round() -> None:
     statistics = round_statistics([entry(0, True), entry(1, False)])
     assert statistics["disagreement_rate"] == pytest.approx(2 / 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from mgsr.rounds.store import (
     SHARD_NAME,
     RoundEntry,
     finish_round,
-    read_manifest,
     round_folder,
     write_after,
     write_shard,
@@ -58,17 +58,15 @@ ALL = (RAISED, LOWERED, TWICE)
 Write = Callable[..., Path]
 
 
-@pytest.fixture(params=["measured while written", "of before there were such figures"])
-def write_round(tmp_path: Path, request: pytest.FixtureRequest) -> Write:
-    """Writes a finished round of the run `tmp_path`, a shard for every three sequences."""
+@pytest.fixture
+def write_round(tmp_path: Path) -> Write:
+    """Writes a finished round of the run `tmp_path`, a shard for every two sequences."""
 
     def write(number: int, entries: Sequence[RoundEntry], after: Mapping[int, float] | None = None) -> Path:
         folder, names = round_folder(tmp_path, number), []
-        for start in range(0, len(entries), 3):
-            part, names = entries[start : start + 3], [*names, SHARD_NAME.format(0, start)]
-            measured = request.param.startswith("measured")
-            corrected = measure_corrected(folder, part, REFERENCES) if measured else None
-            write_shard(folder / names[-1], "key", part, {}, corrected)
+        for start in range(0, len(entries), 2):
+            part, names = entries[start : start + 2], [*names, SHARD_NAME.format(0, start)]
+            write_shard(folder / names[-1], "key", part, {}, measure_corrected(folder, part, REFERENCES))
         finish_round(folder, "key", names)
         if after is not None:
             write_after(folder, after)
@@ -84,7 +82,7 @@ def test_shares_and_gains_of_all_rounds_together(write_round: Write, tmp_path: P
     write_round(0, [RAISED, LOWERED], {1: -1.5, 2: -3.0})
     # what became of example 4 was not seen, and example 5 was not corrected
     write_round(1, [UNTOUCHED, TWICE, EQUAL], {3: -0.25, 5: -9.0})
-    assert correction_quality(tmp_path, REFERENCES) == {
+    assert correction_quality(tmp_path) == {
         "corrected": 4.0,
         "rouge_l_raised": 2 / 4,
         "rouge_l_lowered": 1 / 4,
@@ -100,7 +98,7 @@ def test_an_example_of_two_rounds_has_a_likelihood_in_each(write_round: Write, t
     again = corrected(1, "the cat down again", "the cat down again", -3.0)
     write_round(0, [RAISED], {1: -1.0})
     write_round(1, [again], {1: -6.5})
-    figures = correction_quality(tmp_path, REFERENCES)
+    figures = correction_quality(tmp_path)
     assert figures is not None and figures["corrected"] == 2.0
     # 1 and -3.5
     assert figures["teacher_log_likelihood_gain"] == pytest.approx(-1.25)
@@ -110,7 +108,7 @@ def test_an_example_of_two_rounds_has_a_likelihood_in_each(write_round: Write, t
 def test_without_likelihoods_only_rouge_l_is_told(write_round: Write, tmp_path: Path) -> None:
     write_round(0, [LOWERED])
     write_round(1, [EQUAL], {7: -1.0})
-    assert correction_quality(tmp_path, REFERENCES) == {
+    assert correction_quality(tmp_path) == {
         "corrected": 2.0,
         "rouge_l_raised": 0.0,
         "rouge_l_lowered": 0.5,
@@ -132,50 +130,42 @@ def test_two_corrections_are_shown(write_round: Write, tmp_path: Path) -> None:
 
 
 def test_without_corrections_there_is_nothing_to_tell(write_round: Write, tmp_path: Path) -> None:
-    assert correction_quality(tmp_path, REFERENCES) is None
+    assert correction_quality(tmp_path) is None
     write_round(0, [UNTOUCHED], {5: -1.0})
-    assert correction_quality(tmp_path, REFERENCES) is None
+    assert correction_quality(tmp_path) is None
 
 
-def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two shards are; of the third, whose record is of another text, one shard is read."""
-    folder, shards = round_folder(tmp_path, 0), {SHARD_NAME.format(0, n): [one] for n, one in enumerate(ALL)}
-    for name, entries in shards.items():
-        write_shard(folder / name, "key", entries, {}, measure_corrected(folder, entries, REFERENCES))
-    finish_round(folder, "key", list(shards))
-    whole = correction_quality(tmp_path, REFERENCES)
-    last = (folder / SHARD_NAME.format(0, 2)).with_suffix(".json")
-    last.write_text(last.read_text().replace('"sha256": "', '"sha256": "0'))
-    read: list[str] = []
-    reading = text_quality.read_shard
-    monkeypatch.setattr(text_quality, "read_shard", lambda f, s: (read.append(s["file"]), reading(f, s))[1])
-    monkeypatch.setattr(text_quality, "read_round", lambda *_: pytest.fail("no round is read as a whole"))
-    assert correction_quality(tmp_path, REFERENCES) == whole
-    assert read == [SHARD_NAME.format(0, 2)]
+@pytest.mark.parametrize("harm", ["lost", "of another text", "without figures"])
+def test_a_record_that_does_not_tell_what_was_gained_is_refused(
+    write_round: Write, tmp_path: Path, harm: str
+) -> None:
+    record = write_round(0, ALL) / SHARD_NAME.format(0, 0).replace("jsonl", "json")
+    content = json.loads(record.read_text())
+    if harm == "lost":
+        record.unlink()
+    elif harm == "of another text":
+        record.write_text(json.dumps({**content, "sha256": "0"}))
+    else:
+        del content["corrected"]
+        record.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"{record.name}: .*restore it, or delete {tmp_path}") as refused:
+        correction_quality(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
-def test_ranks_share_the_shards_out_and_know_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, names = round_folder(tmp_path, 0), [SHARD_NAME.format(0, n) for n in range(3)]
-    for name, one in zip(names, ALL, strict=True):
-        write_shard(folder / name, "key", [one])
-    finish_round(folder, "key", names)
-    alone = correction_quality(tmp_path, REFERENCES)
-    told: list[tuple[list[float], list[float]]] = []
-    monkeypatch.setattr(text_quality, "world_size", lambda: 2)
-    monkeypatch.setattr(text_quality, "gathered", lambda mine: told.append(mine) or told)
-    for rank in (0, 1):
-        monkeypatch.setattr(text_quality, "rank", lambda rank=rank: rank)
-        together = correction_quality(tmp_path, REFERENCES)
-    assert [len(gains) for gains, _ in told] == [2, 1]
-    assert together == alone
+def test_only_the_first_rank_reads_what_corrections_gained(
+    write_round: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_round(0, ALL)
+    monkeypatch.setattr(text_quality, "read_corrected", lambda *_: pytest.fail("not on this rank"))
+    monkeypatch.setattr(text_quality, "is_first", lambda: False)
+    monkeypatch.setattr(text_quality, "agreed", lambda mine: mine or {"told": 1.0})
+    assert correction_quality(tmp_path) == {"told": 1.0}
 
 
 def test_text_of_no_training_row_is_refused(tmp_path: Path) -> None:
-    folder, name = round_folder(tmp_path, 0), SHARD_NAME.format(0, 0)
-    write_shard(folder / name, "key", [corrected(9, "a", "b", -1.0)])
-    finish_round(folder, "key", [name])
     with pytest.raises(DataError, match="example 9 is no training row"):
-        correction_quality(tmp_path, REFERENCES)
+        measure_corrected(tmp_path, [corrected(9, "a", "b", -1.0)], REFERENCES)
 
 
 # -- diversity ----------------------------------------------------------------------------------------------
@@ -221,22 +211,6 @@ def test_without_written_text_ground_truth_is_told(tmp_path: Path) -> None:
     assert alike == {"ground_truth": {"distinct_1": 0.5, "distinct_2": 0.5, "distinct_3": 0.5, "self_bleu": 1.0}}
 
 
-def test_diversity_comes_from_the_manifest_where_it_tells_it(
-    tmp_path: Path, write_round: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = write_round(0, texts(*ALIKE))
-    known = text_diversity(tmp_path, GROUND_TRUTH)
-    reading, manifest = text_quality.read_round, read_manifest(folder)
-    monkeypatch.setattr(text_quality, "read_round", lambda *_: pytest.fail("its figures are in the manifest"))
-    assert text_diversity(tmp_path, GROUND_TRUTH) == known
-    # a manifest of before it had them
-    assert manifest is not None
-    bare = {**manifest, "statistics": {"sequences": 2.0}}
-    monkeypatch.setattr(text_quality, "read_round", reading)
-    monkeypatch.setattr(text_quality, "read_manifest", lambda _: bare)
-    assert text_diversity(tmp_path, GROUND_TRUTH) == known
-
-
 def test_only_the_first_rank_measures_diversity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_quality, "diversity", lambda _: pytest.fail("not on this rank"))
     monkeypatch.setattr(text_quality, "is_first", lambda: False)
@@ -251,13 +225,13 @@ def test_finished_rounds_are_read_from_disk_in_their_order(tmp_path: Path) -> No
     rounds = {0: [RAISED, UNTOUCHED], 2: [TWICE], 10: [LOWERED], 3: [EQUAL]}
     for number, entries in rounds.items():
         folder, name = round_folder(tmp_path, number), SHARD_NAME.format(0, 0)
-        write_shard(folder / name, "key", entries)
+        write_shard(folder / name, "key", entries, {}, measure_corrected(folder, entries, REFERENCES))
         # of a run that was cut short the last round has no manifest
         if number != 3:
             finish_round(folder, "key", [name])
             write_after(folder, {entry.revised.example_id: -1.5 for entry in entries})
     found = list(rounds_of(tmp_path))
     assert found == [(round_folder(tmp_path, number), rounds[number]) for number in (0, 2, 10)]
-    figures = correction_quality(tmp_path, REFERENCES)
+    figures = correction_quality(tmp_path)
     # 0.5, -0.5 and 1
     assert figures is not None and figures["teacher_log_likelihood_gain"] == pytest.approx(1 / 3)

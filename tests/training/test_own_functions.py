@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ import pytest
 import torch
 
 from mgsr.cli.main import main
-from mgsr.config.load import dump, fingerprint, load_config
+from mgsr.config.load import dump, load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.planning.doctor import examine
 from mgsr.planning.plan import plan
 from mgsr.rounds.entry import RoundEntry
-from mgsr.rounds.round import LATER, Rounds
 from mgsr.runtime.errors import ConfigError
 from mgsr.scrg import RevisedSequence
 from mgsr.study.pool import read_curves
@@ -208,27 +206,6 @@ def test_the_teachers_half_counts_as_ground_truth() -> None:
     again = RoundEntry.from_dict(json.loads(json.dumps(entry.to_dict())))
     assert again == entry and again.training_sequence().is_ground_truth
     assert not RoundEntry(revised, (-1, -1)).training_sequence().is_ground_truth
-
-
-def test_rounds_of_before_the_new_keys_keep_theirs(make_config: Make) -> None:
-    def key(*words: str) -> str:
-        rounds = object.__new__(Rounds)
-        rounds.config, rounds.seed, rounds.steps_per_epoch = make_config(*words), 0, 4
-        return rounds.key(0, [])
-
-    tree = asdict(make_config())
-    tree["teacher"].pop("placement")
-    for name in ("evaluation", "trainer", "run_root", "experiment", "arm"):
-        tree.pop(name)
-    for name in ("epochs", "max_steps", "max_nonfinite_steps", "micro_batch_size", "gradient_checkpointing"):
-        tree["train"].pop(name)
-    for name in ("batch_size", "shard_size", "max_cache_slots", "vllm_memory"):
-        tree["scrg"].pop(name)
-    for section, names in LATER.items():
-        for name in names:
-            tree[section].pop(name)
-    assert key() == fingerprint(tree, 0, 0, [])
-    assert key("scrg.switch_window=7") != key()
 
 
 def test_our_own_writers_have_names(tiny_file: Path) -> None:
