@@ -10,13 +10,7 @@ from typing import Any
 import torch
 
 import mgsr
-from mgsr.config.own_functions import (
-    class_of,
-    divergence_of,
-    divergence_options,
-    written_divergence_of,
-    written_options,
-)
+from mgsr.config.own_functions import class_of, divergence_of, written_divergence_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
@@ -237,7 +231,7 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     if objective.tile_size:
         options["tile_size"] = objective.tile_size
     weights = objective.w_sft, objective.w_dac, objective.w_span
-    built = Objective(weights, clip, options, divergence_options(objective), written_options(objective))
+    built = Objective(weights, clip, options, objective.divergence_options, objective.written_options)
     built.match = objective.match_gradient and built.weights[1] > 0
     return built
 
