@@ -22,7 +22,6 @@ from mgsr.models.from_config import with_adapters
 from mgsr.rounds.unrevised import WRITERS
 from mgsr.rounds.writer import RoundWriter
 from mgsr.runtime.devices import placed, product_dtype, working_device
-from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
@@ -266,7 +265,7 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
             environment = read_json(path / ENVIRONMENT, SHAPES[ENVIRONMENT], remedy)
     except DataError as error:
         raise ConfigError(f"`clip.run`: {error}", "clip.run") from None
-    version = numerics_of(environment)
+    version = environment["numerics"]
     if version != mgsr.NUMERICS_VERSION:
         raise ConfigError(
             f"`clip.run`: {path} is of numerics version {version}, this code is of {mgsr.NUMERICS_VERSION}; "
