@@ -27,7 +27,6 @@ from mgsr.training.train import train
 GKD = (
     "scrg.passes=0",
     "objective.divergence=jensen_shannon",
-    "objective.beta=0.5",
     "objective.w_sft=0",
     "objective.w_span=0",
 )

@@ -188,13 +188,10 @@ def build_parser() -> Parser:
         "report",
         "tables, plots and a page of a study's recorded results",
         REPORT_HELP,
-        "STUDY [--results FOLDER] [--out FOLDER]",
+        "STUDY [--out FOLDER]",
     )
     report.add_argument(
         "study", metavar="STUDY", help="its runs (runs/scrg), a YAML file, a name (scrg), or a folder of studies"
-    )
-    report.add_argument(
-        "--results", metavar="FOLDER", help="the pool of recorded runs (default: beside the study's folder)"
     )
     report.add_argument("--out", metavar="FOLDER", help="where to write (default: beside the study)")
 

@@ -160,8 +160,7 @@ def _report(arguments: argparse.Namespace) -> None:
     if study.path.parent != study.home and (study.home / "study.yaml").exists():
         # of an installed study, as it was run here
         study = load_study(study.home)
-    places = [None if path is None else Path(path) for path in (arguments.results, arguments.out)]
-    written, _ = report(study, place=places[0], out=places[1])
+    written, _ = report(study, out=None if arguments.out is None else Path(arguments.out))
     print(f"written to {written} and {written.with_name('report.html')}")
 
 

@@ -139,8 +139,6 @@ def _check_test_sets(config: ExperimentConfig) -> None:
 
 def _check_objective(config: ExperimentConfig) -> None:
     scrg = config.scrg
-    if config.objective.divergence == "jensen_shannon" and not 0 < config.objective.beta < 1:
-        raise ConfigError("`objective.beta` of jensen_shannon must lie strictly between 0 and 1", "objective.beta")
     if len(set(config.evaluation.seeds)) < len(config.evaluation.seeds):
         raise ConfigError("`evaluation.seeds` names a seed twice; leave one out", "evaluation.seeds")
     if 0 < config.evaluation.temperature < _LEAST_TEMPERATURE:

@@ -20,7 +20,6 @@ from mgsr.config.origin import COMMAND_LINE, Layer, Said
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.yaml_reader import YAML, at, compose, line_of, pairs_of, read_yaml, repeated_key, shown, text_of
 from mgsr.runtime.errors import ConfigError, did_you_mean
-from mgsr.runtime.progress import say
 
 NAMED = ("data.test_sets", "objective.divergence_options", "objective.written_options")
 """The mappings whose names are the user's own."""
@@ -114,22 +113,14 @@ def _word(override: str, name: str, text: str) -> yaml.Node:
     return yaml.ScalarNode(f"{YAML}null", "") if node is None else node
 
 
-GONE = {"evaluation.one_answer": "exact match is told of rows with one short reference"}
-"""Keys of an earlier version, which run folders still have."""
-
-
 def _leaves(
     top: yaml.MappingNode, prefix: str, place_of: Callable[[yaml.Node], str]
 ) -> Iterator[tuple[str, Any, str]]:
     for name_node, node in pairs_of(top):
         place = place_of(name_node)
-        # as it was called once: run folders keep their whole configuration
-        full = re.sub(r"^data\.hub_split\b", "data.split", prefix + text_of(name_node, place))
+        full = prefix + text_of(name_node, place)
         kind = _TYPES.get(full)
-        if full in GONE:
-            if node.tag != f"{YAML}null":
-                say(f"{place}: `{full}` is gone and not read: {GONE[full]}")
-        elif kind is not None and is_dataclass(kind):
+        if kind is not None and is_dataclass(kind):
             if not isinstance(node, yaml.MappingNode):
                 what = f"`{full}` is a section with keys of its own, not {shown(node)}"
                 raise ConfigError(at(place) + what)

@@ -38,26 +38,6 @@ def _named(name: str, key: str) -> str | Callable[..., Any]:
     return name if name in DIVERGENCE_NAMES else imported(name, key)
 
 
-def divergence_options(objective: ObjectiveConfig) -> dict[str, Any]:
-    """Its arguments: what `objective.divergence_options` says, and older keys where that says nothing."""
-    return {**_older(objective, objective.divergence), **objective.divergence_options}
-
-
-def written_options(objective: ObjectiveConfig) -> dict[str, Any]:
-    """As `divergence_options`, of the divergence on written text."""
-    return {**_older(objective, objective.written_divergence), **objective.written_options}
-
-
-def _older(objective: ObjectiveConfig, name: str) -> dict[str, Any]:
-    known: dict[str, dict[str, Any]] = {
-        "symmetric_kl": {"weight": objective.divergence_weight},
-        "jensen_shannon": {"beta": objective.beta},
-        "skewed_forward_kl": {"alpha": objective.alpha},
-        "skewed_reverse_kl": {"alpha": objective.alpha},
-    }
-    return known.get(name, {})
-
-
 def class_of(name: str, known: Mapping[str, Class], base: Class, key: str) -> Class:
     """A class by its name, or of the user's own by its import path.
 

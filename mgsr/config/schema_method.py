@@ -62,17 +62,6 @@ class ObjectiveConfig:
         "scale the divergence: at the start its gradient to the student's logits is as large as forward KL's",
         when=".kind=multi_granularity .w_dac",
     )
-    divergence_weight: float = key(
-        0.5, "weight of symmetric_kl", low=0.0, high=1.0, when=".divergence=symmetric_kl"
-    )
-    beta: float = key(0.5, "beta of jensen_shannon", low=0.0, high=1.0, when=".divergence=jensen_shannon")
-    alpha: float = key(
-        0.1,
-        "alpha of the skewed divergences",
-        low=0.0,
-        high=1.0,
-        when=".divergence=skewed_forward_kl|skewed_reverse_kl",
-    )
     teacher_top_k: int = key(
         0,
         "keep this many teacher log-probabilities per ground-truth token on disk (0: run the teacher)",

@@ -31,13 +31,7 @@ Scored = tuple[Tensor, Tensor]
 """Of one text, `[T]` each: KL(p || q), and the teacher's log-probability of the token, at every position."""
 
 
-def ex_acc_err(
-    student_prefix_kl_EL: ArrayLike,
-    teacher_prefix_kl_EL: ArrayLike,
-    *,
-    student_lengths: Sequence[int] | None = None,
-    teacher_lengths: Sequence[int] | None = None,
-) -> NDArray[np.float64]:
+def ex_acc_err(student_prefix_kl_EL: ArrayLike, teacher_prefix_kl_EL: ArrayLike) -> NDArray[np.float64]:
     """Excess accumulated error in per cent for every length l = 1 .. L (Arora et al. 2022).
 
         ExAccErr(l) = 100 (R(l) - l e(l)) / (l e(l))
@@ -47,36 +41,29 @@ def ex_acc_err(
     positions after EOS contribute 0. At 0 the student's own prefixes cost nothing extra.
 
     Args:
-        student_prefix_kl_EL, teacher_prefix_kl_EL: in nats. Their examples may differ in number; the shorter
-            L is padded with zeros.
-        student_lengths, teacher_lengths: response lengths, EOS included; what is beyond is taken for 0. None:
-            the padding is 0 already.
+        student_prefix_kl_EL, teacher_prefix_kl_EL: in nats, 0 after EOS. Their examples may differ in number; the
+            shorter L is padded with zeros.
 
     Returns:
         `[L]`; nan where l e(l) is 0.
 
     Raises:
-        ValueError: not two-dimensional, no example, or lengths that do not fit.
+        ValueError: not two-dimensional, or no example.
 
     >>> ex_acc_err([[1.0, 3.0]], [[1.0, 1.0]])
     array([  0., 100.])
     """
-    student_L = _mean_accumulated(student_prefix_kl_EL, student_lengths)
-    teacher_L = _mean_accumulated(teacher_prefix_kl_EL, teacher_lengths)
+    student_L, teacher_L = map(_mean_accumulated, (student_prefix_kl_EL, teacher_prefix_kl_EL))
     longest = max(len(student_L), len(teacher_L))
     student_L, teacher_L = (np.pad(x, (0, longest - len(x)), mode="edge") for x in (student_L, teacher_L))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(teacher_L > 0, 100.0 * (student_L - teacher_L) / teacher_L, np.nan)
 
 
-def _mean_accumulated(kl_EL: ArrayLike, lengths: Sequence[int] | None) -> NDArray[np.float64]:
-    values = np.array(kl_EL, dtype=np.float64)
+def _mean_accumulated(kl_EL: ArrayLike) -> NDArray[np.float64]:
+    values = np.asarray(kl_EL, dtype=np.float64)
     if values.ndim != 2 or not values.size:
         raise ValueError(f"expected an array [examples, L] that is not empty, got shape {values.shape}")
-    if lengths is not None:
-        if len(lengths) != len(values) or max(lengths) > values.shape[1] or min(lengths) < 0:
-            raise ValueError(f"lengths {list(lengths)} do not fit an array of shape {values.shape}")
-        values[np.arange(values.shape[1]) >= np.asarray(lengths)[:, None]] = 0.0
     return values.mean(axis=0).cumsum()
 
 

@@ -45,8 +45,6 @@ from mgsr.losses.reduction import (
     TermCounts,
     align_predictions,
     global_mean,
-    prediction_labels,
-    response_mask,
     span_pairs,
     term_counts,
 )
@@ -84,8 +82,6 @@ __all__ = [
     "jensen_shannon",
     "policy_gradient",
     "policy_gradient_objective",
-    "prediction_labels",
-    "response_mask",
     "restored_logits",
     "reverse_kl",
     "reward_to_go",

@@ -88,31 +88,6 @@ def align_predictions(states_BTX: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(states_BTX[:, :1]), states_BTX[:, :-1]], dim=1)
 
 
-def response_mask(prompt_lengths_B: Tensor, total_lengths_B: Tensor, width: int) -> Tensor:
-    """True on the response of right-padded sequences: prompt_length <= t < total_length. By position only:
-    the end-of-sequence token belongs to the response even where padding has the same id.
-
-    >>> response_mask(torch.tensor([1, 2]), torch.tensor([3, 2]), 4).int()
-    tensor([[0, 1, 1, 0],
-            [0, 0, 0, 0]], dtype=torch.int32)
-    """
-    positions = torch.arange(width, device=prompt_lengths_B.device)
-    return (positions >= prompt_lengths_B.unsqueeze(-1)) & (positions < total_lengths_B.unsqueeze(-1))
-
-
-def prediction_labels(tokens_BT: Tensor, mask_BT: Tensor, span_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels and span ids `[N]` of the rows that `hidden[:, :-1].flatten(0, 1)` gives.
-
-    The label of state t - 1 is token t, or -100 where `mask` is False. Span ids are made unique within the
-    batch, so that the last row of one sequence and the first of the next are never a pair.
-    """
-    labels = tokens_BT[:, 1:].masked_fill(~mask_BT[:, 1:], IGNORED)
-    spans = span_ids_BT[:, 1:].long()
-    stride = int(spans.max()) + 1 if spans.numel() else 1
-    offset = torch.arange(spans.shape[0], device=spans.device).unsqueeze(-1) * max(stride, 1)
-    return labels.reshape(-1), torch.where(spans >= 0, spans + offset, -1).reshape(-1)
-
-
 def span_pairs(span_ids: Tensor, mask: Tensor | None = None) -> Tensor:
     """`[..., T-1]`, True where neighbours t, t+1 share a span (an id of 0 or more) and both are in `mask`.
 

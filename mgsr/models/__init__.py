@@ -31,7 +31,6 @@ from mgsr.models.pruning import decoder_layers, prune_depth, pruned_config
 from mgsr.models.sources import ModelSource, resolve_source
 from mgsr.models.stop_ids import TextEnds, kept_generation_config, text_ends
 from mgsr.models.vocabulary import (
-    align_vocabularies,
     knows_all_ids,
     logits_width,
     require_shared_ids,
@@ -44,7 +43,6 @@ __all__ = [
     "ModelSource",
     "TextEnds",
     "add_lora",
-    "align_vocabularies",
     "build_causal_lm",
     "check_state",
     "check_values",

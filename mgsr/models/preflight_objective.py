@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from mgsr.config.own_functions import (
-    divergence_of,
-    divergence_options,
-    written_divergence_of,
-    written_options,
-)
+from mgsr.config.own_functions import divergence_of, written_divergence_of
 from mgsr.config.schema import ObjectiveConfig
 from mgsr.losses.divergences import DIVERGENCES
 from mgsr.losses.divergences.check import check_divergence
@@ -31,10 +26,10 @@ def check_objective(objective: ObjectiveConfig) -> None:
                 "objective.divergence_options",
             )
         return
-    both = {"divergence": (divergence_of(objective), divergence_options(objective))}
+    both = {"divergence": (divergence_of(objective), objective.divergence_options)}
     written = written_divergence_of(objective)
     if written is not None:
-        both["written_divergence"] = (written, written_options(objective))
+        both["written_divergence"] = (written, objective.written_options)
     for key, (found, options) in both.items():
         try:
             check_divergence(DIVERGENCES[found] if isinstance(found, str) else found, options)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgsr.data.prompts import Example
@@ -148,36 +147,13 @@ def shared_vocab_size(
     """The number of ids that both tokenizers number alike and both models can score.
 
     Ids from there on are padding of the embeddings, or tokens that one side added; logits are cut to this
-    width before any softmax, in sampling too (`align_vocabularies`).
+    width before any softmax, in sampling too.
 
     Raises:
         UserError: the tokenizers disagree on a token (the message shows both ids).
     """
     report = require_shared_ids(teacher_tokenizer, student_tokenizer)
     return min(report.shared_size, logits_width(teacher_model), logits_width(student_model))
-
-
-def align_vocabularies(teacher_logits: Tensor, student_logits: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Cut the last dimension of both to the shared ids. Views, no copies; gradients pass.
-
-    Args:
-        teacher_logits, student_logits: `[..., V_T]` and `[..., V_S]`.
-        size: from `shared_vocab_size`.
-
-    Returns:
-        `[..., size]` twice.
-
-    Raises:
-        ValueError: `size` is below 1 or exceeds a width.
-
-    >>> import torch
-    >>> [tuple(x.shape) for x in align_vocabularies(torch.zeros(2, 8), torch.zeros(2, 6), 5)]
-    [(2, 5), (2, 5)]
-    """
-    narrower = min(teacher_logits.shape[-1], student_logits.shape[-1])
-    if not 1 <= size <= narrower:
-        raise ValueError(f"size must be in [1, {narrower}], not {size}")
-    return teacher_logits[..., :size], student_logits[..., :size]
 
 
 def check_texts(

@@ -23,7 +23,7 @@ from mgsr.data.sampler import micro_batches_per_step
 from mgsr.models.from_config import teacher_dtype
 from mgsr.planning.doctor_data import longest_sequence
 from mgsr.planning.findings import Report
-from mgsr.planning.model_size import ModelSize, clip_bytes, fake_models, model_size
+from mgsr.planning.model_size import ModelSize, clip_parts, fake_models, model_size
 from mgsr.planning.peak_memory import (
     MIXED,
     MOST,
@@ -73,7 +73,8 @@ def look_at_memory(
     micro_batches = micro_batches_per_step(config.train.batch_size, config.train.micro_batch_size, world)
     rows = -(-config.train.batch_size // (micro_batches * world))
     shards = world if trainer.strategy == "fsdp2" else 1
-    static = (own.weights + own.optimiser) // shards + clip_bytes(config, own.classes)
+    clip = sum(clip_parts(config, own.classes).values())
+    static = (own.weights + own.optimiser) // shards + clip
     # as it is frozen, and what writes in the student's place
     frozen = None if taught is None else taught.in_type(teacher_dtype(config, device))
     acting = own.in_type(computing_dtype(config.trainer.precision, device))
@@ -92,7 +93,7 @@ def look_at_memory(
         "teacher_weights": frozen.weights if frozen else 0,
         "teacher_parameters": taught.parameters if taught else 0,
         "optimiser": own.optimiser,
-        "clip_network": clip_bytes(config, own.classes),
+        "clip_network": clip,
         "static": static,
         "length": length,
         "rows": rows,

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mgsr.config.schema import ExperimentConfig, ModelConfig
-from mgsr.planning.model_size import MOMENTS, clip_state
+from mgsr.planning.model_size import MOMENTS, clip_parts
 from mgsr.planning.plan_cost import Hardware
 from mgsr.planning.plan_memory import Account, Model
 from mgsr.planning.workload import Stage, Text
@@ -57,8 +57,10 @@ def saved(config: ExperimentConfig, stage: Stage, sized: Mapping[str, Model], ha
     elif adapters and stage.name.startswith("student"):
         # they come behind the fine-tuning, which trains all weights
         moments = MOMENTS * size.weights
-    clip, clip_moments = clip_state(config, size.classes) if main else (0, 0)
-    point, best = weights + moments + clip + clip_moments, weights + clip if main else 0
+    point, best = weights + moments, 0
+    if main:
+        clip = clip_parts(config, size.classes)
+        point, best = point + clip["weights"] + clip["moments"], weights + clip["weights"]
     every = config.trainer.checkpoint_every_n_steps
     # stages before the main job have no dev set; the main job looks at its end in any case
     looks = -(-length.epochs // config.evaluation.val_every_n_epochs) if main else 0

@@ -192,18 +192,8 @@ def parts_of(model: Any, size: ModelSize) -> Parts:
     )
 
 
-def clip_bytes(config: ExperimentConfig, vocab_size: int) -> int:
-    """Weights, gradients and moments of the clip network."""
-    return sum(_clip_parts(config, vocab_size).values())
-
-
-def clip_state(config: ExperimentConfig, vocab_size: int) -> tuple[int, int]:
-    """Bytes of a checkpoint's clip network: its weights, and their moments."""
-    parts = _clip_parts(config, vocab_size)
-    return parts["weights"], parts["moments"]
-
-
-def _clip_parts(config: ExperimentConfig, vocab_size: int) -> dict[str, int]:
+def clip_parts(config: ExperimentConfig, vocab_size: int) -> dict[str, int]:
+    """Bytes of the clip network's `weights`, `gradients` and `moments`."""
     clip = build_clip(config, vocab_size, (0.0, 1.0))
     if not isinstance(clip, ClipNetwork):
         return dict.fromkeys(("weights", "gradients", "moments"), 0)

@@ -23,7 +23,7 @@ import torch
 from mgsr.config.checks import check_together
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import answered_data
-from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, in_type
+from mgsr.planning.model_size import ModelSize, Parts, clip_parts, in_type
 from mgsr.planning.peak_memory import FLOAT, Activations, generation_added, largest, training_added
 from mgsr.runtime.devices import NARROW
 from mgsr.runtime.errors import ConfigError
@@ -165,7 +165,7 @@ def account(
     """
     room = usable(available)
     student, shards = main.model, world_size if strategy == "fsdp2" else 1
-    clip = clip_bytes(config, student.size.classes)
+    clip = sum(clip_parts(config, student.size.classes).values())
     resident = 0 if teacher is None else _resident(teacher, placement, shards)
     visiting = teacher.parts.weights if teacher is not None and placement == "cpu" else 0
 

@@ -55,15 +55,6 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip()
 
 
-def numerics_of(environment: Mapping[str, Any]) -> int:
-    """The numerics version of a run; the first, where an environment was written before there was one.
-
-    What is no number is no version, 0.
-    """
-    version = environment.get("numerics", 1)
-    return version if isinstance(version, int) else 0
-
-
 def cpu_model(described: Mapping[str, str]) -> str | None:
     """What tells processors of one name apart, as far as the system says it.
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import mgsr
 from mgsr.config.load import fingerprint
+from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
+from mgsr.models.preflight_objective import check_objective
 from mgsr.runtime import processor
-from mgsr.runtime.environment import cpu_model, numerics_of
+from mgsr.runtime.environment import cpu_model
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.progress import Advance, progress, say
@@ -161,6 +163,8 @@ def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str
     data: dict[str, str] = {}
     for arm in arms:
         config = study.config(arm, seed, overrides, {name: name for name in study.arms})
+        with placed(config):
+            check_objective(config.objective)
         data[arm] = pool.data_of(config)
         if data[arm] != data[arms[0]]:
             raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
@@ -191,7 +195,7 @@ def _refuse_other_numerics(run: Run) -> None:
     """A begun run goes on only with the numerics version that it began with."""
     if not (run.folder / ENVIRONMENT).exists():
         return
-    version = numerics_of(read_run_file(run.folder, ENVIRONMENT))
+    version = read_run_file(run.folder, ENVIRONMENT)["numerics"]
     if version != mgsr.NUMERICS_VERSION:
         raise UserError(
             f"{run.folder}: begun with numerics version {version}, here it is {mgsr.NUMERICS_VERSION}; take the "

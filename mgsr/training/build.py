@@ -10,13 +10,7 @@ from typing import Any
 import torch
 
 import mgsr
-from mgsr.config.own_functions import (
-    class_of,
-    divergence_of,
-    divergence_options,
-    written_divergence_of,
-    written_options,
-)
+from mgsr.config.own_functions import class_of, divergence_of, written_divergence_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.prompts import Example
 from mgsr.data.rows import Row
@@ -28,7 +22,6 @@ from mgsr.models.from_config import with_adapters
 from mgsr.rounds.unrevised import WRITERS
 from mgsr.rounds.writer import RoundWriter
 from mgsr.runtime.devices import placed, product_dtype, working_device
-from mgsr.runtime.environment import numerics_of
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
 from mgsr.runtime.ranks import first_alone
@@ -237,7 +230,7 @@ def build_objective(config: ExperimentConfig, clip: Any) -> Objective:
     if objective.tile_size:
         options["tile_size"] = objective.tile_size
     weights = objective.w_sft, objective.w_dac, objective.w_span
-    built = Objective(weights, clip, options, divergence_options(objective), written_options(objective))
+    built = Objective(weights, clip, options, objective.divergence_options, objective.written_options)
     built.match = objective.match_gradient and built.weights[1] > 0
     return built
 
@@ -272,7 +265,7 @@ def mean_bounds(config: ExperimentConfig) -> tuple[float, float] | None:
             environment = read_json(path / ENVIRONMENT, SHAPES[ENVIRONMENT], remedy)
     except DataError as error:
         raise ConfigError(f"`clip.run`: {error}", "clip.run") from None
-    version = numerics_of(environment)
+    version = environment["numerics"]
     if version != mgsr.NUMERICS_VERSION:
         raise ConfigError(
             f"`clip.run`: {path} is of numerics version {version}, this code is of {mgsr.NUMERICS_VERSION}; "

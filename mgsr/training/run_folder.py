@@ -17,7 +17,7 @@ from mgsr.config.layers import read_layer
 from mgsr.config.load import config_of, dump, flat_tree, with_absolute_paths
 from mgsr.config.schema import ExperimentConfig
 from mgsr.models import content_fingerprint, save_tokenizer
-from mgsr.runtime.environment import environment, numerics_of
+from mgsr.runtime.environment import environment
 from mgsr.runtime.errors import ConfigError, UserError
 from mgsr.runtime.files import write_atomically
 from mgsr.runtime.json_files import Between, Each, Maybe, read_json
@@ -34,7 +34,7 @@ TEST_FIGURES = {**_MEASURES, "examples": int, "sampled": Maybe({**_MEASURES, "ro
 """Of a test set, what is shown of it."""
 SHAPES: dict[str, Any] = {
     METRICS: {"steps": int, "seed": int, "result": Each(TEST_FIGURES, 1)},
-    ENVIRONMENT: {"numerics": Maybe(int), "threads": Maybe((int, None)), "commit": _TEXT, "cpu": _TEXT},
+    ENVIRONMENT: {"numerics": int, "threads": Maybe((int, None)), "commit": _TEXT, "cpu": _TEXT},
     DATA: {},
     TEACHER: {"cache": (str, None), "source": _TEXT, "revision": _TEXT, "content": (str, None)},
     BASE: {"cache": (str, None), "source": _TEXT, "revision": _TEXT, "content": str},
@@ -142,7 +142,7 @@ def _take_up(
         )
     if data and not known:
         say(f"{folder}: without {DATA} nobody can tell whether the rows are those it began with")
-    begun = numerics_of(read_run_file(folder, ENVIRONMENT, missing={}))
+    begun = read_run_file(folder, ENVIRONMENT, missing={"numerics": "unknown"})["numerics"]
     if begun != mgsr.NUMERICS_VERSION:
         here = mgsr.NUMERICS_VERSION
         say(f"{folder}: begun with numerics version {begun}, here it is {here}: the rest may differ")

@@ -122,7 +122,6 @@ def test_unknown_key_in_a_file_names_its_line(tmp_path: Path) -> None:
         ("evaluation.seeds=[-1]", ("evaluation.seeds",)),
         ("evaluation.seeds=3", ("evaluation.seeds", "takes a list, as in [a, b]")),
         ("data.synthetic.families=sort", ("data.synthetic.families", "takes a list, as in [a, b]")),
-        ("objective.beta=0 objective.divergence=jensen_shannon", ("objective.beta",)),
         ("teacher.source=''", ("teacher.source",)),
         ("objective.w_dac=0 objective.w_span=0", ("scrg.enabled=false",)),
         ("objective.kind=minillm", ("scrg.text=mixed",)),

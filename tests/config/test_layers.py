@@ -211,13 +211,3 @@ def test_trees_in_memory_are_read_alike() -> None:
     assert (config.arm, config.train.lr, config.clip.lower) == ("on", 1.0, float("-inf"))
     with pytest.raises(ConfigError, match="words, numbers, lists"):
         config_from_tree({"arm": object()})
-
-
-def test_a_key_that_is_gone_is_said_and_not_read(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(f"{BASE}evaluation:\n  one_answer: [a]\n  seeds: [3]\n")
-    assert load_config(path).evaluation.seeds == [3]
-    said = "".join(capsys.readouterr())
-    assert "`evaluation.one_answer` is gone and not read: exact match" in said and said.count("is gone and") == 1
-    # as run folders of that version have it
-    load_config(write(f"{BASE}evaluation: {{one_answer: null}}\n"))
-    assert "".join(capsys.readouterr()) == ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgsr.config.load import load_config
-from mgsr.config.schema import DataConfig, EvaluationConfig, ExperimentConfig
+from mgsr.config.schema import DataConfig, EvaluationConfig
 from mgsr.data.rows import Message, Row
 from mgsr.data.splits import encode, encode_answered, read_split, rows_fingerprint, say_of_cut
 from mgsr.data.synthetic import generate_rows
@@ -95,14 +95,8 @@ def test_named_fields_hold_for_training_rows_and_others_may_differ(tmp_path: Pat
         parts(f"data.train={other}", *words)
 
 
-def test_the_split_may_have_its_former_name(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(
-        "data:\n  train: a/b\n  hub_split: {dev: 7, seed: 3}\nteacher: {source: a/b}\nstudent: {source: a/b}\n"
-    )
-    config = load_config(path, ["data.hub_split.test=9"])
-    assert (config.data.split.dev, config.data.split.test, config.data.split.seed) == (7, 9, 3)
-    assert ExperimentConfig().data.split.dev == 1000, "hashes of older runs know this default"
+def test_the_default_of_dev_rows_stays() -> None:
+    assert DataConfig().split.dev == 1000, "hashes of older runs know this default"
 
 
 def test_a_fingerprint_is_of_what_is_asked_and_answered() -> None:

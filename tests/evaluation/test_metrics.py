@@ -195,12 +195,11 @@ def test_self_bleu_equals_nltk(sequences, max_n):
 
 
 def test_ex_acc_err_by_hand():
-    student = [[2.0, 4.0, 9.0], [0.0, 2.0, 1.0]]  # the first ends after 2
+    student = [[2.0, 4.0, 0.0], [0.0, 2.0, 1.0]]  # the first ends after 2
     teacher = [[1.0, 1.0, 1.0]]
     # R = 1, 4, 4.5; l e(l) = 1, 2, 3
     expected = [0.0, 100.0, 50.0]
-    np.testing.assert_allclose(ex_acc_err(student, teacher, student_lengths=[2, 3]), expected)
-    student[0][2] = 0.0
+    np.testing.assert_allclose(ex_acc_err(student, teacher), expected)
     np.testing.assert_allclose(ex_acc_err(np.array(student), torch.tensor(teacher)), expected)
 
 
@@ -217,17 +216,12 @@ def test_ex_acc_err_of_different_widths_and_of_nothing():
     assert math.isnan(found[0]) and found[1] == 100.0
 
 
-def test_ex_acc_err_leaves_its_input_alone_and_refuses_what_does_not_fit():
+def test_ex_acc_err_refuses_what_does_not_fit():
     kl = np.ones((1, 3))
-    ex_acc_err(kl, kl, student_lengths=[1])
-    assert kl.sum() == 3
     with pytest.raises(ValueError, match=r"\(3,\)"):
         ex_acc_err([1.0, 2.0, 3.0], kl)
     with pytest.raises(ValueError, match=r"\(0, 3\)"):
         ex_acc_err(kl, np.ones((0, 3)))
-    for lengths in ([4], [1, 1], [-1]):
-        with pytest.raises(ValueError, match="do not fit"):
-            ex_acc_err(kl, kl, teacher_lengths=lengths)
 
 
 def test_perplexity():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mgsr.models import align_vocabularies, build_causal_lm, logits_width, shared_vocab_size, text_ends
+from mgsr.models import build_causal_lm, logits_width, shared_vocab_size, text_ends
 from mgsr.models.vocabulary import VocabularyConflict, vocabulary_report
 from mgsr.runtime.errors import UserError
 
@@ -128,20 +128,3 @@ def test_agreement_is_exactly_equal_numbering(order, extra, padding):
             shared_vocab_size(*arguments)
     else:
         assert shared_vocab_size(*arguments) == len(teacher_words)
-
-
-def test_aligning_cuts_both_without_a_copy_and_passes_gradients():
-    teacher = torch.arange(12.0).reshape(2, 6)
-    student = torch.arange(8.0).reshape(2, 4).requires_grad_()
-    cut_teacher, cut_student = align_vocabularies(teacher, student, 3)
-    assert cut_teacher.tolist() == [[0.0, 1.0, 2.0], [6.0, 7.0, 8.0]]
-    assert cut_student.tolist() == [[0.0, 1.0, 2.0], [4.0, 5.0, 6.0]]
-    assert cut_teacher.data_ptr() == teacher.data_ptr()
-    cut_student.sum().backward()
-    assert student.grad.tolist() == [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
-
-
-@pytest.mark.parametrize("size", [0, 5, -1])
-def test_aligning_refuses_a_size_that_is_not_there(size):
-    with pytest.raises(ValueError, match=rf"size must be in \[1, 4\], not {size}"):
-        align_vocabularies(torch.zeros(1, 6), torch.zeros(1, 4), size)

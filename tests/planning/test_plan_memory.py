@@ -12,7 +12,7 @@ import torch
 from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
-from mgsr.planning.model_size import ModelSize, Parts, clip_bytes, fake_models, model_size, parts_of
+from mgsr.planning.model_size import ModelSize, Parts, clip_parts, fake_models, model_size, parts_of
 from mgsr.planning.peak_memory import (
     Activations,
     activations,
@@ -82,7 +82,7 @@ def test_one_device_is_the_doctors_account(tiny_file: Path) -> None:
     row = found.options[0].account
     mode, teacher, student = fake_models(config, _classes(found))
     own, taught = model_size(student), model_size(teacher)
-    static = own.weights + own.optimiser + clip_bytes(config, own.classes) + taught.weights
+    static = own.weights + own.optimiser + sum(clip_parts(config, own.classes).values()) + taught.weights
     kept = activations(mode, student, found.text.longest, checkpointing=False, mixed=None)
     assert row.strategy == "auto" and row.activations == kept.of(8)
     assert row.training == static + training_added(config, own, taught, kept, 8, found.text.longest, "cuda")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import mgsr.runtime.environment
-from mgsr.runtime.environment import environment, numerics_of
+from mgsr.runtime.environment import environment
 
 
 def test_the_environment_tells_commit_changes_and_numerics(
@@ -41,7 +41,3 @@ def test_the_environment_tells_commit_changes_and_numerics(
     assert environment()["dirty"] is True
     for name in ("mgsr", "python", "torch", "lightning", "transformers"):
         assert isinstance(clean[name], str)
-
-
-def test_an_environment_of_before_there_was_a_version_is_of_the_first() -> None:
-    assert numerics_of({"code": "4b231d9ac12f"}) == 1 and numerics_of({"numerics": 3}) == 3

@@ -249,7 +249,7 @@ def test_runs_of_another_numerics_version_or_configuration_are_never_mixed(
         run_study(study, [0], [word], record=True)
 
 
-def test_arms_on_different_data_are_refused(
+def test_arms_that_cannot_run_or_have_other_data_are_refused_before_the_first_run(
     tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran = counted(monkeypatch)
@@ -258,6 +258,10 @@ def test_arms_on_different_data_are_refused(
         run_study(study, [0], [f"run_root={tmp_path}"])
     with pytest.raises(UserError, match="no arm `gone`; it has full, fewer"):
         run_study(study, [0], [f"run_root={tmp_path}"], arms=["gone"])
+    half = "objective.divergence: jensen_shannon, objective.divergence_options"
+    study = make(tmp_path, tiny_file, "open", f"\n  full: {{}}\n  edge: {{{half}: {{beta: 1}}}}\n")
+    with pytest.raises(UserError, match=r"yaml:5, arm `edge`: .* beta must lie strictly between 0 and 1, got 1"):
+        run_study(study, [0], [f"run_root={tmp_path}"])
     assert ran == []
 
 

@@ -91,6 +91,8 @@ class Text:
 MIXTURE = partial(reference.alpha_mixture, alpha=0.5, lam=0.5, of="alpha_beta")
 UNSURE = partial(reference.entropy_aware, threshold=0.8, alpha=1.0)
 SKEWED = kl_kind("skewed_forward_kl", 0.1), kl_kind("skewed_reverse_kl", 0.1)
+MORE_SKEWED = kl_kind("skewed_forward_kl", 0.6), kl_kind("skewed_reverse_kl", 0.6)
+TOWARDS_TEACHER = kl_kind("symmetric_kl", 0.9), kl_kind("jensen_shannon", 0.9)
 BASELINES = {
     "full": (Text("student, corrected once", 5), Loss((1, 1, 1), dac(*AT_START))),
     "sft": (Text("nobody", 0), Loss((1, 0, 0))),
@@ -246,10 +248,10 @@ def test_text_of_the_baselines(arm: str, tmp_path: Path) -> None:
         ("baselines", "full", "temperature=2", Loss((1, 1, 1), dac(*AT_START), temperature=2.0)),
         ("dac_kl", "reverse_kl", "temperature=0.5", Loss((1, 1, 1), REVERSE, temperature=0.5)),
         ("baselines", "full", "w_sft=0.5 w_dac=2 w_span=30", Loss((0.5, 2, 30), dac(*AT_START))),
-        ("unshipped", "symmetric_kl", "divergence_weight=0.9", Loss((1, 1, 1), kl_kind("symmetric_kl", 0.9))),
-        ("dac_kl", "jensen_shannon", "beta=0.9", Loss((1, 1, 1), kl_kind("jensen_shannon", 0.9))),
-        ("unshipped", "skewed_forward_kl", "alpha=0.6", Loss((1, 1, 1), kl_kind("skewed_forward_kl", 0.6))),
-        ("unshipped", "skewed_reverse_kl", "alpha=0.6", Loss((1, 1, 1), kl_kind("skewed_reverse_kl", 0.6))),
+        ("unshipped", "symmetric_kl", "divergence_options.weight=0.9", Loss((1, 1, 1), TOWARDS_TEACHER[0])),
+        ("dac_kl", "jensen_shannon", "divergence_options.beta=0.9", Loss((1, 1, 1), TOWARDS_TEACHER[1])),
+        ("unshipped", "skewed_forward_kl", "divergence_options.alpha=0.6", Loss((1, 1, 1), MORE_SKEWED[0])),
+        ("unshipped", "skewed_reverse_kl", "divergence_options.alpha=0.6", Loss((1, 1, 1), MORE_SKEWED[1])),
         # so sharp a teacher is unsure of some tokens alone
         ("baselines", "entropy_aware", "temperature=0.3", Loss((0, 1, 0), UNSURE, temperature=0.3)),
     ],

@@ -120,6 +120,10 @@ def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
             "must be finite and not 0",
         ),
         (["objective.divergence=veto", "objective.divergence_options={beta: [0.8, 1.0]}"], "beta must be below 1"),
+        (
+            ["objective.divergence=jensen_shannon", "objective.divergence_options.beta=0"],
+            "jensen_shannon: beta must lie strictly between 0 and 1, got 0",
+        ),
         (["objective.divergence_options={beta: 1}"], "none of dac_kl's"),
         (["objective.divergence=my_own"], "it takes dac_kl | forward_kl"),
         (["objective.divergence_options={by: [1, 2, 3]}"], "one value, or a pair"),
@@ -158,13 +162,6 @@ def test_options_are_read_from_files_words_and_dumps(tiny_file: Path, tmp_path: 
     )
 
 
-def test_older_keys_are_the_same_options(tiny_file: Path) -> None:
-    words = ["objective.divergence=jensen_shannon", "objective.beta=0.3"]
-    assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.3}
-    words.append("objective.divergence_options.beta=0.4")
-    assert build_objective(load_config(tiny_file, words), None).divergence_options == {"beta": 0.4}
-
-
 def test_options_on_written_text_are_scheduled_too(make_config: Make) -> None:
     words = ("objective.divergence=todi", "objective.written_divergence=veto", "train.epochs=1")
     config = make_config(*words, "objective.written_options={beta: [0.8, 0.0]}")
@@ -172,12 +169,6 @@ def test_options_on_written_text_are_scheduled_too(make_config: Make) -> None:
     objective.progress = 0.5
     assert objective._scheduled() == {"written_kwargs": {"beta": 0.4}}
     assert math.isfinite(train(config)["val"]["loss"])
-
-
-def test_older_keys_reach_the_divergence_on_written_text(tiny_file: Path) -> None:
-    words = ["objective.divergence=skewed_forward_kl", "objective.written_divergence=skewed_reverse_kl"]
-    objective = build_objective(load_config(tiny_file, [*words, "objective.alpha=0.3"]), None)
-    assert objective.divergence_options == objective.written_options == {"alpha": 0.3}
 
 
 def test_a_divergence_of_no_weight_is_not_looked_for(make_config: Make) -> None:

@@ -20,11 +20,10 @@ INDEX = "README.md"
 MARK = "<!-- written by mgsr report -->"
 
 
-def report(study: Study, *, place: Path | None = None, out: Path | None = None) -> tuple[Path, Content]:
+def report(study: Study, *, out: Path | None = None) -> tuple[Path, Content]:
     """Write a study's report, and say where.
 
     Args:
-        place: the pool (None: the study's own).
         out: folder of the report (None: the study's home).
 
     Raises:
@@ -33,7 +32,7 @@ def report(study: Study, *, place: Path | None = None, out: Path | None = None) 
     folder = study.home if out is None else out
     path = folder / "README.md"
     _refuse_by_hand(path, "choose another folder with --out")
-    pool = study.pool() if place is None else place
+    pool = study.pool()
     view = look(study, pool)
     if not view.runs:
         typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
