@@ -119,7 +119,7 @@ test-all: $(BIN)/.test ## run all tests: compiled, distributed and killed runs t
 lint: $(BIN)/.dev ## format, lint, types and import floors, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 format: $(BIN)/.dev ## format the code and mend what ruff can mend
