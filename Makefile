@@ -12,8 +12,9 @@ JOBS ?= 1
 # With CONFIG or ARGS nothing is recorded. Recorded runs have one thread each.
 RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record trainer.threads=1)
 ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) --jobs $(JOBS) $(RECORD) $(ARGS)
-# one worker per core with one thread each; a file stays with its worker, so what its tests share is made once
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+# workers with one thread each, one more than cores as some wait; a file stays with its worker, so what its tests share
+# is made once
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 NAME = $(notdir $(patsubst %/,%,$(dir $(STUDY))))
 REPORT = $(BIN)/mgsr report $(if $(RECORD),$(STUDY),runs/$(NAME)$(if $(CONFIG),-$(basename $(notdir $(CONFIG)))))
 

@@ -51,7 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LATE = [
     ("student.architecture.num_heads=3", "student", "not a multiple of num_heads 3"),
     (
-        "student.architecture.hidden_size=65536 student.architecture.num_layers=99",
+        "student.architecture.hidden_size=65536 student.architecture.num_layers=30",
         "student",
         r"takes \d+ GB, and this machine has",
     ),

@@ -40,7 +40,12 @@ def test_a_compiled_forward_trains_the_same_student(
     runs = []
     counters.clear()
     for compiled in ("false", "true"):
-        config = make_config(f"arm=compile_{compiled}", "train.epochs=1", f"trainer.compile={compiled}")
+        config = make_config(
+            f"arm=compile_{compiled}",
+            "train.epochs=1",
+            f"trainer.compile={compiled}",
+            "student.architecture.num_layers=1",
+        )
         train(config)
         runs.append(weights(run_folder(config)))
         assert (counters["stats"]["unique_graphs"] > 0) == (compiled == "true")
