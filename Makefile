@@ -102,19 +102,19 @@ reports: $(BIN)/.base ## write all reports, and experiments/README.md over them,
 bench: $(BIN)/.bench ## time and memory against TRL, Liger and transformers; writes experiments/bench/README.md
 	$(BIN)/python -m experiments.bench.run $(ARGS)
 
-torture: $(BIN)/.test ## kill 55 runs, resume them, compare bit by bit (ARGS="--seed 1 --times 10")
+torture: $(BIN)/.dev ## kill 55 runs, resume them, compare bit by bit (ARGS="--seed 1 --times 10")
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability.torture $(ARGS)
 
-first-hour: $(BIN)/.test ## what a newcomer does with models and rows of his own, from a wheel in a fresh folder
+first-hour: $(BIN)/.dev ## what a newcomer does with models and rows of his own, from a wheel in a fresh folder
 	$(BIN)/python -m tests.reliability.first_hour $(ARGS)
 
-fuzz: $(BIN)/.test ## 10,000 hostile inputs for each reader
+fuzz: $(BIN)/.dev ## 10,000 hostile inputs for each reader
 	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_fuzz*.py --timeout 7200
 
-test: $(BIN)/.test ## run the tests but the long ones, in five minutes on two cores (ARGS=tests/losses for some)
+test: $(BIN)/.dev ## run the tests but the long ones, in five minutes on two cores (ARGS=tests/losses for some)
 	$(PYTEST) -m "not long" $(ARGS)
 
-test-all: $(BIN)/.test ## run all tests: compiled, distributed and killed runs too
+test-all: $(BIN)/.dev ## run all tests: compiled, distributed and killed runs too
 	MGSR_FUZZ=120 $(PYTEST) -m "not stands_in" $(ARGS)
 
 lint: $(BIN)/.dev ## format, lint, types and import floors, without changing anything
@@ -154,18 +154,13 @@ $(BIN)/.spans: pyproject.toml | $(BIN)/python
 	@$(COMPILED)
 	@touch $@
 
-$(BIN)/.test: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable '.[test,lora,gguf,spans]'
-	@$(COMPILED)
-	@touch $@
-
 $(BIN)/.bench: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable '.[bench]'
 	@$(COMPILED)
 	@touch $@
 
 $(BIN)/.dev: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable '.[dev,test]'
+	$(INSTALL) --editable '.[dev,test,lora,gguf,spans]'
 	@$(COMPILED)
 	@touch $@
 
