@@ -48,7 +48,7 @@ ablate-scrg: $(BIN)/.base ## SCRG removed, or replaced (SEEDS, JOBS, CONFIG, ARG
 	$(REPORT)
 
 ablate-span: STUDY = experiments/span/study.yaml
-ablate-span: $(BIN)/.spans ## span consistency removed, or changed
+ablate-span: $(BIN)/.base ## span consistency removed, or changed
 	$(ABLATE)
 	$(REPORT)
 
@@ -146,11 +146,6 @@ $(BIN)/python:
 
 $(BIN)/.base: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable .
-	@$(COMPILED)
-	@touch $@
-
-$(BIN)/.spans: pyproject.toml | $(BIN)/python
-	$(INSTALL) --editable '.[spans]'
 	@$(COMPILED)
 	@touch $@
 
