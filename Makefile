@@ -111,7 +111,7 @@ first-hour: $(BIN)/.dev ## what a newcomer does with models and rows of his own,
 fuzz: $(BIN)/.dev ## 10,000 hostile inputs for each reader
 	MGSR_FUZZ=10000 $(BIN)/python -m pytest tests/reliability/test_fuzz*.py --timeout 7200
 
-test: $(BIN)/.dev ## run the tests but the long ones, in five minutes on two cores (ARGS=tests/losses for some)
+test: $(BIN)/.dev ## run the tests but the long ones (ARGS=tests/losses for some)
 	$(PYTEST) -m "not long" $(ARGS)
 
 test-all: $(BIN)/.dev ## run all tests: compiled, distributed and killed runs too
