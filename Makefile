@@ -18,8 +18,8 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loa
 NAME = $(notdir $(patsubst %/,%,$(dir $(STUDY))))
 REPORT = $(BIN)/mgsr report $(if $(RECORD),$(STUDY),runs/$(NAME)$(if $(CONFIG),-$(basename $(notdir $(CONFIG)))))
 
-# make demo ends after two epochs, and answers a quarter of the test rows
-SHORT = train.max_steps=250 data.test_limit=500 'evaluation.seeds=[10]' evaluation.exposure_rows=200
+# make demo ends in its second epoch, and answers a quarter of the test rows
+SHORT = train.max_steps=180 data.test_limit=500 'evaluation.seeds=[10]' evaluation.exposure_rows=100
 
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students

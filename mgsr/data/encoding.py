@@ -47,14 +47,20 @@ def ids_behind(
     before: str,
     tokenizer: PreTrainedTokenizerBase,
     encode: Callable[[str, PreTrainedTokenizerBase], tuple[int, ...]] = plain_ids,
+    before_ids: tuple[int, ...] | None = None,
 ) -> tuple[tuple[int, ...], bool]:
     """The ids of `text` where it follows `before`, and whether the two could be encoded together.
 
     They could not where a token would reach over the border: the text is then encoded alone, without the space
     that some tokenizers put before one.
+
+    Args:
+        before_ids: those of `before`, where they are known.
     """
     for anchor in (before, *_ANCHORS):
-        front, whole = encode(anchor, tokenizer), encode(anchor + text, tokenizer)
+        known = before_ids if anchor == before else None
+        front = encode(anchor, tokenizer) if known is None else known
+        whole = encode(anchor + text, tokenizer)
         if whole[: len(front)] == front and (front or anchor == before):
             return whole[len(front) :], anchor == before
     return encode(text, tokenizer), False

@@ -127,7 +127,12 @@ def end_id(tokenizer: PreTrainedTokenizerBase, token: str = "", template: str = 
 
 
 def encode_prompt(
-    row: Row, tokenizer: PreTrainedTokenizerBase, *, template: str = "alpaca", max_prompt_length: int = 256
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "alpaca",
+    max_prompt_length: int = 256,
+    front: tuple[int, ...] | None = None,
 ) -> EncodedPrompt:
     """Encode a prompt in at most `max_prompt_length` tokens.
 
@@ -137,19 +142,20 @@ def encode_prompt(
     A prompt that is too long is cut between two tokens. First the right end of the input goes, then all of the
     input with its heading, then the right end of the instruction. Of a conversation the oldest turns go first,
     then the right end of the user's last turn. The response header always stays, and so does the system's turn.
+    `front` is what `front_ids` gives, if known.
 
     Raises:
         UserError: the template's frame leaves no room for one token of the instruction; or it refuses the row.
         ConfigError: no template has that name.
     """
-    front: tuple[int, ...] = () if template == CHAT else front_ids(tokenizer)
+    before = front_ids(tokenizer) if front is None and template != CHAT else front or ()
 
     def encoded(candidate: Row, *, truncated: bool = True) -> EncodedPrompt:
         if template == CHAT:
             text = chat.prompt_text(candidate, tokenizer)
             return EncodedPrompt(parsed_ids(text, tokenizer), text, truncated, candidate)
         text = render(candidate, template)
-        return EncodedPrompt(front + plain_ids(text, tokenizer), text, truncated, candidate)
+        return EncodedPrompt(before + plain_ids(text, tokenizer), text, truncated, candidate)
 
     def fits(candidate: Row) -> bool:
         return len(encoded(candidate).ids) <= max_prompt_length
@@ -175,7 +181,13 @@ def encode_prompt(
 
 
 def encode_response(
-    text: str, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int, prompt: str = "", end: int | None = None
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_tokens: int,
+    prompt: str = "",
+    prompt_ids: tuple[int, ...] | None = None,
+    end: int | None = None,
 ) -> EncodedResponse:
     """Encode a response behind its prompt, and end it.
 
@@ -183,7 +195,7 @@ def encode_response(
     to `max_tokens` and goes without, for it does not end there.
 
     Args:
-        prompt: the text that the response follows, as far as it was not cut.
+        prompt: the text that the response follows, as far as it was not cut; `prompt_ids` are its ids, if known.
         end: the id of the end token, by default that of the end of text.
 
     Raises:
@@ -192,7 +204,7 @@ def encode_response(
     """
     if max_tokens < 1:
         raise ValueError(f"a response needs at least 1 token, got max_tokens={max_tokens}")
-    written, together = ids_behind(text, prompt, tokenizer)
+    written, together = ids_behind(text, prompt, tokenizer, before_ids=prompt_ids)
     ids = (*written, require_eos(tokenizer) if end is None else end)
     return EncodedResponse(ids[:max_tokens], len(ids) > max_tokens, not together)
 
@@ -227,15 +239,19 @@ def encode_rows(
         )
     examples, apart, end = [], 0, end_id(tokenizer, end_token, template)
     frame = chat.frame_of(tokenizer) if template == CHAT else None
+    front = front_ids(tokenizer) if frame is None else ()
     left_out: Counter[str] = Counter()
     for row in rows:
         if frame is not None and chat.spells_a_turn(row, tokenizer, frame.reserved | {end}):
             left_out[chat.SPELLS] += 1
             continue
-        prompt = encode_prompt(row, tokenizer, template=template, max_prompt_length=max_prompt_length)
+        prompt = encode_prompt(row, tokenizer, template=template, max_prompt_length=max_prompt_length, front=front)
         room = max_length - len(prompt.ids)
         if frame is None:
-            response = encode_response(row.output, tokenizer, max_tokens=room, prompt=prompt.text, end=end)
+            behind = prompt.ids[len(front) :]
+            response = encode_response(
+                row.output, tokenizer, max_tokens=room, prompt=prompt.text, prompt_ids=behind, end=end
+            )
         else:
             answer = chat.answer_ids(prompt.row, prompt.text, tokenizer, frame, end)
             if answer is None:
