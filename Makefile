@@ -24,7 +24,7 @@ SHORT = train.max_steps=180 data.test_limit=500 'evaluation.seeds=[10]' evaluati
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
-STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops recipe long-answers
+STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops recipe long-answers converged
 .PHONY: help install demo demo-teacher smollm2 $(STUDIES) ablate-all ablate-real reports bench torture first-hour fuzz test test-all lint format hooks tensorboard clean
 
 help: ## list the targets
@@ -84,6 +84,11 @@ recipe: $(BIN)/.base ## configs/recipe.yaml against full MGSR, GKD, SKD, KD and 
 
 long-answers: STUDY = experiments/long_answers/study.yaml
 long-answers: $(BIN)/.base ## the questions where answers are long and go wrong early
+	$(ABLATE)
+	$(REPORT)
+
+converged: STUDY = experiments/converged/study.yaml
+converged: $(BIN)/.base ## the two questions from a student whose SFT has converged
 	$(ABLATE)
 	$(REPORT)
 

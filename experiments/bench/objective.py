@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments.bench import problems
+from experiments.bench.measure import measure
 from experiments.bench.problems import Problem
 from mgsr.losses import IGNORED, dac_kl, span_correlation, tiled_objective
 from mgsr.models.clip_network import ClipNetwork
@@ -180,3 +182,13 @@ def _same(problem: Problem, name: str, expected: float) -> float:
     for leaf, want in zip(problem.leaves, gradients, strict=True):
         leaf.grad = want
     return value
+
+
+def case(name: str, **options: Any) -> dict[str, Any]:
+    """`check`, `problem` or one of `CASES`, on a text's states where `options` name two models and data."""
+    problem = problems.of_text(**options) if "data" in options else problems.artificial(**options)
+    if name == "problem":
+        return problems.figures(problem)
+    if name == "check":
+        return check(problem)
+    return measure(lambda: CASES[name](problem), reset=problem.clear, repeats=3)

@@ -23,7 +23,7 @@ OVERRIDES = ("run_root=runs/bench", "experiment=bench")
 
 @dataclass
 class Pair:
-    """What a round of text and a training step need; `examples` are the rows of a folder pair."""
+    """What a round of text needs; `examples` are the rows of a folder pair."""
 
     teacher: Any
     student: Any

@@ -7,15 +7,13 @@ models and stops with the last step.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-import time
 from typing import Any
 
 import torch
 
 from experiments.bench.pair import OVERRIDES
-from experiments.bench.peers import GKD, Collator, counting, texts_of, trl_config
+from experiments.bench.peers import GKD, Collator, mgsr_run, trl_config, trl_run
 from mgsr import models
 from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
@@ -24,8 +22,6 @@ from mgsr.data.prompts import Example
 from mgsr.data.splits import encode, read_split
 from mgsr.losses import tiled_objective
 from mgsr.models.output_layer import last_hidden, output_head
-from mgsr.training.run_folder import run_folder
-from mgsr.training.train import train
 
 STEPS, BATCH = 24, 8
 
@@ -60,32 +56,18 @@ def config_of(teacher: str, student: str, data: str, precision: str, seed: int) 
 
 
 def mgsr_gkd(config: ExperimentConfig) -> dict[str, Any]:
-    # timed anew each time: a finished run would only be read
-    shutil.rmtree(run_folder(config), ignore_errors=True)
-    metrics = train(config)
-    return {"seconds": [metrics["seconds_training"]], "texts": texts_of(metrics)}
+    return mgsr_run(config)[1]
 
 
 def trl_gkd(config: ExperimentConfig) -> dict[str, Any]:
-    from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDConfig
 
     teacher, student, tokenizer, examples = _parts(config)
-    student.generation_config.eos_token_id = tokenizer.eos_token_id
     with tempfile.TemporaryDirectory() as scratch:
         arguments = trl_config(GKDConfig, config, scratch, config.seed, STEPS)
         arguments.bf16 = config.trainer.precision == "bf16-mixed"
-        trainer = counting(GKDTrainer)(
-            model=student,
-            teacher_model=teacher,
-            args=arguments,
-            data_collator=Collator({e.id: e for e in examples}, pad_id(tokenizer)),
-            train_dataset=Dataset.from_dict({"id": [e.id for e in examples]}),
-            processing_class=tokenizer,
-        )
-        start = time.perf_counter()
-        trainer.train()
-        return {"seconds": [time.perf_counter() - start], "texts": trainer.texts}
+        trainer, seconds = trl_run(student, teacher, tokenizer, examples, arguments)
+    return {"seconds": [seconds], "texts": trainer.texts}
 
 
 def _parts(config: ExperimentConfig) -> tuple[Any, Any, Any, list[Example]]:

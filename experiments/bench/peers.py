@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,16 +51,17 @@ def _mgsr(arm: str, seed: int, steps: int, *overrides: str) -> dict[str, Any]:
         "evaluation.val_every_n_epochs=1000",
         *overrides,
     )
+    metrics, figures = mgsr_run(config)
+    return {**figures, "rouge_l": metrics["result"]["test"]["rouge_l"]}
+
+
+def mgsr_run(config: ExperimentConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's metrics, its seconds, and how many texts its student has written, corrections aside."""
     # timed anew each time: a finished run would only be read
     shutil.rmtree(run_folder(config), ignore_errors=True)
     metrics = train(config)
-    rouge_l = metrics["result"]["test"]["rouge_l"]
-    return {"seconds": [metrics["seconds_training"]], "rouge_l": rouge_l, "texts": texts_of(metrics)}
-
-
-def texts_of(metrics: dict[str, Any]) -> int:
-    """Texts that the student has written for a run of mgsr's, corrections aside."""
-    return round(metrics["scrg"]["sequences"] * metrics["scrg"]["rounds"])
+    texts = round(metrics["scrg"]["sequences"] * metrics["scrg"]["rounds"])
+    return metrics, {"seconds": [metrics["seconds_training"]], "texts": texts}
 
 
 class Collator:
@@ -100,8 +102,7 @@ def counting(trainer: type) -> Any:
 
 def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
     """TRL's `GKDTrainer`: lambda 0.5, beta 0.5, temperature 1."""
-    from datasets import Dataset
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDConfig
 
     config = demo_config(f"seed={seed}")
     rows = read_split(config.data, "train")
@@ -110,23 +111,34 @@ def trl_gkd(seed: int = 0, steps: int = 400) -> dict[str, Any]:
     tokenizer = student.tokenizer
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id(tokenizer))
     examples = encode(rows, tokenizer, config.data, "training rows").examples
-    student.model.generation_config.eos_token_id = tokenizer.eos_token_id
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = counting(GKDTrainer)(
-            model=student.model,
-            teacher_model=teacher.model,
-            args=trl_config(GKDConfig, config, scratch, seed, steps),
-            data_collator=Collator({e.id: e for e in examples}, pad_id(tokenizer)),
-            train_dataset=Dataset.from_dict({"id": [e.id for e in examples]}),
-            processing_class=tokenizer,
-        )
-        start = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - start
+        arguments = trl_config(GKDConfig, config, scratch, seed, steps)
+        trainer, seconds = trl_run(student.model, teacher.model, tokenizer, examples, arguments)
     test = encode(read_split(config.data, "test"), tokenizer, config.data, "test rows").examples
     predictor = Predictor(tokenizer, list(test), config.evaluation, pad_token_id=pad_id(tokenizer))
     rouge_l = evaluate(trainer.model.eval(), predictor).summary["rouge_l"]
     return {"seconds": [seconds], "rouge_l": rouge_l, "texts": trainer.texts}
+
+
+def trl_run(
+    student: Any, teacher: Any, tokenizer: Any, examples: Sequence[Example], arguments: Any
+) -> tuple[Any, float]:
+    """TRL's trainer once it has trained the student, and the seconds of that."""
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDTrainer
+
+    student.generation_config.eos_token_id = tokenizer.eos_token_id
+    trainer = counting(GKDTrainer)(
+        model=student,
+        teacher_model=teacher,
+        args=arguments,
+        data_collator=Collator({e.id: e for e in examples}, pad_id(tokenizer)),
+        train_dataset=Dataset.from_dict({"id": [e.id for e in examples]}),
+        processing_class=tokenizer,
+    )
+    start = time.perf_counter()
+    trainer.train()
+    return trainer, time.perf_counter() - start
 
 
 def trl_config(cls: Any, config: ExperimentConfig, folder: str, seed: int, steps: int) -> Any:

@@ -6,10 +6,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
-from experiments.bench.medians import MIB, memory, per_process, rate, seconds
-
-HIDDEN = 256
-"""The student's hidden size in the growth measurements."""
+from experiments.bench.medians import memory, per_process, rate, seconds
 
 Figures = Mapping[str, Any]
 
@@ -43,25 +40,12 @@ def kind_of(case: str) -> str:
     return "liger_kl" if case.startswith("liger_kl") else "liger"
 
 
-def without_gradient(tokens: str | int, point: Figures) -> float:
-    """Added MiB at so many tokens, less the gradient to the student's hidden states."""
-    return memory(point["mgsr"]) - 4 * HIDDEN * int(tokens) / MIB
-
-
-def _flatness(figures: Figures) -> str:
-    each = [without_gradient(tokens, point) for tokens, point in figures["tokens"].items()]
-    return f"{max(each) / min(each):.2f}"
-
-
 def _sampling(figures: Figures) -> str:
     return f"{rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f}"
 
 
 def _rival(figures: Figures) -> str:
     return f"{rate(figures['mgsr_bfloat16']) / rate(figures['openvino_bfloat16']):.2f}"
-
-
-_round = _time("mgsr_round", "naive_round")
 
 
 def _products(figures: Figures) -> str:
@@ -101,22 +85,14 @@ def _step(figures: Figures) -> str:
 RATIOS: tuple[tuple[str, str, Callable[[Figures], str]], ...] = (
     *((f"objective, 3 terms: {what}", "objective", ratio) for what, ratio in OBJECTIVE),
     *((f"objective on text, 3 terms: {what}", "text_objective", ratio) for what, ratio in OBJECTIVE),
-    (
-        "objective: most / least memory from 512 to 16,384 tokens, apart from the hidden states",
-        "growth",
-        _flatness,
-    ),
-    ("round of SCRG: time / the naive way's", "rounds", _round),
+    ("round of SCRG: time / the naive way's", "rounds", _time("mgsr_round", "naive_round")),
     ("plain sampling: tokens/s / `generate`'s", "rounds", _sampling),
-    ("round of SCRG, models of one's own: time / the naive way's", "pair", _round),
-    ("plain sampling, models of one's own: tokens/s / `generate`'s", "pair", _sampling),
     *(
         (f"{what} in bf16: time / float32's", "precision", _precision(what))
         for what in ("scoring", "round", "step")
     ),
     ("plain sampling in bf16: tokens/s / OpenVINO's", "rival", _rival),
     ("training step: time / a bare loop's", "step", _step),
-    ("training step, models of one's own: time / a bare loop's", "pair_step", _step),
     ("whole run, GKD preset: time / TRL's GKDTrainer", "peers", _time("mgsr_gkd", "trl_gkd")),
     ("whole run, full MGSR: time / TRL's GKDTrainer", "peers", _time("mgsr_full", "trl_gkd")),
     *(

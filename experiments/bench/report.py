@@ -1,8 +1,7 @@
-"""Tables and plots of `results.json`."""
+"""Tables of `results.json`."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -15,7 +14,7 @@ from experiments.bench.tables import NAMES, own_command, table, timed
 
 
 def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """README.md and its plots, of the results of every machine by its name."""
+    """README.md, of the results of every machine by its name."""
     lines = [
         "# Benchmarks",
         "",
@@ -47,7 +46,7 @@ def write(machines: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         for group, section in SECTIONS.items():
             if group in results:
                 found = results[group]
-                lines += section(found.get("pair"), found["figures"], folder, slug(name))
+                lines += section(found.get("pair"), found["figures"])
                 lines += [_stamp(found), ""]
     (folder / "README.md").write_text("\n".join(lines))
 
@@ -62,15 +61,6 @@ def processor(environment: Mapping[str, Any]) -> str:
     return f"{environment['cpu']} ({model})" if model else environment["cpu"]
 
 
-def slug(machine: str) -> str:
-    """The name of a machine as part of a file's name.
-
-    >>> slug("Intel(R) Xeon(R) Processor")
-    'intel-r-xeon-r-processor'
-    """
-    return "-".join(re.findall("[a-z0-9]+", machine.lower()))
-
-
 def _stamp(result: Mapping[str, Any]) -> str:
     e = result["environment"]
     peers = ", ".join(f"{name} {e[name]}" for name in ("trl", "liger-kernel") if name in e)
@@ -82,26 +72,24 @@ def _stamp(result: Mapping[str, Any]) -> str:
     )
 
 
-def _rounds(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
-    what = (
-        "The demo's teacher and student, 256 of its prompts, at most its `scrg.max_new_tokens` new tokens, batches of 64."
-        if pair is None
-        else f"Teacher {pair[0]}, student {pair[1]} (folders), 32 prompts of {pair[2]} (cut to 128 tokens), at most 64 new tokens."
-    )
+def _rounds(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     return [
-        "### A round of SCRG" + ("" if pair is None else ", models and prompts of one's own"),
+        "### A round of SCRG",
         "",
-        *own_command(pair, "pair"),
-        what,
+        "The demo's teacher and student, 256 of its prompts, at most its `scrg.max_new_tokens` new tokens, batches of 64.",
         f"A whole round takes {seconds(figures['mgsr_round']) / seconds(figures['naive_round']):.2f} of the naive time; "
         f"plain sampling at batch 32 writes {rate(figures['mgsr_sampling']) / rate(figures['generate_sampling']):.2f} times the tokens/s.",
         "",
-        *table(["", "s", "range", "tokens/s", "added MiB"], rows),
+        *_sampled(figures),
     ]
 
 
-def _flips(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _sampled(figures: Mapping[str, Any]) -> list[str]:
+    rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
+    return table(["", "s", "range", "tokens/s", "added MiB"], rows)
+
+
+def _flips(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     rows = [
         [dtype, f"{100 * runs[0]['changed']:.2f} %", f"{100 * runs[0]['per_token']:.3f} %"]
         for dtype, runs in figures.items()
@@ -116,7 +104,7 @@ def _flips(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
     ]
 
 
-def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _step(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     light = [run["seconds"][0] for run in figures["both"]]
     bare = [run["bare"][0] for run in figures["both"]]
     ratios = per_process(figures["both"], "seconds", "bare")
@@ -124,26 +112,20 @@ def _step(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> 
         [NAMES[name], f"{1000 * median(each):.1f}", f"{min(each):.3g} to {max(each):.3g}"]
         for name, each in (("lightning", light), ("bare", bare))
     ]
-    what = (
-        "The demo's models and text, batch 32, all three terms; 200 steps after 5 of warm-up, both step by step in turn."
-        if pair is None
-        else f"Teacher {pair[0]}, student {pair[1]}, {pair[2]}, batch 4, ground truth, all three terms; 6 steps after 2 of warm-up."
-    )
     return [
-        "### A training step" + ("" if pair is None else ", models and rows of one's own"),
+        "### A training step",
         "",
-        *own_command(pair, "pair_step"),
-        what,
+        "The demo's models and text, batch 32, all three terms; 200 steps after 5 of warm-up, both step by step in turn.",
         "The bare loop does the two forwards, the objective, backward, clipping, optimiser and schedule, and nothing else.",
         "Times are means over the steps of a process.",
         f"Lightning takes {median(ratios):.3f} of its time ({min(ratios):.3f} to {max(ratios):.3f}), data loading and curves",
-        "included" + (", and the gradient norm of every term once in 200 steps." if pair is None else "."),
+        "included, and the gradient norm of every term once in 200 steps.",
         "",
         *table(["", "ms per step", "range in s"], rows),
     ]
 
 
-def _counted(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _counted(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     rows = [
         [name, *(f"{runs[kind][0][what]:.0f}" for what in ("passes", "reads") for kind in ("kernels", "plain"))]
         for name, runs in figures.items()
@@ -159,7 +141,7 @@ def _counted(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) 
     ]
 
 
-def _ends(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _ends(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     lines, header, rows = ends.told(figures)
     return [*lines, *table(header, rows)]
 
@@ -169,7 +151,7 @@ def _texts(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"{median(run['texts'] for run in runs):,.0f}" if all("texts" in run for run in runs) else "–"
 
 
-def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _peers(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     rows = []
     for case, runs in figures.items():
         scores = [run["rouge_l"] for run in runs]
@@ -188,7 +170,7 @@ def _peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
     ]
 
 
-def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _pair_peers(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     rows = [
         [
             NAMES[case] + (", bf16" if precision == "bf16-mixed" else ", float32"),
@@ -211,7 +193,7 @@ def _pair_peers(pair: Any, figures: Mapping[str, Any], folder: Path, machine: st
     ]
 
 
-def _precision(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def _precision(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     what = {
         "scoring": "scoring 16 x 128 tokens",
         "round": "a round: 32 prompts of 48 tokens, 32 new ones, one correction",
@@ -237,8 +219,7 @@ def _precision(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str
     ]
 
 
-def _rival(gguf: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    rows = [timed(case, runs, 2, f"{rate(runs):.0f}", f"{memory(runs):.0f}") for case, runs in figures.items()]
+def _rival(gguf: Any, figures: Mapping[str, Any]) -> list[str]:
     narrow, wide = (rate(figures[f"openvino_{d}"]) / rate(figures[f"mgsr_{d}"]) for d in ("bfloat16", "float32"))
     return [
         "### Sampling against an engine for CPUs",
@@ -253,21 +234,18 @@ def _rival(gguf: Any, figures: Mapping[str, Any], folder: Path, machine: str) ->
         f"It writes {narrow:.2f} times the tokens/s of mgsr in bf16, {wide:.2f} times in float32. A backend on it would have to convert the student anew",
         "for every round, and to take its draws from mgsr's keys for text to stay the same; it has neither.",
         "",
-        *table(["", "s", "range", "tokens/s", "added MiB"], rows),
+        *_sampled(figures),
     ]
 
 
-SECTIONS: dict[str, Callable[[Any, Mapping[str, Any], Path, str], list[str]]] = {
+SECTIONS: dict[str, Callable[[Any, Mapping[str, Any]], list[str]]] = {
     "counted": _counted,
     "objective": report_objective.told,
     "text_objective": report_objective.told,
-    "growth": report_objective.growth,
     "rounds": _rounds,
-    "pair": _rounds,
     "flips": _flips,
     "precision": _precision,
     "step": _step,
-    "pair_step": _step,
     "peers": _peers,
     "pair_peers": _pair_peers,
     "rival": _rival,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from experiments.bench.medians import memory, seconds
-from experiments.bench.ratios import kind_of, without_gradient
+from experiments.bench.ratios import kind_of
 from experiments.bench.tables import NAMES, own_command, table, timed
 
-LINES = {"mgsr": "mgsr, 3 terms", "liger_128": "Liger, 2 terms, not compiled, chunks of 128", "trl": "TRL, 1 term"}
 
-
-def told(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
+def told(pair: Any, figures: Mapping[str, Any]) -> list[str]:
     cases, fastest = figures["cases"], figures["fastest"]
     mine, memory_mine = seconds(cases["mgsr"]), memory(cases["mgsr"])
     rows = []
@@ -83,58 +80,3 @@ def setting(case: str) -> str:
     compiled = case.endswith("_compiled")
     chunk = case.removesuffix("_compiled").split("_")[-1]
     return f"{'compiled, ' if compiled else ''}chunks of {chunk}"
-
-
-def growth(pair: Any, figures: Mapping[str, Any], folder: Path, machine: str) -> list[str]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "mgsr"
-    from matplotlib import pyplot
-
-    plot, axes = pyplot.subplots(1, 4, figsize=(17, 3.6))
-    series = {"mgsr": figures["tokens"], "liger_128": figures["peers"], "trl": figures["peers"]}
-    for case, points in series.items():
-        counts = [int(n) for n in points]
-        axes[0].plot(counts, [seconds(p[case]) for p in points.values()], marker="o", label=LINES[case])
-        axes[1].plot(counts, [memory(p[case]) for p in points.values()], marker="o", label=LINES[case])
-    classes = figures["classes"]
-    widths = [int(n) for n in classes]
-    axes[2].plot(widths, [seconds(p["mgsr"]) for p in classes.values()], marker="o")
-    axes[3].plot(widths, [memory(p["mgsr"]) for p in classes.values()], marker="o")
-    for axis, title, unit, label in zip(
-        axes,
-        ("time", "added memory", "time, 1,024 tokens", "added memory, 1,024 tokens"),
-        ("s", "MiB", "s", "MiB"),
-        ("tokens", "tokens", "classes", "classes"),
-        strict=True,
-    ):
-        axis.set(title=title, ylabel=unit, xlabel=label, xscale="log", yscale="log")
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    plot.tight_layout()
-    plot.savefig(folder / f"growth-{machine}.svg", metadata={"Date": None})
-    pyplot.close(plot)
-    rows = [
-        [
-            f"{int(n):,}",
-            f"{seconds(p['mgsr']):.2f}",
-            f"{memory(p['mgsr']):.0f}",
-            f"{without_gradient(n, p):.0f}",
-        ]
-        for n, p in figures["tokens"].items()
-    ]
-    more = [[f"{int(n):,}", f"{seconds(p['mgsr']):.2f}", f"{memory(p['mgsr']):.0f}"] for n, p in classes.items()]
-    return [
-        "### How cost grows",
-        "",
-        f"![time and memory against tokens and classes](growth-{machine}.svg)",
-        "",
-        "mgsr's three terms at 50,257 classes. Added memory includes the gradient to the student's",
-        "hidden states, which has their size; the last column leaves it out.",
-        "",
-        *table(["tokens", "s", "added MiB", "without that gradient"], rows),
-        "1,024 tokens:",
-        "",
-        *table(["classes", "s", "added MiB"], more),
-    ]

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.bench.pair import Pair
+from experiments.bench.measure import measure
+from experiments.bench.pair import Pair, demo_pair
 from mgsr.generation import LanguageModel, sample
 from mgsr.generation.decoding import pad_left
 from mgsr.scrg import RevisedSequence, revise
@@ -126,17 +127,20 @@ def by_length(pair: Pair) -> list[list[int]]:
 
 def mgsr_sampling(pair: Pair) -> int:
     """Plain sampling, no correction; batches of 32."""
-    written = sample(
-        pair.student,
+    return sum(map(len, _sampled(pair, pair.student, batch_size=32)))
+
+
+def _sampled(pair: Pair, student: Any, **options: Any) -> list[tuple[int, ...]]:
+    return sample(
+        student,
         pair.prompts,
         seed=SEED,
         eos_token_id=pair.eos,
         pad_token_id=pair.pad,
         max_new_tokens=pair.max_new_tokens,
-        batch_size=32,
         vocab_size=pair.vocab_size,
+        **options,
     )
-    return sum(map(len, written))
 
 
 @torch.no_grad()
@@ -166,19 +170,7 @@ def flips(pair: Pair, dtype: str) -> dict[str, float]:
     """
     # the copy that a run of this precision writes with
     with working(pair.student, getattr(torch, dtype)) as student:
-        texts = [
-            sample(
-                student,
-                pair.prompts,
-                seed=SEED,
-                eos_token_id=pair.eos,
-                pad_token_id=pair.pad,
-                max_new_tokens=pair.max_new_tokens,
-                batch_size=size,
-                vocab_size=pair.vocab_size,
-            )
-            for size in (64, 3)
-        ]
+        texts = [_sampled(pair, student, batch_size=size) for size in (64, 3)]
     changed = sum(left != right for left, right in zip(*texts, strict=True))
     return {"changed": changed / len(pair.prompts), "per_token": changed / sum(map(len, texts[0]))}
 
@@ -194,16 +186,7 @@ def check(pair: Pair, prompts: int = 64) -> None:
             ways' tokens differ by a quarter.
     """
     few = replace(pair, prompts=pair.prompts[:prompts])
-    ours = sample(
-        pair.student,
-        few.prompts,
-        seed=SEED,
-        eos_token_id=pair.eos,
-        pad_token_id=pair.pad,
-        max_new_tokens=pair.max_new_tokens,
-        greedy=True,
-        vocab_size=pair.vocab_size,
-    )
+    ours = _sampled(few, pair.student, greedy=True)
     same = 0
     for (_, prompt), response in zip(few.prompts, ours, strict=True):
         ids = torch.tensor([list(prompt)])
@@ -222,3 +205,16 @@ def check(pair: Pair, prompts: int = 64) -> None:
     assert same >= len(few.prompts) * 0.98, f"only {same} of {len(few.prompts)} corrected responses agree"
     written, naively = sum(len(sequence.response_ids) for sequence in kept), naive_round(few)
     assert 0.8 < written / naively < 1.25, f"a round writes {written} tokens, the naive way {naively}"
+
+
+def case(name: str) -> dict[str, Any]:
+    """`check`, a type of weights whose flips are counted, or one of `CASES`."""
+    models = demo_pair()
+    if name == "check":
+        check(models)
+        return {"check": "passed"}
+    if name not in CASES:
+        return flips(models, name)
+    tokens: list[int] = []
+    result = measure(lambda: tokens.append(CASES[name](models)), repeats=3)
+    return {**result, "tokens": tokens[-1]}

@@ -30,19 +30,16 @@ GROUPS = (
     "counted",
     "objective",
     "text_objective",
-    "growth",
     "rounds",
-    "pair",
     "flips",
     "precision",
     "step",
-    "pair_step",
     "peers",
     "pair_peers",
     "rival",
     "ends",
 )
-OF_A_PAIR = ("text_objective", "pair", "precision", "pair_step", "pair_peers")
+OF_A_PAIR = ("text_objective", "precision", "pair_peers")
 """Need `--pair`."""
 ONCE = ("flips", "precision", "counted")
 """One process each: text does not change from one to the next, or the process repeats by itself."""
@@ -55,8 +52,6 @@ OBJECTIVE = (
     *(f"products_{tile}" for tile in TILES),
 )
 ROUNDS = ("mgsr_round", "naive_round", "mgsr_sampling", "generate_sampling")
-TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
-CLASSES = (8192, 32768, 50257, 128256)
 
 
 def worker(group: str, case: str, *, setting: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
@@ -83,18 +78,6 @@ def interleaved(group: str, cases: Sequence[str], processes: int, **options: Any
             found[case].append(worker(group, case, **options))
             took = time.monotonic() - start
             print(f"{group} {case} {turn + 1}/{processes}: {took:.0f} s", flush=True)
-    return found
-
-
-def growth(
-    cases: Sequence[str], what: str, sizes: Sequence[int], processes: int
-) -> dict[int, dict[str, list[Any]]]:
-    """The cases at every size, one of each in turn."""
-    found: dict[int, dict[str, list[Any]]] = {size: {case: [] for case in cases} for size in sizes}
-    for _ in range(processes):
-        for size in sizes:
-            for case, runs in interleaved("objective", cases, 1, brief=True, **{what: size}).items():
-                found[size][case].extend(runs)
     return found
 
 
@@ -140,13 +123,6 @@ def measure_group(group: str, processes: int, pair: Sequence[str] | None, gguf: 
         }
     if group == "objective":
         return objective(processes)
-    if group == "growth":
-        worker("objective", "check")
-        return {
-            "tokens": growth(["mgsr"], "tokens", TOKENS, processes),
-            "classes": growth(["mgsr"], "classes", CLASSES, processes),
-            "peers": growth(["liger_128", "trl"], "tokens", TOKENS[:4], processes),
-        }
     if group == "rounds":
         worker("rounds", "check")
         return interleaved("rounds", ROUNDS, processes)
@@ -163,13 +139,8 @@ def measure_pair(group: str, processes: int, pair: Sequence[str]) -> Any:
     options = dict(zip(("teacher", "student", "data"), pair, strict=True))
     if group == "text_objective":
         return objective(processes, **options)
-    if group == "pair":
-        worker("rounds", "check", **options, prompts=32)
-        return interleaved("rounds", ROUNDS, processes, **options, prompts=32)
     if group == "precision":
         return interleaved("precision", ("scoring", "round", "step", "curves"), 1, **options)
-    if group == "pair_step":
-        return interleaved("step", ("both",), processes, steps=6, warm_up=2, pair=list(pair))
     worker("pair_peers", "check", **options)
     return {
         precision: seeds("pair_peers", ("mgsr_gkd", "trl_gkd"), processes, precision=precision, **options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ import lightning as L
 import torch
 from torch import nn
 
-from experiments.bench.pair import OVERRIDES, demo_config, teacher_of
-from mgsr.config.load import load_config
+from experiments.bench.pair import demo_config, teacher_of
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.splits import read_split
 from mgsr.models.output_layer import last_hidden, output_head
@@ -28,29 +27,10 @@ from mgsr.training.sft import prepare_student, shared_start
 from mgsr.training.trainer import quiet_lightning
 
 
-def config_of(steps: int, pair: Sequence[str] | None) -> ExperimentConfig:
-    """The demo's own steps, half of their text from a round before the first; of other models ground truth."""
-    if pair is None:
-        # 125 steps are an epoch of the demo's; what a round of more epochs costs to plan is not a step's cost
-        return demo_config(f"train.max_steps={steps}", f"scrg.every_n_epochs={steps // 125 + 1}")
-    teacher, student, data = pair
-    return load_config(
-        "configs/smollm2.yaml",
-        [
-            *OVERRIDES,
-            f"train.max_steps={steps}",
-            "scrg.enabled=false",
-            f"data.train={data}",
-            f"teacher.source={teacher}",
-            f"student.source={student}",
-            "student.keep_layers=[]",
-            "teacher.sft.enabled=false",
-            "student.sft.enabled=false",
-            "train.batch_size=4",
-            "train.micro_batch_size=4",
-            "trainer.accelerator=cpu",
-        ],
-    )
+def config_of(steps: int) -> ExperimentConfig:
+    """The demo's own steps, half of their text from a round before the first."""
+    # 125 steps are an epoch of the demo's; what a round of more epochs costs to plan is not a step's cost
+    return demo_config(f"train.max_steps={steps}", f"scrg.every_n_epochs={steps // 125 + 1}")
 
 
 def job_of(config: ExperimentConfig, folder: Path) -> Job:
@@ -132,17 +112,15 @@ def bare_step(job: Job, config: ExperimentConfig, total_steps: int) -> Callable[
     return step
 
 
-def both(steps: int, warm_up: int = 5, pair: Sequence[str] | None = None) -> dict[str, Any]:
+def both(steps: int, warm_up: int = 5) -> dict[str, Any]:
     """Seconds per step of both, TensorBoard and the step lines on.
-
-    `pair`: folders of a teacher and a student, and a data file; None: the demo's.
 
     Raises:
         AssertionError: the two jobs did not see the same losses.
     """
     quiet_lightning()
     total = steps + warm_up
-    config = config_of(total, pair)
+    config = config_of(total)
     with tempfile.TemporaryDirectory() as scratch:
         job, other = (job_of(config, Path(scratch) / name) for name in ("light", "bare"))
         twin = Twin(bare_step(other, config, total))

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Any
 
 from mgsr.runtime.processor import prefer_quick_sorts, rest_soon
@@ -26,60 +27,9 @@ def main(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(group: str, case: str, options: dict[str, Any]) -> dict[str, Any]:
-    if group == "objective":
-        from experiments.bench import objective, problems
-        from experiments.bench.measure import measure
-
-        brief = options.pop("brief", False)
-        problem = problems.of_text(**options) if "data" in options else problems.artificial(**options)
-        if case == "problem":
-            return problems.figures(problem)
-        if case == "check":
-            return objective.check(problem)
-        return measure(lambda: objective.CASES[case](problem), reset=problem.clear, repeats=1 if brief else 3)
-    if group == "rounds":
-        from experiments.bench import pair, rounds
-        from experiments.bench.measure import measure
-
-        own = "teacher" in options
-        models = pair.folder_pair(**options) if own else pair.demo_pair(**options)
-        if case == "check":
-            rounds.check(models, prompts=8 if own else 64)
-            return {"check": "passed"}
-        if case in ("float64", "float32", "bfloat16"):
-            return rounds.flips(models, case)
-        tokens: list[int] = []
-        # a real model's first call serves as its warm-up
-        calls = {"warm_up": 0, "repeats": 1} if own else {"repeats": 3}
-        result = measure(lambda: tokens.append(rounds.CASES[case](models)), **calls)
-        return {**result, "tokens": tokens[-1]}
-    if group == "step":
-        from experiments.bench import step
-
-        return step.CASES[case](**options)
-    if group == "precision":
-        from experiments.bench import precision
-
-        return precision.case(case, **options)
-    if group == "pair_peers":
-        from experiments.bench import pair_peers
-
-        return pair_peers.case(case, **options)
-    if group == "rival":
-        from experiments.bench import rival
-
-        return rival.case(case, **options)
-    if group == "counted":
-        from experiments.bench import counted
-
-        return counted.case(case, **options)
-    if group == "ends":
-        from experiments.bench import ends
-
-        return ends.case(case, **options)
-    from experiments.bench import peers
-
-    return peers.CASES[case](**options)
+    # imported late: the kernels' interpreter has to be asked for before they are
+    module = import_module(f"experiments.bench.{group}")
+    return module.case(case, **options) if hasattr(module, "case") else module.CASES[case](**options)
 
 
 if __name__ == "__main__":

@@ -136,21 +136,24 @@ def build_model(
     return load_source(model, as_stored=stays_stored(config, model))
 
 
+def source_options(model: ModelConfig) -> dict[str, Any]:
+    """How a model that comes from elsewhere is read."""
+    return {
+        "gguf_file": model.gguf_file or None,
+        "revision": model.revision or None,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation or None,
+        "trust_remote_code": model.trust_remote_code,
+    }
+
+
 def load_source(model: ModelConfig, *, as_stored: bool = False) -> PreTrainedModel:
     """A model that comes from elsewhere, on the CPU and in eval mode, as `model` configures it.
 
     Raises:
         UserError: it cannot be loaded, or its output layer is not a plain product.
     """
-    loaded = load_causal_lm(
-        model.source,
-        gguf_file=model.gguf_file or None,
-        revision=model.revision or None,
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation or None,
-        trust_remote_code=model.trust_remote_code,
-        as_stored=as_stored,
-    )
+    loaded = load_causal_lm(model.source, **source_options(model), as_stored=as_stored)
     if is_first():
         try:
             check_output_head(loaded)

@@ -84,5 +84,5 @@ def model_key(
 
 
 def versioned_fingerprint(*parts: Any) -> str:
-    """Changes with the numerics version; the first one has no part in it, as its caches are there already."""
-    return fingerprint(*parts, *((mgsr.NUMERICS_VERSION,) if mgsr.NUMERICS_VERSION > 1 else ()))
+    """Changes with the numerics version."""
+    return fingerprint(*parts, mgsr.NUMERICS_VERSION)

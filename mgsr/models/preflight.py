@@ -30,6 +30,7 @@ from mgsr.models.from_config import (
     check_tokenizers,
     configured_ends,
     quiet_transformers,
+    source_options,
     with_adapters,
     with_end_token,
 )
@@ -37,7 +38,14 @@ from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import output_head, position_limit
 from mgsr.models.preflight_objective import check_objective
 from mgsr.models.pruning import decoder_layers, pruned_config
-from mgsr.models.vocabulary import check_texts, knows_all_ids, written_vocab_size
+from mgsr.models.vocabulary import (
+    check_answers,
+    check_texts,
+    id_count,
+    knows_all_ids,
+    shared_vocab_size,
+    written_vocab_size,
+)
 from mgsr.runtime.devices import check_compiler, working_device
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.progress import say
@@ -205,15 +213,7 @@ def _shape_of(config: ExperimentConfig, model: ModelConfig) -> Any:
                 f"{memory / 1e9:.0f}: lower its architecture's sizes"
             )
         return made
-    return shape_of_causal_lm(
-        model.source,
-        gguf_file=model.gguf_file or None,
-        revision=model.revision or None,
-        dtype=model.dtype,
-        attn_implementation=model.attn_implementation or None,
-        trust_remote_code=model.trust_remote_code,
-        download=False,
-    )
+    return shape_of_causal_lm(model.source, **source_options(model), download=False)
 
 
 def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]) -> None:
@@ -248,11 +248,19 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
             if split in ("train", "dev"):
                 examples = encode_quietly(some, tokenizer, data).examples
                 new = in_rounds if split == "train" else 0
-                check_texts(name, shape, tokenizer, examples, new_tokens=new, key="scrg.max_new_tokens")
+                key = "scrg.max_new_tokens"
+                check_texts(name, shape, tokenizer, examples, new_tokens=new, key=key, answers=True)
             if split != "train":
                 examples = encode_quietly(some, tokenizer, answered).examples
                 key = "evaluation.max_new_tokens"
-                check_texts(name, shape, tokenizer, examples, new_tokens=written, key=key, answers=False)
+                check_texts(name, shape, tokenizer, examples, new_tokens=written, key=key)
+    if {"teacher", "student"} <= known.keys():
+        shared = shared_vocab_size(known["teacher"], known["student"], shapes["teacher"], shapes["student"])
+        if id_count(known["student"]) > shared:
+            for split in {"train", "dev"} & rows.keys():
+                check_answers(
+                    known["student"], encode_quietly(rows[split], known["student"], data).examples, shared
+                )
 
 
 def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:

@@ -195,6 +195,22 @@ def check_texts(
             )
 
 
+def check_answers(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], shared: int) -> None:
+    """See that both models have a probability of every token of the answers: one of an id below `shared`.
+
+    Raises:
+        UserError: they have not; the first such row is named.
+    """
+    for example in examples:
+        most = max(example.response_ids)
+        if most >= shared:
+            raise UserError(
+                f"{example.where or f'row {example.id}'}: its answer has the token "
+                f"`{tokenizer.convert_ids_to_tokens(most)}` of id {most}, and teacher and student share the ids "
+                f"below {shared}: leave the row out, or take a student with the teacher's tokenizer"
+            )
+
+
 def _shorter(key: str, answer: bool) -> str:
     """What to lower: a key of the configuration, or an option of `mgsr evaluate`; `answer`: less of it may do."""
     prompt = "shorten the texts, or take a shorter --template"

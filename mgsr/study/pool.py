@@ -14,11 +14,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 import mgsr
 from mgsr.config.load import filled, fingerprint, flat_tree
@@ -187,20 +189,11 @@ def read_curves(folder: Path) -> dict[str, dict[str, list[float]]]:
         if name.startswith(CURVES):
             seen = {point.step: point.value for point in events.Scalars(name) if math.isfinite(point.value)}
             points = sorted(seen.items())
-            kept = [points[i] for i in _thinned(len(points), POINTS)]
+            kept = [
+                points[i] for i in np.linspace(0, len(points) - 1, min(len(points), POINTS)).round().astype(int)
+            ]
             curves[name] = {"steps": [s for s, _ in kept], "values": [_significant(v, 5) for _, v in kept]}
     return curves
-
-
-def _thinned(count: int, points: int) -> Sequence[int]:
-    """At most so many indices, evenly spread, the first and the last among them.
-
-    >>> _thinned(5, 3)
-    [0, 2, 4]
-    """
-    if count <= points:
-        return range(count)
-    return sorted({round(i * (count - 1) / (points - 1)) for i in range(points)})
 
 
 def _significant(value: float, digits: int) -> float:

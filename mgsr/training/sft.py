@@ -285,7 +285,7 @@ def _supervise(
         trainer=config.trainer,
         total_steps=length.total_steps,
         micro_batches=length.micro_batches,
-        vocab_size=model.config.vocab_size,
+        vocab_size=models.logits_width(model),
         check_stop=stop.check,
         seed=seed,
         section=f"{name}.sft",

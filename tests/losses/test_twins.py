@@ -162,3 +162,24 @@ def test_policy_gradient(seed, clip):
     both = [torch.autograd.grad(total, list(leaves.values())) for total in (terms.total, sum(want))]
     for mine, other in zip(*both, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["jensen_shannon", "skewed_forward_kl", "skewed_reverse_kl"])
+def test_a_student_that_all_but_excludes_the_teachers_class(name):
+    """In float32, where 1 - 6e-9 is 1: the ratio of the two must not come out as 0."""
+    draw = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(4, 32_000, generator=draw) for _ in range(2))
+    teacher[:, 7], student[:, 7] = 40.0, -8.0
+    values, gradients = [], []
+    for dtype in (torch.float32, torch.float64):
+        row = student.to(dtype).requires_grad_()
+        state = torch.eye(4, dtype=dtype)
+        if dtype == torch.float64:
+            value = DIVERGENCES[name](teacher.to(dtype), row).mean()
+        else:
+            arguments = (state, row.T, state, teacher.T, torch.zeros(4, dtype=torch.long), None)
+            value = tiled_objective(*arguments, weights=TOKEN, divergence=name).total
+        values.append(value.item())
+        gradients.append(torch.autograd.grad(value, row)[0].double())
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-9)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, Gemma3Config, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mgsr import models
 from mgsr.cli.main import main
@@ -246,3 +246,34 @@ def test_a_gap_in_the_ids_hides_none_of_those_behind_it(words: PreTrainedTokeniz
     model = padded("opt", len(vocab) + 5, len(vocab), 8, 0)
     assert models.written_vocab_size(sparse, model) == len(vocab)
     assert models.written_vocab_size(words, padded("opt", 40, 40, 8, 0)) == 40
+
+
+def test_a_model_whose_sizes_stand_in_its_text_config(tmp_path: Path) -> None:
+    """Gemma 3, which also sees: its configuration has no vocab_size of its own."""
+    words = train_tokenizer(TEXTS, vocab_size=280)
+    text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    image = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(
+        text_config={**text, "bos_token_id": None},
+        vision_config={**image, "image_size": 16, "patch_size": 8},
+        eos_token_id=1,
+        image_token_index=2,
+        boi_token_index=3,
+        eoi_token_index=4,
+    )
+    for name in ("teacher", "student"):
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / f"gemma3-{name}")
+        words.save_pretrained(tmp_path / f"gemma3-{name}")
+    rows = [json.dumps({"instruction": text, "output": text[::-1][:12]}) for text in sorted(set(TEXTS))]
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows * 2))
+    (tmp_path / "gemma3.yaml").write_text(CONFIG.format(family="gemma3", folder=tmp_path))
+    sft = ["student.sft.enabled=true", "student.sft.max_steps=2", "train.epochs=1"]
+    assert main(["train", str(tmp_path / "gemma3.yaml"), f"run_root={tmp_path / 'runs'}", *sft]) == 0

@@ -166,21 +166,21 @@ def _symmetric_kl(teacher: Softmax, student: Softmax, *, weight: float = 0.5) ->
     return loss, a.mul_(1.0 - weight).add_(teacher.probs, alpha=-weight)
 
 
-def _share(of: Tensor, other: Tensor, mixture: Tensor, weight_other: float) -> Tensor:
-    """log(of / mixture), from `of - other` so that equal distributions lose nothing.
+def _share(of: Tensor, other: Tensor, weight_other: float) -> Tensor:
+    """log(of / mixture), from `other - of` so that equal distributions lose nothing.
 
-    A class without mass in both gives 0; -inf where the mixture has mass and `of` has none.
+    Over `of` and not over the mixture, as 1 + x is 0 in float32 where the one is a hundred-millionth of the other. A
+    class without mass in both gives 0, and one without mass in `of` alone a number that 0 may be multiplied with.
     """
-    ratio = torch.sub(of, other).mul_(weight_other)
-    return ratio.div_(mixture.clamp_min(torch.finfo(mixture.dtype).tiny)).log1p_()
+    ratio = torch.sub(other, of).mul_(weight_other)
+    return ratio.div_(of.clamp_min(torch.finfo(of.dtype).tiny)).log1p_().neg_()
 
 
 def _jensen_shannon(teacher: Softmax, student: Softmax, *, beta: float = 0.5) -> tuple[Tensor, Tensor]:
     check_share("beta", beta, open_interval=True)
     p, q = teacher.probs, student.probs
-    m = torch.lerp(q, p, beta)
-    of_p = torch.linalg.vecdot(p, _share(p, q, m, 1.0 - beta).clamp_min_(_LOWEST))
-    a = _share(q, p, m, beta).clamp_min_(_LOWEST).mul_(q)
+    of_p = torch.linalg.vecdot(p, _share(p, q, 1.0 - beta))
+    a = _share(q, p, beta).mul_(q)
     loss = beta * of_p + (1.0 - beta) * a.sum(dim=-1)
     return loss, a.mul_(1.0 - beta)
 
@@ -191,7 +191,7 @@ def _skewed_forward_kl(teacher: Softmax, student: Softmax, *, alpha: float = 0.1
         return _forward_kl(teacher, student)
     p, q = teacher.probs, student.probs
     m = torch.lerp(q, p, alpha)
-    loss = torch.linalg.vecdot(p, _share(p, q, m, 1.0 - alpha).clamp_min_(_LOWEST))
+    loss = torch.linalg.vecdot(p, _share(p, q, 1.0 - alpha))
     return loss, torch.mul(p, q).div_(m.clamp_min_(torch.finfo(m.dtype).tiny)).mul_(alpha - 1.0)
 
 
@@ -203,7 +203,7 @@ def _skewed_reverse_kl(
         return _reverse_kl(teacher, student)
     p, q = teacher.probs, student.probs
     m = torch.lerp(p, q, alpha)
-    a = _share(q, p, m, 1.0 - alpha).clamp_min_(_LOWEST).mul_(q)
+    a = _share(q, p, 1.0 - alpha).mul_(q)
     loss = a.sum(dim=-1)
     if detach:
         return loss, a
@@ -215,9 +215,6 @@ def _total_variation(teacher: Softmax, student: Softmax) -> tuple[Tensor, Tensor
     loss = torch.linalg.vector_norm(difference, ord=1, dim=-1).mul_(0.5)
     return loss, difference.sign_().mul_(student.probs).mul_(0.5)
 
-
-_LOWEST = -1e4
-"""Below the logarithm of every ratio of two numbers: 0 times it is 0, where 0 times -inf is no number."""
 
 CLOSED_FORMS: dict[str, ClosedForm] = {
     "forward_kl": _forward_kl,
