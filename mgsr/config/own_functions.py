@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
+from mgsr.config.schema import ExperimentConfig
 from mgsr.config.schema_method import DIVERGENCE_NAMES, ObjectiveConfig
 from mgsr.runtime.errors import ConfigError
 from mgsr.runtime.import_path import imported
@@ -36,6 +40,27 @@ def written_divergence_of(objective: ObjectiveConfig) -> str | Callable[..., Any
 
 def _named(name: str, key: str) -> str | Callable[..., Any]:
     return name if name in DIVERGENCE_NAMES else imported(name, key)
+
+
+def own_code(config: ExperimentConfig) -> dict[str, str]:
+    """The keys that name functions or classes of the user's own -> fingerprint of the file that holds each.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    objective = config.objective
+    names = {
+        "objective.divergence": objective.divergence,
+        "objective.written_divergence": objective.written_divergence,
+        "scrg.text": config.scrg.text,
+    }
+    found = {}
+    for key, name in names.items():
+        if ":" in name:
+            module = sys.modules.get(getattr(imported(name, key), "__module__", ""))
+            file = Path(getattr(module, "__file__", None) or "")
+            found[key] = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+    return found
 
 
 def class_of(name: str, known: Mapping[str, Class], base: Class, key: str) -> Class:

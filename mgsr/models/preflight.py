@@ -39,10 +39,11 @@ from mgsr.models.output_layer import output_head, position_limit
 from mgsr.models.preflight_objective import check_objective
 from mgsr.models.pruning import decoder_layers, pruned_config
 from mgsr.models.vocabulary import (
-    check_answers,
+    check_shared,
     check_texts,
     id_count,
     knows_all_ids,
+    logits_width,
     shared_vocab_size,
     written_vocab_size,
 )
@@ -255,12 +256,14 @@ def _check_texts(config: ExperimentConfig, rows: Rows, shapes: Mapping[str, Any]
                 key = "evaluation.max_new_tokens"
                 check_texts(name, shape, tokenizer, examples, new_tokens=written, key=key)
     if {"teacher", "student"} <= known.keys():
-        shared = shared_vocab_size(known["teacher"], known["student"], shapes["teacher"], shapes["student"])
-        if id_count(known["student"]) > shared:
-            for split in {"train", "dev"} & rows.keys():
-                check_answers(
-                    known["student"], encode_quietly(rows[split], known["student"], data).examples, shared
-                )
+        teacher, student = known["teacher"], known["student"]
+        shared = shared_vocab_size(teacher, student, shapes["teacher"], shapes["student"])
+        if id_count(student) > shared:
+            width = logits_width(shapes["teacher"])
+            for split, some in rows.items():
+                answers = split in ("train", "dev")
+                examples = encode_quietly(some, student, data if answers else answered).examples
+                check_shared(student, examples, shared=shared, width=width, answers=answers)
 
 
 def _check_end(name: str, model: Any, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:

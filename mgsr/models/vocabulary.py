@@ -195,20 +195,29 @@ def check_texts(
             )
 
 
-def check_answers(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], shared: int) -> None:
-    """See that both models have a probability of every token of the answers: one of an id below `shared`.
+def check_shared(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], *, shared: int, width: int, answers: bool
+) -> None:
+    """See that a teacher can read what its student's tokenizer makes of rows, and has a probability of answers.
+
+    Args:
+        tokenizer: the student's.
+        shared: ids below it both models can write; width: ids below it the teacher can read.
+        answers: the answers are read too.
 
     Raises:
-        UserError: they have not; the first such row is named.
+        UserError: it cannot; the first such row is named.
     """
     for example in examples:
-        most = max(example.response_ids)
-        if most >= shared:
-            raise UserError(
-                f"{example.where or f'row {example.id}'}: its answer has the token "
-                f"`{tokenizer.convert_ids_to_tokens(most)}` of id {most}, and teacher and student share the ids "
-                f"below {shared}: leave the row out, or take a student with the teacher's tokenizer"
-            )
+        asked, answer = max(example.prompt_ids, default=0), max(example.response_ids, default=0) if answers else 0
+        if asked < width and answer < shared:
+            continue
+        what, most, limit = ("answer", answer, shared) if answer >= shared else ("prompt", asked, width)
+        token = tokenizer.convert_ids_to_tokens(most)
+        raise UserError(
+            f"{example.where or f'row {example.id}'}: its {what} has the token `{token}` of id {most}, and the "
+            f"teacher knows the ids below {limit}: leave the row out, or take a student with its tokenizer"
+        )
 
 
 def _shorter(key: str, answer: bool) -> str:

@@ -89,9 +89,11 @@ def look_at_tokenizers(config: ExperimentConfig, report: Report) -> PreTrainedTo
         _look_at_padding(name, tokenizer, report)
     if len(known) == 2:
         try:
-            models.require_shared_ids(known["teacher"], known["student"])
+            found = models.require_shared_ids(known["teacher"], known["student"])
             ends = {name: f"`{tokenizer.eos_token}`" for name, tokenizer in known.items()}
-            note = f"teacher and student share all {len(known['student'])} ids"
+            sizes = found.teacher_size, found.student_size
+            of = "all" if min(sizes) == max(sizes) else f"of {sizes[0]} and {sizes[1]}"
+            note = f"teacher and student share {of} {found.shared_size} ids"
             if ends["teacher"] != ends["student"]:
                 closing = f"`{_end_token(config, known['student'])}`"
                 note += (

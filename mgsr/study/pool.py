@@ -24,6 +24,7 @@ import numpy as np
 
 import mgsr
 from mgsr.config.load import filled, fingerprint, flat_tree
+from mgsr.config.own_functions import own_code
 from mgsr.config.schema import DataConfig, ExperimentConfig
 from mgsr.data.splits import SPLITS, read_split, rows_fingerprint
 from mgsr.models.model_cache import content_of
@@ -52,6 +53,7 @@ RESULT = {
     "first": {"study": str, "arm": str},
 }
 """What a file of the pool has to hold."""
+OWN = "+"
 OVERFLOWING = 1e30
 """No count of a run comes near it, FLOPs included; sums of larger ones overflow."""
 REMEDY = "restore it, or delete it to have it run again"
@@ -84,9 +86,14 @@ def key_of(config: ExperimentConfig) -> Key:
 
 
 def data_of(config: ExperimentConfig) -> str:
-    """Fingerprint of all rows and of the teacher as it comes; files count by their content."""
+    """Fingerprint of all rows and of the teacher as it comes; files count by their content.
+
+    Behind a plus that of what an arm alone may have: a student from elsewhere, and code of the user's own.
+    """
     teacher = content_of(config.teacher) if config.teacher.source else ""
-    return _data_of(json.dumps(asdict(config.data), sort_keys=True), teacher)
+    rows = _data_of(json.dumps(asdict(config.data), sort_keys=True), teacher)
+    own = {"student": content_of(config.student), **own_code(config)}
+    return f"{rows}{OWN}{fingerprint(own)}" if any(own.values()) else rows
 
 
 @lru_cache(maxsize=32)
@@ -94,6 +101,11 @@ def _data_of(content: str, teacher: str) -> str:
     data = filled(DataConfig, flat_tree(json.loads(content), "data."), "data.")
     rows = {name: rows_fingerprint(read_split(data, name)) for name in (*SPLITS, *sorted(data.test_sets))}
     return fingerprint(rows, teacher)
+
+
+def shared_part(data: str) -> str:
+    """What all arms of a study have in common: the rows and the teacher."""
+    return data.partition(OWN)[0]
 
 
 def _plain(value: Any) -> Any:
@@ -125,8 +137,9 @@ def collect(folder: Path, config: ExperimentConfig) -> dict[str, Any]:
 
 def path_in(pool: Path, result: Mapping[str, Any]) -> Path:
     """Where a run is recorded."""
-    start = fingerprint(result["start"]["student"])[:8]
-    return pool / f"{result['config']}-{result['data'][:8]}-{result['seed']}-{start}.json"
+    start, data = fingerprint(result["start"]["student"])[:8], result["data"]
+    data = (fingerprint(data) if OWN in data else data)[:8]
+    return pool / f"{result['config']}-{data}-{result['seed']}-{start}.json"
 
 
 def record(pool: Path, result: Mapping[str, Any]) -> Path:

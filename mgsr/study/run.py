@@ -29,7 +29,7 @@ from mgsr.study.study_keys import refuse_unknown_arm
 from mgsr.study.summary import summarise
 from mgsr.study.tensorboard_events import remove_events, write_events, write_layout
 from mgsr.study.written_study import write_study
-from mgsr.training.run_folder import ENVIRONMENT, METRICS, read_run_file, run_folder
+from mgsr.training.run_folder import ENVIRONMENT, METRICS, START, read_run_file, run_folder
 from mgsr.training.train import prepare, train
 
 STARTS = ("teacher", "student", "trainer", "data")
@@ -82,7 +82,7 @@ def run_study(
     place = study.pool(root, record=record)
     _check(study, seeds[0], overrides, arms)
     told = study
-    if record and (undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]):
+    if undeclared := [seed for seed in seeds if study.seeds and seed not in study.seeds]:
         what = plural(len(undeclared), "seed")
         say(f"{study.name}: {what} not declared in {study.path}: recorded, and in no verdict of its report")
     if not record:
@@ -165,7 +165,7 @@ def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str
         config = study.config(arm, seed, overrides, {name: name for name in study.arms})
         with placed(config):
             check_objective(config.objective)
-        data[arm] = pool.data_of(config)
+        data[arm] = pool.shared_part(pool.data_of(config))
         if data[arm] != data[arms[0]]:
             raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")
 
@@ -203,12 +203,28 @@ def _refuse_other_numerics(run: Run) -> None:
         )
 
 
+def _refuse_other_models(run: Run, place: Path) -> None:
+    """A run that is complete counts for what it was made of, and not for what lies there now."""
+    if not (run.folder / METRICS).exists():
+        return
+    start, now = read_run_file(run.folder, START), pool.data_of(run.config)
+    was = [each["data"] for each in pool.find(place, pool.key_of(run.config)) if each["start"] == start]
+    if was and now not in was:
+        shared = pool.shared_part(now) in map(pool.shared_part, was)
+        what = "the student's source, or code of your own," if shared else "the rows or the teacher"
+        raise UserError(
+            f"{run.folder}: complete, but {what} changed since: put that back, name another run_root, or delete "
+            "the folder to run it anew"
+        )
+
+
 def run_all(study: Study, pending: Sequence[Run], jobs: int, place: Path, *, first: int, total: int) -> None:
     """Run and record them, `jobs` side by side; `first` of `total` need no more work."""
     if not pending:
         return
     for run in pending:
         _refuse_other_numerics(run)
+        _refuse_other_models(run, place)
     several = [run for run in pending if run.config.trainer.devices * run.config.trainer.num_nodes > 1]
     if several and jobs > 1:
         raise ConfigError("`--jobs`: runs of several devices go one after another; leave --jobs out")

@@ -177,9 +177,20 @@ def look(study: Study, place: Path, overrides: Sequence[str] | None = None, *, d
             for result in pool.find(place, key._replace(seed=seed)):
                 found.append(Run(arm, seed, block_of(result), result))
     if not data:
-        data = [most for most, _ in Counter(run.result["data"] for run in found).most_common(1)]
+        data = _most(found)
     same = [run for run in found if run.result["data"] in data]
     return View(study, tuple(same), undeclared, len(found) - len(same))
+
+
+def _most(runs: Sequence[Run]) -> set[str]:
+    """The rows of most runs, and for each arm what most of its own runs had there beside them."""
+    shared = Counter(pool.shared_part(run.result["data"]) for run in runs)
+    found = set()
+    for arm in {run.arm for run in runs}:
+        own = Counter(run.result["data"] for run in runs if run.arm == arm)
+        rows = shared.most_common(1)[0][0]
+        found |= {*[data for data, _ in own.most_common() if pool.shared_part(data) == rows][:1]}
+    return found
 
 
 def key_in(study: Study, arm: str, seed: int, overrides: Sequence[str] = ()) -> pool.Key:

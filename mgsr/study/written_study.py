@@ -33,7 +33,8 @@ def write_study(
 
     Args:
         folder: of the study's runs.
-        arms, seeds: that are run now; those of an earlier command stay, if they had the same base.
+        arms, seeds: that are run now; those of an earlier command stay, if they had the same base. Seeds that the
+            study declares stay alone: others are in no verdict.
         overrides: of the command line.
     """
     base = merged(study.base_layer(), *read_words(overrides))
@@ -42,7 +43,8 @@ def write_study(
     if (folder / FILE).exists() and _same_runs(folder / BASE, base_text):
         known = words_of(read_yaml(folder / FILE), str(folder / FILE))
     kept = [arm for arm in study.arms if arm in arms or arm in (known.get("arms") or {})]
-    declared = sorted({*seeds, *map(int, known.get("seeds") or ())})
+    # what a study declares stays declared; of one that declares nothing, what was typed
+    declared = sorted(study.seeds or {*seeds, *map(int, known.get("seeds") or ())})
     typed = {"study": as_typed(study.path, "study"), "base": as_typed(study.base, "config"), **study.typed}
     tree = {
         "study": study.name,

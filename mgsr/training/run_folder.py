@@ -137,9 +137,8 @@ def _take_up(
     known = read_run_file(folder, DATA, fields=dict.fromkeys(data, str), missing={})
     other = [name for name, value in data.items() if known.get(name, value) != value]
     if other:
-        raise UserError(
-            f"{folder}: the rows of data.{other[0]} are not those it began with; put the file back as it was"
-        )
+        what = f"code that `{other[0]}` names is" if "." in other[0] else f"rows of data.{other[0]} are"
+        raise UserError(f"{folder}: the {what} not what it began with; put the file back as it was")
     if data and not known:
         say(f"{folder}: without {DATA} nobody can tell whether the rows are those it began with")
     begun = read_run_file(folder, ENVIRONMENT, missing={"numerics": "unknown"})["numerics"]

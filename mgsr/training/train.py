@@ -15,6 +15,7 @@ import torch
 
 from mgsr.config.load import fingerprint, with_absolute_paths
 from mgsr.config.origin import placed
+from mgsr.config.own_functions import own_code
 from mgsr.config.schema import ExperimentConfig
 from mgsr.config.values import without_effect
 from mgsr.data.rows import Row
@@ -87,6 +88,7 @@ def _train(config: ExperimentConfig, resume: bool, announce: Announce | None) ->
     fingerprints = {k: rows_fingerprint(v) for k, v in rows.items()}
     if template := run_template(config):
         fingerprints["chat_template"] = fingerprint(template)
+    fingerprints |= own_code(config)
     with locked(folder) if is_first() else nullcontext():
         if is_first():
             remove_leftovers(folder)

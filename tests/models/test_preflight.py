@@ -198,7 +198,7 @@ def known_to(folder: Path, rows: int, *tokens: str) -> Path:
             ("<tool>", "<more>"),
             r"teacher: .*{split}\.jsonl:3 has the token `<more>` of id 277.* has 277 rows",
         ),
-        (300, (), r"{split}\.jsonl:3: its answer has the token `<more>` of id 277, .* share the ids below 276"),
+        (300, (), r"{split}\.jsonl:3: its answer has the token `<more>` of id 277, .* knows the ids below 276"),
     ],
 )
 def test_an_answer_with_a_token_that_a_model_lacks(
@@ -215,6 +215,18 @@ def test_an_answer_with_a_token_that_a_model_lacks(
         words.append(f"data.{name}={tmp_path / name}.jsonl")
     sources = [f"teacher.source={teacher}", f"student.source={student}", f"run_root={tmp_path / 'runs'}"]
     with pytest.raises(UserError, match=said.format(split=split)):
+        train(load_config(tiny_file, [*sources, *words]))
+
+
+def test_a_prompt_with_a_token_that_the_teacher_cannot_read(tiny_file: Path, tmp_path: Path) -> None:
+    teacher, student = known_to(tmp_path / "teacher", 276), known_to(tmp_path / "student", 300, "<tool>")
+    words = []
+    for name in ("train", "dev", "test"):
+        lines = [{"instruction": f"Say {n}." + " <tool>" * (name == "test"), "output": "Yes."} for n in range(3)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        words.append(f"data.{name}={tmp_path / name}.jsonl")
+    sources = [f"teacher.source={teacher}", f"student.source={student}", f"run_root={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match=r"test\.jsonl:1: its prompt has the token `<tool>` of id 276"):
         train(load_config(tiny_file, [*sources, *words]))
 
 

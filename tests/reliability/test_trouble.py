@@ -200,7 +200,7 @@ def test_data_that_have_changed_since_are_named(make_config: Make, tmp_path: Pat
         train(config)
     faults.arm("")
     files["train"].write_text(files["train"].read_text().replace("Say 3.", "Say three."))
-    with pytest.raises(UserError, match=r"rows of data\.train are not those it began with"):
+    with pytest.raises(UserError, match=r"rows of data\.train are not what it began with"):
         train(config, resume=True)
     files["train"].unlink()
     with pytest.raises(DataError, match="no such file"):

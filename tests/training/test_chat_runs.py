@@ -250,7 +250,7 @@ def test_a_run_goes_on_with_the_template_it_began_with(folder: Path, capsys: Cap
     (run / "metrics.json").unlink()
     path.write_text(CHATML + "{# mended #}")
     assert main(["train", "--resume", str(run)]) == 2
-    assert "data.chat_template are not those it began with" in capsys.readouterr().err
+    assert "data.chat_template are not what it began with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -169,8 +169,8 @@ def _symmetric_kl(teacher: Softmax, student: Softmax, *, weight: float = 0.5) ->
 def _share(of: Tensor, other: Tensor, weight_other: float) -> Tensor:
     """log(of / mixture), from `other - of` so that equal distributions lose nothing.
 
-    Over `of` and not over the mixture, as 1 + x is 0 in float32 where the one is a hundred-millionth of the other. A
-    class without mass in both gives 0, and one without mass in `of` alone a number that 0 may be multiplied with.
+    Over `of` and not over the mixture, as 1 + x is 0 in float32 where the one is a hundred-millionth of the other.
+    A class without mass in both gives 0, and one without mass in `of` alone a number to multiply 0 with.
     """
     ratio = torch.sub(other, of).mul_(weight_other)
     return ratio.div_(of.clamp_min(torch.finfo(of.dtype).tiny)).log1p_().neg_()
