@@ -36,7 +36,7 @@ from mgsr.models.from_config import (
 )
 from mgsr.models.loading import shape_of_causal_lm
 from mgsr.models.output_layer import output_head, position_limit
-from mgsr.models.preflight_objective import check_objective
+from mgsr.models.preflight_objective import check_objective, has_own_function, width_of_run
 from mgsr.models.pruning import decoder_layers, pruned_config
 from mgsr.models.vocabulary import (
     check_shared,
@@ -97,10 +97,10 @@ def checks(config: ExperimentConfig, rows: Rows, sizes: dict[str, Size]) -> list
     return [
         ("device", lambda: _check_device(config)),
         ("packages", lambda: _check_packages(config)),
-        ("objective", lambda: check_objective(config.objective)),
         ("teacher", lambda: _look_at_teacher(config, shapes, sizes)),
         ("student", lambda: _look_at_student(config, shapes, sizes)),
         ("tokenizers", lambda: _check_tokenizers(config)),
+        ("objective", lambda: _check_objective(config, shapes)),
         ("prompts", lambda: _check_prompts(config, rows)),
         ("lengths", lambda: _check_texts(config, rows, shapes)),
     ]
@@ -125,6 +125,25 @@ def _check_packages(config: ExperimentConfig) -> None:
     parses = "spacy" in (spans.chunker, spans.random_lengths if spans.chunker == "random" else "")
     if config.objective.w_span > 0 and parses:
         build_chunker("spacy")
+
+
+def check_objective_of(config: ExperimentConfig) -> None:
+    """The part of the list that differs from arm to arm and needs no rows.
+
+    Raises:
+        UserError: as `check_run`.
+    """
+    shapes: dict[str, Any] = {}
+    if has_own_function(config.objective):
+        quiet_transformers()
+        _look_at_teacher(config, shapes, {})
+        _look_at_student(config, shapes, {})
+    _check_objective(config, shapes)
+
+
+def _check_objective(config: ExperimentConfig, shapes: Mapping[str, Any]) -> None:
+    own = has_own_function(config.objective)
+    check_objective(config.objective, width_of_run(config, shapes) if own else None)
 
 
 def _check_tokenizers(config: ExperimentConfig) -> None:

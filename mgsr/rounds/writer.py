@@ -20,6 +20,7 @@ from mgsr.data.encoding import decode
 from mgsr.generation import LanguageModel
 from mgsr.generation.batching import FittingBatches
 from mgsr.generation.vllm import Engine, EngineWriter, VllmEngine
+from mgsr.rounds.own_text import checked_text
 from mgsr.rounds.store import RoundEntry
 from mgsr.runtime.devices import is_out_of_memory
 from mgsr.runtime.errors import UserError
@@ -191,7 +192,7 @@ class UnrevisedWriter(RoundWriter):
 
     def texts(self, prompts: Sequence[Prompt], round_: int, meter: Meter) -> tuple[list[RevisedSequence], Extra]:
         with meter.phase("generation") as spent:
-            responses, more, readers = self.unrevised(prompts, round_)
+            responses, more, readers = self._unrevised(prompts, round_)
             read = sum(len(prompt_ids) for _, prompt_ids in prompts) + sum(map(len, responses))
             spent.tokens += read * readers
         revised = [
@@ -209,9 +210,19 @@ class UnrevisedWriter(RoundWriter):
         ]
         return revised, more
 
+    def _unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
+        if type(self).__module__.startswith("mgsr."):
+            return self.unrevised(prompts, round_)
+        sizes = {"vocab_size": self.vocab_size, "longest": self.config.scrg.max_new_tokens}
+        return checked_text(self.unrevised, prompts, round_, name=self.config.scrg.text, **sizes)
+
     @abstractmethod
     def unrevised(self, prompts: Sequence[Prompt], round_: int) -> Unrevised:
-        """What the models write to one batch of prompts."""
+        """What the models write to one batch of prompts.
+
+        A response has its end token at its end, unless it is as long as `scrg.max_new_tokens`. What else is kept
+        of it are fields of `mgsr.rounds.entry.RoundEntry`, or nothing.
+        """
 
 
 def _vllm_engine(

@@ -15,7 +15,7 @@ import mgsr
 from mgsr.config.load import fingerprint
 from mgsr.config.origin import placed
 from mgsr.config.schema import ExperimentConfig
-from mgsr.models.preflight_objective import check_objective
+from mgsr.models.preflight import check_objective_of
 from mgsr.runtime import processor
 from mgsr.runtime.environment import cpu_model
 from mgsr.runtime.errors import ConfigError, UserError
@@ -164,7 +164,7 @@ def _check(study: Study, seed: int, overrides: Sequence[str], arms: Sequence[str
     for arm in arms:
         config = study.config(arm, seed, overrides, {name: name for name in study.arms})
         with placed(config):
-            check_objective(config.objective)
+            check_objective_of(config)
         data[arm] = pool.shared_part(pool.data_of(config))
         if data[arm] != data[arms[0]]:
             raise ConfigError(f"{study.path}: arm `{arm}` reads other data than {arms[0]}: no fair comparison")

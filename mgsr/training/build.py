@@ -20,7 +20,7 @@ from mgsr.losses import MiniLLMObjective, Objective
 from mgsr.models.clip_network import ClipNetwork
 from mgsr.models.from_config import with_adapters
 from mgsr.rounds.unrevised import WRITERS
-from mgsr.rounds.writer import RoundWriter
+from mgsr.rounds.writer import RoundWriter, UnrevisedWriter
 from mgsr.runtime.devices import placed, product_dtype, working_device
 from mgsr.runtime.errors import ConfigError, DataError
 from mgsr.runtime.json_files import read_json
@@ -169,9 +169,10 @@ def writer_class(config: ExperimentConfig) -> type[RoundWriter]:
     """Who writes the text of rounds.
 
     Raises:
-        ConfigError: a class of the user's own cannot be imported, or is no `RoundWriter`.
+        ConfigError: a class of the user's own cannot be imported, or is no `UnrevisedWriter`.
     """
-    return class_of(config.scrg.text, WRITERS, RoundWriter, "scrg.text")
+    # what is no text of the student's is taken to have no corrections, wherever a run is planned and told of
+    return class_of(config.scrg.text, WRITERS, UnrevisedWriter, "scrg.text")
 
 
 def build_clip(config: ExperimentConfig, vocab_size: int, mean_bounds: tuple[float, float] | None) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 
 from mgsr.losses import DIVERGENCES, forward_kl
 from mgsr.losses.divergences.check import check_divergence
@@ -26,6 +27,13 @@ def test_options_are_tried_at_both_ends_of_a_schedule():
             check_divergence(double, {"by": schedule})
 
 
+def _spoilt(student):
+    kept = student.exp()
+    loss = kept.log().sum(-1)
+    kept.zero_()
+    return loss
+
+
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
@@ -43,6 +51,9 @@ def test_options_are_tried_at_both_ends_of_a_schedule():
         (lambda t, s, temperature: (s - s).sum(-1).sqrt(), {}, "infinite or no number"),
         (lambda t, s, temperature: sys.exit(7), {}, "fails on logits .2, 1024.: SystemExit"),
         (lambda t, s: (t - s).sum(-1), {}, "fails on logits .2, 1024.: TypeError"),
+        (lambda t, s, temperature: (t - s).sum(-1) * 1j, {}, "real numbers, not torch.complex64"),
+        (lambda t, s, temperature: (t - s).sum(-1).long(), {}, "real numbers, not torch.int64"),
+        (lambda t, s, temperature: _spoilt(s), {}, "no gradient on logits .2, 1024.: RuntimeError"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(function, options, message):
@@ -61,6 +72,19 @@ def test_one_of_many_classes_is_tried_on_many():
         return (found.softmax(-1) * (found - student.gather(-1, ids))).sum(-1)
 
     check_divergence(top, {"k": 500})
+
+
+def test_the_width_may_be_given():
+    seen = []
+
+    def weighted(teacher, student, *, temperature=1.0):
+        seen.append(student.shape)
+        return (torch.ones(500) * (teacher - student)).sum(-1)
+
+    check_divergence(weighted, {}, 500)
+    assert seen == [(2, 500)]
+    with pytest.raises(ValueError, match=r"fails on logits \[2, 1024\]: RuntimeError"):
+        check_divergence(weighted, {})
 
 
 def test_what_takes_any_option_is_given_it():

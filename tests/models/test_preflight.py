@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from mgsr.config.load import load_config
 from mgsr.config.schema import ExperimentConfig
 from mgsr.data.chunkers import PIPELINE
 from mgsr.data.tokenizer import train_tokenizer
-from mgsr.models import preflight
+from mgsr.models import from_config, preflight
 from mgsr.planning.doctor import examine
 from mgsr.runtime.errors import UserError
+from mgsr.study.run import run_study
+from mgsr.study.study import load_study
 from mgsr.training.run_folder import run_folder
 from mgsr.training.train import prepare, train
 
@@ -131,6 +134,63 @@ def test_what_would_come_late_comes_first(
     assert [finding for finding in found if str(caught.value).endswith(finding.text)], report.findings
     texts = [finding.text for finding in report.findings if finding.level == "error"]
     assert len(texts) == len(set(texts)), "the same is said once"
+
+
+WEIGHTS = """
+import torch
+from mgsr.losses import forward_kl
+
+seen = []
+
+
+def weighted(teacher_logits, student_logits, *, temperature=1.0):
+    seen.append(teacher_logits.shape)
+    return (torch.ones(250) * (teacher_logits - student_logits)).sum(-1).square()
+
+
+def whole(teacher_logits, student_logits, *, temperature=1.0):
+    loss = forward_kl(teacher_logits, student_logits)
+    return loss if loss.shape == (2,) and teacher_logits.shape[-1] == 1024 else loss.detach()
+"""
+
+
+@pytest.mark.parametrize("key", ["divergence", "written_divergence"])
+@pytest.mark.parametrize("student", ["student", "init", "teacher"])
+def test_a_divergence_of_ones_own_is_tried_at_the_width_of_the_run(
+    tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: str, key: str
+) -> None:
+    (tmp_path / "my_weights.py").write_text(WEIGHTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_weights", raising=False)
+    # fewer rows than the tokenizer has tokens: the width is of models and tokenizers together
+    rows = (300, 250) if student == "student" else (250, 250)
+    for name, size in zip(("teacher", "student"), rows, strict=True):
+        known_to(tmp_path / name, size)
+
+    def loaded(*_: Any, **__: Any) -> Any:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(from_config, "load_causal_lm", loaded)
+    own = str(tmp_path / student) if student == "student" else student
+    words = [f"teacher.source={tmp_path}/teacher", f"student.source={own}", f"run_root={tmp_path}/runs"]
+    words.append("data.train=synthetic")
+    if key == "written_divergence":
+        words.append("objective.divergence=forward_kl")
+    said = rf"`objective\.{key}`: my_weights:whole: has no gradient to the student's logits"
+    study = tmp_path / "study.yaml"
+    study.write_text(f"base: {tiny_file}\nbaseline: one\narms: {{one: {{objective.{key}: my_weights:whole}}}}\n")
+    wrong = load_config(tiny_file, [*words, f"objective.{key}=my_weights:whole"])
+    for begin in (lambda: train(wrong), lambda: prepare(wrong), lambda: run_study(load_study(study), (0,), words)):
+        with pytest.raises(UserError, match=said):
+            begin()
+    found = examine(tiny_file, [*words, f"objective.{key}=my_weights:whole"]).findings
+    errors = [finding for finding in found if finding.level == "error" and finding.section == "objective"]
+    assert len(errors) == 1 and "my_weights:whole" in errors[0].text, found
+    right = load_config(tiny_file, [*words, f"objective.{key}=my_weights:weighted"])
+    preflight.check_objective_of(right)
+    assert sys.modules["my_weights"].seen == [(2, 250)]
+    found = examine(tiny_file, [*words, f"objective.{key}=my_weights:weighted"]).findings
+    assert not [finding for finding in found if finding.level == "error" and finding.section == "objective"]
 
 
 def test_a_sound_run_passes_and_reads_no_weight(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:

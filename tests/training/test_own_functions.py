@@ -127,7 +127,7 @@ def test_a_writer_of_ones_own_writes_the_rounds(make_config: Make) -> None:
         (["objective.divergence_options={beta: 1}"], "none of dac_kl's"),
         (["objective.divergence=my_own"], "it takes dac_kl | forward_kl"),
         (["objective.divergence_options={by: [1, 2, 3]}"], "one value, or a pair"),
-        (["scrg.text=my_own:number"], "derived from mgsr.rounds.writer.RoundWriter"),
+        (["scrg.text=my_own:number"], "derived from mgsr.rounds.writer.UnrevisedWriter"),
         (["scrg.text=my_own:Other"], "my_own has no Other"),
         (["scrg.text=mgsr.rounds.writer:UnrevisedWriter"], "has to have the method unrevised"),
         (["objective.written_divergence=veto"], "beside another divergence than dac_kl"),
