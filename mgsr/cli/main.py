@@ -94,6 +94,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             max_new_tokens=arguments.max_new_tokens,
             batch_size=arguments.batch_size,
             limit=arguments.limit,
+            rouge_tokenizer=arguments.rouge_tokenizer,
             teacher=arguments.teacher,
             device=working_device(arguments.device, "--device ").type,
             out=arguments.out,
@@ -122,8 +123,8 @@ def _ablate(arguments: argparse.Namespace) -> None:
     study = load_study(arguments.study, arguments.config)
     if not arguments.record:
         study = as_run(study, arguments.overrides)
-    if arguments.question is not None:
-        study = dataclasses.replace(study, question=arguments.question)
+    if (asked := arguments.question) is not None:
+        study = dataclasses.replace(study, question=asked, typed={**study.typed, "question": asked})
     try:
         summary = run_study(
             study,
@@ -137,14 +138,17 @@ def _ablate(arguments: argparse.Namespace) -> None:
         why = str(stop) if isinstance(stop, RunInterruptedError) else "stopped by Ctrl-C"
         more = f"{why}; all runs go on with: mgsr {shlex.join(arguments.words)}"
         raise RunInterruptedError(more, getattr(stop, "exit_code", 130) - 128) from None
-    root = study.base_config(arguments.overrides).run_root
+    folder = f"{study.base_config(arguments.overrides).run_root}/{study.name}"
     show(study_table(summary))
-    print(f"figures    {root}/{study.name}/metrics.json")
-    print(f"runs       {root}/{study.name}/<arm>/seed=<n>/ (config, checkpoints, rounds of text, predictions)")
-    print(f"curves     tensorboard --logdir {root}/{study.name}")
+    print(f"figures    {folder}/metrics.json")
+    print(f"runs       {folder}/<arm>/seed=<n>/ (config, checkpoints, rounds of text, predictions)")
+    print(f"curves     tensorboard --logdir {shlex.quote(folder)}")
     if arguments.record:
         print(f"recorded   {study.pool()}")
-    print(f"report     mgsr report {arguments.study if arguments.record else f'{root}/{study.name}'}")
+    told = arguments.study if arguments.record else folder
+    print(f"report     mgsr report {shlex.quote(told)}")
+    if arguments.report:
+        _write_report(told)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -153,14 +157,18 @@ def _report(arguments: argparse.Namespace) -> None:
         _report_all(folder)
         return
     check_study(arguments.study, arguments.command)
+    _write_report(arguments.study, arguments.out)
+
+
+def _write_report(word: str, out: str | None = None) -> None:
     from mgsr.study.report.write import report
     from mgsr.study.study import load_study
 
-    study = load_study(arguments.study)
+    study = load_study(word)
     if study.path.parent != study.home and (study.home / "study.yaml").exists():
         # of an installed study, as it was run here
         study = load_study(study.home)
-    written, _ = report(study, out=None if arguments.out is None else Path(arguments.out))
+    written, _ = report(study, out=None if out is None else Path(out))
     print(f"written to {written} and {written.with_name('report.html')}")
 
 

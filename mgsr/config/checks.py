@@ -10,6 +10,8 @@ from mgsr.config.schema import ExperimentConfig
 from mgsr.runtime.errors import ConfigError
 
 _RESERVED_SETS = ("train", "dev", "test", "teacher")
+TAKEN = ("results", "cache")
+"""Folders of a run root that hold no experiment."""
 _LONGEST_NAME = 200  # bytes: a file system takes 255, and what is written beside it needs the rest
 _LEAST_TEMPERATURE = 1e-3
 _FILLERS = {"data.train": "FILE", "teacher.source": "MODEL", "student.source": "MODEL"}
@@ -48,6 +50,9 @@ def _check_names(config: ExperimentConfig) -> None:
                 f"{_LONGEST_NAME} bytes",
                 name,
             )
+    if config.experiment.lower() in TAKEN:
+        what = f"`experiment` is {config.experiment}, a folder with a meaning below the run root"
+        raise ConfigError(f"{what}; call it otherwise", "experiment")
     if not config.run_root:
         raise ConfigError("`run_root` is empty; name a folder, such as runs", "run_root")
 

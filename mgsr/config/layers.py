@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def _unknown(full: str) -> str:
     named = full if full.isprintable() else repr(full)
     elsewhere = [name for name in _TYPES if name.rpartition(".")[2] == parts[-1]]
     if elsewhere:
+        elsewhere.sort(key=lambda name: SequenceMatcher(None, full, name).ratio(), reverse=True)
         return f"unknown key `{named}`; did you mean `{'` or `'.join(elsewhere[:3])}`?"
     return f"unknown key `{named}`" + did_you_mean(parts[length], [name for name in known if "." not in name])
 

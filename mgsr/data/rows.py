@@ -64,12 +64,15 @@ class Row:
         return self.where.rpartition(":")[0]
 
 
-def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0) -> dict[str, list[Row]]:
+def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0, same: str = "") -> dict[str, list[Row]]:
     """Split by a seeded shuffle into ``train``, ``dev`` and ``test``; nothing else decides who goes where.
 
     Rows that ask the same stay together, so nothing that is asked in one split is asked in another; a group that
     would overfill a split is left to the next one. The rows keep their ids and, within a split, their order in the
     source. The draw uses `random.Random.random` alone, whose stream Python keeps from version to version.
+
+    Args:
+        same: why files that were given are none of their own, for messages.
 
     Raises:
         ValueError: a negative size.
@@ -83,11 +86,12 @@ def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0) -> di
         raise ValueError(f"split sizes must not be negative: dev={dev}, test={test}")
     source = rows[0].source if rows else ""
     begin = f"{source}: " if source else ""
+    files = f"data.dev=FILE and data.test=FILE{same}"
     if dev + test >= len(rows):
         needed = ", ".join(plural(size, f"{name} row") for name, size in (("dev", dev), ("test", test)) if size)
         raise DataError(
             f"{begin}{plural(len(rows), 'row')} {'is' if len(rows) == 1 else 'are'} too few for {needed} and one "
-            "row to train on; give more rows, or data.dev=FILE and data.test=FILE"
+            f"row to train on; give more rows, or {files}"
         )
     generator = random.Random(seed)
     keys = [generator.random() for _ in rows]
@@ -100,7 +104,5 @@ def split_rows(rows: Sequence[Row], *, dev: int, test: int, seed: int = 0) -> di
         places[name] += group
     for name, size in {**room, "train": 1}.items():
         if size and not places[name]:
-            raise DataError(
-                f"{begin}too many rows ask the same to cut {name} rows; give data.dev=FILE and data.test=FILE"
-            )
+            raise DataError(f"{begin}too many rows ask the same to cut {name} rows; give {files}")
     return {name: [rows[index] for index in sorted(place)] for name, place in places.items()}

@@ -56,7 +56,12 @@ def read_split(config: DataConfig, split: str) -> list[Row]:
     there = {*found} if split in own else {*found, *own}
     rows = found["train"]()
     cut = {name: 0 if name in there else _size(getattr(config.split, name), len(rows)) for name in given}
-    return _limited(split_rows(rows, **cut, seed=config.split.seed)[split], limit)
+    alike = " and ".join(
+        f"data.{name}" for name, given_source in given.items() if given_source and name not in own
+    )
+    what = "file" if is_file(source) else "data set"
+    same = f" (other than data.train: {alike} named the same {what})" if alike else ""
+    return _limited(split_rows(rows, **cut, seed=config.split.seed, same=same)[split], limit)
 
 
 def _is_same(source: str, other: str) -> bool:

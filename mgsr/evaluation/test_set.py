@@ -123,11 +123,16 @@ class Evaluation:
     predictions: list[dict[str, Any]]
 
 
-def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Row]]) -> None:
+def say_of_unseen_words(
+    config: EvaluationConfig,
+    rows: Mapping[str, Sequence[Row]],
+    way: str = "set evaluation.rouge_tokenizer=unicode",
+) -> None:
     """Say of how many rows ROUGE sees less than half of the words of any reference: what is written hardly counts.
 
     Args:
         rows: by split; those of `train` are not scored.
+        way: to the other tokenizer.
     """
     unseen = {
         name: sum(not has_words(row.references, config.rouge_tokenizer) for row in split)
@@ -139,7 +144,7 @@ def say_of_unseen_words(config: EvaluationConfig, rows: Mapping[str, Sequence[Ro
     )
     if told:
         published = config.rouge_tokenizer == "published"
-        advice = "; set evaluation.rouge_tokenizer=unicode, which knows every script" if published else ""
+        advice = f"; {way}, which knows every script" if published else ""
         say(
             f"ROUGE sees less than half of the words in the references of {told}: their figures say little{advice}"
         )

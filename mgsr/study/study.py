@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from mgsr.config.carried_over import refuse_carried_over
+from mgsr.config.checks import TAKEN
 from mgsr.config.layers import LATER, layer_of, layer_of_tree, read_layer, read_words
 from mgsr.config.load import config_of, keep_inside, merged
 from mgsr.config.origin import COMMAND_LINE, Layer, Said
@@ -24,7 +25,10 @@ from mgsr.study.study_keys import SHAPES, read_contrasts, refuse_wrong_shapes
 STUDY_KEYS = ("base", "arms", "baseline", "contrasts", *SHAPES)
 FIXED = ("experiment", "arm", "seed")
 _MODELS_AND_DATA = ("data", "teacher", "student")
-RESERVED = ("study", "seeds", "start", "teacher", "sft_start", "floors", "comparisons", "layout")
+RESERVED = (
+    *("study", "seeds", "start", "teacher", "sft_start", "floors", "comparisons", "layout"),
+    *("study.yaml", "base.yaml", "metrics.json", "README.md", "report.html", "forest.svg"),
+)
 """Names that a summary or a folder of a study has use for."""
 POOL = "results"
 """Folder of recorded runs."""
@@ -48,8 +52,8 @@ class Study:
         path: of its YAML file.
         base: the base's file: a path that starts from the study's folder, or a shipped name.
         typed: of a study that lies among its runs (`written_study.py`): `study`, `base` and `folder` as they were
-            typed, and `config` where another base was named. With words that change models or data, `base` has
-            those too.
+            typed, `config` where another base was named, and `question` where one was. With words that change
+            models or data, `base` has those too.
         places: arm -> key -> where it is written.
     """
 
@@ -170,9 +174,12 @@ def load_study(path: str | Path, base: str | None = None) -> Study:
     if baseline not in flat:
         raise ConfigError(f"{path}: `baseline` is {baseline}, which is no arm{did_you_mean(baseline, flat)}")
     refuse_wrong_shapes(path, tree, flat)
+    name = str(tree.get("study") or path.stem)
+    if name.lower() in TAKEN:
+        raise ConfigError(f"{path}: the study is called {name}, a folder with a meaning here; call it otherwise")
     settings = {str(label): str(word).split("/") for label, word in (tree.get("settings") or {}).items()}
     study = Study(
-        str(tree.get("study") or path.stem),
+        name,
         # that of the file need not be there where another one is named
         _base(path, str(tree["base"])) if base is None else base,
         flat,

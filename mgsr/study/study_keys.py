@@ -8,7 +8,7 @@ from typing import Any
 
 from mgsr.runtime.errors import ConfigError, did_you_mean
 
-TYPED = ("study", "base", "folder", "config")
+TYPED = ("study", "base", "folder", "config", "question")
 
 
 def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:

@@ -69,6 +69,17 @@ def test_nothing_is_written_before_all_is_known(
         raise UserError(line)
 
 
+def test_rows_that_rouge_does_not_see_are_told_with_the_way(data: Path, capsys: Capture) -> None:
+    (data / "short.jsonl").write_text(3 * (json.dumps({"instruction": "ab", "output": "да"}) + "\n"))
+    model(data, max_position_embeddings=128)
+    words = ("--limit", "2", "--temperature", "0")
+    assert evaluated(data, *words) == 0
+    told = f"of 2 of 2 rows of {data / 'short.jsonl'}: their figures say little; type --rouge-tokenizer unicode"
+    assert told in capsys.readouterr().out
+    assert evaluated(data, *words, "--rouge-tokenizer", "unicode") == 0
+    assert "ROUGE sees" not in capsys.readouterr().out
+
+
 def test_an_encoder_is_not_measured(data: Path, capsys: Capture) -> None:
     an_encoder(model(data))
     assert evaluated(data) == 2

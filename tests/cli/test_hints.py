@@ -94,6 +94,12 @@ def test_what_belongs_to_another_command(words: str, typed: str, places: Path, c
     assert typed in answer(capsys, words)
 
 
+def test_runs_without_record_are_named(places: Path, capsys: Capture) -> None:
+    Path("runs/t-my").rename("runs/t")
+    assert "without it type mgsr report runs/t\n" in answer(capsys, "report t.yaml")
+    assert "run it first" in answer(capsys, "report runs/t")
+
+
 @pytest.mark.parametrize(
     ("words", "typed"),
     [

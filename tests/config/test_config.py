@@ -94,6 +94,7 @@ def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
 
 def test_unknown_key_names_the_nearest() -> None:
     assert message("scrg.pases=3") == "command line: unknown key `scrg.pases`; did you mean `passes`?"
+    assert "did you mean `train.lr` or " in message("trian.lr=1")
 
 
 def test_unknown_key_in_a_file_names_its_line(tmp_path: Path) -> None:

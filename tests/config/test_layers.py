@@ -121,6 +121,7 @@ def test_a_number_is_the_one_that_is_seen(write: Any, key: str, text: str, value
         ("data.dev", '"a\\ud800b"', "no text"),
         ("arm", '"a\\nb"', "names a folder"),
         ("arm", "a" * 201, "names a folder"),
+        ("experiment", "results", "a folder with a meaning below the run root"),
     ],
 )
 def test_a_value_of_another_kind_is_refused_with_its_place(write: Any, key: str, text: str, takes: str) -> None:

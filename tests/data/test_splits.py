@@ -69,6 +69,10 @@ def test_sizes_are_those_configured_or_a_tenth(tmp_path: Path) -> None:
         match=r"two\.jsonl: 2 rows are too few for 1 dev row, 1 test row and one row.*data\.dev=FILE",
     ):
         parts(f"data.train={file(tmp_path / 'two.jsonl', 2)}")
+    one = file(tmp_path / "one.jsonl", 1)
+    same = r"data\.test=FILE \(other than data\.train: data\.dev and data\.test named the same file\)$"
+    with pytest.raises(DataError, match=same):
+        parts(*(f"data.{name}={one}" for name in ("train", "dev", "test")))
 
 
 def test_what_is_given_is_not_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

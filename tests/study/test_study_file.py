@@ -93,6 +93,8 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(
         (("without: [removed]", "beside: [removed]"), "must name its arms"),
         (("question: Does the part help?", "question: [a]"), "`question` takes words"),
         (("study: made_up", "study: [a]"), "`study` takes words"),
+        (("study: made_up", "study: results"), "the study is called results, a folder with a meaning here"),
+        (("study: made_up", "study: Cache"), "the study is called Cache"),
         (("{scrg.passes: 3}", "{scrg.pases: 3}"), "arm `other`: unknown key `scrg.pases`; did you mean"),
         (
             ("{scrg.passes: 3}", "{scrg.passes: 2026-11-27}"),
@@ -107,7 +109,7 @@ def test_broken_files_and_hand_written_reports_are_refused_in_one_line(
         (("{scrg.passes: 3}", "{seed: 3}"), "sets `seed`, which the study sets itself"),
         *(
             (("  other: {scrg", f"  {name}: {{scrg"), f"arm `{name}` has a name with a meaning")
-            for name in ("teacher", "start", "floors", "layout")
+            for name in ("teacher", "start", "floors", "layout", "metrics.json")
         ),
         (("  other: {scrg.passes: 3}", "  full: {scrg.passes: 3}"), "stands twice"),
     ],

@@ -121,6 +121,17 @@ def test_what_is_missing_and_undeclared_is_told(tmp_path: Path) -> None:
     assert "Processors: Some processor (family 6, model 1)." in page
 
 
+def test_what_a_seed_changes_is_told(tmp_path: Path) -> None:
+    page, _ = written(tmp_path, {"full": 0.0, "removed": -2.0})
+    assert "; a seed changes the student's start, the order of rows and what is drawn." in page
+    # a student that is taken as it comes
+    study = study_in(tmp_path / "own")
+    for seed in study.seeds:
+        pool.record(study.pool(), result_of(study.config("full", seed), 50.0))
+    page = report(study)[0].read_text()
+    assert "; a seed changes the order of rows and what is drawn." in page
+
+
 def test_arms_of_other_starts_are_told(tmp_path: Path) -> None:
     said = "Not all arms began with the same starts."
     study = study_in(tmp_path)
@@ -197,7 +208,7 @@ def test_the_question_elsewhere_is_a_row_of_the_plot(tmp_path: Path) -> None:
 
 
 def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = study_in(tmp_path)
+    study = study_in(tmp_path, name="made up")
     fill(study, {"full": 0.0, "removed": -2.0})
     study_in(
         tmp_path,
@@ -210,7 +221,7 @@ def test_an_index_over_all_studies(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["report", str(tmp_path)]) == 0
     assert "as declared seeds are missing: empty" in capsys.readouterr().out
     page = (tmp_path / "README.md").read_text()
-    assert MARK in page and "[made_up](made_up/README.md)" in page and "ROUGE-L below `full`" in page
+    assert MARK in page and "[made_up](made%20up/README.md)" in page and "ROUGE-L below `full`" in page
     assert "Not complete yet: empty." in page
     assert index(tmp_path, [study]) == []
     # without its baseline whole a study answers nothing

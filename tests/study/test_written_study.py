@@ -63,7 +63,8 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     text = (runs / "README.md").read_text()
     assert "Which is best on my rows?" in text
     assert text.split("```")[1].split("\n")[1:3] == [
-        "mgsr ablate baselines --config conf/my.yaml --arms full sft gkd --seeds 0 trainer.threads=1",
+        "mgsr ablate baselines --config conf/my.yaml --question 'Which is best on my rows?' --arms full sft gkd "
+        "--seeds 0 trainer.threads=1",
         "mgsr report runs/baselines-my",
     ]
     assert "Base `conf/my.yaml`" in text and "Difference to full with 95 %" in text
@@ -76,6 +77,12 @@ def test_peers_on_own_data_in_one_line(own: Path, monkeypatch: pytest.MonkeyPatc
     assert (
         "3 of 3 runs complete already" in capsys.readouterr().out and (runs / "study.yaml").read_text() == before
     )
+    # a report at once, below another root
+    (own / "runs").rename("my runs")
+    assert main(["ablate", "my runs/baselines-my", "run_root=my runs", "--report"]) == 0
+    said = capsys.readouterr().out
+    assert "tensorboard --logdir 'my runs/baselines-my'" in said and "mgsr report 'my runs/baselines-my'" in said
+    assert said.endswith("written to my runs/baselines-my/README.md and my runs/baselines-my/report.html\n")
 
 
 def record(study: Study, arm: str, rouge_l: float, run_root: str = "runs") -> None:
@@ -116,6 +123,8 @@ def test_another_base_has_an_own_study_without_the_question(
     write_study(load_study(made.path, "my.yaml"), Path("runs/later"), ["other"], words, [1])
     assert list(load_study(Path("runs/later")).arms) == ["removed", "other"]
     text = report(kept)[0].read_text()
+    assert "# Study: made_up-my\n\n**" in text
+    assert "Base `my.yaml`, with `train.epochs=7`, 2 runs" in text and "All arms have the base's learning" in text
     assert text.split("```")[1].split("\n")[1:3] == [
         "mgsr ablate made_up/study.yaml --config my.yaml --arms removed other --seeds 0 train.epochs=7",
         "mgsr report runs/made_up-my",
@@ -204,11 +213,23 @@ def test_words_that_change_models_or_data_leave_the_shipped_question_out(
     kept = load_study(folder)
     record(kept, "sft", 50.0)
     text = report(kept)[0].read_text()
-    assert "Base `demo 'teacher.source=./my teacher' data.train=d.jsonl`" in text
+    assert "Base `demo 'teacher.source=./my teacher' data.train=d.jsonl`, with `train.max_steps=1`, 1 run" in text
     assert plain.question not in text
     assert "mgsr ablate baselines --arms sft --seeds 0 'teacher.source=./my teacher'" in text
     # among its runs it is as it was typed
     assert as_run(kept, words) == kept
+
+
+def test_a_typed_learning_rate_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["run_root=r2", "trainer.threads=1", "train.lr=0.5", "train.lr=0.02"]
+    write_study(study_in(tmp_path), Path("r2/made_up"), ["full", "removed"], words)
+    kept = load_study("r2/made_up")
+    for arm in kept.arms:
+        record(kept, arm, 50.0, "r2")
+    text = report(kept)[0].read_text()
+    assert "Base `made_up/base.yaml`, with `train.lr=0.02`, 2 runs" in text
+    assert "All arms have the typed learning rate." in text
 
 
 def test_a_run_of_another_length_is_refused_in_its_folder_and_found_in_the_pool(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgsr.config.layers import read_words
 from mgsr.config.shipped import as_typed, shipped
 from mgsr.runtime.wording import plural
 from mgsr.study.analysis import Comparison
@@ -218,14 +219,18 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str]) -> list[str]:
     cpus = dict.fromkeys(_processor(environment) for environment in environments)
     torches = dict.fromkeys(str(e.get("torch")) for e in environments)
     base = study.typed.get("base") or as_typed(study.base, "config", folder)
+    typed = _typed_besides(study)
+    told = f", with {listed(f'`{word}`' for word in typed)}" if typed else ""
+    starts = [{run.result["start"]["student"] for run in view.of(arm)} for arm in view.arms]
+    changed = "the student's start, the order of rows" if max(map(len, starts)) > 1 else "the order of rows"
     lines = [
-        f"Base `{base}`, {plural(len(view.runs), 'run')} of {plural(len(view.seeds), 'training seed')}. "
-        "There is one teacher and one set of rows; a seed changes the student's start, the order of rows and what "
-        "is drawn.",
+        f"Base `{base}`{told}, {plural(len(view.runs), 'run')} of {plural(len(view.seeds), 'training seed')}. "
+        f"There is one teacher and one set of rows; a seed changes {changed} and what is drawn.",
         f"Margin {study.margin:g} ROUGE-L. {_sampling(view)}Processors: {listed(cpus)}. torch {listed(torches)}.",
     ]
     if len(view.arms) > 1 and not any(key.startswith("train.lr") for arm in view.arms for key in study.arms[arm]):
-        lines.append("All arms have the base's learning rate.")
+        whose = "typed" if any("train.lr" in said for said in read_words(typed)) else "base's"
+        lines.append(f"All arms have the {whose} learning rate.")
     for name in view.test_sets:
         if kinds := never_right(view, name):
             lines.append(f"Kinds of task{_on(name)} of which no arm has more than 1 % right: {listed(kinds)}.")
@@ -241,6 +246,16 @@ def _scope(view: View, folder: Path, elsewhere: Sequence[str]) -> list[str]:
     return lines
 
 
+def _typed_besides(study: Study) -> list[str]:
+    """Words of the command line that have a part in the figures, and that the base is not named with."""
+    if not study.typed:
+        return []
+    named = shlex.split(study.typed.get("base", ""))
+    # of a key that was typed twice the later word counts
+    words = {word.partition("=")[0]: word for word in study.arguments}
+    return [w for key, w in words.items() if key not in ("run_root", "trainer.threads") and w not in named]
+
+
 def _processor(environment: Mapping[str, Any]) -> str:
     """Its name and, where the system says it, its model: some name several models alike."""
     name, model = environment.get("cpu") or environment.get("machine") or "unknown", environment.get("cpu_model")
@@ -251,7 +266,8 @@ def _command(view: View, folder: Path) -> str:
     """What records these runs again."""
     study, typed = view.study, view.study.typed
     name = typed.get("study") or as_typed(study.path, "study", folder)
-    head = ["mgsr", "ablate", name, *(["--config", typed["config"]] if "config" in typed else [])]
+    options = [word for key in ("config", "question") if key in typed for word in (f"--{key}", typed[key])]
+    head = ["mgsr", "ablate", name, *options]
     named = ["--arms", *view.arms] if typed or len(view.arms) < len(study.arms) else []
     seeds = ["--seeds", *map(str, view.seeds)]
     threads = {run.result["environment"].get("threads") for run in view.runs}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mgsr.config.schema import ExperimentConfig
 from mgsr.config.shipped import as_typed
 from mgsr.runtime.errors import UserError
 from mgsr.runtime.files import write_atomically
@@ -35,6 +37,11 @@ def report(study: Study, *, out: Path | None = None) -> tuple[Path, Content]:
     pool = study.pool()
     view = look(study, pool)
     if not view.runs:
+        named = study.base_layer().get("run_root")
+        own = Path(ExperimentConfig().run_root if named is None else named.value, study.name)
+        if (own / "study.yaml").exists() and own.resolve() != study.home.resolve():
+            way = f"mgsr report {shlex.quote(str(own))}"
+            raise UserError(f"{study.path}: nothing is recorded with --record; of the runs without it type {way}")
         typed = study.typed.get("study") or f"{as_typed(study.path, 'study')} --record"
         raise UserError(f"{study.path}: nothing is recorded yet; run it first: mgsr ablate {typed}")
     found = content_of(view, folder, pool)
