@@ -164,7 +164,7 @@ def test_a_divergence_of_ones_own_is_tried_at_the_width_of_the_run(
     # fewer rows than the tokenizer has tokens: the width is of models and tokenizers together
     rows = (300, 250) if student == "student" else (250, 250)
     for name, size in zip(("teacher", "student"), rows, strict=True):
-        known_to(tmp_path / name, size)
+        model_folder(tmp_path / name, rows=size)
 
     def loaded(*_: Any, **__: Any) -> Any:
         raise AssertionError("weights were loaded")
