@@ -43,20 +43,20 @@ def _named(name: str, key: str) -> str | Callable[..., Any]:
 
 
 def own_code(config: ExperimentConfig) -> dict[str, str]:
-    """The keys that name functions or classes of the user's own -> fingerprint of the file that holds each.
+    """The keys in use that name functions or classes of the user's own -> fingerprint of the file of each.
 
     Raises:
         ConfigError: one cannot be imported.
     """
-    objective = config.objective
+    objective, scrg = config.objective, config.scrg
     names = {
-        "objective.divergence": objective.divergence,
-        "objective.written_divergence": objective.written_divergence,
-        "scrg.text": config.scrg.text,
+        "objective.divergence": (objective.divergence, objective.w_dac),
+        "objective.written_divergence": (objective.written_divergence, objective.w_dac),
+        "scrg.text": (scrg.text, scrg.enabled),
     }
     found = {}
-    for key, name in names.items():
-        if ":" in name:
+    for key, (name, in_use) in names.items():
+        if in_use and ":" in name:
             module = sys.modules.get(getattr(imported(name, key), "__module__", ""))
             file = Path(getattr(module, "__file__", None) or "")
             found[key] = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""

@@ -59,7 +59,7 @@ def test_a_wheel_trains_runs_a_study_and_reports_in_an_empty_folder(tmp_path: Pa
     teacher = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / TEACHER).glob("*"))
     assert sorted(name for name in names if name.startswith(TEACHER)) == teacher
     code = [name for name in names if name.startswith("mgsr/") and not name.startswith(TEACHER)]
-    assert {Path(name).suffix for name in code} == {".py", ".yaml", ".j2"}
+    assert {Path(name).suffix for name in code} == {".py", ".yaml", ".j2", ".md"}
     run("-m", "pip", "install", str(wheel), *alone, "--target", str(target), cwd=work)
     before = sorted(path for path in target.rglob("*") if path.suffix != ".pyc")
 
