@@ -188,7 +188,7 @@ def walk(door: Door) -> None:
     harness = ("lm_eval", "--model", "hf", "--model_args", "pretrained=exported", "--tasks", "own_rows")
     door.run(*harness, "--include_path", "tasks", "--apply_chat_template", "--device", "cpu", said="own_rows")
 
-    arms = ("mgsr", "ablate", "baselines", "--config", "my.yaml", "--arms", "mgsr", "gkd", "sft")
+    arms = ("mgsr", "ablate", "baselines", "--config", "my.yaml", "--arms", "full", "gkd", "sft")
     door.run(*arms, *SMALL, "train.max_steps=4", "train.batch_size=4", said="mgsr report runs/baselines-my")
     door.run("mgsr", "report", "runs/baselines-my", said="written to")
     report = (folder / "runs/baselines-my/README.md").read_text(encoding="utf-8")
