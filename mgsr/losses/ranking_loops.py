@@ -14,8 +14,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from mgsr.losses.row_loops import FAST, ORDERED, F, largest
+from mgsr.losses.row_loops import FAST, LANES, ORDERED, F, largest
 
+U = np.uint64
+"""Of indices: of every signed one numba asks whether it counts from the end."""
 STRIDES = 8
 """Classes of which only the largest is looked at first."""
 FARTHEST = 60.0
@@ -46,19 +48,27 @@ def _peaks(row, peaks):
 
 @njit(fastmath=ORDERED)
 def _lowest(values):
-    lowest = values[0]
-    for k in range(values.shape[0]):
+    lanes = np.full(LANES, values[0], np.float32)
+    whole = values.shape[0] // LANES * LANES
+    for k in range(0, whole, LANES):
+        for j in range(LANES):
+            value = values[k + j]
+            lanes[j] = value if value < lanes[j] else lanes[j]
+    lowest = lanes[0]
+    for j in range(LANES):
+        lowest = min(lowest, lanes[j])
+    for k in range(whole, values.shape[0]):
         lowest = min(lowest, values[k])
     return lowest
 
 
 @njit(fastmath=FAST)
 def _reaching(values, least):
-    """How many are at least `least`."""
-    count = F(0.0)
+    """How many are at least `least`; counted in 32 bits, of which a register holds twice as many as of 64."""
+    count = np.int32(0)
     for k in range(values.shape[0]):
-        count += F(values[k] >= least)
-    return int(count)
+        count += np.int32(values[k] >= least)
+    return count
 
 
 @njit
@@ -103,36 +113,44 @@ def top_of_rows(first, stop, logits, rows, k, keys, counts):
         strides //= 2
     count = width // strides
     peaks = np.empty(count, np.float32)
-    places = np.empty(count, np.int32)
-    found_keys = np.empty(width + 1, np.int64)
+    blocks = np.empty(count, np.uint32)
+    places = np.empty(width + 1, np.uint32)
+    tied_keys = np.empty(width + 1, np.int64)
     for i in range(first, stop):
         row = logits[rows[i]]
         _peaks(row, peaks)
         least = _threshold(peaks, k, k + k // 8)
         # written in any case and kept where it reaches: a processor guesses badly which ones do
-        reaching = 0
+        reaching = U(0)
         for b in range(count):
-            places[reaching] = b
-            reaching += peaks[b] >= least
-        found, above = 0, 0
-        for b in places[:reaching]:
+            blocks[reaching] = b
+            reaching += U(peaks[b] >= least)
+        many = U(0)
+        for n in range(reaching):
             for j in range(strides):
-                place = j * count + b
-                value = row[place]
-                found_keys[found] = _key(value, place)
-                found += value >= least
-                above += value > least
+                place = U(j * count) + U(blocks[U(n)])
+                places[many] = place
+                many += U(row[place] >= least)
         for place in range(strides * count, width):
-            found_keys[found] = _key(row[place], place)
-            found += row[place] >= least
-            above += row[place] > least
-        if found > room and above <= room:
-            # many classes tie with the last one: those with the smallest ids are wanted
-            found = _above_and_first(row, least, k, found_keys)
+            places[many] = place
+            many += U(row[place] >= least)
+        found = types.int64(many)
+        if found > room:
+            above = 0
+            for n in range(many):
+                above += row[places[U(n)]] > least
+            if above <= room:
+                # many classes tie with the last one: those with the smallest ids are wanted
+                found = _above_and_first(row, least, k, tied_keys)
+                if found <= room:
+                    keys[i, :found] = tied_keys[:found]
+        elif found >= k:
+            for n in range(many):
+                place = places[U(n)]
+                keys[i, n] = _key(row[place], place)
         # where a row holds NaN too few may be found
         counts[i] = found if found >= k else room + 1
         if k <= found <= room:
-            keys[i, :found] = found_keys[:found]
             keys[i, found:] = np.iinfo(np.int64).max
 
 

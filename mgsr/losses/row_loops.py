@@ -122,9 +122,9 @@ def _sums_at(teacher, t_peak, student, s_peak, edge):
 
 @njit(fastmath=FAST)
 def _equal(values, wanted):
-    count = 0
+    count = np.int32(0)
     for k in range(values.shape[0]):
-        count += values[k] == wanted
+        count += np.int32(values[k] == wanted)
     return count
 
 
