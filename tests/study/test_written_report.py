@@ -84,14 +84,15 @@ def test_without_a_question_the_arms_are_summed_up(tmp_path: Path) -> None:
 
 def test_where_sampled_answers_say_otherwise_it_is_told(tmp_path: Path) -> None:
     """The other way around, or what greedy answers leave open."""
-    text = STUDY.replace("asked: [removed]\n", "") + "  same: {train.lr: 0.5}\n"
+    text = STUDY.replace("asked: [removed]\n", "") + "  same: {train.lr: 0.5}\n  lost: {train.lr: 0.25}\n"
     study = study_in(tmp_path, text)
-    effects = {"full": 0.0, "removed": -2.0, "other": 2.0, "same": 0.0}
-    fill(study, effects, sampled={"full": 0.0, "removed": 3.0, "other": 2.0, "same": -3.0})
+    effects = {"full": 0.0, "removed": -2.0, "other": 2.0, "same": 0.0, "lost": -2.0}
+    fill(study, effects, sampled={"full": 0.0, "removed": 3.0, "other": 2.0, "same": -3.0, "lost": 0.0})
     report(study)
     page = (study.home / "README.md").read_text()
-    said = "`removed` above `full`; `same` below `full`, by the whole interval."
-    assert f"**Sampled at temperature 1 it is otherwise: {said}**" in page
+    whole = "by the whole interval"
+    said = f"`removed` above `full`, {whole}; `same` below `full`, {whole}; `lost` not told from `full`."
+    assert f"**Sampled at temperature 1: {said}**" in page
 
 
 def test_why_has_pull_answers_and_corrections(tmp_path: Path) -> None:

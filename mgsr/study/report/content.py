@@ -132,17 +132,16 @@ def _overview(compared: Mapping[str, Comparison], baseline: str) -> str:
 def _turned(view: View, test_set: str, compared: Mapping[str, Comparison]) -> str:
     """Arms that sampled answers tell from the baseline otherwise than greedy ones do."""
     sampled = view.compared(rouge_l(test_set, sampled=True))
-    said = []
-    for verdict, side in (("better", "above"), ("worse", "below")):
-        arms = [
-            f"`{arm}`"
-            for arm, one in compared.items()
-            if arm in sampled and sampled[arm].verdict == verdict != one.verdict
-        ]
-        if arms:
-            said.append(f"{listed(arms)} {side} `{view.study.baseline}`")
-    where = f"Sampled at temperature {_temperature(view):g}{_on(test_set)} it is otherwise"
-    return f"{where}: {'; '.join(said)}, by the whole interval." if said else ""
+    both = {arm: (one.verdict, sampled[arm].verdict) for arm, one in compared.items() if arm in sampled}
+    told = ("better", "worse")
+    base, whole = f"`{view.study.baseline}`", "by the whole interval"
+    turned = {
+        f"above {base}, {whole}": [arm for arm, (was, now) in both.items() if now == "better" != was],
+        f"below {base}, {whole}": [arm for arm, (was, now) in both.items() if now == "worse" != was],
+        f"not told from {base}": [arm for arm, (was, now) in both.items() if was in told and now not in told],
+    }
+    said = [f"{listed(f'`{arm}`' for arm in arms)} {where}" for where, arms in turned.items() if arms]
+    return f"Sampled at temperature {_temperature(view):g}{_on(test_set)}: {'; '.join(said)}." if said else ""
 
 
 def _elsewhere(study: Study, place: Path) -> list[tuple[str, View, str]]:
