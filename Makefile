@@ -22,7 +22,7 @@ SHORT = train.max_steps=180 data.test_limit=500 'evaluation.seeds=[10]' evaluati
 .DEFAULT_GOAL := help
 # studies share the cache of teachers and students
 .NOTPARALLEL:
-STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops recipe long-answers converged
+STUDIES := ablate-scrg ablate-span ablate-dac-kl ablate-weights ablate-grid baselines equal-flops recipe long-answers converged converged-flops
 .PHONY: help install demo demo-teacher smollm2 $(STUDIES) ablate-all ablate-real reports bench torture first-hour fuzz test test-all lint format hooks tensorboard clean
 
 help: ## list the targets
@@ -81,6 +81,10 @@ converged: $(BIN)/.base ## the two questions from a student whose SFT has conver
 	$(ABLATE)
 
 ablate-all: $(STUDIES) ## all of these studies
+
+converged-flops: STUDY = experiments/converged_flops/study.yaml
+converged-flops: $(BIN)/.base ## as equal-flops, from a student whose SFT has converged
+	$(ABLATE)
 
 ablate-real: STUDY = experiments/real_text/study.yaml
 ablate-real: $(BIN)/.gguf ## a real 135M teacher (TRAIN, DEV, TEST and SELF_INSTRUCT name files of rows)
