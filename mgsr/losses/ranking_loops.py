@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from mgsr.losses.row_loops import FAST, LANES, ORDERED, F, largest
+from mgsr.losses.row_loops import FAST, ORDERED, F, largest
 
 U = np.uint64
 """Of indices: of every signed one numba asks whether it counts from the end."""
@@ -46,22 +46,6 @@ def _peaks(row, peaks):
             peaks[b] = value if value > peaks[b] else peaks[b]
 
 
-@njit(fastmath=ORDERED)
-def _lowest(values):
-    lanes = np.full(LANES, values[0], np.float32)
-    whole = values.shape[0] // LANES * LANES
-    for k in range(0, whole, LANES):
-        for j in range(LANES):
-            value = values[k + j]
-            lanes[j] = value if value < lanes[j] else lanes[j]
-    lowest = lanes[0]
-    for j in range(LANES):
-        lowest = min(lowest, lanes[j])
-    for k in range(whole, values.shape[0]):
-        lowest = min(lowest, values[k])
-    return lowest
-
-
 @njit(fastmath=FAST)
 def _reaching(values, least):
     """How many are at least `least`; counted in 32 bits, of which a register holds twice as many as of 64."""
@@ -75,7 +59,7 @@ def _reaching(values, least):
 def _threshold(values, k, room):
     """A number that at least `k` of the values reach, and no more than `room` where halving finds it."""
     high = largest(values)
-    low = max(_lowest(values), high - F(FARTHEST))
+    low = max(-largest(-values), high - F(FARTHEST))
     if _reaching(values, low) < k:
         # some are lower still, or no numbers
         return F(-np.inf)
